@@ -1,0 +1,1 @@
+"""Benchmark tasks, methods and metrics; run `python -m sbi_multilevel.benchmark`."""

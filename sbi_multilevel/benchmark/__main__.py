@@ -1,0 +1,59 @@
+"""Command line of the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from sbi_multilevel.benchmark.cost import step_costs
+from sbi_multilevel.benchmark.methods import METHODS
+from sbi_multilevel.benchmark.run import Run, run_all, table, write
+from sbi_multilevel.benchmark.tasks import TASKS, get_task
+
+
+def _rows(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `python -m sbi_multilevel.benchmark TASK --methods ... --rows ...`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sbi_multilevel.benchmark", description=__doc__
+    )
+    parser.add_argument("task", choices=(*TASKS, "cost"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["high", "ml"])
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        type=_rows,
+        help="rows of each level, e.g. 10000,50 10000,100",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--data", help="file of the CAMELS power spectra")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.task == "cost":
+        print(step_costs())
+        return
+    rows = options.rows or [get_task(options.task, options.data).num_simulations]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = [
+        Run(options.task, method, n, seed, options.data)
+        for n in rows
+        for method in options.methods
+        for seed in seeds
+    ]
+    records = run_all(runs, options.workers)
+    given = arguments if arguments is not None else sys.argv[1:]
+    command = f"python -m sbi_multilevel.benchmark {shlex.join(given)}"
+    if options.out:
+        write(options.out, records, command)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()

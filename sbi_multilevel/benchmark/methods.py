@@ -1,0 +1,174 @@
+"""Methods of the benchmark: each turns the same simulations into an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sbi.inference import NLE, NPE
+from torch import Tensor
+
+from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations
+from sbi_multilevel.benchmark.tasks import BenchmarkTask
+from sbi_multilevel.gradients import ADJUSTMENTS
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a method returns.
+
+    Args:
+        estimator: Trained density estimator.
+        trained_on: The x of the highest level it saw, shape `(n, *x_shape)`.
+        num_epochs: Epochs trained.
+    """
+
+    estimator: Any
+    trained_on: Tensor
+    num_epochs: int
+
+
+Method = Callable[[BenchmarkTask, MultilevelSimulations, int], Fit]
+
+
+class SilentTracker:
+    """A tracker of sbi that keeps nothing, so that no log folders are written."""
+
+    log_dir = None
+
+    def log_metric(self, name: str, value: float, step: int | None = None) -> None: ...
+
+    def log_metrics(
+        self, metrics: dict[str, float], step: int | None = None
+    ) -> None: ...
+
+    def log_params(self, params: dict[str, Any]) -> None: ...
+
+    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> tuple[Any, int]:
+    trainer = {"nle": NLE, "npe": NPE}[task.family](
+        task.prior,
+        density_estimator=task.build_network(),
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    estimator = trainer.append_simulations(theta, x).train()
+    return estimator.eval(), trainer.summary["epochs_trained"][-1]
+
+
+def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
+    """sbi's NPE/NLE, as it is, on the high-fidelity rows of the pairs."""
+    rows = simulations[-1]
+    return Fit(*_order(_train_single(task, rows.theta, rows.x), rows.x))
+
+
+def low(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
+    """sbi's NPE/NLE, as it is, on the rows of level 0."""
+    rows = simulations[0]
+    return Fit(*_order(_train_single(task, rows.theta, rows.x), rows.x[:0]))
+
+
+def oracle(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
+    """sbi's NPE/NLE on many high-fidelity rows that nobody could afford."""
+    theta, x = task.simulate_high(task.oracle_size, seed)
+    return Fit(*_order(_train_single(task, theta, x), x))
+
+
+def equal_cost(
+    task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
+) -> Fit:
+    """sbi's NPE/NLE on as many high-fidelity rows as all simulations cost."""
+    affordable = int((simulations.total_cost or 0.0) // task.costs[-1])
+    theta, x = task.simulate_high(affordable, seed)
+    return Fit(*_order(_train_single(task, theta, x), x))
+
+
+@dataclass(frozen=True)
+class MultilevelMethod:
+    """ML-NPE or ML-NLE.
+
+    Args:
+        recipe: The recipe to train with.
+        full_batch: Whether to train with the reference's settings (full batches,
+            learning rate 1e-4, the task's number of epochs) rather than sbi's defaults.
+    """
+
+    recipe: Multilevel
+    full_batch: bool = False
+
+    def __call__(
+        self, task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
+    ) -> Fit:
+        trainer = {"nle": MLNLE, "npe": MLNPE}[task.family](
+            task.prior,
+            density_estimator=task.build_network(),
+            recipe=self.recipe,
+            tracker=SilentTracker(),
+            show_progress_bars=False,
+        )
+        trainer.append_multilevel_simulations(simulations)
+        if self.full_batch:
+            estimator = trainer.train(
+                training_batch_size=2 * sum(simulations.num_simulations),
+                learning_rate=1e-4,
+                max_num_epochs=task.paper_epochs,
+            )
+        else:
+            estimator = trainer.train()
+        epochs = trainer.summary["epochs_trained"][-1]
+        return Fit(estimator.eval(), simulations[-1].x, epochs)
+
+
+def _paper(adjustment: str, alignment: str | None) -> MultilevelMethod:
+    recipe = Multilevel(
+        adjustment=adjustment,
+        alignment=alignment,
+        early_stopping=False,
+        betas=(0.85, 0.999),
+    )
+    return MultilevelMethod(recipe, full_batch=True)
+
+
+def _order(trained: tuple[Any, int], x: Tensor) -> tuple[Any, Tensor, int]:
+    estimator, epochs = trained
+    return estimator, x, epochs
+
+
+def _name(adjustment: str) -> str:
+    return "" if adjustment == "rescale_project" else f"-{adjustment}"
+
+
+METHODS: dict[str, Method] = {
+    "high": high,
+    "low": low,
+    "equal-cost": equal_cost,
+    "oracle": oracle,
+    # our defaults, and without alignment
+    "ml": MultilevelMethod(Multilevel()),
+    "ml-unaligned": MultilevelMethod(Multilevel(alignment=None)),
+    "ml-own": MultilevelMethod(Multilevel(alignment="own")),
+    # the reference's settings, with its alignment, ours, and none
+    **{f"ml-paper{_name(a)}": _paper(a, "own") for a in ADJUSTMENTS},
+    **{f"ml-paper-paired{_name(a)}": _paper(a, "paired") for a in ADJUSTMENTS},
+    "ml-paper-unaligned": _paper("rescale_project", None),
+}
+
+
+def fit(method: str, task: BenchmarkTask, n: tuple[int, ...], seed: int) -> Fit:
+    """Simulate and train, all seeded.
+
+    Args:
+        method: One of `METHODS`.
+        task: The task.
+        n: Rows of each level.
+        seed: Seed of the simulations, the network and the order of batches.
+    """
+    simulations = task.simulate(n, seed)
+    torch.manual_seed(seed)
+    return METHODS[method](task, simulations, seed)

@@ -1,0 +1,169 @@
+r"""Gradients of a multilevel loss, term by term, and the rules that combine them.
+
+The telescoping loss of Hikida et al. (2025) is a signed sum of means
+
+.. math::
+
+    \ell(\phi) = \underbrace{\tfrac1{n_0}\textstyle\sum f_0}_{\text{base}}
+    + \sum_{l=1}^{L} \Big( \underbrace{\tfrac1{n_l}\textstyle\sum f_l}_{\text{fine}}
+    \underbrace{- \tfrac1{n_l}\textstyle\sum f_{l-1}}_{\text{coarse}} \Big),
+
+fine and coarse on the same rows. Its gradient is unbiased for that of
+:math:`\mathbb{E} f_L`, but the two large, opposite gradients of a pair need not cancel
+on few rows, and the correction may work against the base. Algorithm 1 of the paper
+adjusts the term gradients :math:`g_0, g^+_l, g^-_l` (the sign of the coarse term is
+part of :math:`g^-_l`):
+
+- *rescale*: :math:`g^-_l \leftarrow g^-_l\, \|g^+_l\| / \|g^-_l\|`;
+- *project*: with :math:`g_c = \sum_l (g^+_l + g^-_l)`, if
+  :math:`\langle g_0, g_c \rangle < 0` each of the two loses its component along the
+  other, both computed from the unprojected pair;
+- step along :math:`g_0 + g_c`.
+
+Both are heuristics: they buy stability and give up unbiasedness. All functions here are
+pure and know no trainer.
+
+Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
+inference*, arXiv:2506.06087, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+Adjustment = Literal["rescale_project", "rescale", "project", "none"]
+ADJUSTMENTS: tuple[str, ...] = get_args(Adjustment)
+
+
+def term_means(losses: Tensor, term: Tensor, num_terms: int) -> Tensor:
+    """Mean loss of each term.
+
+    Args:
+        losses: Loss of each row, shape `(n,)`.
+        term: Index of the term each row belongs to, shape `(n,)`.
+        num_terms: Number of terms T.
+
+    Returns:
+        Means, shape `(T,)`; NaN for a term without rows.
+    """
+    sums = losses.new_zeros(num_terms).index_add(0, term, losses)
+    return sums / torch.bincount(term, minlength=num_terms)
+
+
+def flat_gradients(values: Sequence[Tensor], parameters: Sequence[Parameter]) -> Tensor:
+    """Gradient of each of T scalars, flattened.
+
+    Args:
+        values: T scalars; they may share one graph, which is freed after the last.
+        parameters: Parameters with P entries in all.
+
+    Returns:
+        Gradients, shape `(T, P)`; zero where a parameter has no influence.
+    """
+    rows = []
+    for i, value in enumerate(values):
+        gradient = torch.autograd.grad(
+            value,
+            parameters,
+            retain_graph=i + 1 < len(values),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        rows.append(torch.cat([part.reshape(-1) for part in gradient]))
+    return torch.stack(rows)
+
+
+def assign_gradient(gradient: Tensor, parameters: Sequence[Parameter]) -> None:
+    """Write a flat gradient, shape `(P,)`, to the `.grad` of the parameters."""
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part in zip(parameters, gradient.split(sizes), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def rescale(fine: Tensor, coarse: Tensor) -> Tensor:
+    r"""The coarse gradient at the length of the fine one.
+
+    .. math:: g^- \leftarrow g^-\, \|g^+\| / \|g^-\|
+
+    Example:
+    --------
+
+    ::
+
+        >>> rescale(torch.tensor([3.0, 4.0]), torch.tensor([0.0, -1.0]))
+        tensor([-0., -5.])
+    """
+    length = coarse.norm()
+    return coarse * (fine.norm() / length) if length > 0 else coarse
+
+
+def project(base: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Base and correction, each without its part against the other.
+
+    .. math::
+
+        g_0 \leftarrow g_0 - \frac{\langle g_0, g_c\rangle}{\|g_c\|^2} g_c, \qquad
+        g_c \leftarrow g_c - \frac{\langle g_0, g_c\rangle}{\|g_0\|^2} g_0
+        \qquad \text{if } \langle g_0, g_c\rangle < 0.
+
+    Example:
+    --------
+
+    ::
+
+        >>> project(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))
+        (tensor([0.5000, 0.5000]), tensor([0., 1.]))
+    """
+    inner = torch.dot(base, correction)
+    if inner >= 0:
+        return base, correction
+    return (
+        base - inner / torch.dot(correction, correction) * correction,
+        correction - inner / torch.dot(base, base) * base,
+    )
+
+
+def combine(gradients: Tensor, adjustment: Adjustment = "rescale_project") -> Tensor:
+    r"""Direction of a step from the gradients of the terms (Algorithm 1).
+
+    Args:
+        gradients: Signed term gradients in the order
+            :math:`g_0, g^+_1, g^-_1, g^+_2, g^-_2, \dots`, shape `(1 + 2 L, P)`.
+        adjustment: `"rescale_project"` (both rules), `"rescale"`, `"project"`, or
+            `"none"` (the plain, unbiased sum).
+
+    Returns:
+        The combined gradient, shape `(P,)`.
+    """
+    base, fine, coarse = gradients[0], gradients[1::2], gradients[2::2]
+    if "rescale" in adjustment:
+        coarse = [rescale(*pair) for pair in zip(fine, coarse, strict=True)]
+    correction = torch.zeros_like(base)
+    for part in (*fine, *coarse):
+        correction = correction + part
+    if "project" in adjustment:
+        base, correction = project(base, correction)
+    return base + correction
+
+
+def adjusted_gradient(
+    values: Sequence[Tensor], parameters: Sequence[Parameter], adjustment: Adjustment
+) -> Tensor:
+    """Direction of a step from the signed means of the terms.
+
+    Args:
+        values: Signed means whose sum is the loss, in the order that `combine` expects.
+        parameters: Parameters to differentiate with respect to.
+        adjustment: As in `combine`.
+
+    Returns:
+        The combined gradient, shape `(P,)`.
+    """
+    if adjustment == "none":  # the gradient of the sum, in one backward pass
+        return flat_gradients([torch.stack(list(values)).sum()], parameters)[0]
+    return combine(flat_gradients(values, parameters), adjustment)

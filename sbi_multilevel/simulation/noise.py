@@ -1,0 +1,109 @@
+r"""Where the randomness of a simulation comes from.
+
+All randomness of a row is drawn outside the simulator, from seeds that depend on
+nothing but the root seed, the level and the row:
+
+.. math:: \mathrm{SeedSequence}((\mathrm{root}, \mathrm{stream}, l, \mathrm{row})).
+
+So a row is the same whatever the number of rows, the batch size or the number of
+workers, and asking for more rows later repeats the first ones. By default the noise
+handed to a simulator *is* an int64 seed a row; a noise sampler draws from it instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Simulator = Callable[[Tensor, Any], Any]
+NoiseSampler = Callable[[int, torch.Generator], Any]
+
+_THETA_STREAM, _NOISE_STREAM = 0, 1
+# theta is drawn in blocks of this many rows, since a prior draws one row slowly;
+# a constant, so that a row does not depend on how many were asked for
+_THETA_BLOCK = 1_000
+
+
+def row_seeds(root: int, level: int, start: int, stop: int) -> Tensor:
+    """Seeds of the rows `start` to `stop - 1` of a level, int64, shape `(n,)`."""
+    seeds = [_seed(root, _NOISE_STREAM, level, row) for row in range(start, stop)]
+    return torch.tensor(seeds, dtype=torch.int64)
+
+
+def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
+    """The noise of each row: the seeds themselves, or draws of `noise` from them.
+
+    A sampler may return a tensor or a tuple or list of tensors, each with a leading
+    dimension of one row.
+    """
+    if noise is None:
+        return seeds
+    rows = [noise(1, torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    if isinstance(rows[0], (tuple, list)):
+        return type(rows[0])(torch.cat(column) for column in zip(*rows))
+    return torch.cat(rows)
+
+
+def draw_theta(prior: Any, root: int, level: int, num_rows: int) -> Tensor:
+    """Parameters of the first `num_rows` rows of a level, shape `(n, d_theta)`."""
+    blocks = []
+    for block in range(-(-num_rows // _THETA_BLOCK)):
+        with _seeded(_seed(root, _THETA_STREAM, level, block)):
+            blocks.append(prior.sample((_THETA_BLOCK,)))
+    return torch.cat(blocks)[:num_rows].to(torch.float32)
+
+
+class one_at_a_time:
+    """Lets a simulator of one row, given a seed, stand in for a vectorised one.
+
+    Args:
+        simulator: Function of `(theta, seed)`, theta with shape `(d_theta,)` and an
+            integer seed, that returns the features of one row.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import numpy as np, torch
+        >>> def simulate(theta, seed):
+        ...     return theta.numpy() + np.random.default_rng(seed).normal(size=2)
+        >>> batched = one_at_a_time(simulate)
+        >>> batched(torch.zeros(3, 2), torch.tensor([1, 2, 3])).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, simulator: Callable[[Tensor, int], Any]):
+        self._simulator = simulator
+
+    def __call__(self, theta: Tensor, noise: Tensor) -> Tensor:
+        rows = [self._simulator(row, int(seed)) for row, seed in zip(theta, noise)]
+        return torch.stack([
+            torch.as_tensor(row, dtype=torch.float32).reshape(-1)
+            if np.ndim(row) == 0
+            else torch.as_tensor(row, dtype=torch.float32)
+            for row in rows
+        ])
+
+
+def _seed(*key: int) -> int:
+    words = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1  # 63 bits: fits int64
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch and numpy inside the block, and leave no trace of it outside."""
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
