@@ -5,7 +5,7 @@ A recipe is plain data. It names the signed terms of the loss
 .. math:: \ell(\phi) = \sum_t w_t \, \frac1{n_t} \sum_{i} f(x_{t,i}, \theta_{t,i}),
 
 the rule that combines the gradients of the terms (`sbi_multilevel.gradients`), how the
-levels are aligned (`sbi_multilevel.alignment`), and when to stop. Trainers carry it out.
+levels are aligned (`sbi_multilevel.alignment`), and when to stop. Trainers do the rest.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Multilevel:
             out, training stops when their loss no longer improves, and the best weights
             are kept. If `False`, all rows are trained on for `max_num_epochs` epochs
             and the last weights are kept, as in the reference code.
-        betas: Decay rates of the moments in Adam; the reference code uses (0.85, 0.999).
+        betas: Decay rates of the moments in Adam; the reference code has (0.85, 0.999).
         weight_decay: L2 penalty in Adam.
 
     Raises:
@@ -89,7 +89,7 @@ Term(level=1, weight=1.0, coarse=False), Term(level=1, weight=-1.0, coarse=True)
             raise ValueError(f"weight_decay must be >= 0, but is {self.weight_decay}.")
 
     def terms(self, num_levels: int) -> tuple[Term, ...]:
-        """The terms of the telescoping sum: base, then fine and coarse of each level."""
+        """Terms of the telescoping sum: base, then fine and coarse of each level."""
         terms = [Term(level=0)]
         for level in range(1, num_levels):
             terms += [Term(level), Term(level, weight=-1.0, coarse=True)]

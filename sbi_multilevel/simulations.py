@@ -353,7 +353,8 @@ def _are_associated(x: Tensor, x_coarse: Tensor, num_permutations: int = 99) -> 
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(x))[:500]
     a, b = (
-        rankdata(value.flatten(1).cpu().numpy()[rows], axis=0) for value in (x, x_coarse)
+        rankdata(value.flatten(1).cpu().numpy()[rows], axis=0)
+        for value in (x, x_coarse)
     )
     a, b = (value - value.mean(axis=0) for value in (a, b))
     norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from sbi.utils.metrics import biased_mmd, c2st
 from torch import Tensor
 
-__all__ = ["biased_mmd", "c2st", "grid_kl", "nlpd", "simulation_seeded", "summarise"]
+__all__ = ["biased_mmd", "c2st", "grid_kl", "nlpd", "summarise"]
 
 
 def nlpd(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
@@ -58,11 +57,3 @@ def summarise(values: Any) -> dict[str, float]:
     """
     values = np.asarray(values, dtype=float)
     return {"mean": float(values.mean()), "median": float(np.median(values))}
-
-
-@contextlib.contextmanager
-def simulation_seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside the block, and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -18,7 +18,7 @@ import torch
 from joblib import Parallel, delayed
 
 from sbi_multilevel.benchmark.methods import fit
-from sbi_multilevel.benchmark.metrics import simulation_seeded, summarise
+from sbi_multilevel.benchmark.metrics import summarise
 from sbi_multilevel.benchmark.tasks import get_task
 
 
@@ -37,7 +37,7 @@ def run_one(run: Run) -> dict[str, Any]:
     """Train and evaluate; returns a record that can be written as JSON."""
     torch.set_num_threads(1)
     task = get_task(run.task, run.data)
-    with warnings.catch_warnings(), simulation_seeded(run.seed):
+    with warnings.catch_warnings()(run.seed):
         warnings.simplefilter("ignore")
         start = time.perf_counter()
         result = fit(run.method, task, run.num_simulations, run.seed)
@@ -82,7 +82,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         key = (record["task"], tuple(record["num_simulations"]), record["method"])
         groups[key].append(record)
     metrics = [key for key, value in records[0].items() if isinstance(value, dict)]
-    columns = [f"{m} ({statistic})" for m in metrics for statistic in ("mean", "median")]
+    columns = [
+        f"{m} ({statistic})" for m in metrics for statistic in ("mean", "median")
+    ]
     header = ["task", "rows", "method", "seeds", *columns, "seconds"]
     lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
     for (task, rows, method), group in groups.items():
@@ -92,7 +94,14 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             for statistic in ("mean", "median")
         ]
         seconds = f"{np.mean([record['seconds'] for record in group]):.0f}"
-        row = [task, " + ".join(map(str, rows)), method, str(len(group)), *cells, seconds]
+        row = [
+            task,
+            " + ".join(map(str, rows)),
+            method,
+            str(len(group)),
+            *cells,
+            seconds,
+        ]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

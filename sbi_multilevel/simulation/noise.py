@@ -53,7 +53,7 @@ def draw_theta(prior: Any, root: int, level: int, num_rows: int) -> Tensor:
     """Parameters of the first `num_rows` rows of a level, shape `(n, d_theta)`."""
     blocks = []
     for block in range(-(-num_rows // _THETA_BLOCK)):
-        with _seeded(_seed(root, _THETA_STREAM, level, block)):
+        with seeded(_seed(root, _THETA_STREAM, level, block)):
             blocks.append(prior.sample((_THETA_BLOCK,)))
     return torch.cat(blocks)[:num_rows].to(torch.float32)
 
@@ -97,7 +97,7 @@ def _seed(*key: int) -> int:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch and numpy inside the block, and leave no trace of it outside."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):

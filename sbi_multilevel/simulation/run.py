@@ -20,6 +20,7 @@ from sbi_multilevel.simulation.noise import (
     draw_noise,
     draw_theta,
     row_seeds,
+    seeded,
 )
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
@@ -116,7 +117,8 @@ def simulate_multilevel(
         (100, 10)
     """
     _check_arguments(simulators, num_simulations, seed, simulation_batch_size)
-    prior, *_ = process_prior(prior)
+    with seeded(seed):  # sbi draws from the prior to check it
+        prior, *_ = process_prior(prior)
     levels, seconds, runs = [], np.zeros(len(simulators)), np.zeros(len(simulators))
     for level, num_rows in enumerate(num_simulations):
         tasks = list(_tasks(prior, seed, level, num_rows, simulation_batch_size))

@@ -92,9 +92,10 @@ def rows_per_level(counts: Sequence[int], batch_size: int) -> list[int]:
 
     A pair counts as two rows. Levels enter in proportion to their rows, but each of the
     L corrections gets at least `batch_size // (4 L)` pairs where it has them, so that
-    their gradients are not made from single rows; up to half of a batch then goes to
-    corrections, and level 0 fills the rest. With `batch_size` at or above the number of
-    all rows a batch holds everything (full batch).
+    their gradients are not made from single rows; level 0 fills what is left. With few
+    pairs this is half of a batch for the corrections; where pairs outnumber level 0 a
+    batch can hold up to half as many rows again. With `batch_size` at or above the
+    number of all rows a batch holds everything (full batch).
 
     Args:
         counts: Training rows of each level, :math:`n_0, \dots, n_L`.

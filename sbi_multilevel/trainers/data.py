@@ -171,21 +171,21 @@ class MultilevelDataMixin(NeuralInference):
                 "partner below, so they cannot enter a telescoping sum: use a new "
                 "trainer, and append them as pairs (or as level 0)."
             )
-        check_levels_are_consecutive(
-            sorted(known | {rows.level for rows in parts})
-        )
+        check_levels_are_consecutive(sorted(known | {rows.level for rows in parts}))
         first = self._rows_of(0) if known else parts[0]
         for rows in parts:
             if rows.level > 0 and not rows.is_paired:
                 raise ValueError(
-                    f"x_coarse is None with level={rows.level}. Rows above level 0 must "
-                    f"be paired: pass the output of level {rows.level - 1} at the same "
-                    "theta and noise."
+                    f"x_coarse is None with level={rows.level}. Rows above level 0 "
+                    f"must be paired: pass the output of level {rows.level - 1} at the "
+                    "same theta and noise."
                 )
             check_rows_fit(rows, first)
         if known:
             device = torch.device(data_device or self._device)
-            check_same_device(torch.empty(0, device=device), first.theta, parts[0].level)
+            check_same_device(
+                torch.empty(0, device=device), first.theta, parts[0].level
+            )
 
     def _append_rows(self, rows: LevelSimulations, data_device: str | None) -> None:
         entry = len(self._theta_roundwise)
@@ -208,8 +208,8 @@ class MultilevelDataMixin(NeuralInference):
         assert simulations is not None
         if len(self._entry_levels) != len(self._theta_roundwise):
             raise ValueError(
-                "`append_simulations` was called beside multilevel rows. Rows without a "
-                "level cannot enter a telescoping sum: append them as pairs of the "
+                "`append_simulations` was called beside multilevel rows. Rows without "
+                "a level cannot enter a telescoping sum: append them as pairs of the "
                 "highest level with `append_multilevel_simulations`, in a new trainer."
             )
         if len(simulations) < 2:

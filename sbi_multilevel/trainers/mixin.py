@@ -46,12 +46,13 @@ class MultilevelMixin(MultilevelDataMixin):
     All other arguments are those of the parent.
     """
 
+    _term_rows: TermRows  # the rows trained on, set by `get_dataloaders`
+
     def __init__(
         self, *args: Any, recipe: str | Multilevel = "multilevel", **kwargs: Any
     ):
         self._recipe = get_recipe(recipe)
         self._split: LevelSplit | None = None
-        self._term_rows: TermRows | None = None
         self._network_rows: tuple[Tensor, ...] | None = None
         super().__init__(*args, **kwargs)
 

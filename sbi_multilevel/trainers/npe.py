@@ -12,8 +12,8 @@ telescoping loss
 whose expectation is :math:`\mathbb{E} f_L`, the loss of NPE on simulations of the
 highest level alone: the sum telescopes. Level 0 is cheap, so :math:`n_0` can be large;
 the differences have small variance where the levels agree, so few rows correct the
-bias. The variance of the loss is :math:`\sum_l V_l / n_l` with
-:math:`V_l = \mathrm{Var}[f_l - f_{l-1}]`, against :math:`\mathrm{Var}[f_L] / n` for NPE.
+bias. The variance of the loss is :math:`\sum_l V_l / n_l` with :math:`V_l =
+\mathrm{Var}[f_l - f_{l-1}]`, against :math:`\mathrm{Var}[f_L] / n` for NPE.
 
 Steps follow the adjusted gradient of Algorithm 1 (`sbi_multilevel.gradients`), on rows
 of lower levels that were moved to the scale of the highest one

@@ -25,8 +25,9 @@ from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel.benchmark.metrics import grid_kl, simulation_seeded
+from sbi_multilevel.benchmark.metrics import grid_kl
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
+from sbi_multilevel.simulation.noise import seeded
 
 
 def quantile(theta: Tensor, z: Tensor) -> Tensor:
@@ -41,7 +42,9 @@ def log_density(theta: Tensor, z: Tensor) -> Tensor:
     tanh, power = torch.tanh(g * z / 2), k.log()
     skew = 1 + 0.8 * tanh
     # d/dz of skew * (1 + z^2)^power * z
-    slope = skew * (1 + (1 + 2 * power) * z**2) / (1 + z**2) + 0.4 * g * (1 - tanh**2) * z
+    slope = (
+        skew * (1 + (1 + 2 * power) * z**2) / (1 + z**2) + 0.4 * g * (1 - tanh**2) * z
+    )
     log_jacobian = b.log() + power * torch.log1p(z**2) + slope.log()
     return -0.5 * z**2 - 0.5 * math.log(2 * math.pi) - log_jacobian
 
@@ -83,7 +86,7 @@ class GAndK(BenchmarkTask):
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
         """KL to the exact density, and the paper's KL on a grid of [-30, 30]."""
-        with simulation_seeded(0):
+        with seeded(0):
             thetas = self.prior.sample((self.num_test,))
         u = (torch.arange(self.num_nodes, dtype=torch.float64) + 0.5) / self.num_nodes
         z = torch.special.ndtri(u)
@@ -92,7 +95,9 @@ class GAndK(BenchmarkTask):
             x, exact = quantile(theta, z), log_density(theta, z)
             estimate = _log_prob(estimator, x, theta)
             kl.append((exact - estimate).mean().item())
-            kl_grid.append(grid_kl(x, exact, lambda x, t=theta: _log_prob(estimator, x, t)))
+            kl_grid.append(
+                grid_kl(x, exact, lambda x, t=theta: _log_prob(estimator, x, t))
+            )
         return {"kl": kl, "kl_grid": kl_grid}
 
 

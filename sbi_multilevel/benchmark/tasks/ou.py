@@ -21,8 +21,9 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel.benchmark.metrics import c2st, nlpd, simulation_seeded
+from sbi_multilevel.benchmark.metrics import c2st, nlpd
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
+from sbi_multilevel.simulation.noise import seeded
 
 START, STEP, NUM_STEPS = 2.0, 0.1, 100
 OBSERVED = (0, 3, 9, 31, 99)
@@ -91,7 +92,7 @@ class OrnsteinUhlenbeck(BenchmarkTask):
         scores = []
         for x_o in x[: self.num_c2st]:
             exact = self.exact_posterior(x_o, self.num_samples)
-            with simulation_seeded(1):
+            with seeded(1):
                 estimate = estimator.sample((self.num_samples,), x_o.unsqueeze(0))
             scores.append(c2st(exact, estimate[:, 0].detach(), classifier="mlp").item())
         return {"nlpd": nlpd(estimator, theta, x).tolist(), "c2st": scores}
@@ -104,6 +105,6 @@ class OrnsteinUhlenbeck(BenchmarkTask):
         cells = [low[i] + width[i] * (torch.arange(size) + 0.5) for i in range(3)]
         grid = torch.cartesian_prod(*cells)
         weights = torch.softmax(log_likelihood(grid.double(), x_o.double()), dim=0)
-        with simulation_seeded(0):
+        with seeded(0):
             chosen = torch.multinomial(weights, num_samples, replacement=True)
             return grid[chosen] + width * (torch.rand(num_samples, 3) - 0.5)

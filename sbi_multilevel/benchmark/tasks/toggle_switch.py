@@ -7,21 +7,22 @@ r"""Toggle switch: two genes that repress each other, three levels of time steps
     v_{t+1} \sim N_{\ge 0}\!\left(v_t + \frac{\alpha_2}{1 + u_t^{\beta_2}}
     - (1 + 0.03\, v_t),\; s\right)
 
-for :math:`T` steps from :math:`u_0 = v_0 = 10`, then :math:`x \sim N_{\ge 0}(\mu + u_T,\;
-\mu \sigma / u_T^\gamma)`, cut off at 2000. Levels take :math:`T = 50, 80, 300` steps;
-a level uses the first steps of the noise of the level above. The prior is uniform over
+for :math:`T` steps from :math:`u_0 = v_0 = 10`, then
+:math:`x \sim N_{\ge 0}(\mu + u_T,\; \mu \sigma / u_T^\gamma)`, cut off
+at 2000. Levels take :math:`T = 50, 80, 300` steps; a level uses the first steps of the
+noise of the level above. The prior is uniform over
 :math:`(\alpha_1, \alpha_2, \beta_1, \beta_2, \mu, \sigma, \gamma)`.
 
 As in the code of Hikida et al. (2025), the truncated normals are drawn with
 :math:`\mathrm{erf}((0 - m)/s)` where the textbook has :math:`\mathrm{erf}((0 - m)/(s
-\sqrt 2))`, so all standard deviations are smaller by :math:`\sqrt 2` than the model says
-(0.5 for the steps). We keep this so that figures can be compared.
+\sqrt 2))`, so all standard deviations are smaller by :math:`\sqrt 2` than they should
+be (s = 0.5). We keep this so that figures can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel.benchmark.metrics import biased_mmd, simulation_seeded
+from sbi_multilevel.benchmark.metrics import biased_mmd
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
+from sbi_multilevel.simulation.noise import seeded
 
 NUM_STEPS = (50, 80, 300)
 
@@ -81,21 +83,28 @@ class ToggleSwitch(BenchmarkTask):
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
         """MMD between samples of the simulator and of the estimator at each theta."""
-        with simulation_seeded(0):
-            thetas = self.prior.sample((self.num_test,))
+        thetas, exact = _test_samples(self.num_test, self.num_samples)
+        with seeded(0):
             samples = estimator.sample((self.num_samples,), thetas).detach()
-        mmd = []
-        for theta, estimate in zip(thetas, samples.transpose(0, 1)):
-            exact = self._exact(theta, len(mmd))
-            mmd.append(biased_mmd(exact, estimate, scale=_median_scale(exact)).item())
+        pairs = zip(exact, samples.transpose(0, 1))
+        mmd = [biased_mmd(x, y, scale=_median_scale(x)).item() for x, y in pairs]
         return {"mmd": mmd}
 
-    def _exact(self, theta: Tensor, seed: int) -> Tensor:
-        noise = self.noise(self.num_samples, torch.Generator().manual_seed(seed))
-        repeated = theta.expand(self.num_samples, -1)
-        return self.simulators[-1](repeated, noise).float()
+
+@lru_cache(maxsize=1)
+def _test_samples(num_test: int, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Test parameters and samples of the highest level at each of them."""
+    with seeded(0):
+        thetas = ToggleSwitch.prior.sample((num_test,))
+    generator = torch.Generator().manual_seed(0)
+    exact = []
+    for theta in thetas:
+        noise = ToggleSwitch.noise(num_samples, generator)
+        rows = theta.expand(num_samples, -1)
+        exact.append(ToggleSwitch.simulators[-1](rows, noise).float())
+    return thetas, torch.stack(exact)
 
 
 def _median_scale(x: Tensor) -> float:
-    distances = torch.cdist(x, x) ** 2
-    return float(torch.sqrt(torch.median(distances) / 2))
+    """The median heuristic for the length scale of a Gaussian kernel."""
+    return float(torch.sqrt(torch.median(torch.cdist(x, x) ** 2) / 2))

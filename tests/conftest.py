@@ -1,0 +1,24 @@
+"""Fixtures of all tests."""
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """Every test is seeded, and writes sbi's log folder to a place of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+
+
+@pytest.fixture
+def camels_file():
+    """The real CAMELS spectra, where the environment or a sibling folder has them."""
+    from sbi_multilevel.benchmark.tasks.camels import DATA_VARIABLE
+
+    path = os.environ.get(DATA_VARIABLE)
+    if not path:
+        pytest.skip(f"set {DATA_VARIABLE} to the file of CAMELS power spectra")
+    return path

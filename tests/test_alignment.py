@@ -1,0 +1,71 @@
+"""Maps between levels."""
+
+import pytest
+import torch
+
+from sbi_multilevel import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.alignment import AffineMap, fit_alignments
+from tests.linear_gaussian import simulations
+
+PLACES = [(0, False), (1, False), (1, True), (2, False), (2, True)]
+
+
+def affine_levels():
+    """Three levels of which each is an affine map of the one below."""
+    theta, x = torch.rand(50, 2), torch.randn(50, 3)
+    scales = torch.tensor([2.0, -0.5, 1.0]), torch.tensor([0.1, 3.0, 7.0])
+    one = scales[0].abs() * x + 1.0
+    two = scales[1] * one - 4.0
+    return MultilevelSimulations((
+        LevelSimulations(0, theta, x),
+        LevelSimulations(1, theta[:9], one[:9], x[:9]),
+        LevelSimulations(2, theta[:2], two[:2], one[:2]),
+    )), two
+
+
+def test_paired_alignment_finds_affine_maps_from_two_pairs():
+    sims, two = affine_levels()
+    aligned = fit_alignments("paired", sims, PLACES)
+    for place, (level, coarse) in zip(aligned, PLACES):
+        rows = sims[level]
+        theta, x = place(rows.theta, rows.x_coarse if coarse else rows.x)
+        assert theta is rows.theta
+        assert torch.allclose(x, two[: len(x)], rtol=1e-4, atol=1e-3)
+
+
+def test_paired_alignment_uses_one_map_a_level():
+    sims = simulations()
+    aligned = dict(zip(PLACES, fit_alignments("paired", sims, PLACES)))
+    x = torch.randn(7, 2)
+    for level in (0, 1):
+        fine, coarse = aligned[level, False], aligned[level + 1, True]
+        assert torch.equal(fine(x, x)[1], coarse(x, x)[1])
+    assert torch.equal(aligned[2, False](x, x)[1], x)
+
+
+def test_own_alignment_gives_all_rows_the_moments_of_the_highest_level():
+    sims = simulations()
+    top = sims[-1]
+    for place, (level, coarse) in zip(fit_alignments("own", sims, PLACES), PLACES):
+        rows = sims[level]
+        theta, x = place(rows.theta, rows.x_coarse if coarse else rows.x)
+        for value, target in ((theta, top.theta), (x, top.x)):
+            assert torch.allclose(value.mean(0), target.mean(0), atol=1e-4)
+            assert torch.allclose(value.std(0), target.std(0), atol=1e-4)
+
+
+def test_no_alignment_leaves_rows_as_they_are():
+    sims = simulations()
+    for place in fit_alignments(None, sims, PLACES):
+        theta, x = place(sims[0].theta, sims[0].x)
+        assert theta is sims[0].theta and x is sims[0].x
+
+
+@pytest.mark.parametrize("constant", ("source", "target"))
+def test_constant_features_are_shifted_not_scaled(constant):
+    rows = {"source": torch.randn(9, 2), "target": 3 * torch.randn(9, 2) + 1}
+    rows[constant][:, 0] = 5.0
+    moved = AffineMap.between(**rows)(rows["source"])
+    assert torch.isfinite(moved).all()
+    assert torch.allclose(moved.mean(0), rows["target"].mean(0), atol=1e-5)
+    assert torch.allclose(moved[:, 0].std(), rows["source"][:, 0].std())

@@ -1,0 +1,86 @@
+"""Splits, batch sizes and the sampler of batches."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sbi_multilevel.recipes import Multilevel
+from sbi_multilevel.trainers.batches import (
+    LevelBatchSampler,
+    LevelSplit,
+    TermRows,
+    rows_per_level,
+)
+from tests.linear_gaussian import simulations
+
+counts_strategy = st.lists(st.integers(2, 500), min_size=2, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts=counts_strategy, batch_size=st.integers(1, 3_000))
+def test_rows_per_level(counts, batch_size):
+    sizes = rows_per_level(counts, batch_size)
+    assert all(1 <= size <= count for size, count in zip(sizes, counts))
+    in_all = sizes[0] + 2 * sum(sizes[1:])
+    at_least = 1 + 2 * (len(counts) - 1)  # one row or pair of each level
+    assert in_all <= 1.5 * batch_size + at_least
+    if batch_size >= counts[0] + 2 * sum(counts[1:]):
+        assert sizes == counts
+    for size, count in zip(sizes[1:], counts[1:]):
+        assert size >= min(count, batch_size // (4 * (len(counts) - 1)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts=counts_strategy, fraction=st.sampled_from((0.0, 0.01, 0.1, 0.5, 0.99)))
+def test_splits_are_partitions(counts, fraction):
+    split = LevelSplit.random(counts, fraction)
+    for count, train, validation in zip(counts, split.train, split.validation):
+        assert sorted(torch.cat([train, validation]).tolist()) == list(range(count))
+        assert len(train) >= 1
+        assert len(validation) >= (fraction > 0)
+        assert len(validation) == 0 or fraction > 0
+
+
+def term_rows(recipe=Multilevel(alignment=None), fraction=0.1):
+    sims = simulations((40, 10, 6))
+    split = LevelSplit.random(sims.num_simulations, fraction)
+    return sims, split, TermRows.of(sims, split, recipe)
+
+
+def test_blocks_hold_the_rows_of_their_terms():
+    sims, _, rows = term_rows()
+    theta, x, mask, term = rows.dataset.tensors
+    assert term.tolist() == [0] * 40 + [1] * 10 + [2] * 10 + [3] * 6 + [4] * 6
+    assert mask.all() and mask.shape == (72, 1)
+    expected = [sims[0].x, sims[1].x, sims[1].x_coarse, sims[2].x, sims[2].x_coarse]
+    assert torch.equal(x, torch.cat(expected))
+    assert torch.equal(theta[40:50], theta[50:60])
+
+
+def test_every_batch_holds_whole_pairs_of_training_rows():
+    _, split, rows = term_rows()
+    sampler = LevelBatchSampler(rows, split.train, batch_size=20)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) > 1
+    allowed = set(rows.indices(split.train).tolist())
+    for batch in batches:
+        assert set(batch.tolist()) <= allowed
+        theta, _, _, term = rows.dataset[batch]
+        for fine, coarse in ((1, 2), (3, 4)):
+            assert len(theta[term == fine]) > 0
+            assert torch.equal(theta[term == fine], theta[term == coarse])
+
+
+def test_an_epoch_passes_once_through_the_largest_level():
+    _, split, rows = term_rows()
+    sampler = LevelBatchSampler(rows, split.train, batch_size=16)
+    drawn = torch.cat(list(sampler))
+    base = drawn[drawn < 40].tolist()
+    assert len(base) == len(set(base))
+    assert len(base) > len(split.train[0]) - len(base) / len(sampler)
+
+
+def test_full_batch_holds_everything_once():
+    _, split, rows = term_rows(fraction=0.0)
+    (batch,) = LevelBatchSampler(rows, split.train, batch_size=10_000)
+    assert sorted(batch.tolist()) == list(range(72))

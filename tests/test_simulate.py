@@ -1,0 +1,188 @@
+"""Running simulators: pairing, seeds, workers, cost."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sbi.utils import BoxUniform
+from scipy.stats import uniform
+
+from sbi_multilevel import one_at_a_time, simulate_multilevel
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+
+
+def coarse(theta, noise):
+    return theta + noise[:, :2]
+
+
+def fine(theta, noise):
+    return theta + noise[:, :2] + 0.1 * noise[:, 2:]
+
+
+def normal_noise(n, generator):
+    return torch.randn(n, 4, generator=generator)
+
+
+def seeded_coarse(theta, seed):
+    return theta.numpy() + np.random.default_rng(seed).normal(size=2)
+
+
+def seeded_fine(theta, seed):
+    return theta.numpy() + 1.1 * np.random.default_rng(seed).normal(size=2)
+
+
+KINDS = {
+    "sampler": dict(simulators=(coarse, fine), noise=normal_noise),
+    "seeds": dict(
+        simulators=(one_at_a_time(seeded_coarse), one_at_a_time(seeded_fine))
+    ),
+}
+
+
+def run(kind="sampler", n=(50, 20), **options):
+    arguments = {**KINDS[kind], "prior": PRIOR, "show_progress_bars": False}
+    return simulate_multilevel(num_simulations=n, **{**arguments, **options})
+
+
+def assert_same(a, b):
+    for left, right in zip(a, b, strict=True):
+        assert torch.equal(left.theta, right.theta)
+        assert torch.equal(left.x, right.x)
+        if left.is_paired:
+            assert torch.equal(left.x_coarse, right.x_coarse)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    batch_size=st.integers(1, 60),
+    seed=st.integers(0, 2**40),
+)
+def test_rows_do_not_depend_on_the_batch_size(kind, batch_size, seed):
+    assert_same(
+        run(kind, seed=seed), run(kind, seed=seed, simulation_batch_size=batch_size)
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_rows_do_not_depend_on_the_workers(kind):
+    assert_same(run(kind), run(kind, num_workers=2, simulation_batch_size=7))
+
+
+def test_more_rows_repeat_the_first():
+    few, many = run(n=(50, 20)), run(n=(2_500, 33))
+    for a, b in zip(few, many):
+        assert torch.equal(a.theta, b.theta[: len(a)])
+        assert torch.equal(a.x, b.x[: len(a)])
+
+
+def test_levels_rows_and_seeds_differ():
+    sims = run(n=(20, 20))
+    assert not torch.equal(sims[0].theta, sims[1].theta)
+    assert len(torch.unique(sims[0].x - sims[0].theta, dim=0)) == 20
+    assert not torch.equal(sims[0].x, run(n=(20, 20), seed=1)[0].x)
+
+
+def test_pairs_share_theta_and_noise():
+    pairs = run(n=(2, 500))[1]
+    noise = pairs.x_coarse - pairs.theta
+    rest = (pairs.x - pairs.x_coarse) / 0.1
+    assert (pairs.x - pairs.theta - noise - 0.1 * rest).abs().max() < 1e-5
+    assert 0.8 < rest.std() < 1.2 and 0.8 < noise.std() < 1.2
+
+
+def test_theta_follows_the_prior():
+    theta = run(n=(4_000, 2))[0].theta
+    standard_error = (1 / 3) ** 0.5 / 4_000**0.5
+    assert theta.mean(dim=0).abs().max() < 4 * standard_error
+    assert theta.abs().max() <= 1
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(3), np.random.seed(3)
+    expected = torch.rand(2), np.random.rand(2)
+    torch.manual_seed(3), np.random.seed(3)
+    run()
+    assert torch.equal(torch.rand(2), expected[0])
+    assert np.array_equal(np.random.rand(2), expected[1])
+
+
+def test_a_simulator_that_overwrites_its_input_spoils_nothing():
+    def destructive(theta, noise):
+        x = theta + noise[:, :2]
+        theta.zero_(), noise.zero_()
+        return x
+
+    assert_same(run(simulators=(coarse, destructive)), run(simulators=(coarse, coarse)))
+
+
+def test_numpy_priors_are_seeded_too():
+    prior = [BoxUniform(torch.zeros(1), torch.ones(1)) for _ in range(2)]
+    assert_same(run(prior=prior), run(prior=prior))
+    assert_same(run(prior=_ScipyPrior()), run(prior=_ScipyPrior()))
+
+
+class _ScipyPrior:
+    def sample(self, shape=()):
+        return torch.as_tensor(uniform.rvs(size=(*shape, 2)), dtype=torch.float32)
+
+    def log_prob(self, theta):
+        return torch.zeros(theta.shape[:-1])
+
+
+def test_cost_is_measured_or_given():
+    assert run(costs=(1, 10)).total_cost == 50 + 20 * 11
+
+    def slow(theta, noise):
+        import time
+
+        time.sleep(0.02)
+        return fine(theta, noise)
+
+    measured = run(simulators=(coarse, slow), simulation_batch_size=10).costs
+    assert 0.002 <= measured[1] < 0.05 and measured[0] < measured[1]
+
+
+def test_noise_may_be_several_tensors():
+    def noise(n, generator):
+        return torch.randn(n, 2, generator=generator), torch.rand(
+            n, generator=generator
+        )
+
+    def simulator(theta, noise):
+        return theta + noise[0] * noise[1].unsqueeze(1)
+
+    options = dict(simulators=(simulator, simulator), noise=noise)
+    with pytest.warns(UserWarning, match="identical to x"):
+        a = run(**options)
+    with pytest.warns(UserWarning, match="identical to x"):
+        assert_same(a, run(simulation_batch_size=3, **options))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(n=(10,)), "2 levels, num_simulations 1"),
+        (dict(n=(10, 1)), "at least 2 rows"),
+        (dict(seed=-1), "seed"),
+        (dict(seed=1.5), "seed"),
+        (dict(simulation_batch_size=0), "simulation_batch_size"),
+        (dict(simulators=(coarse, lambda t, u: t[0])), "level 1 returned x of shape"),
+        (dict(costs=(1.0,)), "costs"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(options, named):
+    with pytest.raises(ValueError, match=named):
+        run(**options)
+
+
+def test_failed_rows_are_dropped_and_counted():
+    def failing(theta, noise):
+        x = fine(theta, noise)
+        return torch.where(theta[:, :1] > 0.9, torch.nan, x)
+
+    with pytest.warns(UserWarning, match="rows of level 1: NaN or inf"):
+        sims = run(simulators=(coarse, failing), n=(50, 200))
+    assert sims[1].theta[:, 0].max() <= 0.9

@@ -1,0 +1,379 @@
+"""One contract that every multilevel trainer must keep."""
+
+import inspect
+import pickle
+import warnings
+
+import pytest
+import torch
+from sbi.inference import NLE, NPE
+from sbi.neural_nets import likelihood_nn, posterior_nn
+from sbi.neural_nets.embedding_nets import FCEmbedding
+from sbi.utils import RestrictedPrior
+
+from sbi_multilevel import MLNLE, MLNPE, Multilevel
+from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
+
+PARENTS = {MLNPE: NPE, MLNLE: NLE}
+BUILDERS = {MLNPE: posterior_nn, MLNLE: likelihood_nn}
+STRINGS = ("mdn", "maf", "nsf", "made")
+FEW = dict(max_num_epochs=2, training_batch_size=100)
+
+pytestmark = [
+    pytest.mark.parametrize("cls", tuple(PARENTS)),
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:When the inference object is pickled"),
+]
+
+
+def make(cls, density_estimator="maf", sims=None, **options):
+    options = {"tracker": SilentTracker(), "show_progress_bars": False, **options}
+    trainer = cls(prior(), density_estimator=density_estimator, **options)
+    return trainer.append_multilevel_simulations(sims or simulations())
+
+
+def weights(network):
+    return torch.cat([value.flatten().float() for value in network.state_dict().values()])
+
+
+def single_level_rows():
+    rows = simulations()[0]
+    return rows.theta, rows.x
+
+
+# ------------------------------------------------------------- as its parent
+
+
+@pytest.mark.parametrize("density_estimator", STRINGS)
+def test_with_plain_rows_weights_are_those_of_the_parent(cls, density_estimator):
+    networks = []
+    for trainer_class in (cls, PARENTS[cls]):
+        torch.manual_seed(5)
+        trainer = trainer_class(
+            prior(),
+            density_estimator=density_estimator,
+            tracker=SilentTracker(),
+            show_progress_bars=False,
+        )
+        trainer.append_simulations(*single_level_rows())
+        networks.append(trainer.train(max_num_epochs=4))
+    assert torch.equal(*(weights(network) for network in networks))
+
+
+def test_arguments_are_those_of_the_parent_and_recipe(cls):
+    ours = inspect.signature(cls).parameters
+    parents = inspect.signature(PARENTS[cls]).parameters
+    assert list(ours) == [*parents, "recipe"]
+    assert all(ours[name].default == parents[name].default for name in parents)
+    ours, parents = (inspect.signature(c.train) for c in (cls, PARENTS[cls]))
+    assert ours == parents
+
+
+# ------------------------------------------------------------- estimators
+
+
+@pytest.mark.parametrize(
+    "density_estimator", (*STRINGS, "zuko_nsf", "zuko_maf", "maf_rqs", "embedding")
+)
+def test_any_estimator_of_the_parent_trains(cls, density_estimator):
+    build = BUILDERS[cls]
+    if density_estimator == "embedding":
+        net = FCEmbedding(input_dim=2, output_dim=3, num_hiddens=5)
+        density_estimator = build("maf", embedding_net=net)
+    elif density_estimator not in STRINGS:
+        density_estimator = build(density_estimator)
+    trainer = make(cls, density_estimator)
+    network = trainer.train(**FEW)
+    assert torch.isfinite(weights(network)).all()
+    assert all(torch.isfinite(torch.tensor(trainer.summary["training_loss"])))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "multilevel",
+        *(Multilevel(adjustment=a) for a in ("rescale", "project", "none")),
+        *(Multilevel(alignment=kind) for kind in ("paired", "own", None)),
+        Multilevel(early_stopping=False, betas=(0.85, 0.999), weight_decay=1e-3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("levels", (2, 3))
+def test_any_recipe_trains_any_number_of_levels(cls, recipe, levels):
+    sims = simulations((200, 30, 20)[:levels])
+    trainer = make(cls, sims=sims, recipe=recipe)
+    trainer.train(max_num_epochs=25, training_batch_size=100, stop_after_epochs=50)
+    losses = trainer.summary["training_loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_settings_of_the_optimizer_reach_it(cls):
+    recipe = Multilevel(betas=(0.85, 0.99), weight_decay=0.01)
+    trainer = make(cls, recipe=recipe)
+    trainer.train(learning_rate=3e-4, **FEW)
+    (group,) = trainer.optimizer.param_groups
+    assert group["betas"] == (0.85, 0.99) and group["weight_decay"] == 0.01
+    assert group["lr"] == 3e-4
+
+
+# ------------------------------------------------------------- training
+
+
+def test_training_is_deterministic_by_seed(cls):
+    def train(seed):
+        torch.manual_seed(seed)
+        return weights(make(cls).train(**FEW))
+
+    assert torch.equal(train(3), train(3))
+    assert not torch.equal(train(3), train(4))
+
+
+def test_rows_in_parts_are_the_same_rows(cls):
+    sims = simulations()
+    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_lowfidelity_simulations(sims[0].theta[:150], sims[0].x[:150])
+    trainer.append_multilevel_simulations(sims[0].theta[150:], sims[0].x[150:], level=0)
+    for rows in sims.levels[1:]:
+        trainer.append_multilevel_simulations(
+            rows.theta, rows.x, rows.x_coarse, level=rows.level
+        )
+    networks = []
+    for one in (trainer, make(cls, sims=sims)):
+        torch.manual_seed(3)
+        networks.append(one.train(**FEW))
+    assert torch.equal(*(weights(network) for network in networks))
+
+
+def test_early_stopping_keeps_the_best_weights(cls):
+    trainer = make(cls, "mdn")
+    trainer.train(learning_rate=0.02, stop_after_epochs=3, max_num_epochs=300)
+    losses = trainer.summary["validation_loss"]
+    assert len(losses) < 300
+    assert trainer.summary["best_validation_loss"] == [min(losses)]
+    _, loader = trainer.get_dataloaders(resume_training=True)
+    trainer._neural_net.eval()
+    arguments = None
+    if cls is MLNPE:
+        from sbi.inference.trainers._contracts import LossArgsNPE
+
+        arguments = LossArgsNPE(calibration_kernel=lambda x: torch.ones(len(x)))
+    loss = trainer._validate_epoch(loader, arguments)
+    assert loss == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_without_early_stopping_the_last_weights_of_all_rows_are_kept(cls):
+    trainer = make(cls, "mdn", recipe=Multilevel(early_stopping=False))
+    states = []
+    step = trainer._train_epoch
+
+    def spy(*arguments):
+        value = step(*arguments)
+        states.append(weights(trainer._neural_net))
+        return value
+
+    trainer._train_epoch = spy
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # asked for, so nothing to warn of
+        network = trainer.train(max_num_epochs=7, learning_rate=0.05)
+    assert len(states) == 8  # sbi counts epochs from 0 to max_num_epochs
+    assert torch.equal(weights(network), states[-1])
+    assert len(trainer.val_indices) == 0
+    assert all(value != value for value in trainer.summary["validation_loss"])  # NaN
+
+
+def test_training_resumes(cls):
+    trainer = make(cls)
+    trainer.train(**FEW)
+    split, epochs = trainer._split, len(trainer.summary["training_loss"])
+    before = weights(trainer._neural_net)
+    trainer.train(resume_training=True, training_batch_size=100, max_num_epochs=5)
+    assert trainer._split is split
+    assert len(trainer.summary["training_loss"]) > epochs
+    assert not torch.equal(before, weights(trainer._neural_net))
+
+
+def test_a_network_is_retrained_from_scratch(cls):
+    trainer = make(cls)
+    first = trainer.train(**FEW)
+    force = {"force_first_round_loss": True} if cls is MLNPE else {}
+    second = trainer.train(retrain_from_scratch=True, **force, **FEW)
+    assert first is not second
+
+
+def test_more_rows_continue_training(cls):
+    trainer = make(cls)
+    network = trainer.train(**FEW)
+    trainer.append_multilevel_simulations(simulations(seed=9))
+    assert trainer.multilevel_simulations.num_simulations == (800, 120, 80)
+    force = {"force_first_round_loss": True} if cls is MLNPE else {}
+    assert trainer.train(**force, **FEW) is network
+
+
+def test_the_summary_and_the_tracker_tell_levels_apart(cls, capsys):
+    tracker = SilentTracker()
+    trainer = make(cls, tracker=tracker)
+    trainer.train(show_train_summary=True, **FEW)
+    assert "Best validation performance" in capsys.readouterr().out
+    logged = {}
+    for name, value, step in tracker.metrics:
+        logged.setdefault(name, []).append((step, value))
+    for kind in ("training_loss", "validation_loss"):
+        steps, totals = zip(*sorted(logged[kind]))
+        parts = [dict(logged[f"{kind}/level_{level}"]) for level in range(3)]
+        for step, total in zip(steps, totals):
+            assert sum(p[step] for p in parts) == pytest.approx(total, abs=1e-4)
+
+
+def test_pickling(cls):
+    trainer = make(cls)
+    trainer.train(**FEW)
+    copy = pickle.loads(pickle.dumps(trainer))
+    assert torch.equal(weights(copy._neural_net), weights(trainer._neural_net))
+    rows = copy.multilevel_simulations, trainer.multilevel_simulations
+    assert all(torch.equal(a.x, b.x) for a, b in zip(*rows))
+    copy.train(resume_training=True, training_batch_size=100, max_num_epochs=4)
+    copy.build_posterior(sample_with="importance")
+
+
+def test_options_of_the_data_loaders_are_passed_on(cls):
+    trainer = make(cls)
+    trainer.train(dataloader_kwargs={"num_workers": 1}, **FEW)
+
+
+@pytest.mark.parametrize(
+    "sample_with", ("mcmc", "rejection", "vi", "importance", "direct")
+)
+def test_posteriors_are_those_of_sbi(cls, sample_with):
+    if cls is MLNLE and sample_with == "direct":
+        pytest.skip("sbi's NLE has no direct posterior")
+    trainer = make(cls, "mdn")
+    trainer.train(**FEW)
+    built = trainer.build_posterior(sample_with=sample_with).set_default_x(torch.zeros(2))
+    options = {"show_progress_bars": False}
+    if sample_with == "mcmc":
+        options |= {"warmup_steps": 5, "num_chains": 4, "thin": 1}
+    if sample_with == "vi":
+        built.train(max_num_iters=20, quality_control=False, show_progress_bar=False)
+        options = {}
+    assert built.sample((20,), **options).shape == (20, 2)
+
+
+# ------------------------------------------------------------- bad input
+
+
+def rows(level=1, n=20, d=2, k=2):
+    theta, x = torch.randn(n, d), torch.randn(n, k)
+    return dict(theta=theta, x=x, x_coarse=x + 0.1 * torch.randn(n, k), level=level)
+
+
+@pytest.mark.parametrize(
+    "bad, named",
+    [
+        (rows(level=4), r"\[0, 1, 2, 4\]"),
+        (rows(level=0), "x_coarse was passed with level=0"),
+        (rows(k=3), r"x of level 1 has shape \(3,\)"),
+        (rows(d=3), r"theta of level 1 has shape \(3,\)"),
+        ({**rows(), "x_coarse": None}, "x_coarse is None with level=1"),
+        ({**rows(), "level": None}, "level is None"),
+        ({**rows(), "x": None}, "x is None"),
+        ({**rows(), "x": torch.randn(19, 2)}, "differ in length"),
+        ({**rows(), "theta": torch.full((20, 2), torch.nan)}, "0 valid rows"),
+        ({**rows(), "x": torch.randn(20, 2, device="meta")}, "several devices"),
+        ({**rows(), "data_device": "meta"}, "device 'meta', those before on 'cpu'"),
+        ({**rows(), "proposal": torch.distributions.Normal(0, 1)}, "proposal is a Normal"),
+        ({"theta": simulations(), "level": 1}, "beside MultilevelSimulations"),
+    ],
+)
+def test_bad_rows_are_refused_and_nothing_is_lost(cls, bad, named):
+    trainer = make(cls)
+    before = trainer.multilevel_simulations
+    with pytest.raises(ValueError, match=named):
+        trainer.append_multilevel_simulations(**bad)
+    after = trainer.multilevel_simulations
+    assert after.num_simulations == before.num_simulations
+    assert all(torch.equal(a.x, b.x) for a, b in zip(before, after))
+    trainer.train(**FEW)
+
+
+def test_levels_come_in_rising_order(cls):
+    trainer = cls(prior(), tracker=SilentTracker())
+    with pytest.raises(ValueError, match=r"levels must be 0.*\[1\]"):
+        trainer.append_multilevel_simulations(**rows())
+
+
+def test_unpaired_rows_enter_at_level_0_only(cls):
+    with pytest.raises(ValueError, match="level=1.*telescoping"):
+        make(cls).append_lowfidelity_simulations(*single_level_rows(), level=1)
+
+
+def test_level_0_alone_is_not_enough(cls):
+    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_lowfidelity_simulations(*single_level_rows())
+    with pytest.raises(ValueError, match="Only level 0 was appended"):
+        trainer.train(**FEW)
+
+
+def test_rows_without_a_level_do_not_mix_with_levels(cls):
+    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_simulations(*single_level_rows())
+    with pytest.raises(ValueError, match="`append_simulations` was called before"):
+        trainer.append_multilevel_simulations(simulations())
+    trainer.train(**FEW)
+    trainer = make(cls).append_simulations(*single_level_rows())
+    with pytest.raises(ValueError, match="beside multilevel rows"):
+        trainer.train(**FEW)
+
+
+def test_the_prior_and_its_restrictions_are_the_only_proposals(cls):
+    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_multilevel_simulations(simulations(), proposal=trainer._prior)
+    restricted = RestrictedPrior(trainer._prior, lambda theta: theta[:, 0] > 0)
+    trainer.append_multilevel_simulations(simulations(), proposal=restricted)
+    other = RestrictedPrior(prior(), lambda theta: theta[:, 0] > 0)
+    with pytest.raises(ValueError, match="proposal is a RestrictedPrior"):
+        trainer.append_multilevel_simulations(simulations(), proposal=other)
+
+
+def test_later_rounds_do_not_mix_with_levels(cls):
+    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    if cls is MLNLE:
+        trainer.append_simulations(*single_level_rows(), from_round=1)
+    else:
+        trainer.append_simulations(*single_level_rows()).train(**FEW)
+        proposal = trainer.build_posterior().set_default_x(torch.zeros(2))
+        trainer.append_simulations(*single_level_rows(), proposal=proposal)
+    with pytest.raises(ValueError, match="later round"):
+        trainer.append_multilevel_simulations(simulations())
+
+
+def test_unknown_recipes_are_refused(cls):
+    with pytest.raises(ValueError, match="recipe.*'multilvl'"):
+        cls(prior(), recipe="multilvl")
+    for bad in (
+        dict(adjustment="rescal"),
+        dict(alignment="affine"),
+        dict(betas=(0.9, 1.0)),
+        dict(weight_decay=-1),
+    ):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            cls(prior(), recipe=Multilevel(**bad))
+
+
+# ------------------------------------------------------------- statistics
+
+
+def test_the_posterior_is_that_of_the_highest_level(cls):
+    """Exact truth: low-fidelity rows alone give another posterior."""
+    sims = simulations((4_000, 400, 200))
+    trainer = make(cls, "mdn", sims)
+    trainer.train(learning_rate=2e-3)
+    x_o = torch.tensor([1.0, 0.8])
+    exact, low = posterior(x_o), posterior(x_o, level=0)
+    built = trainer.build_posterior(
+        sample_with="importance" if cls is MLNLE else "direct"
+    )
+    samples = built.sample((4_000,), x=x_o, show_progress_bars=False)
+    error = (samples.mean(dim=0) - exact.mean).abs() / exact.stddev
+    gap = (low.mean - exact.mean).abs() / exact.stddev
+    assert error.max() < 0.35 < gap.max()
+    assert ((samples.std(dim=0) / exact.stddev).log().abs() < 0.25).all()
