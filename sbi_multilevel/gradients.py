@@ -20,8 +20,12 @@ part of :math:`g^-_l`):
   other, both computed from the unprojected pair;
 - step along :math:`g_0 + g_c`.
 
-Both are heuristics: they buy stability and give up unbiasedness. All functions here are
-pure and know no trainer.
+Both are heuristics: they buy stability and give up unbiasedness. In particular, with
+*project* a step is zero wherever :math:`g_c = -c\, g_0` for any :math:`c > 0`: training
+may rest at any point where base and correction pull in opposite directions, not only
+where they cancel (:math:`c = 1`), the minimum of the loss. Where the minima of the base
+and of the loss lie far apart, training can stay near the former. With one level there
+is nothing to adjust. All functions here are pure and know no trainer.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
 inference*, arXiv:2506.06087, Algorithm 1.

@@ -44,9 +44,9 @@ class Multilevel:
         adjustment: How the gradients of the terms are combined (their Algorithm 1):
             `"rescale_project"`, `"rescale"`, `"project"` or `"none"`.
         alignment: How rows of lower levels are moved before use, see
-            `sbi_multilevel.alignment`: `"paired"` (affine, from the pairs), `"own"`
-            (each level standardised by its own mean and standard deviation, as in the
-            reference code), or `None` (off).
+            `sbi_multilevel.alignment`: not at all (`None`), `"paired"` (affine, from
+            the pairs), or `"own"` (each level standardised by its own mean and standard
+            deviation, as in the reference code).
         early_stopping: Whether `validation_fraction` of the rows of each level is held
             out, training stops when their loss no longer improves, and the best weights
             are kept. If `False`, all rows are trained on for `max_num_epochs` epochs
@@ -68,7 +68,7 @@ Term(level=1, weight=1.0, coarse=False), Term(level=1, weight=-1.0, coarse=True)
     """
 
     adjustment: Adjustment = "rescale_project"
-    alignment: AlignmentKind | None = "paired"
+    alignment: AlignmentKind | None = None
     early_stopping: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0

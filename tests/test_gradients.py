@@ -39,6 +39,15 @@ def test_project_by_hand():
     )
 
 
+@pytest.mark.parametrize("ratio", (0.1, 1.0, 5.0))
+def test_project_stands_still_wherever_base_and_correction_oppose(ratio):
+    base = tensor([1.0, -2.0, 0.5])
+    stationary = torch.stack([base, torch.zeros(3), -ratio * base])
+    assert torch.allclose(combine(stationary, "project"), torch.zeros(3), atol=1e-6)
+    step = combine(stationary, "none")
+    assert torch.allclose(step, (1 - ratio) * base, atol=1e-6)
+
+
 GRADIENTS = tensor([
     [2.0, 0.0],  # g0
     [-3.0, 4.0],  # g+ of level 1, length 5

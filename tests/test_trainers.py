@@ -33,7 +33,9 @@ def make(cls, density_estimator="maf", sims=None, **options):
 
 
 def weights(network):
-    return torch.cat([value.flatten().float() for value in network.state_dict().values()])
+    return torch.cat([
+        value.flatten().float() for value in network.state_dict().values()
+    ])
 
 
 def single_level_rows():
@@ -248,7 +250,9 @@ def test_posteriors_are_those_of_sbi(cls, sample_with):
         pytest.skip("sbi's NLE has no direct posterior")
     trainer = make(cls, "mdn")
     trainer.train(**FEW)
-    built = trainer.build_posterior(sample_with=sample_with).set_default_x(torch.zeros(2))
+    built = trainer.build_posterior(sample_with=sample_with).set_default_x(
+        torch.zeros(2)
+    )
     options = {"show_progress_bars": False}
     if sample_with == "mcmc":
         options |= {"warmup_steps": 5, "num_chains": 4, "thin": 1}
@@ -280,7 +284,10 @@ def rows(level=1, n=20, d=2, k=2):
         ({**rows(), "theta": torch.full((20, 2), torch.nan)}, "0 valid rows"),
         ({**rows(), "x": torch.randn(20, 2, device="meta")}, "several devices"),
         ({**rows(), "data_device": "meta"}, "device 'meta', those before on 'cpu'"),
-        ({**rows(), "proposal": torch.distributions.Normal(0, 1)}, "proposal is a Normal"),
+        (
+            {**rows(), "proposal": torch.distributions.Normal(0, 1)},
+            "proposal is a Normal",
+        ),
         ({"theta": simulations(), "level": 1}, "beside MultilevelSimulations"),
     ],
 )

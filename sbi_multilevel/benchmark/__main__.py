@@ -48,7 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in seeds
     ]
     records = run_all(runs, options.workers)
-    given = arguments if arguments is not None else sys.argv[1:]
+    given = list(arguments if arguments is not None else sys.argv[1:])
+    for option in ("--data", "--out"):  # paths of this machine concern nobody else
+        if option in given:
+            given[given.index(option) + 1] = "FILE"
     command = f"python -m sbi_multilevel.benchmark {shlex.join(given)}"
     if options.out:
         write(options.out, records, command)

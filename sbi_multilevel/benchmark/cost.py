@@ -18,7 +18,10 @@ from sbi_multilevel.benchmark.methods import SilentTracker
 from sbi_multilevel.recipes import Multilevel
 
 
-def step_costs(batch_sizes: tuple[int, ...] = (200, 2_000, 10_000)) -> str:
+def step_costs(
+    batch_sizes: tuple[int, ...] = (200, 2_000, 10_000),
+    models: tuple[str, ...] = ("nsf", "maf", "zuko_nsf"),
+) -> str:
     """Markdown table of the seconds of a step of MLNPE relative to one of NPE.
 
     Both train the same network on the same number of rows a step, two levels, data
@@ -26,7 +29,7 @@ def step_costs(batch_sizes: tuple[int, ...] = (200, 2_000, 10_000)) -> str:
     """
     lines = ["| network | adjustment | rows a step | NPE, ms | MLNPE, ms | ratio |"]
     lines.append("| --- " * 6 + "|")
-    for model in ("nsf", "maf", "zuko_nsf"):
+    for model in models:
         for rows in batch_sizes:
             plain = _seconds_per_step(None, model, rows)
             for adjustment in ("rescale_project", "none"):

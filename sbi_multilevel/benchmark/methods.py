@@ -149,13 +149,14 @@ METHODS: dict[str, Method] = {
     "low": low,
     "equal-cost": equal_cost,
     "oracle": oracle,
-    # our defaults, and without alignment
+    # our defaults, and the kinds of alignment
     "ml": MultilevelMethod(Multilevel()),
-    "ml-unaligned": MultilevelMethod(Multilevel(alignment=None)),
+    "ml-paired": MultilevelMethod(Multilevel(alignment="paired")),
     "ml-own": MultilevelMethod(Multilevel(alignment="own")),
-    # the reference's settings, with its alignment, ours, and none
+    # the reference's settings and alignment, every adjustment
     **{f"ml-paper{_name(a)}": _paper(a, "own") for a in ADJUSTMENTS},
-    **{f"ml-paper-paired{_name(a)}": _paper(a, "paired") for a in ADJUSTMENTS},
+    # the reference's settings with other alignments
+    "ml-paper-paired": _paper("rescale_project", "paired"),
     "ml-paper-unaligned": _paper("rescale_project", None),
 }
 

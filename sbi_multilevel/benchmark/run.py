@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 from sbi_multilevel.benchmark.methods import fit
 from sbi_multilevel.benchmark.metrics import summarise
 from sbi_multilevel.benchmark.tasks import get_task
+from sbi_multilevel.simulation.noise import seeded
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def run_one(run: Run) -> dict[str, Any]:
     """Train and evaluate; returns a record that can be written as JSON."""
     torch.set_num_threads(1)
     task = get_task(run.task, run.data)
-    with warnings.catch_warnings()(run.seed):
+    with warnings.catch_warnings(), seeded(run.seed):
         warnings.simplefilter("ignore")
         start = time.perf_counter()
         result = fit(run.method, task, run.num_simulations, run.seed)

@@ -1,7 +1,7 @@
 """Pytest plugin: sbi's own tests with our classes in their parents' place.
 
-`pytest -p tests.sbi_swap_plugin ...` on sbi's tests makes `from sbi.inference import
-NPE` give `MLNPE`, and `NLE` give `MLNLE`, under every name and path of the two.
+With `-p sbi_swap_plugin`, `from sbi.inference import NPE` gives `MLNPE`, and `NLE`
+gives `MLNLE`, under every name and path of the two. See `run.py`.
 """
 
 import sbi.inference

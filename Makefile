@@ -1,0 +1,46 @@
+# Two commands for users: `make demo` and `make test`. Both install what they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# two processes of one thread are faster than one of two
+RUN := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow test-sbi lint types benchmark install clean
+
+install: $(INSTALLED)
+
+# torch first, at the tested version: others pull in much more than is needed
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m sbi_multilevel.benchmark.demo --out results/demo.png
+
+test: $(INSTALLED)
+	$(RUN) -m "not slow" --doctest-modules
+
+test-slow: $(INSTALLED)
+	$(RUN) -m slow
+
+# sbi's own tests, with our classes in their parents' place
+test-sbi: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/sbi_suite/run.py -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# the table of the README; name the CAMELS file in SBI_MULTILEVEL_CAMELS
+benchmark: $(INSTALLED)
+	bash benchmarks/reproduce.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) .sbi-tests results build *.egg-info

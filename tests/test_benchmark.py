@@ -1,0 +1,248 @@
+"""Tasks, metrics and the command line of the benchmark, against analytic truths."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from torch.distributions import MultivariateNormal
+
+from sbi_multilevel.benchmark import __main__ as command_line
+from sbi_multilevel.benchmark import cost, demo
+from sbi_multilevel.benchmark.methods import METHODS, fit
+from sbi_multilevel.benchmark.metrics import grid_kl, nlpd, summarise
+from sbi_multilevel.benchmark.run import plus_minus
+from sbi_multilevel.benchmark.tasks import TASKS, get_task, ou
+from sbi_multilevel.benchmark.tasks.camels import Camels
+from sbi_multilevel.benchmark.tasks.g_and_k import (
+    GAndK,
+    exact_log_prob,
+    log_density,
+    quantile,
+)
+from sbi_multilevel.benchmark.tasks.toggle_switch import truncated_normal
+
+THETA = torch.tensor([1.0, 0.7, 1.5, 2.0], dtype=torch.float64)
+
+
+# ------------------------------------------------------------- contract of tasks
+
+
+@pytest.fixture
+def spectra(tmp_path):
+    """A file in the form of the CAMELS data, of random numbers."""
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(0.6, 1.0, (60, 6)).astype(np.float32)
+    low = theta[:, 1:2] + rng.normal(size=(60, 5))
+    arrays = dict(theta=theta, x_low=low, x_high=1.1 * low + 0.1)
+    names = np.array(["Omega_m", "sigma_8", "A", "B", "C", "D"])
+    np.savez(tmp_path / "spectra.npz", theta_names=names, **arrays)
+    return tmp_path / "spectra.npz"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_the_contract(name, spectra):
+    task = get_task(name, spectra)
+    counts = (30, 10, 6)[: len(task.num_simulations)]
+    sims, again = task.simulate(counts, seed=1), task.simulate(counts, seed=1)
+    assert sims.num_simulations == counts and len(task.costs) == len(counts)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(sims, again))
+    assert torch.isfinite(task.prior.log_prob(sims[0].theta)).all()
+    other = task.simulate(counts, seed=2)
+    assert torch.equal(sims[0].x, other[0].x) == (name == "camels")
+    correlation = np.corrcoef(sims[1].x.flatten(), sims[1].x_coarse.flatten())[0, 1]
+    assert correlation > 0.5
+    theta, x = task.simulate_high(8, seed=1)
+    assert x.shape[1:] == sims[0].x.shape[1:] and len(theta) == 8
+    network = task.build_network()(sims[0].theta, sims[0].x)
+    if task.family == "npe":
+        assert network.input_shape == sims[0].theta.shape[1:]
+    else:
+        assert network.input_shape == sims[0].x.shape[1:]
+
+
+def test_unknown_tasks_and_missing_files_are_refused(monkeypatch, spectra):
+    monkeypatch.delenv("SBI_MULTILEVEL_CAMELS", raising=False)
+    with pytest.raises(ValueError, match="task must be one of"):
+        get_task("gk")
+    with pytest.raises(ValueError, match="--data FILE"):
+        get_task("camels")
+    with pytest.raises(ValueError, match="needs 70 rows"):
+        Camels(spectra).simulate((60, 10), 0)
+
+
+# ------------------------------------------------------------- g-and-k
+
+
+def test_g_and_k_density_is_the_derivative_of_its_distribution():
+    z = torch.linspace(-4, 4, 101, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(quantile(THETA, z).sum(), z)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    expected = normal.log_prob(z.detach()) - slope.log()
+    assert torch.allclose(log_density(THETA, z.detach()), expected, atol=1e-12)
+
+
+def test_g_and_k_likelihood_integrates_to_one_and_inverts():
+    def density(x):
+        return exact_log_prob(THETA[None], torch.tensor([x])).exp().item()
+
+    assert integrate.quad(density, -60, 400, limit=400)[0] == pytest.approx(1, abs=1e-3)
+    z = torch.randn(50, dtype=torch.float64)
+    densities = exact_log_prob(THETA[None], quantile(THETA, z))
+    assert torch.allclose(densities[0], log_density(THETA, z), atol=1e-9)
+
+
+class _ExactGAndK:
+    """An estimator that is the exact density, times a factor."""
+
+    def __init__(self, shift=0.0):
+        self.shift = shift
+
+    def log_prob(self, x, theta):
+        return exact_log_prob(theta, x.flatten()).T + self.shift
+
+
+def test_kl_of_the_exact_density_is_zero_and_of_a_scaled_one_known():
+    task = GAndK()
+    task.num_test, task.num_nodes = 2, 40
+    exact = task.evaluate(_ExactGAndK(), torch.empty(0))
+    assert np.allclose(exact["kl"], 0, atol=1e-3)
+    assert np.allclose(exact["kl_grid"], 0, atol=1e-3)
+    shifted = task.evaluate(_ExactGAndK(-0.3), torch.empty(0))
+    assert np.allclose(shifted["kl"], 0.3, atol=1e-3)
+
+
+def test_grid_kl_of_two_normals_is_known():
+    x = torch.linspace(-15, 15, 5_000, dtype=torch.float64)
+    normal, other = (torch.distributions.Normal(m, s) for m, s in ((0, 1), (1, 2)))
+    expected = torch.distributions.kl_divergence(normal, other).item()
+    value = grid_kl(normal.log_prob(x), other.log_prob(x))
+    assert value == pytest.approx(expected, abs=1e-3)
+
+
+# ------------------------------------------------------------- other tasks
+
+
+def test_ou_likelihood_is_that_of_the_gaussian_process():
+    """The observed steps are jointly normal; mean and covariance by linear algebra."""
+    theta = torch.tensor([[0.4, 1.2, 0.3]], dtype=torch.float64)
+    gamma, mu, sigma = theta[0]
+    decay = 1 - gamma * ou.STEP
+    times = torch.tensor(ou.OBSERVED) + 1
+    mean = mu + (ou.START - mu) * decay**times
+    gap = (times[:, None] - times[None]).abs()
+    shortest = torch.minimum(times[:, None], times[None])
+    variance = sigma**2 * ou.STEP * (1 - decay ** (2 * shortest)) / (1 - decay**2)
+    exact = MultivariateNormal(mean, variance * decay**gap)
+    x = torch.randn(5, dtype=torch.float64) * 0.3 + 1
+    value = ou.log_likelihood(theta, x)
+    assert value.item() == pytest.approx(exact.log_prob(x).item(), abs=1e-8)
+
+
+def test_ou_grid_posterior_recovers_theta_on_average():
+    task = ou.OrnsteinUhlenbeck()
+    theta, x = task.simulate_high(60, seed=0)
+    draws = torch.stack([task.exact_posterior(row, 200, size=40) for row in x])
+    ranks = (draws < theta[:, None]).float().mean(dim=1)
+    # ranks of a calibrated posterior are uniform
+    assert (ranks.mean(dim=0) - 0.5).abs().max() < 4 * (1 / 12 / 60) ** 0.5
+
+
+def test_truncated_normal_has_the_scale_of_the_paper():
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    far = truncated_normal(torch.tensor(50.0, dtype=torch.float64), 1.0, u)
+    assert far.mean().item() == pytest.approx(50, abs=1e-3)
+    assert far.std().item() == pytest.approx(2**-0.5, abs=1e-3)
+    near = truncated_normal(torch.tensor(0.0, dtype=torch.float64), 1.0, u)
+    assert near.min() >= 0
+    assert near.mean().item() == pytest.approx(np.pi**-0.5, abs=1e-3)
+
+
+def test_camels_test_rows_are_those_not_trained_on(spectra):
+    task = Camels(spectra)
+    seen = []
+
+    class Recorder:
+        def log_prob(self, theta, x):
+            seen.append(x)
+            return torch.zeros(theta.shape[:2])
+
+    sims = task.simulate((50, 10), seed=0)
+    assert len(task.evaluate(Recorder(), sims[-1].x)["nlpd"]) == 50
+    assert not (seen[0][:, None] == sims[-1].x[None]).all(-1).any()
+
+
+# ------------------------------------------------------------- running
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_returns_an_estimator(method, monkeypatch):
+    task = get_task("ou")
+    monkeypatch.setattr(task, "paper_epochs", 2)
+    monkeypatch.setattr(task, "oracle_size", 50)
+    result = fit(method, task, (60, 20), seed=0)
+    theta, x = task.simulate_high(5, seed=3)
+    assert torch.isfinite(nlpd(result.estimator, theta, x)).all()
+    assert result.num_epochs > 0
+
+
+def test_the_command_line_writes_json_and_prints_a_table(tmp_path, capsys, spectra):
+    out = tmp_path / "deep" / "out.json"
+    options = ["--methods", "high", "ml", "--rows", "40,10", "--seeds", "2"]
+    given = ["camels", *options, "--data", str(spectra), "--out", str(out)]
+    command_line.main(given)
+    content = json.loads(out.read_text())
+    assert content["versions"]["sbi"].startswith("0.27")
+    records = content["records"]
+    assert [r["seed"] for r in records] == [0, 1, 0, 1]
+    assert str(spectra) not in json.dumps(content)
+    printed = capsys.readouterr().out
+    means = [r["nlpd"]["mean"] for r in records if r["method"] == "ml"]
+    assert f"| camels | 40 + 10 | ml | 2 | {plus_minus(means)} |" in printed
+
+
+def test_runs_are_the_same_by_seed(tmp_path, spectra):
+    values = []
+    for name in ("a", "b"):
+        options = ["camels", "--methods", "ml", "--rows", "40,10", "--seeds", "1"]
+        out = tmp_path / f"{name}.json"
+        command_line.main([*options, "--data", str(spectra), "--out", str(out)])
+        values.append(json.loads(out.read_text())["records"][0]["nlpd"])
+    assert values[0] == values[1]
+
+
+def test_summaries():
+    assert summarise([1.0, 2.0, 9.0]) == {"mean": 4.0, "median": 2.0}
+    assert plus_minus([1.0, 2.0, 3.0]) == "2.000 ± 0.577"
+
+
+def test_cost_of_a_step_is_a_ratio(capsys):
+    table = cost.step_costs(batch_sizes=(50,), models=("maf",))
+    ratio = float(table.splitlines()[-1].split("|")[-2])
+    assert 0 < ratio < 50
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_table_and_a_picture(tmp_path, capsys):
+    demo.main(["--out", str(tmp_path / "demo.png")])
+    assert (tmp_path / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in demo.LABELS.values())
+
+
+# ------------------------------------------------------------- real data
+
+
+def test_real_spectra_multilevel_beats_the_pairs_alone(camels_file):
+    """980 N-body spectra and 20 pairs, against the 20 high-fidelity rows; 3 seeds."""
+    task = Camels(camels_file, shuffle=True)
+    errors = {"high": [], "ml": []}
+    for seed in range(3):
+        for method, values in errors.items():
+            result = fit(method, task, (980, 20), seed)
+            task_errors = task.evaluate(result.estimator, result.trained_on)
+            values.append(summarise(task_errors["nlpd"])["mean"])
+    gap = np.array(errors["ml"]) - np.array(errors["high"])
+    standard_error = gap.std(ddof=1) / len(gap) ** 0.5
+    assert gap.mean() < 2 * standard_error
