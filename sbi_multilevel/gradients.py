@@ -99,8 +99,8 @@ def rescale(fine: Tensor, coarse: Tensor) -> Tensor:
 
     ::
 
-        >>> rescale(torch.tensor([3.0, 4.0]), torch.tensor([0.0, -1.0]))
-        tensor([-0., -5.])
+        >>> rescale(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
+        tensor([0., 5.])
     """
     length = coarse.norm()
     return coarse * (fine.norm() / length) if length > 0 else coarse

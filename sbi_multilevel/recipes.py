@@ -63,8 +63,9 @@ class Multilevel:
     ::
 
         >>> Multilevel(adjustment="project").terms(num_levels=2)
-        (Term(level=0, weight=1.0, coarse=False), \
-Term(level=1, weight=1.0, coarse=False), Term(level=1, weight=-1.0, coarse=True))
+        (Term(level=0, weight=1.0, coarse=False),
+         Term(level=1, weight=1.0, coarse=False),
+         Term(level=1, weight=-1.0, coarse=True))
     """
 
     adjustment: Adjustment = "rescale_project"

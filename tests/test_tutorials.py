@@ -19,7 +19,7 @@ def executed():
 
 def printed(notebook):
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    return "".join(out.get("text", "") for out in outputs)
+    return "\n".join(out.get("text", "") for out in outputs)
 
 
 def test_the_toggle_switch_tutorial_runs(executed):

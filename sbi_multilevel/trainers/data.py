@@ -13,10 +13,12 @@ from typing_extensions import Self
 from sbi_multilevel.simulations import (
     LevelSimulations,
     MultilevelSimulations,
+    merge_rows,
+)
+from sbi_multilevel.validation import (
     check_levels_are_consecutive,
     check_rows_fit,
     check_same_device,
-    merge_rows,
 )
 
 

@@ -123,7 +123,9 @@ class MultilevelMixin(MultilevelDataMixin):
         if self._is_multilevel:
             self._network_rows = self._term_rows.dataset.tensors[:3]
         try:
-            super()._initialize_neural_network(retrain_from_scratch, start_idx)
+            super()._initialize_neural_network(  # pyright: ignore[reportAbstractUsage]
+                retrain_from_scratch, start_idx
+            )
         finally:
             self._network_rows = None
 

@@ -82,7 +82,7 @@ class ToggleSwitch(BenchmarkTask):
         return likelihood_nn("mdn", hidden_features=20, num_components=2)
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
-        """Squared MMD between simulator and estimator at each theta, as in the paper."""
+        """Squared MMD of simulator and estimator at each theta, as in the paper."""
         thetas, exact = _test_samples(self.num_test, self.num_samples)
         with seeded(0):
             samples = estimator.sample((self.num_samples,), thetas).detach()

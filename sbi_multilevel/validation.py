@@ -1,0 +1,152 @@
+"""Checks of simulations: errors name the argument, what came, and the remedy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sbi_multilevel.simulations import LevelSimulations
+
+
+def check_levels_are_consecutive(levels: Sequence[int]) -> None:
+    """Raise unless `levels` is 0, 1, ..., L."""
+    if list(levels) != list(range(len(levels))) or not levels:
+        raise ValueError(
+            f"levels must be 0 (the cheapest), 1, ..., L without a gap and in this "
+            f"order, but are {list(levels)}. Add the missing levels, or renumber them."
+        )
+
+
+def check_rows_fit(rows: LevelSimulations, reference: LevelSimulations) -> None:
+    """Raise if theta or x of a row have another shape than in `reference`."""
+    for name in ("theta", "x"):
+        new, old = getattr(rows, name), getattr(reference, name)
+        if new.shape[1:] != old.shape[1:]:
+            raise ValueError(
+                f"{name} of level {rows.level} has shape {tuple(new.shape[1:])} a row, "
+                f"but that of level {reference.level} has {tuple(old.shape[1:])}. All "
+                "levels must share one shape: summarise the outputs to common features."
+            )
+
+
+def check_same_device(new: Tensor, old: Tensor, level: int) -> None:
+    """Raise if rows of `level` lie on another device than those before."""
+    if new.device != old.device:
+        raise ValueError(
+            f"The rows of level {level} are on device '{new.device}', those before on "
+            f"'{old.device}'. Move all of them to one device."
+        )
+
+
+def check_level(level: int) -> None:
+    """Raise unless `level` is an integer >= 0."""
+    if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        raise ValueError(
+            f"level must be an integer >= 0 (0 is the cheapest), but is {level!r}."
+        )
+
+
+def check_tensor(name: str, value: Tensor, level: int) -> None:
+    """Raise unless a column is a float32 tensor with at least two dimensions."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{name} of level {level} must be a float32 `torch.Tensor`, but is {found}."
+            f" Pass `torch.as_tensor({name}, dtype=torch.float32)`."
+        )
+    if value.ndim < 2:
+        raise ValueError(
+            f"{name} of level {level} must have shape (n, ...) with at least two "
+            f"dimensions, but has {tuple(value.shape)}. A scalar per row is (n, 1)."
+        )
+
+
+def check_shapes(columns: dict[str, Tensor], level: int) -> None:
+    """Raise unless the columns share length and device, and both sides a shape."""
+    lengths = {name: value.shape[0] for name, value in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"The rows of level {level} differ in length: {lengths}. Each theta needs "
+            "its own x (and x_coarse), in the same order."
+        )
+    devices = {name: str(value.device) for name, value in columns.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            f"The rows of level {level} lie on several devices: {devices}. Move all of "
+            "them to one, e.g. with `.to('cpu')`."
+        )
+    if "x_coarse" in columns and columns["x"].shape != columns["x_coarse"].shape:
+        raise ValueError(
+            f"x of level {level} has shape {tuple(columns['x'].shape)}, x_coarse "
+            f"{tuple(columns['x_coarse'].shape)}. Both levels must return the same "
+            "features: summarise the outputs to a common shape."
+        )
+
+
+def drop_invalid(columns: dict[str, Tensor], level: int) -> dict[str, Tensor]:
+    """Drop rows with NaN or inf in any column, with a warning that counts them."""
+    invalid = {
+        name: ~torch.isfinite(value).flatten(1).all(dim=1)
+        for name, value in columns.items()
+    }
+    dropped = torch.stack(list(invalid.values())).any(dim=0)
+    num_dropped, num_rows = int(dropped.sum()), dropped.numel()
+    if num_rows - num_dropped < 2:
+        raise ValueError(
+            f"Level {level} has {num_rows - num_dropped} valid rows of {num_rows}, but "
+            "needs at least 2. Simulate more rows, or mend those with NaN or inf."
+        )
+    if num_dropped == 0:
+        return columns
+    why = ", ".join(f"{int(bad.sum())} in {name}" for name, bad in invalid.items())
+    together = " The two sides of a pair are dropped together." * (len(columns) == 3)
+    warnings.warn(
+        f"Dropped {num_dropped} of {num_rows} rows of level {level}: NaN or inf "
+        f"({why}).{together} Likelihoods learned from the remaining rows are those of "
+        "valid outputs only: if failing depends on theta, they are biased.",
+        stacklevel=5,
+    )
+    return {name: value[~dropped] for name, value in columns.items()}
+
+
+def warn_if_pairing_looks_broken(x: Tensor, x_coarse: Tensor, level: int) -> None:
+    """Warn if the two sides of the pairs are the same, or have nothing in common."""
+    if torch.equal(x, x_coarse):
+        what = "is identical to x: was the same simulator run twice?"
+    elif len(x) >= 10 and not _are_associated(x, x_coarse):
+        what = "is uncorrelated with x: were both run at the same theta and noise?"
+    else:
+        return
+    warnings.warn(
+        f"The pairing of level {level} looks broken: x_coarse {what}", stacklevel=5
+    )
+
+
+def _are_associated(x: Tensor, x_coarse: Tensor, num_permutations: int = 99) -> bool:
+    """Permutation test (level 5 %) on the mean absolute rank correlation."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(x))[:500]
+    a, b = (
+        rankdata(value.flatten(1).cpu().numpy()[rows], axis=0)
+        for value in (x, x_coarse)
+    )
+    a, b = (value - value.mean(axis=0) for value in (a, b))
+    norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    varies = norm > 0
+    if not varies.any():
+        return True  # constant features say nothing about the pairing
+    a, b, norm = a[:, varies], b[:, varies], norm[varies]
+
+    def statistic(order: np.ndarray) -> float:
+        return float(np.mean(np.abs((a * b[order]).sum(axis=0)) / norm))
+
+    observed = statistic(np.arange(len(a)))
+    shuffled = [statistic(rng.permutation(len(a))) for _ in range(num_permutations)]
+    return observed > np.quantile(shuffled, 0.95)
