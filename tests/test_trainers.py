@@ -239,6 +239,8 @@ def test_pickling(cls):
 def test_options_of_the_data_loaders_are_passed_on(cls):
     trainer = make(cls)
     trainer.train(dataloader_kwargs={"num_workers": 1}, **FEW)
+    loaders = trainer.get_dataloaders(dataloader_kwargs={"num_workers": 1})
+    assert [loader.num_workers for loader in loaders] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,9 @@ def test_the_prior_and_its_restrictions_are_the_only_proposals(cls):
     restricted = RestrictedPrior(trainer._prior, lambda theta: theta[:, 0] > 0)
     trainer.append_multilevel_simulations(simulations(), proposal=restricted)
     other = RestrictedPrior(prior(), lambda theta: theta[:, 0] > 0)
+    unknown = cls(tracker=SilentTracker(), show_progress_bars=False)
+    with pytest.raises(ValueError, match="proposal is a MultivariateNormal"):
+        unknown.append_multilevel_simulations(simulations(), proposal=prior())
     with pytest.raises(ValueError, match="proposal is a RestrictedPrior"):
         trainer.append_multilevel_simulations(simulations(), proposal=other)
 

@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from sbi.inference.trainers.base import NeuralInference
+from sbi.utils import RestrictedPrior
 from torch import Tensor
 from typing_extensions import Self
 
@@ -48,7 +49,11 @@ class MultilevelDataMixin(NeuralInference):
 
     @overload
     def append_multilevel_simulations(
-        self, theta: MultilevelSimulations, *, data_device: str | None = None
+        self,
+        theta: MultilevelSimulations,
+        *,
+        proposal: Any = None,
+        data_device: str | None = None,
     ) -> Self: ...
 
     @overload
@@ -59,6 +64,7 @@ class MultilevelDataMixin(NeuralInference):
         x_coarse: Tensor | None = None,
         *,
         level: int,
+        proposal: Any = None,
         data_device: str | None = None,
     ) -> Self: ...
 
@@ -154,8 +160,8 @@ class MultilevelDataMixin(NeuralInference):
                 "proposal). Multilevel data can only be used with simulations from the "
                 "prior: use a new trainer for them."
             )
-        restricted = getattr(proposal, "_prior", None)
-        if proposal is not None and self._prior not in (proposal, restricted):
+        source = proposal._prior if isinstance(proposal, RestrictedPrior) else proposal
+        if proposal is not None and (source is None or source is not self._prior):
             raise ValueError(
                 f"proposal is a {type(proposal).__name__}, but multilevel data must be "
                 "drawn from the prior or a `RestrictedPrior` of it: the atomic "
