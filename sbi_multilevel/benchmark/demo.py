@@ -40,10 +40,10 @@ LABELS = {
     "ml": "ML-NLE, both",
 }
 COLORS = {"exact": "black", "high": "#0072B2", "low": "#999999", "ml": "#D55E00"}
-NUM_SAMPLES = 500
+NUM_SAMPLES = 400
 MCMC = {
-    "num_chains": 20,
-    "warmup_steps": 20,
+    "num_chains": 40,
+    "warmup_steps": 15,
     "thin": 1,
     "init_strategy": "resample",
     "init_strategy_parameters": {"num_candidate_samples": 200},

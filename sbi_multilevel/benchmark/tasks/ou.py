@@ -69,7 +69,7 @@ class OrnsteinUhlenbeck(BenchmarkTask):
     simulators = (stationary, process)
     costs = (1.0, float(NUM_STEPS))
     prior = BoxUniform(torch.tensor([0.1, 0.1, 0.1]), torch.tensor([1.0, 3.0, 0.6]))
-    num_test, num_c2st, num_samples = 1_000, 10, 1_000
+    num_test, num_c2st, num_samples = 1_000, 5, 500
 
     @staticmethod
     def noise(n: int, generator: torch.Generator) -> Tensor:
@@ -87,7 +87,7 @@ class OrnsteinUhlenbeck(BenchmarkTask):
         )
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
-        """NLPD at 1 000 test rows, C2ST to the exact posterior at 10 of them."""
+        """NLPD at 1 000 test rows, C2ST to the exact posterior at 5 of them."""
         theta, x = self.simulate_high(self.num_test, seed=10_000)
         scores = []
         for x_o in x[: self.num_c2st]:
