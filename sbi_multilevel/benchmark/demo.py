@@ -1,4 +1,4 @@
-"""The demo: a likelihood from 100 dear and 10 000 cheap simulations.
+"""The demo: a likelihood from 300 dear and 10 000 cheap simulations.
 
 `python -m sbi_multilevel.benchmark.demo` simulates the g-and-k distribution at two
 levels and fits the same network three times: by NLE on the high-fidelity rows alone,
@@ -31,7 +31,7 @@ from sbi_multilevel.benchmark.tasks.g_and_k import (
     quantile,
 )
 
-NUM_SIMULATIONS = (10_000, 100)
+NUM_SIMULATIONS = (10_000, 300)
 TRUE_THETA = torch.tensor([1.5, 1.0, 1.5, 2.0])
 NAMES = ("a", "b", "g", "k")
 LABELS = {
