@@ -188,7 +188,8 @@ class MultilevelMixin(MultilevelDataMixin):
         on many rows the second makes the backward passes cheaper.
         """
         term, weights = batch[-1], self._weights
-        if len(term) < _ROWS_FOR_SEPARATE_PASSES:
+        one_backward_pass = self._recipe.adjustment == "none"
+        if one_backward_pass or len(term) < _ROWS_FOR_SEPARATE_PASSES:
             losses = self._losses(batch, loss_args)
             means = term_means(losses, term.to(losses.device), len(weights))
             return list(weights * means)
