@@ -108,6 +108,20 @@ def test_any_recipe_trains_any_number_of_levels(cls, recipe, levels):
     assert losses[-1] < losses[0]
 
 
+def test_the_network_is_built_on_the_aligned_training_rows(cls):
+    seen, build = [], BUILDERS[cls]("mdn")
+
+    def builder(theta, x):
+        seen.append((theta, x))
+        return build(theta, x)
+
+    trainer = make(cls, builder, recipe=Multilevel(alignment="paired"))
+    trainer.train(**FEW)
+    theta, x, *_ = trainer._term_rows.dataset[trainer.train_indices]
+    assert len(seen) == 1
+    assert torch.equal(seen[0][0], theta) and torch.equal(seen[0][1], x)
+
+
 def test_settings_of_the_optimizer_reach_it(cls):
     recipe = Multilevel(betas=(0.85, 0.99), weight_decay=0.01)
     trainer = make(cls, recipe=recipe)
