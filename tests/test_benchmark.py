@@ -225,8 +225,8 @@ def test_cost_of_a_step_is_a_ratio(capsys):
 
 @pytest.mark.slow
 def test_the_demo_ends_with_a_table_and_a_picture(tmp_path, capsys):
-    demo.main(["--out", str(tmp_path / "demo.png")])
-    assert (tmp_path / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    demo.main(["--out", str(tmp_path / "new" / "demo.png")])
+    assert (tmp_path / "new" / "demo.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     assert all(label in printed for label in demo.LABELS.values())
 

@@ -161,6 +161,7 @@ def _draw(estimators: dict, samples: dict[str, Tensor], path: Path) -> None:
     axes[1].set_title("Posterior of 100 observations (dotted: truth)", loc="left")
     handles, names = axes[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
