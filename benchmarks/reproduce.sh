@@ -21,5 +21,5 @@ run toggle-switch-ablation toggle-switch \
 run toggle-switch toggle-switch --methods high equal-cost low ml ml-paired oracle
 run g-and-k g-and-k --rows 10000,50 10000,100 10000,300 --methods high ml ml-paired ml-paper
 run g-and-k-plain g-and-k --methods low oracle
-run ou ou --rows 1000,10 1000,50 --methods high low ml ml-paired oracle
+run ou ou --rows 1000,50 --methods high low ml ml-paired oracle
 "$python" -m sbi_multilevel.benchmark cost | tee "$out/cost.md"
