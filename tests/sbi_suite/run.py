@@ -23,7 +23,7 @@ FILES = (
     "linearGaussian_snpe_test.py",
     "save_and_load_test.py",
 )
-# asserts that a warning says "NPE_C"; ours says "MLNPE", the name of the class, as it must
+# asserts that a warning says "NPE_C"; ours says "MLNPE", the name of the class
 DESELECTED = (
     "inference_with_NaN_simulator_test.py"
     "::test_multiround_npe_c_warns_when_excluding_invalid_x",
