@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes every figure of the README's table: about 40 minutes on 2 cores.
+# Makes every figure of the README's table: about an hour on 2 cores.
 # SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra.
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -14,8 +14,8 @@ of level :math:`l` and as the coarse side of level :math:`l + 1`:
 The better :math:`T_l G_l` resembles :math:`G_L`, the smaller the corrections.
 
 `None` (default)
-    Rows stay as they are. On the four benchmark tasks neither kind below was better
-    than none at 5 seeds (see the table in the README).
+    Rows stay as they are. Neither kind below was better on all of the benchmark tasks
+    (see the table in the README).
 
 `"paired"`
     With :math:`m^\pm_l, s^\pm_l` the mean and standard deviation of each feature of `x`

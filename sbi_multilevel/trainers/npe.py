@@ -15,8 +15,8 @@ the differences have small variance where the levels agree, so few rows correct 
 bias. The variance of the loss is :math:`\sum_l V_l / n_l` with :math:`V_l =
 \mathrm{Var}[f_l - f_{l-1}]`, against :math:`\mathrm{Var}[f_L] / n` for NPE.
 
-Steps follow the adjusted gradient of Algorithm 1 (`sbi_multilevel.gradients`), on rows
-of lower levels that were moved to the scale of the highest one
+Steps follow the adjusted gradient of Algorithm 1 (`sbi_multilevel.gradients`). Rows of
+lower levels can be moved to the scale of the highest one before use
 (`sbi_multilevel.alignment`).
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
