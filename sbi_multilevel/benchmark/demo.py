@@ -5,6 +5,9 @@ levels and fits the same network three times: by NLE on the high-fidelity rows a
 by NLE on the low-fidelity rows alone, and by ML-NLE on both. It then infers the
 parameters of a data set of 100 observations with sbi's MCMC, beside the posterior of
 the exact density, prints a table, and draws one picture.
+
+The networks model asinh(x), as one would with tails as heavy as these (the benchmark
+keeps the x of the paper). Densities and divergences are those of x.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +35,37 @@ from sbi_multilevel.benchmark.tasks.g_and_k import (
     log_density,
     quantile,
 )
+from sbi_multilevel.simulation.noise import Simulator
 
 NUM_SIMULATIONS = (10_000, 300)
+
+
+def _compressed(theta: Tensor, noise: Tensor, simulator: Simulator) -> Tensor:
+    return torch.asinh(simulator(theta, noise))
+
+
+class CompressedGAndK(GAndK):
+    """The g-and-k task with x on the asinh scale."""
+
+    simulators = tuple(
+        partial(_compressed, simulator=simulator) for simulator in GAndK.simulators
+    )
+
+    def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
+        return super().evaluate(OnRawScale(estimator), trained_on)
+
+
+@dataclass(frozen=True)
+class OnRawScale:
+    """Density of x from the estimator of asinh(x)."""
+
+    estimator: Any
+
+    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
+        log_jacobian = -0.5 * torch.log1p(x[..., 0] ** 2)
+        return self.estimator.log_prob(torch.asinh(x), theta) + log_jacobian
+
+
 TRUE_THETA = torch.tensor([1.5, 1.0, 1.5, 2.0])
 NAMES = ("a", "b", "g", "k")
 LABELS = {
@@ -57,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     matplotlib.use("Agg")
-    task = GAndK()
+    task = CompressedGAndK()
     simulations = task.simulate(NUM_SIMULATIONS, seed=0)
     low, pairs = simulations
     cost_low, cost_high = task.costs
@@ -81,7 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
         estimators[name] = trainer.train().eval()
         seconds = time.perf_counter() - start
         kl = task.evaluate(estimators[name], pairs.x)["kl"]
-        posterior = trainer.build_posterior(mcmc_parameters=MCMC).set_default_x(x_o)
+        posterior = trainer.build_posterior(mcmc_parameters=MCMC)
+        posterior.set_default_x(torch.asinh(x_o))
         samples[name] = _sample(posterior, LABELS[name])
         lines.append((LABELS[name], np.mean(kl), *rows[name], seconds))
     _print_table(lines)
@@ -147,6 +182,7 @@ def _draw(estimators: dict, samples: dict[str, Tensor], path: Path) -> None:
     for name, estimator in estimators.items():
         with torch.no_grad():
             inputs = x.float().reshape(-1, 1, 1)
+            estimator = OnRawScale(estimator)
             density = estimator.log_prob(inputs, TRUE_THETA.unsqueeze(0)).exp()
         axes[0].plot(x, density[:, 0], color=COLORS[name], lw=1.8)
     axes[0].set(xlabel="x", ylabel="density", title="Likelihood at the true parameters")
