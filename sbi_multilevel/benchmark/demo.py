@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from sbi.inference import NLE, MCMCPosterior
 from sbi.inference.potentials.base_potential import CustomPotentialWrapper
+from sbi.neural_nets import likelihood_nn
 from torch import Tensor
 
 from sbi_multilevel import MLNLE
@@ -50,6 +52,9 @@ class CompressedGAndK(GAndK):
     simulators = tuple(
         partial(_compressed, simulator=simulator) for simulator in GAndK.simulators
     )
+
+    def build_network(self) -> Callable:
+        return likelihood_nn("nsf", num_transforms=1, tail_bound=5.0)
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
         return super().evaluate(OnRawScale(estimator), trained_on)
