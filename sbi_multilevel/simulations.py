@@ -24,6 +24,7 @@ from torch import Tensor
 from sbi_multilevel.validation import (
     check_level,
     check_levels_are_consecutive,
+    check_paired,
     check_rows_fit,
     check_same_device,
     check_shapes,
@@ -146,12 +147,7 @@ class MultilevelSimulations:
         object.__setattr__(self, "levels", tuple(self.levels))
         check_levels_are_consecutive([rows.level for rows in self.levels])
         for rows in self.levels[1:]:
-            if not rows.is_paired:
-                raise ValueError(
-                    f"The rows of level {rows.level} have no x_coarse. Rows above "
-                    f"level 0 must be paired: pass x_coarse, the output of level "
-                    f"{rows.level - 1} at the same theta and noise."
-                )
+            check_paired(rows)
             check_rows_fit(rows, self.levels[0])
             check_same_device(rows.theta, self.levels[0].theta, rows.level)
         if self.costs is not None:

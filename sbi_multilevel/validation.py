@@ -24,6 +24,16 @@ def check_levels_are_consecutive(levels: Sequence[int]) -> None:
         )
 
 
+def check_paired(rows: LevelSimulations) -> None:
+    """Raise if rows above level 0 have no coarse side."""
+    if rows.level > 0 and not rows.is_paired:
+        raise ValueError(
+            f"x_coarse is None with level={rows.level}: the rows of level {rows.level} "
+            "have no x_coarse. Rows above level 0 must be paired: pass the output of "
+            f"level {rows.level - 1} at the same theta and noise."
+        )
+
+
 def check_rows_fit(rows: LevelSimulations, reference: LevelSimulations) -> None:
     """Raise if theta or x of a row have another shape than in `reference`."""
     for name in ("theta", "x"):

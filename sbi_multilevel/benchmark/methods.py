@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class SilentTracker:
     def flush(self) -> None: ...
 
 
-def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> tuple[Any, int]:
+def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> Fit:
     trainer = {"nle": NLE, "npe": NPE}[task.family](
         task.prior,
         density_estimator=task.build_network(),
@@ -59,25 +59,26 @@ def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> tuple[Any, i
         show_progress_bars=False,
     )
     estimator = trainer.append_simulations(theta, x).train()
-    return estimator.eval(), trainer.summary["epochs_trained"][-1]
+    return Fit(estimator.eval(), x, trainer.summary["epochs_trained"][-1])
 
 
 def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """sbi's NPE/NLE, as it is, on the high-fidelity rows of the pairs."""
     rows = simulations[-1]
-    return Fit(*_order(_train_single(task, rows.theta, rows.x), rows.x))
+    return _train_single(task, rows.theta, rows.x)
 
 
 def low(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """sbi's NPE/NLE, as it is, on the rows of level 0."""
     rows = simulations[0]
-    return Fit(*_order(_train_single(task, rows.theta, rows.x), rows.x[:0]))
+    fit = _train_single(task, rows.theta, rows.x)
+    return replace(fit, trained_on=rows.x[:0])
 
 
 def oracle(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """sbi's NPE/NLE on many high-fidelity rows that nobody could afford."""
     theta, x = task.simulate_high(task.oracle_size, seed)
-    return Fit(*_order(_train_single(task, theta, x), x))
+    return _train_single(task, theta, x)
 
 
 def equal_cost(
@@ -86,7 +87,7 @@ def equal_cost(
     """sbi's NPE/NLE on as many high-fidelity rows as all simulations cost."""
     affordable = int((simulations.total_cost or 0.0) // task.costs[-1])
     theta, x = task.simulate_high(affordable, seed)
-    return Fit(*_order(_train_single(task, theta, x), x))
+    return _train_single(task, theta, x)
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,6 @@ def _paper(adjustment: str, alignment: str | None) -> MultilevelMethod:
         betas=(0.85, 0.999),
     )
     return MultilevelMethod(recipe, full_batch=True)
-
-
-def _order(trained: tuple[Any, int], x: Tensor) -> tuple[Any, Tensor, int]:
-    estimator, epochs = trained
-    return estimator, x, epochs
 
 
 def _name(adjustment: str) -> str:

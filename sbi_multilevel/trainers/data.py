@@ -18,6 +18,7 @@ from sbi_multilevel.simulations import (
 )
 from sbi_multilevel.validation import (
     check_levels_are_consecutive,
+    check_paired,
     check_rows_fit,
     check_same_device,
 )
@@ -182,12 +183,7 @@ class MultilevelDataMixin(NeuralInference):
         check_levels_are_consecutive(sorted(known | {rows.level for rows in parts}))
         first = self._rows_of(0) if known else parts[0]
         for rows in parts:
-            if rows.level > 0 and not rows.is_paired:
-                raise ValueError(
-                    f"x_coarse is None with level={rows.level}. Rows above level 0 "
-                    f"must be paired: pass the output of level {rows.level - 1} at the "
-                    "same theta and noise."
-                )
+            check_paired(rows)
             check_rows_fit(rows, first)
         if known:
             device = torch.device(data_device or self._device)
