@@ -1,22 +1,27 @@
 """Simulation-based inference with simulators of several fidelities, for sbi.
 
 Level 0 is the cheapest simulator, level L the one to infer with. Start at
-`simulate_multilevel` for data and at `MLNPE` or `MLNLE` for inference.
+`simulate_multilevel` for data and at `MLNPE` or `MFNPE` for inference.
 """
 
-from sbi_multilevel.recipes import Multilevel
+from sbi_multilevel.estimators import unconstrained
+from sbi_multilevel.recipes import Multilevel, Transfer
 from sbi_multilevel.simulation import one_at_a_time, simulate_multilevel
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.trainers import MLNLE, MLNPE
+from sbi_multilevel.trainers import MFNLE, MFNPE, MLNLE, MLNPE
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MFNLE",
+    "MFNPE",
     "MLNLE",
     "MLNPE",
     "LevelSimulations",
     "Multilevel",
     "MultilevelSimulations",
+    "Transfer",
     "one_at_a_time",
     "simulate_multilevel",
+    "unconstrained",
 ]

@@ -30,6 +30,10 @@ The better :math:`T_l G_l` resembles :math:`G_L`, the smaller the corrections.
     deviation and carried to those of the rows of level L. The map of :math:`G_l` then
     differs between the two places, so the sum telescopes only as all :math:`n_l` grow.
     We keep it to reproduce the paper.
+
+Transfer goes the other way round: its network is trained on level 0 first, so rows of
+higher levels are brought to the scale of level 0, and so is the x of an observation
+(`standardise_to`).
 """
 
 from __future__ import annotations
@@ -45,6 +49,30 @@ from sbi_multilevel.simulations import MultilevelSimulations
 
 AlignmentKind = Literal["paired", "own"]
 ALIGNMENTS: tuple[str, ...] = get_args(AlignmentKind)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and standard deviation of rows.
+
+    Args:
+        mean: Mean of each feature, shape `x_shape`, or one number, shape `()`.
+        std: Standard deviation, of the same shape.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Moments:
+        """Moments of rows `x`, shape `(n, *x_shape)`.
+
+        Each feature of a vector has its own; the entries of an image share one mean and
+        one standard deviation.
+        """
+        if x.ndim > 2:
+            return cls(x.mean(), x.std())
+        return cls(x.mean(dim=0), x.std(dim=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +99,18 @@ class AffineMap:
 
         A feature that does not vary in one of them is shifted, not scaled.
         """
-        spread, target_spread = source.std(dim=0), target.std(dim=0)
-        varies = (spread > 0) & (target_spread > 0)
-        safe = torch.where(varies, spread, torch.ones_like(spread))
-        scale = torch.where(varies, target_spread / safe, torch.ones_like(spread))
-        return cls(source.mean(dim=0), target.mean(dim=0), scale)
+        return cls.matching(
+            Moments(source.mean(dim=0), source.std(dim=0)),
+            Moments(target.mean(dim=0), target.std(dim=0)),
+        )
+
+    @classmethod
+    def matching(cls, source: Moments, target: Moments) -> AffineMap:
+        """Carry the moments `source` to `target`, as `between` does."""
+        varies = (source.std > 0) & (target.std > 0)
+        safe = torch.where(varies, source.std, torch.ones_like(source.std))
+        scale = torch.where(varies, target.std / safe, torch.ones_like(safe))
+        return cls(source.mean, target.mean, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,3 +166,23 @@ def _own(simulations: MultilevelSimulations, level: int, coarse: bool) -> Alignm
         x=(AffineMap.between(source, top.x),),
         theta=(AffineMap.between(rows.theta, top.theta),),
     )
+
+
+def standardise_to(
+    moments: Moments, simulations: MultilevelSimulations, levels: Sequence[int]
+) -> list[Alignment]:
+    """Carry the x of each level, by its own moments, to `moments`.
+
+    Args:
+        moments: Moments of the rows that the network was built on; one number for all
+            entries where x is an image or a series.
+        simulations: The rows to fit on: the training rows, without the held-out ones.
+        levels: The level of each alignment.
+
+    Returns:
+        One alignment for each of `levels`.
+    """
+    return [
+        Alignment(x=(AffineMap.matching(Moments.of(simulations[level].x), moments),))
+        for level in levels
+    ]

@@ -13,6 +13,7 @@ when they are made (by `sbi_multilevel.validation`), and nowhere again.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +25,16 @@ from torch import Tensor
 from sbi_multilevel.validation import (
     check_level,
     check_levels_are_consecutive,
-    check_paired,
     check_rows_fit,
     check_same_device,
     check_shapes,
     check_tensor,
-    drop_invalid,
+    check_weights,
+    valid_rows,
     warn_if_pairing_looks_broken,
 )
+
+_COLUMNS = ("theta", "x", "x_coarse", "weights")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,8 @@ class LevelSimulations:
         x: Outputs of the simulator of this level, shape `(n, *x_shape)`.
         x_coarse: Outputs of the simulator one level below at the same theta and the
             same noise, shape `(n, *x_shape)`; `None` where the rows are not paired.
+        weights: Weight of each row in the loss, shape `(n,)`, e.g. for rows that are no
+            draws from the prior; `None` where all weigh the same.
 
     Raises:
         ValueError: If the arguments do not fit each other, or if fewer than two valid
@@ -67,6 +72,7 @@ class LevelSimulations:
     theta: Tensor
     x: Tensor
     x_coarse: Tensor | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_level(self.level)
@@ -80,8 +86,13 @@ class LevelSimulations:
         for name, value in columns.items():
             check_tensor(name, value, self.level)
         check_shapes(columns, self.level)
-        for name, value in drop_invalid(columns, self.level).items():
-            object.__setattr__(self, name, value)
+        check_weights(self.weights, len(self.theta), self.level)
+        valid = valid_rows(columns, self.level)
+        if not valid.all():
+            kept = {**columns, "weights": self.weights}
+            for name, value in kept.items():
+                if value is not None:
+                    object.__setattr__(self, name, value[valid])
         if self.x_coarse is not None:
             warn_if_pairing_looks_broken(self.x, self.x_coarse, self.level)
 
@@ -96,16 +107,32 @@ class LevelSimulations:
     def __getitem__(self, index: Tensor) -> LevelSimulations:
         """Rows at `index`, without validating them a second time."""
         x_coarse = None if self.x_coarse is None else self.x_coarse[index]
-        return self.trusted(self.level, self.theta[index], self.x[index], x_coarse)
+        weights = None if self.weights is None else self.weights[index]
+        return self.trusted(
+            self.level, self.theta[index], self.x[index], x_coarse, weights
+        )
 
     @classmethod
     def trusted(
-        cls, level: int, theta: Tensor, x: Tensor, x_coarse: Tensor | None = None
+        cls,
+        level: int,
+        theta: Tensor,
+        x: Tensor,
+        x_coarse: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> LevelSimulations:
         """Rows that were validated before; nothing is checked or dropped."""
         rows = object.__new__(cls)
-        vars(rows).update(level=level, theta=theta, x=x, x_coarse=x_coarse)
+        columns = {"theta": theta, "x": x, "x_coarse": x_coarse, "weights": weights}
+        vars(rows).update(level=level, **columns)
         return rows
+
+    @property
+    def loss_weights(self) -> Tensor:
+        """Weights with mean 1, shape `(n,)`."""
+        if self.weights is None:
+            return torch.ones(len(self), device=self.theta.device)
+        return self.weights / self.weights.mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +140,14 @@ class MultilevelSimulations:
     r"""Rows of the levels 0 to L, one entry a level.
 
     Args:
-        levels: Rows of level 0, 1, ..., L in this order; all above level 0 are paired.
+        levels: Rows of level 0, 1, ..., L in this order. Those above level 0 are paired
+            or not; the multilevel recipe needs pairs, transfer does not.
         costs: Cost :math:`C_l` of one run of each simulator (seconds unless the user
             says otherwise), or `None` where unknown.
 
     Raises:
-        ValueError: If a level is missing, out of order, not paired, or has parameters
-            or outputs of another shape or device than level 0.
+        ValueError: If a level is missing, out of order, or has parameters or outputs
+            of another shape or device than level 0.
 
     Example:
     --------
@@ -147,7 +175,6 @@ class MultilevelSimulations:
         object.__setattr__(self, "levels", tuple(self.levels))
         check_levels_are_consecutive([rows.level for rows in self.levels])
         for rows in self.levels[1:]:
-            check_paired(rows)
             check_rows_fit(rows, self.levels[0])
             check_same_device(rows.theta, self.levels[0].theta, rows.level)
         if self.costs is not None:
@@ -175,12 +202,17 @@ class MultilevelSimulations:
 
     @property
     def total_cost(self) -> float | None:
-        r""":math:`n_0 C_0 + \sum_{l \ge 1} n_l (C_l + C_{l-1})`; `None` if unknown."""
+        r""":math:`n_0 C_0 + \sum_{l \ge 1} n_l (C_l + C_{l-1})`; `None` if unknown.
+
+        An unpaired row of level l costs :math:`C_l` only.
+        """
         if self.costs is None:
             return None
         below = (0.0, *self.costs[:-1])
-        per_row = [cost + coarse for cost, coarse in zip(self.costs, below)]
-        return sum(n * c for n, c in zip(self.num_simulations, per_row))
+        return sum(
+            len(rows) * (cost + coarse * rows.is_paired)
+            for rows, cost, coarse in zip(self.levels, self.costs, below)
+        )
 
     def select(self, indices: Sequence[Tensor]) -> MultilevelSimulations:
         """The rows at `indices[l]` of each level `l`."""
@@ -193,7 +225,7 @@ class MultilevelSimulations:
         if self.costs is not None:
             arrays["costs"] = np.array(self.costs)
         for rows in self.levels:
-            for name in ("theta", "x", "x_coarse"):
+            for name in _COLUMNS:
                 value = getattr(rows, name)
                 if value is not None:
                     arrays[f"{name}_{rows.level}"] = value.cpu().numpy()
@@ -217,11 +249,11 @@ class MultilevelSimulations:
             levels = [
                 LevelSimulations(
                     level,
-                    *(
-                        torch.from_numpy(file[f"{name}_{level}"])
-                        for name in ("theta", "x", "x_coarse")
+                    **{
+                        name: torch.from_numpy(file[f"{name}_{level}"])
+                        for name in _COLUMNS
                         if f"{name}_{level}" in file
-                    ),
+                    },
                 )
                 for level in range(int(file["num_levels"]))
             ]
@@ -230,14 +262,44 @@ class MultilevelSimulations:
 
 
 def merge_rows(parts: Iterable[LevelSimulations]) -> LevelSimulations:
-    """Rows of one level in one piece; `parts` are validated already."""
+    """Rows of one level in one piece; `parts` are validated already.
+
+    They stay paired only if all of them are.
+    """
     parts = list(parts)
     if len(parts) == 1:
         return parts[0]
     coarse = [part.x_coarse for part in parts if part.x_coarse is not None]
+    weighted = any(part.weights is not None for part in parts)
     return LevelSimulations.trusted(
         parts[0].level,
         torch.cat([part.theta for part in parts]),
         torch.cat([part.x for part in parts]),
-        torch.cat(coarse) if coarse else None,
+        torch.cat(coarse) if len(coarse) == len(parts) else None,
+        torch.cat([part.loss_weights for part in parts]) if weighted else None,
     )
+
+
+def merge_levels(parts: Iterable[LevelSimulations]) -> MultilevelSimulations:
+    """All rows, one entry a level; `parts` are validated already."""
+    by_level: dict[int, list[LevelSimulations]] = defaultdict(list)
+    for part in parts:
+        by_level[part.level].append(part)
+    return MultilevelSimulations(
+        tuple(merge_rows(by_level[level]) for level in sorted(by_level))
+    )
+
+
+def split_pairs(parts: Iterable[LevelSimulations]) -> list[LevelSimulations]:
+    """The same rows without pairs: a coarse side becomes rows of the level below."""
+    sides = []
+    for part in parts:
+        sides.append(_unpaired(part, part.level, part.x))
+        if part.x_coarse is not None:
+            sides.append(_unpaired(part, part.level - 1, part.x_coarse))
+    return sides
+
+
+def _unpaired(rows: LevelSimulations, level: int, x: Tensor) -> LevelSimulations:
+    """The theta and weights of `rows` with x of a level, unpaired."""
+    return LevelSimulations.trusted(level, rows.theta, x, weights=rows.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -100,8 +100,34 @@ def check_shapes(columns: dict[str, Tensor], level: int) -> None:
         )
 
 
-def drop_invalid(columns: dict[str, Tensor], level: int) -> dict[str, Tensor]:
-    """Drop rows with NaN or inf in any column, with a warning that counts them."""
+def check_weights(weights: Tensor | None, num_rows: int, level: int) -> None:
+    """Raise unless the weights are positive and finite, one a row."""
+    if weights is None:
+        return
+    check = weights if isinstance(weights, Tensor) else torch.empty(0)
+    if check.shape != (num_rows,) or not (check.isfinite() & (check > 0)).all():
+        raise ValueError(
+            f"weights of level {level} must be a tensor of {num_rows} finite numbers "
+            f"> 0, one a row, but has shape {tuple(check.shape)}"
+            + (f" and minimum {check.min()}." if check.numel() else ".")
+        )
+
+
+def check_inside(prior: Any, rows: LevelSimulations) -> None:
+    """Raise if theta of a row lies outside the support of the prior."""
+    outside = ~prior.support.check(rows.theta)
+    if outside.any():
+        first = rows.theta[outside][0].tolist()
+        raise ValueError(
+            f"theta of {int(outside.sum())} of {len(rows)} rows of level {rows.level} "
+            f"lies outside the support of the prior, e.g. {first}, but is modelled "
+            "inside it. Leave these rows out, pass the prior they were drawn from, or "
+            "use the recipe `Transfer(unconstrained=False)`."
+        )
+
+
+def valid_rows(columns: dict[str, Tensor], level: int) -> Tensor:
+    """Rows without NaN or inf in any column, with a warning that counts the others."""
     invalid = {
         name: ~torch.isfinite(value).flatten(1).all(dim=1)
         for name, value in columns.items()
@@ -113,17 +139,17 @@ def drop_invalid(columns: dict[str, Tensor], level: int) -> dict[str, Tensor]:
             f"Level {level} has {num_rows - num_dropped} valid rows of {num_rows}, but "
             "needs at least 2. Simulate more rows, or mend those with NaN or inf."
         )
-    if num_dropped == 0:
-        return columns
-    why = ", ".join(f"{int(bad.sum())} in {name}" for name, bad in invalid.items())
-    together = " The two sides of a pair are dropped together." * (len(columns) == 3)
-    warnings.warn(
-        f"Dropped {num_dropped} of {num_rows} rows of level {level}: NaN or inf "
-        f"({why}).{together} Likelihoods learned from the remaining rows are those of "
-        "valid outputs only: if failing depends on theta, they are biased.",
-        stacklevel=5,
-    )
-    return {name: value[~dropped] for name, value in columns.items()}
+    if num_dropped > 0:
+        why = ", ".join(f"{int(bad.sum())} in {name}" for name, bad in invalid.items())
+        together = " The two sides of a pair are dropped together."
+        warnings.warn(
+            f"Dropped {num_dropped} of {num_rows} rows of level {level}: NaN or inf "
+            f"({why}).{together * (len(columns) == 3)} Likelihoods learned from the "
+            "remaining rows are those of valid outputs only: if failing depends on "
+            "theta, they are biased.",
+            stacklevel=5,
+        )
+    return ~dropped
 
 
 def warn_if_pairing_looks_broken(x: Tensor, x_coarse: Tensor, level: int) -> None:

@@ -13,13 +13,14 @@ from sbi_multilevel.trainers.batches import (
 )
 from tests.linear_gaussian import simulations
 
+(STAGE,) = Multilevel().stages(3)
 counts_strategy = st.lists(st.integers(2, 500), min_size=2, max_size=4)
 
 
 @settings(max_examples=200, deadline=None)
 @given(counts=counts_strategy, batch_size=st.integers(1, 3_000))
 def test_rows_per_level(counts, batch_size):
-    sizes = rows_per_level(counts, batch_size)
+    sizes = rows_per_level(counts, batch_size, [1] + [2] * (len(counts) - 1))
     assert all(1 <= size <= count for size, count in zip(sizes, counts))
     in_all = sizes[0] + 2 * sum(sizes[1:])
     at_least = 1 + 2 * (len(counts) - 1)  # one row or pair of each level
@@ -49,7 +50,8 @@ def term_rows(recipe=Multilevel(alignment=None), fraction=0.1):
 
 def test_blocks_hold_the_rows_of_their_terms():
     sims, _, rows = term_rows()
-    theta, x, mask, term = rows.dataset.tensors
+    theta, x, mask, weight, term = rows.dataset.tensors
+    assert (weight == 1).all()
     assert term.tolist() == [0] * 40 + [1] * 10 + [2] * 10 + [3] * 6 + [4] * 6
     assert mask.all() and mask.shape == (72, 1)
     expected = [sims[0].x, sims[1].x, sims[1].x_coarse, sims[2].x, sims[2].x_coarse]
@@ -59,13 +61,13 @@ def test_blocks_hold_the_rows_of_their_terms():
 
 def test_every_batch_holds_whole_pairs_of_training_rows():
     _, split, rows = term_rows()
-    sampler = LevelBatchSampler(rows, split.train, batch_size=20)
+    sampler = LevelBatchSampler(rows, split.train, batch_size=20, stage=STAGE)
     batches = list(sampler)
     assert len(batches) == len(sampler) > 1
-    allowed = set(rows.indices(split.train).tolist())
+    allowed = set(rows.indices(split.train, STAGE.terms).tolist())
     for batch in batches:
         assert set(batch.tolist()) <= allowed
-        theta, _, _, term = rows.dataset[batch]
+        theta, *_, term = rows.dataset[batch]
         for fine, coarse in ((1, 2), (3, 4)):
             assert len(theta[term == fine]) > 0
             assert torch.equal(theta[term == fine], theta[term == coarse])
@@ -73,7 +75,7 @@ def test_every_batch_holds_whole_pairs_of_training_rows():
 
 def test_an_epoch_passes_once_through_the_largest_level():
     _, split, rows = term_rows()
-    sampler = LevelBatchSampler(rows, split.train, batch_size=16)
+    sampler = LevelBatchSampler(rows, split.train, batch_size=16, stage=STAGE)
     drawn = torch.cat(list(sampler))
     base = drawn[drawn < 40].tolist()
     assert len(base) == len(set(base))
@@ -82,5 +84,5 @@ def test_an_epoch_passes_once_through_the_largest_level():
 
 def test_full_batch_holds_everything_once():
     _, split, rows = term_rows(fraction=0.0)
-    (batch,) = LevelBatchSampler(rows, split.train, batch_size=10_000)
+    (batch,) = LevelBatchSampler(rows, split.train, batch_size=10_000, stage=STAGE)
     assert sorted(batch.tolist()) == list(range(72))

@@ -79,10 +79,12 @@ def test_loss_and_gradient_equal_those_by_hand(
     cls, adjustment, alignment, rows_for_separate_passes, monkeypatch
 ):
     monkeypatch.setattr(
-        "sbi_multilevel.trainers.mixin._ROWS_FOR_SEPARATE_PASSES",
+        "sbi_multilevel.trainers.epochs._ROWS_FOR_SEPARATE_PASSES",
         rows_for_separate_passes,
     )
-    recipe = Multilevel(adjustment, alignment, early_stopping=False)
+    recipe = Multilevel(
+        adjustment=adjustment, alignment=alignment, early_stopping=False
+    )
     sims = simulations()
     trainer = trained(cls, recipe, sims)
     maps = fit_alignments(alignment, sims, [(level, False) for level in range(3)])
@@ -120,7 +122,7 @@ def test_validation_loss_is_the_telescoping_sum_of_the_held_out_rows():
 
 
 def fresh_batch(counts, generator):
-    """Rows of all terms, `(theta, x, prior mask, term)`, drawn anew."""
+    """Rows of all terms, `(theta, x, prior mask, weight, term)`, drawn anew."""
     parts = []
     for level, count in enumerate(counts):
         theta, u = torch.randn(count, 2, generator=generator), noise(count, generator)
@@ -130,12 +132,13 @@ def fresh_batch(counts, generator):
     theta, x = (torch.cat(column) for column in zip(*parts))
     sizes = torch.tensor([len(part) for part, _ in parts])
     term = torch.repeat_interleave(torch.arange(len(parts)), sizes)
-    return theta, x, torch.ones(len(theta), 1, dtype=torch.bool), term
+    mask = torch.ones(len(theta), 1, dtype=torch.bool)
+    return theta, x, mask, torch.ones(len(theta)), term
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
 def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
-    trainer = trained(cls, Multilevel("none", alignment=None))
+    trainer = trained(cls, Multilevel(adjustment="none"))
     parameters = list(trainer._neural_net.parameters())
     generator = torch.Generator().manual_seed(0)
     multilevel, single = [], []

@@ -122,9 +122,6 @@ def test_levels_must_fit_each_other():
         MultilevelSimulations((rows(0), rows(1, k=4)))
     with pytest.raises(ValueError, match="theta of level 1"):
         MultilevelSimulations((rows(0), rows(1, d=5)))
-    unpaired = LevelSimulations(1, torch.rand(4, 2), torch.rand(4, 3))
-    with pytest.raises(ValueError, match="level 1 have no x_coarse"):
-        MultilevelSimulations((rows(0), unpaired))
     elsewhere = LevelSimulations.trusted(
         1, *(torch.rand(4, k).to("meta") for k in (2, 3, 3))
     )
@@ -141,6 +138,9 @@ def test_costs_must_fit(costs):
 def test_total_cost_counts_both_sides_of_a_pair():
     sims = MultilevelSimulations((rows(0), rows(1, 10), rows(2, 4)), (1.0, 3.0, 9.0))
     assert sims.total_cost == 30 * 1 + 10 * (3 + 1) + 4 * (9 + 3)
+    unpaired = LevelSimulations(1, torch.rand(10, 2), torch.rand(10, 3))
+    sims = MultilevelSimulations((rows(0), unpaired, rows(2, 4)), (1.0, 3.0, 9.0))
+    assert sims.total_cost == 30 * 1 + 10 * 3 + 4 * (9 + 3)
 
 
 def test_rows_are_immutable():

@@ -1,6 +1,6 @@
 """Trainers of sbi that learn from several levels."""
 
-from sbi_multilevel.trainers.nle import MLNLE
-from sbi_multilevel.trainers.npe import MLNPE
+from sbi_multilevel.trainers.nle import MFNLE, MLNLE
+from sbi_multilevel.trainers.npe import MFNPE, MLNPE
 
-__all__ = ["MLNLE", "MLNPE"]
+__all__ = ["MFNLE", "MFNPE", "MLNLE", "MLNPE"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -11,10 +11,12 @@ from sbi.utils import RestrictedPrior
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.parameters import LevelParameters
+from sbi_multilevel.recipes import Recipe
 from sbi_multilevel.simulations import (
     LevelSimulations,
     MultilevelSimulations,
-    merge_rows,
+    merge_levels,
 )
 from sbi_multilevel.validation import (
     check_levels_are_consecutive,
@@ -28,13 +30,24 @@ class MultilevelDataMixin(NeuralInference):
     """Keeps the level of each set of rows beside sbi's own lists of simulations.
 
     The rows themselves live where sbi keeps them, in `_theta_roundwise` and
-    `_x_roundwise`; only the level of an entry of these lists and its coarse side are
-    added here.
+    `_x_roundwise`; only the level of an entry of these lists, its coarse side and its
+    weights are added here. Entries without a level, those of `append_simulations`, are
+    of the highest level.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    _recipe: Recipe
+
+    def __init__(
+        self,
+        *args: Any,
+        parameters: Mapping[int, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ):
         self._entry_levels: dict[int, int] = {}
         self._x_coarse: dict[int, Tensor] = {}
+        self._weights: dict[int, Tensor] = {}
+        self._low_levels: set[int] = set()
+        self._parameters = None if parameters is None else LevelParameters(parameters)
         super().__init__(*args, **kwargs)
 
     @property
@@ -42,11 +55,7 @@ class MultilevelDataMixin(NeuralInference):
         """The rows of all levels appended so far; `None` before the first."""
         if not self._entry_levels:
             return None
-        parts: dict[int, list[LevelSimulations]] = defaultdict(list)
-        for entry in self._entry_levels:
-            parts[self._entry_levels[entry]].append(self._rows_of(entry))
-        levels = (merge_rows(parts[level]) for level in sorted(parts))
-        return MultilevelSimulations(tuple(levels))
+        return merge_levels(self._rows_of(entry) for entry in self._entry_levels)
 
     @overload
     def append_multilevel_simulations(
@@ -86,12 +95,13 @@ class MultilevelDataMixin(NeuralInference):
                 parameters of the rows of one level, shape `(n, d_theta)`.
             x: Outputs of the simulator of `level`, shape `(n, *x_shape)`.
             x_coarse: Outputs of the simulator of `level - 1` at the same theta and
-                noise, shape `(n, *x_shape)`. Required above level 0.
+                noise, shape `(n, *x_shape)`. The multilevel recipe requires it above
+                level 0, transfer does not.
             level: Level of the rows, 0 being the cheapest. Levels are appended in
                 rising order; more rows of a level may follow at any time.
             proposal: What theta was drawn from. Only the prior (or `None`, which means
-                the prior) and its restrictions are possible: the telescoping loss has
-                no correction for other proposals.
+                the prior) and its restrictions are possible: there is no correction
+                for other proposals that holds on several levels.
             data_device: Where to store the data; the device of training by default.
 
         Returns:
@@ -112,9 +122,10 @@ class MultilevelDataMixin(NeuralInference):
         elif x is None or level is None:
             raise ValueError(
                 f"x is {x if x is None else 'given'} and level is {level}, but rows of "
-                "one level need theta, x, level=..., and above level 0 x_coarse."
+                "one level need theta, x, level=..., and for pairs x_coarse."
             )
         else:
+            theta = self._complete(theta, level)
             parts = [LevelSimulations(level, theta, x, x_coarse)]
         self._check_appended(parts, data_device)
         for rows in parts:
@@ -131,10 +142,11 @@ class MultilevelDataMixin(NeuralInference):
         """Store unpaired rows of a cheaper simulator for later training.
 
         Args:
-            theta: Parameters drawn from the prior, shape `(n, d_theta)`.
+            theta: Parameters drawn from the prior, shape `(n, d_theta)`, or, where the
+                trainer was given `parameters`, the columns of this level.
             x: Outputs of the simulator of `level`, shape `(n, *x_shape)`.
             level: Level of the rows. The multilevel recipe can use unpaired rows of
-                level 0 only.
+                level 0 only. The highest level is above all of these.
             data_device: Where to store the data; the device of training by default.
 
         Returns:
@@ -143,16 +155,51 @@ class MultilevelDataMixin(NeuralInference):
         Raises:
             ValueError: If the rows do not fit. Nothing is stored then.
         """
-        if level != 0:
+        if level != 0 and self._recipe.needs_pairs:
             raise ValueError(
                 f"level={level} was passed, but unpaired rows above level 0 cannot "
                 "enter a telescoping sum. Simulate level "
                 f"{level} and the level below on the same theta and noise, and use "
-                "`append_multilevel_simulations`."
+                "`append_multilevel_simulations`, or the recipe 'transfer'."
             )
-        return self.append_multilevel_simulations(
+        self.append_multilevel_simulations(
             theta, x, level=level, data_device=data_device
         )
+        self._low_levels.add(level)
+        return self
+
+    def append_weighted_simulations(
+        self, theta: Tensor, x: Tensor, weights: Tensor
+    ) -> Self:
+        r"""Store rows of the highest level whose theta is no draw from the prior.
+
+        Args:
+            theta: Parameters, shape `(n, d_theta)`.
+            x: Outputs of the highest simulator, shape `(n, *x_shape)`.
+            weights: Weight of each row in the loss, shape `(n,)`, e.g. the importance
+                weights :math:`p(\\theta) / \\tilde p(\\theta)`.
+
+        Returns:
+            The trainer (so that calls can be chained).
+
+        Raises:
+            ValueError: If the rows do not fit, or the recipe needs pairs.
+        """
+        if self._recipe.needs_pairs:
+            raise ValueError(
+                "weights were passed, but rows without a partner cannot enter a "
+                "telescoping sum. Use the recipe 'transfer'."
+            )
+        rows = LevelSimulations(0, theta, x, weights=weights)
+        entry = len(self._theta_roundwise)
+        self.append_simulations(rows.theta, rows.x)
+        self._weights[entry] = rows.loss_weights.to(self._x_roundwise[entry].device)
+        return self
+
+    def _complete(self, theta: Tensor, level: int) -> Tensor:
+        if self._parameters is None:
+            return theta
+        return self._parameters.complete(theta, level, self._prior)
 
     def _check_single_round(self, proposal: Any) -> None:
         if self._data_round_index and max(self._data_round_index) > 0:
@@ -166,26 +213,29 @@ class MultilevelDataMixin(NeuralInference):
             raise ValueError(
                 f"proposal is a {type(proposal).__name__}, but multilevel data must be "
                 "drawn from the prior or a `RestrictedPrior` of it: the atomic "
-                "(multi-round) loss does not telescope over levels. Leave `proposal` "
-                "out, and draw theta from the prior."
+                "(multi-round) loss has no meaning over several levels. Leave "
+                "`proposal` out, and draw theta from the prior."
             )
 
     def _check_appended(
         self, parts: list[LevelSimulations], data_device: str | None
     ) -> None:
         known = set(self._entry_levels.values())
-        if len(self._entry_levels) != len(self._theta_roundwise):
+        if self._recipe.needs_pairs and len(self._entry_levels) != len(
+            self._theta_roundwise
+        ):
             raise ValueError(
                 "`append_simulations` was called before. Its rows have no level and no "
                 "partner below, so they cannot enter a telescoping sum: use a new "
                 "trainer, and append them as pairs (or as level 0)."
             )
         check_levels_are_consecutive(sorted(known | {rows.level for rows in parts}))
-        first = self._rows_of(0) if known else parts[0]
+        first = self._rows_of(0) if self._theta_roundwise else parts[0]
         for rows in parts:
-            check_paired(rows)
+            if self._recipe.needs_pairs:
+                check_paired(rows)
             check_rows_fit(rows, first)
-        if known:
+        if self._theta_roundwise:
             device = torch.device(data_device or self._device)
             check_same_device(
                 torch.empty(0, device=device), first.theta, parts[0].level
@@ -195,28 +245,47 @@ class MultilevelDataMixin(NeuralInference):
         entry = len(self._theta_roundwise)
         self.append_simulations(rows.theta, rows.x, data_device=data_device)
         self._entry_levels[entry] = rows.level
-        if rows.x_coarse is not None:
-            self._x_coarse[entry] = rows.x_coarse.to(self._x_roundwise[entry].device)
+        for store, column in (
+            (self._x_coarse, rows.x_coarse),
+            (self._weights, rows.weights),
+        ):
+            if column is not None:
+                store[entry] = column.to(self._x_roundwise[entry].device)
+
+    @property
+    def _highest_level(self) -> int:
+        """Level of the rows of `append_simulations`."""
+        if not self._entry_levels:
+            return 0
+        above = [level + 1 for level in self._low_levels]
+        return max([1, *self._entry_levels.values(), *above])
 
     def _rows_of(self, entry: int) -> LevelSimulations:
         return LevelSimulations.trusted(
-            self._entry_levels[entry],
+            self._entry_levels.get(entry, self._highest_level),
             self._theta_roundwise[entry],
             self._x_roundwise[entry],
             self._x_coarse.get(entry),
+            self._weights.get(entry),
         )
 
     def _check_trainable(self) -> MultilevelSimulations:
-        """All rows, or an error that says why they cannot be trained on."""
-        simulations = self.multilevel_simulations
-        assert simulations is not None
-        if len(self._entry_levels) != len(self._theta_roundwise):
+        """All rows as the recipe uses them, or why they cannot be trained on."""
+        entries = range(len(self._theta_roundwise))
+        if max(self._data_round_index) > 0:
+            self._check_single_round(None)
+        plain = len(entries) - len(self._entry_levels)
+        if self._recipe.needs_pairs and plain:
             raise ValueError(
                 "`append_simulations` was called beside multilevel rows. Rows without "
                 "a level cannot enter a telescoping sum: append them as pairs of the "
                 "highest level with `append_multilevel_simulations`, in a new trainer."
             )
-        if len(simulations) < 2:
+        parts = [self._rows_of(entry) for entry in entries]
+        for rows in parts:
+            check_rows_fit(rows, parts[0])
+        simulations = self._recipe.arrange(parts)
+        if self._recipe.needs_pairs and len(simulations) < 2:
             raise ValueError(
                 f"Only level 0 was appended ({len(simulations[0])} rows). Append pairs "
                 "of level 1, or, if there is one simulator only, `append_simulations`."

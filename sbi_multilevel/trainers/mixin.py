@@ -1,73 +1,105 @@
-"""What makes a single-level trainer of sbi a multilevel one.
+"""What makes a single-level trainer of sbi one of several levels.
 
 The mixin sits in front of a trainer of sbi in the method resolution order and takes
 over the steps of training that see more than one level: the batches, the rows the
-network is built from, an epoch of training, an epoch of validation, and when to stop.
-Everything else, from the loss of a row to the posterior, is the parent's. With
-`append_simulations` alone every method hands over to the parent at once.
+network is built from, the stages, and, in `sbi_multilevel.trainers.epochs`, an epoch
+and when to stop. Everything else, from the loss of a row to the posterior, is the
+parent's. With `append_simulations` alone every method hands over to the parent at once.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
-import torch
-from sbi.inference.trainers._contracts import LossArgs
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from torch import Tensor
-from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.utils.data import DataLoader
+from typing_extensions import Self
 
-from sbi_multilevel.gradients import (
-    adjusted_gradient,
-    assign_gradient,
-    term_means,
-)
-from sbi_multilevel.recipes import Multilevel, get_recipe
-from sbi_multilevel.trainers.batches import (
-    LevelBatchSampler,
-    LevelSplit,
-    TermRows,
-)
+from sbi_multilevel.alignment import Moments
+from sbi_multilevel.estimators import MappedEstimator, Modelled
+from sbi_multilevel.recipes import Recipe, Stage, get_recipe
+from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
 from sbi_multilevel.trainers.data import MultilevelDataMixin
+from sbi_multilevel.trainers.epochs import EpochMixin
+from sbi_multilevel.trainers.network import (
+    WarmStart,
+    builder_for,
+    frees_theta,
+    frozen,
+    take_over,
+)
+from sbi_multilevel.validation import check_inside
 
-# From so many rows a step on, a forward pass a term costs less than backward passes
-# through one graph of all rows (measured: `python -m sbi_multilevel.benchmark cost`).
-_ROWS_FOR_SEPARATE_PASSES = 1_000
 
-
-class MultilevelMixin(MultilevelDataMixin):
+class MultilevelMixin(EpochMixin):
     """Trains a network of sbi on rows of several levels, as a recipe says.
 
     Args:
-        recipe: Name of a recipe, or a recipe, e.g. `Multilevel(adjustment="project")`.
+        recipe: Name of a recipe, or a recipe, e.g. `Multilevel(adjustment="project")`
+            or `Transfer(fine_tuning_rate=0.1)`.
+        parameters: Names of the columns of theta that each level has, the highest
+            included, where levels differ, e.g. `{0: ("mu",), 1: ("mu", "sigma")}`. See
+            `sbi_multilevel.parameters`.
 
     All other arguments are those of the parent.
     """
 
-    _term_rows: TermRows  # the rows trained on, set by `get_dataloaders`
+    _modelled: ClassVar[Modelled]
+    _default_recipe: ClassVar[str] = "multilevel"
 
     def __init__(
-        self, *args: Any, recipe: str | Multilevel = "multilevel", **kwargs: Any
+        self,
+        *args: Any,
+        recipe: str | Recipe | None = None,
+        parameters: Mapping[int, Sequence[str]] | None = None,
+        **kwargs: Any,
     ):
-        self._recipe = get_recipe(recipe)
+        self._recipe = get_recipe(self._default_recipe if recipe is None else recipe)
         self._split: LevelSplit | None = None
+        self._fold: Fold | None = None
         self._network_rows: tuple[Tensor, ...] | None = None
-        super().__init__(*args, **kwargs)
+        self._warm_start: WarmStart | None = None
+        self._stage_index = 0
+        self._trained: dict[Stage, tuple[int, ...]] = {}
+        given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
+        self._is_named = isinstance(given.get("density_estimator", ""), str)
+        super().__init__(*args, parameters=parameters, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments beside ours in `help` and in editors."""
         super().__init_subclass__(**kwargs)
         following = cls.__mro__[cls.__mro__.index(MultilevelDataMixin) + 1 :]
         parent = next(base for base in following if "__init__" in vars(base))
-        own = inspect.signature(MultilevelMixin).parameters["recipe"]
-        parameters = [*inspect.signature(parent).parameters.values(), own]
+        own = inspect.signature(MultilevelMixin).parameters
+        added = (
+            own["recipe"].replace(default=cls._default_recipe),
+            own["parameters"],
+        )
+        parameters = [*inspect.signature(parent).parameters.values(), *added]
         cls.__signature__ = inspect.Signature(parameters)
 
-    @property
-    def _is_multilevel(self) -> bool:
-        return bool(self._entry_levels)
+    def __getstate__(self) -> dict:
+        """As the parent, without the copy of the rows that training works on."""
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_term_rows", "_held_out")}
+
+    def warm_start(self, source: WarmStart) -> Self:
+        """Start training from weights that were trained before, of any trainer of sbi.
+
+        Args:
+            source: An estimator, as `train` of a trainer of sbi returns it (it is
+                copied), or a file written by `torch.save(estimator.state_dict(),
+                path)`; it is read without unpickling.
+
+        Returns:
+            The trainer (so that calls can be chained).
+        """
+        self._warm_start = source
+        return self
 
     # Batches and network
 
@@ -81,34 +113,54 @@ class MultilevelMixin(MultilevelDataMixin):
     ) -> tuple[DataLoader, DataLoader]:
         """Return loaders of batches of `training_batch_size` rows over all terms.
 
-        Arguments are those of the parent. With multilevel rows a batch is
-        `(theta, x, prior_masks, term)`, see `sbi_multilevel.trainers.batches`; a batch
-        size of at least the number of all rows (a pair counting as two) is full batch.
+        Arguments are those of the parent. With rows of several levels a batch is
+        `(theta, x, prior_masks, term)`, see `sbi_multilevel.trainers.batches`, and the
+        loaders are those of the first stage; a batch size of at least the number of all
+        rows (a pair counting as two) is full batch.
         """
-        if not self._is_multilevel:
+        if not self._uses_recipe:
+            if self._fold is not None and not resume_training:
+                self._hold_out_fold(starting_round, validation_fraction)
             return super().get_dataloaders(
                 starting_round,
                 training_batch_size,
                 validation_fraction,
-                resume_training,
+                resume_training or self._fold is not None,
                 dataloader_kwargs,
             )
         simulations = self._check_trainable()
+        if frees_theta(self._recipe, self._modelled, self._prior, self._is_named):
+            for level in simulations:
+                check_inside(self._prior, level)
         if not resume_training or self._split is None:
             fraction = validation_fraction if self._recipe.early_stopping else 0.0
-            self._split = LevelSplit.random(simulations.num_simulations, fraction)
-        rows = TermRows.of(simulations, self._split, self._recipe)
+            counts = simulations.num_simulations
+            self._split = LevelSplit.random(counts, fraction, self._fold)
+        rows = TermRows.of(simulations, self._split, self._recipe, self._moments)
         self._term_rows = rows
-        self.train_indices = rows.indices(self._split.train)
-        self.val_indices = rows.indices(self._split.validation)
-        options = {"batch_size": None, **(dataloader_kwargs or {})}
-        sampler = LevelBatchSampler(rows, self._split.train, training_batch_size)
-        held_out = self.val_indices.split(training_batch_size)
-        chunks = held_out if len(self.val_indices) > 0 else ()
-        return (
-            DataLoader(rows.dataset, sampler=sampler, **options),
-            DataLoader(rows.dataset, sampler=chunks, **options),
-        )
+        self._counts = simulations.num_simulations
+        self._loader_options = (training_batch_size, dataloader_kwargs or {})
+        first = self._stages[0]
+        self.train_indices = rows.indices(self._split.train, first.terms)
+        self.val_indices = rows.indices(self._split.validation, first.terms)
+        return stage_loaders(rows, self._split, first, *self._loader_options)
+
+    def _hold_out_fold(self, starting_round: int, validation_fraction: float) -> None:
+        """Set sbi's own indices to those of a fold, for rows of one level."""
+        assert self._fold is not None
+        count = len(super().get_simulations(starting_round)[0])
+        split = LevelSplit.random([count], validation_fraction, self._fold)
+        (self.train_indices,), (self.val_indices,) = split.train, split.validation
+
+    @property
+    def _stages(self) -> tuple[Stage, ...]:
+        return self._recipe.stages(len(self._counts), self._warm_start is not None)
+
+    @property
+    def _moments(self) -> Moments | None:
+        """Moments of the x that the network was built on."""
+        network = self._warm_start if self._neural_net is None else self._neural_net
+        return network.moments if isinstance(network, MappedEstimator) else None
 
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return theta, x and prior masks: as the parent; fine sides of all levels."""
@@ -119,105 +171,93 @@ class MultilevelMixin(MultilevelDataMixin):
     def _initialize_neural_network(
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
-        """Build the network on the aligned training rows: they set its z-scoring."""
-        if self._is_multilevel:
-            self._network_rows = self._term_rows.dataset.tensors[:3]
+        """Build the network on the rows of the first stage: they set its z-scoring."""
+        if not self._uses_recipe:
+            super()._initialize_neural_network(retrain_from_scratch, start_idx)
+            return
+        build = self._build_neural_net
+        wanted = builder_for(
+            self._recipe, build, self._modelled, self._prior, self._is_named
+        )
+        rows = self._term_rows.dataset.tensors[:3]
+        is_new = self._neural_net is None or retrain_from_scratch
+        if is_new and self._warm_start is not None:
+            theta, x = (column[self.train_indices].cpu() for column in rows[:2])
+            self._neural_net = take_over(
+                self._warm_start, wanted, self._modelled, theta, x
+            )
+            return
+        self._network_rows, self._build_neural_net = rows, wanted
         try:
             super()._initialize_neural_network(  # pyright: ignore[reportAbstractUsage]
                 retrain_from_scratch, start_idx
             )
         finally:
-            self._network_rows = None
+            self._network_rows, self._build_neural_net = None, build
 
-    # Epochs
+    # Stages
 
-    def _train_epoch(
+    def _run_training_loop(
         self,
         train_loader: DataLoader,
-        clip_max_norm: float | None,
-        loss_args: LossArgs | None,
-    ) -> float:
-        if not self._is_multilevel:
-            return super()._train_epoch(train_loader, clip_max_norm, loss_args)
-        for group in self.optimizer.param_groups:
-            group["betas"] = self._recipe.betas
-            group["weight_decay"] = self._recipe.weight_decay
-        parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
-        means = []
-        for batch in train_loader:
-            values = self._term_values(batch, loss_args)
-            gradient = adjusted_gradient(values, parameters, self._recipe.adjustment)
-            assign_gradient(gradient, parameters)
-            if clip_max_norm is not None:
-                clip_grad_norm_(parameters, max_norm=clip_max_norm)
-            self.optimizer.step()
-            means.append(torch.stack(values).detach())
-        return self._log_levels("training_loss", torch.stack(means).mean(dim=0))
+        val_loader: DataLoader,
+        train_config: TrainConfig,
+        loss_args: LossArgs | None = None,
+        summarization_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Train the stages whose rows are new, each until it stops by itself."""
+        run = super()._run_training_loop
+        if not self._uses_recipe:
+            return run(
+                train_loader, val_loader, train_config, loss_args, summarization_kwargs
+            )
+        if train_config.retrain_from_scratch:
+            self._trained.clear()
+        resume, network = train_config.resume_training, self._neural_net
+        self._read_x_through(None)
+        try:
+            for index in self._stages_to_run(resume):
+                stage = self._stages[index]
+                self._stage = stage
+                config = replace(
+                    train_config,
+                    learning_rate=train_config.learning_rate * stage.rate,
+                    resume_training=resume and index == self._stage_index,
+                )
+                self._stage_index = index
+                loaders = stage_loaders(
+                    self._term_rows, self._split, stage, *self._loader_options
+                )
+                self._held_out = (loaders[1], loss_args)
+                with frozen(network, stage.freeze):
+                    run(*loaders, config, loss_args, summarization_kwargs)
+                self._trained[stage] = self._rows_of_stage(stage)
+        finally:
+            self._read_x_through(self._stages[-1])
+        return network
 
-    def _validate_epoch(
-        self, val_loader: DataLoader, loss_args: LossArgs | None
-    ) -> float:
-        """The telescoping loss on the held-out rows; NaN where none are held out."""
-        if not self._is_multilevel:
-            return super()._validate_epoch(val_loader, loss_args)
-        if len(val_loader) == 0:
-            return float("nan")
-        with torch.no_grad():
-            parts = [(self._losses(b, loss_args), b[-1]) for b in val_loader]
-        losses, term = (torch.cat(column) for column in zip(*parts))
-        means = term_means(losses, term.to(losses.device), len(self._weights))
-        return self._log_levels("validation_loss", means * self._weights)
-
-    @property
-    def _weights(self) -> Tensor:
-        weights = [term.weight for term in self._term_rows.terms]
-        return torch.tensor(weights, device=self._device)
-
-    def _losses(self, batch: Sequence[Tensor], loss_args: LossArgs | None) -> Tensor:
-        """The parent's loss of each row."""
-        if loss_args is None:
-            return self._get_losses(batch=batch[:-1])
-        return self._get_losses(batch=batch[:-1], loss_args=loss_args)
-
-    def _term_values(
-        self, batch: Sequence[Tensor], loss_args: LossArgs | None
-    ) -> list[Tensor]:
-        """The signed means of the terms, whose sum is the loss.
-
-        One pass over all rows and one over the rows of each term give the same values;
-        on many rows the second makes the backward passes cheaper.
-        """
-        term, weights = batch[-1], self._weights
-        one_backward_pass = self._recipe.adjustment == "none"
-        if one_backward_pass or len(term) < _ROWS_FOR_SEPARATE_PASSES:
-            losses = self._losses(batch, loss_args)
-            means = term_means(losses, term.to(losses.device), len(weights))
-            return list(weights * means)
-        passes = ([column[term == t] for column in batch] for t in range(len(weights)))
+    def _stages_to_run(self, resume: bool) -> range | list[int]:
+        """Indices of the stages to train; all but the last only on new rows."""
+        stages = self._stages
+        if resume:
+            return range(self._stage_index, len(stages))
+        last = len(stages) - 1
         return [
-            weight * self._losses(rows, loss_args).mean()
-            for weight, rows in zip(weights, passes, strict=True)
+            index
+            for index, stage in enumerate(stages)
+            if index == last or self._trained.get(stage) != self._rows_of_stage(stage)
         ]
 
-    def _log_levels(self, name: str, values: Tensor) -> float:
-        """Sum of the signed means; logs the part of each level on the way."""
-        terms = self._term_rows.terms
-        for level in range(terms[-1].level + 1):
-            part = sum(v.item() for v, t in zip(values, terms) if t.level == level)
-            self._tracker.log_metric(f"{name}/level_{level}", part, step=self.epoch)
-            self._summary.setdefault(f"{name}_level_{level}", []).append(part)
-        return values.sum().item()
+    def _rows_of_stage(self, stage: Stage) -> tuple[int, ...]:
+        return tuple(self._counts[level] for level in stage.levels)
 
-    # Stopping
-
-    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
-        if self._is_multilevel and not self._recipe.early_stopping:
-            self._best_val_loss = float("nan")  # keeps the weights of the last epoch
-            self._best_model_state_dict = None
-            return False
-        return super()._converged(epoch, stop_after_epochs)
-
-    def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
-        if self._is_multilevel and not self._recipe.early_stopping:
-            return  # a fixed number of epochs was asked for
-        super()._report_convergence_at_end(epoch, max_num_epochs)
+    def _read_x_through(self, stage: Stage | None) -> None:
+        """Align what the network reads as the rows of a stage; `None`: as it is."""
+        if not isinstance(self._neural_net, MappedEstimator):
+            return
+        if stage is None:
+            self._neural_net.read_x_through(None)
+            return
+        position = self._term_rows.positions(stage.terms)[-1]
+        maps = self._term_rows.alignments[position].x
+        self._neural_net.read_x_through(maps[0] if maps else None)

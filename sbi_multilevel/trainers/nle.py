@@ -46,3 +46,40 @@ class MLNLE(MultilevelMixin, NLE):
         >>> likelihood.log_prob(torch.zeros(1, 3, 1), torch.zeros(3, 1)).shape
         torch.Size([1, 3])
     """
+
+    _modelled = "x"
+
+
+class MFNLE(MLNLE):
+    r"""NLE pre-trained on cheaper simulators and fine-tuned on the dear one (MF-NLE).
+
+    As `MFNPE`, with the loss :math:`-\log q_\phi(x \mid \theta)`: the likelihood of
+    level 0 is where training on level 1 starts, and so on to level L. Where levels are
+    aligned (see `Transfer`), the density of x accounts for the change of scale.
+
+    Takes every argument of `sbi.inference.NLE`, `recipe` and `parameters`. With
+    `append_simulations` alone it *is* NLE, weight by weight.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFNLE
+        >>> prior = BoxUniform(-torch.ones(1), torch.ones(1))
+        >>> theta_low, theta_high = prior.sample((500,)), prior.sample((50,))
+        >>> inference = MFNLE(prior, density_estimator="mdn", show_progress_bars=False)
+        >>> inference = inference.append_lowfidelity_simulations(
+        ...     theta_low, theta_low + torch.randn(500, 1)
+        ... )
+        >>> inference = inference.append_simulations(
+        ...     theta_high, 1.1 * theta_high + torch.randn(50, 1)
+        ... )
+        >>> likelihood = inference.train(max_num_epochs=2)
+        >>> likelihood.log_prob(torch.zeros(1, 3, 1), torch.zeros(3, 1)).shape
+        torch.Size([1, 3])
+    """
+
+    _default_recipe = "transfer"

@@ -67,3 +67,54 @@ class MLNPE(MultilevelMixin, NPE):
         >>> samples.shape
         torch.Size([10, 2])
     """
+
+    _modelled = "theta"
+
+
+class MFNPE(MLNPE):
+    r"""NPE pre-trained on cheaper simulators and fine-tuned on the dear one (MF-NPE).
+
+    The network :math:`q_\phi(\theta \mid x)` is trained on the rows of level 0 until
+    early stopping,
+
+    .. math:: \phi_0 = \arg\min_\phi -\frac1{n_0} \sum_i
+        \log q_\phi(\theta_i \mid G_0(\theta_i, u_i)),
+
+    and from :math:`\phi_0` on those of level 1, and so on to level L, nothing frozen.
+    Early stopping near the starting point is what carries the cheap rows over: the
+    minimum itself is that of the highest level alone. See `Transfer` for the settings,
+    `warm_start` for weights trained elsewhere. It differs from `MLNPE` in its default
+    recipe only; rows need not be paired.
+
+    Takes every argument of `sbi.inference.NPE`, `recipe` and `parameters`. With
+    `append_simulations` alone it *is* NPE, weight by weight.
+
+    Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026),
+    *Multifidelity simulation-based inference for computationally expensive simulators*,
+    ICLR 2026, arXiv:2502.08416, Algorithm 1.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFNPE
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> theta_low, theta_high = prior.sample((500,)), prior.sample((50,))
+        >>> x_low = theta_low + 0.3 * torch.randn(500, 2)
+        >>> x_high = theta_high + 0.1 * theta_high**2 + 0.3 * torch.randn(50, 2)
+        >>> inference = MFNPE(prior, density_estimator="nsf", show_progress_bars=False)
+        >>> inference = inference.append_lowfidelity_simulations(theta_low, x_low)
+        >>> inference = inference.append_simulations(theta_high, x_high)
+        >>> _ = inference.train(max_num_epochs=2)
+        >>> posterior = inference.build_posterior()
+        >>> samples = posterior.sample(
+        ...     (10,), x=torch.zeros(1, 2), show_progress_bars=False
+        ... )
+        >>> samples.shape
+        torch.Size([10, 2])
+    """
+
+    _default_recipe = "transfer"

@@ -1,0 +1,172 @@
+r"""A density estimator of sbi seen through maps of theta and x.
+
+Two maps are put in front of any estimator :math:`q`. With
+:math:`\vartheta = T^{-1}(\theta)` unconstrained and :math:`x' = a + b\,x`, NPE models
+
+.. math::
+
+    q(\theta \mid x) = q'(\vartheta \mid x')\,
+    \left| \det \frac{\partial \vartheta}{\partial \theta} \right| ,
+
+so that no mass leaks out of the support of the prior, and NLE models
+
+.. math::  q(x \mid \theta) = q'(x' \mid \theta) \, \prod_i |b_i| .
+
+:math:`T` is sbi's own transform of the prior (`sbi.utils.mcmc_transform`: logit for a
+box, log for positive parameters, a shift and scale for unbounded ones). The map of x is
+the identity until training sets it: transfer pre-trains on low-fidelity x and then
+reads high-fidelity x at the scale of the low one (`sbi_multilevel.alignment`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils import mcmc_transform
+from sbi.utils.sbiutils import CallableTransform
+from torch import Tensor, nn
+
+from sbi_multilevel.alignment import AffineMap, Moments
+
+Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
+Modelled = Literal["theta", "x"]
+
+
+class MappedEstimator(ConditionalDensityEstimator):
+    """An estimator in unconstrained theta and aligned x.
+
+    Args:
+        estimator: Estimator of sbi, built on mapped rows.
+        modelled: Which of the two is the input: `"theta"` (NPE) or `"x"` (NLE).
+        unconstrain: Transform from unconstrained theta to theta, as `mcmc_transform`
+            returns it inverted; `None` leaves theta as it is.
+        moments: Moments of the x that `estimator` was built on.
+    """
+
+    def __init__(
+        self,
+        estimator: ConditionalDensityEstimator,
+        modelled: Modelled,
+        unconstrain: Any,
+        moments: Moments,
+    ):
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
+        self.modelled: Modelled = modelled
+        self.unconstrain = (
+            None if unconstrain is None else CallableTransform(unconstrain)
+        )
+        self.register_buffer("x_mean", moments.mean.clone())
+        self.register_buffer("x_std", moments.std.clone())
+        self.register_buffer("x_shift", torch.zeros_like(moments.mean))
+        self.register_buffer("x_scale", torch.ones_like(moments.std))
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The embedding network of the estimator."""
+        return self.net.embedding_net
+
+    @property
+    def moments(self) -> Moments:
+        """Moments of the x that the estimator was built on."""
+        return Moments(self.x_mean, self.x_std)
+
+    def read_x_through(self, align: AffineMap | None) -> None:
+        """Set the map of x; `None` is the identity."""
+        one = torch.ones_like(self.x_scale)
+        scale = one if align is None else align.scale
+        shift = 0 * one if align is None else align.target - align.scale * align.source
+        self.x_scale.copy_(scale.expand_as(self.x_scale))
+        self.x_shift.copy_(shift.expand_as(self.x_shift))
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Negative log density of each row, shape `(batch_dim,)`."""
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
+        if self.modelled == "x":
+            mapped = self._x(input)
+            return self.net.log_prob(mapped, condition) + self._log_det_x(input)
+        if self.unconstrain is None:
+            return self.net.log_prob(input, self._x(condition))
+        transform = self.unconstrain().inv
+        free = transform(input)
+        log_det = transform.log_abs_det_jacobian(input, free)
+        if log_det.ndim < 2:  # no dimension of samples
+            log_det = log_det.unsqueeze(0)
+        return self.net.log_prob(free, self._x(condition)) + log_det
+
+    def sample(
+        self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Samples, shapes as in `ConditionalDensityEstimator.sample`."""
+        if self.modelled == "x":
+            mapped = self.net.sample(sample_shape, condition)
+            return (mapped - self.x_shift) / self.x_scale
+        samples = self.net.sample(sample_shape, self._x(condition))
+        return samples if self.unconstrain is None else self.unconstrain()(samples)
+
+    def _x(self, x: Tensor) -> Tensor:
+        return self.x_shift + self.x_scale * x
+
+    def _log_det_x(self, x: Tensor) -> Tensor:
+        entries = math.prod(self.input_shape) / self.x_scale.numel()
+        return entries * self.x_scale.abs().log().sum()
+
+
+def mapped_builder(build: Builder, modelled: Modelled, prior: Any | None) -> Builder:
+    """A builder of `MappedEstimator` around the estimators of `build`.
+
+    Args:
+        build: Builder of sbi, e.g. from `posterior_nn`.
+        modelled: `"theta"` (NPE) or `"x"` (NLE).
+        prior: Prior whose support theta is freed of; `None` leaves theta as it is.
+    """
+
+    def build_mapped(theta: Tensor, x: Tensor) -> MappedEstimator:
+        transform = None if prior is None else mcmc_transform(prior).inv
+        free = theta if transform is None else transform.inv(theta)
+        estimator = build(free, x)
+        return MappedEstimator(estimator, modelled, transform, Moments.of(x))
+
+    return build_mapped
+
+
+def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
+    """A builder for NPE whose theta is modelled in unconstrained space: nothing leaks.
+
+    Works with every estimator of sbi; sbi's own option `z_score_theta=
+    "transform_to_unconstrained"` exists for zuko's networks and mixtures only.
+
+    Args:
+        density_estimator: Name of a network, or a builder from `posterior_nn`.
+        prior: The prior.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.inference import NPE
+        >>> from sbi.utils import BoxUniform
+        >>> prior = BoxUniform(torch.zeros(1), torch.ones(1))
+        >>> theta = prior.sample((200,))
+        >>> inference = NPE(
+        ...     prior, unconstrained("mdn", prior), show_progress_bars=False
+        ... )
+        >>> _ = inference.append_simulations(theta, theta + 0.01 * torch.randn(200, 1))
+        >>> estimator = inference.train(max_num_epochs=1)
+        >>> samples = estimator.sample((500,), torch.zeros(1, 1))
+        >>> bool(((samples >= 0) & (samples <= 1)).all())
+        True
+    """
+    build = density_estimator
+    if isinstance(build, str):
+        build = posterior_nn(build)
+    return mapped_builder(build, "theta", prior)

@@ -1,0 +1,128 @@
+"""The network that is trained: built, taken over from elsewhere, partly frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor, nn
+
+from sbi_multilevel.alignment import Moments
+from sbi_multilevel.estimators import (
+    Builder,
+    MappedEstimator,
+    Modelled,
+    mapped_builder,
+)
+from sbi_multilevel.recipes import Recipe, Transfer
+
+WarmStart = ConditionalDensityEstimator | str | os.PathLike
+
+
+def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) -> bool:
+    """Whether theta is modelled in unconstrained space; arguments as `builder_for`."""
+    if not isinstance(recipe, Transfer) or modelled == "x":
+        return False
+    wanted = is_named if recipe.unconstrained is None else recipe.unconstrained
+    return wanted and hasattr(prior, "support")
+
+
+def builder_for(
+    recipe: Recipe, build: Builder, modelled: Modelled, prior: Any, is_named: bool
+) -> Builder:
+    """The builder that a recipe asks for.
+
+    Args:
+        recipe: The recipe.
+        build: The user's builder, or sbi's for the name of a network.
+        modelled: `"theta"` (NPE) or `"x"` (NLE).
+        prior: The prior.
+        is_named: Whether the user passed the name of a network.
+    """
+    if not isinstance(recipe, Transfer):
+        return build
+    free = frees_theta(recipe, modelled, prior, is_named)
+    return mapped_builder(build, modelled, prior if free else None)
+
+
+def take_over(
+    source: WarmStart, build: Builder, modelled: Modelled, theta: Tensor, x: Tensor
+) -> MappedEstimator:
+    """An estimator that starts from the weights of another.
+
+    Args:
+        source: A trained estimator, which is copied, or a file of its `state_dict()`.
+        build: Builder of the network that the weights of a file are for.
+        modelled: `"theta"` (NPE) or `"x"` (NLE).
+        theta: Training rows, shape `(n, d_theta)`.
+        x: Training rows, shape `(n, *x_shape)`.
+
+    Raises:
+        ValueError: If the file or the estimator does not fit the rows.
+    """
+    if isinstance(source, ConditionalDensityEstimator):
+        estimator = deepcopy(source)
+    else:
+        estimator = build(theta, x)
+        state = torch.load(Path(source), weights_only=True)
+        try:
+            estimator.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The file {str(source)!r} does not hold the weights of this network "
+                f"({error}). Pass a file written by `torch.save(estimator.state_dict(),"
+                " path)`, and the same prior, density_estimator and recipe as then."
+            ) from error
+    shapes = (estimator.input_shape, estimator.condition_shape)
+    rows = (theta.shape[1:], x.shape[1:])
+    for name, found, wanted in zip(
+        ("theta", "x"), shapes if modelled == "theta" else shapes[::-1], rows
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"The estimator of `warm_start` takes {name} of shape {tuple(found)} a "
+                f"row, but the simulations have {tuple(wanted)}. Pre-train on rows of "
+                "this shape, or start without it."
+            )
+    if isinstance(estimator, MappedEstimator):
+        return estimator
+    return MappedEstimator(estimator, modelled, None, Moments.of(x))
+
+
+@contextlib.contextmanager
+def frozen(network: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
+    """Keep the parameters whose names match out of training inside the block.
+
+    Raises:
+        ValueError: If a pattern matches no parameter, or all are matched.
+    """
+    names = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    chosen = set()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ValueError(
+                f"freeze has the pattern {pattern!r}, which matches no parameter of "
+                f"the network. Its names are {list(names)[:10]}..."
+            )
+        chosen |= matching
+    if chosen and len(chosen) == len(names):
+        raise ValueError(
+            f"freeze={tuple(patterns)} matches all parameters of the network, which "
+            "leaves nothing to fine-tune."
+        )
+    for name in chosen:
+        names[name].requires_grad_(False)
+        names[name].grad = None
+    try:
+        yield
+    finally:
+        for name in chosen:
+            names[name].requires_grad_(True)

@@ -1,0 +1,515 @@
+"""Transfer: stages, alignment, unconstrained theta, warm starts, freezing, columns."""
+
+import inspect
+import pickle
+from copy import deepcopy
+
+import pytest
+import torch
+from sbi.inference import NLE, NPE
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.embedding_nets import FCEmbedding
+from sbi.utils import BoxUniform
+
+from sbi_multilevel import MFNLE, MFNPE, Multilevel, Transfer, unconstrained
+from sbi_multilevel.estimators import MappedEstimator
+from sbi_multilevel.parameters import LevelParameters
+from sbi_multilevel.recipes import Term
+from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
+from tests.test_trainers import FEW, weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:When the inference object is pickled"),
+]
+BOX = BoxUniform(torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0]))
+both = pytest.mark.parametrize("cls", (MFNPE, MFNLE))
+SIMS = simulations((400, 60, 60))
+
+
+def make(cls=MFNPE, the_prior=None, density_estimator="mdn", low=True, **options):
+    options = {"tracker": SilentTracker(), "show_progress_bars": False, **options}
+    trainer = cls(the_prior or prior(), density_estimator, **options)
+    if low:
+        for rows in SIMS.levels[:2]:
+            trainer.append_lowfidelity_simulations(rows.theta, rows.x, rows.level)
+    return trainer.append_simulations(SIMS[2].theta, SIMS[2].x)
+
+
+def box_rows(n, shift=0.0):
+    theta = BOX.sample((n,))
+    return theta, theta + shift + 0.3 * torch.randn(n, 2)
+
+
+# ------------------------------------------------------------- stages
+
+
+def test_stages_of_the_recipe():
+    names = [stage.levels for stage in Transfer().stages(3)]
+    assert names == [(0,), (1,), (2,)]
+    joint = Transfer(joint_pretraining=True, fine_tuning_rate=0.1, freeze=("a",))
+    first, last = joint.stages(3)
+    assert (first.levels, last.levels) == ((0, 1, 2), (2,))
+    assert (first.rate, first.freeze, first.is_warm) == (1.0, (), False)
+    assert (last.rate, last.freeze, last.is_warm) == (0.1, ("a",), True)
+    assert joint.stages(1)[0].terms == (Term(0),)
+    (only,) = joint.stages(1, is_pretrained=True)
+    assert (only.rate, only.is_warm) == (0.1, True)
+
+
+@both
+def test_plain_rows_are_the_highest_level_in_any_order(cls):
+    first = make(cls)
+    other = make(cls, low=False)
+    for rows in SIMS.levels[:2]:
+        other.append_lowfidelity_simulations(rows.theta, rows.x, rows.level)
+    for trainer in (first, other):
+        counts = trainer._check_trainable().num_simulations
+        assert counts == (400, 60, 60)
+        assert torch.equal(trainer._check_trainable()[2].x, SIMS[2].x)
+
+
+def test_coarse_sides_of_pairs_join_the_level_below():
+    trainer = MFNPE(prior(), tracker=SilentTracker())
+    trainer.append_multilevel_simulations(SIMS)
+    arranged = trainer._check_trainable()
+    assert arranged.num_simulations == (460, 120, 60)
+    assert torch.equal(arranged[0].x[400:], SIMS[1].x_coarse)
+    assert torch.equal(arranged[1].theta[60:], SIMS[2].theta)
+
+
+@both
+def test_each_stage_trains_on_its_level_until_it_stops_by_itself(cls):
+    trainer = make(cls)
+    trainer.train(learning_rate=0.02, stop_after_epochs=3)
+    epochs = trainer.summary["epochs_trained"]
+    assert len(epochs) == len(trainer.summary["best_validation_loss"]) == 3
+    assert sum(epochs) == len(trainer.summary["training_loss"])
+    for level in range(3):
+        losses = trainer.summary[f"validation_loss_level_{level}"]
+        assert len(losses) == epochs[level] >= 3
+        best = trainer.summary["best_validation_loss"][level]
+        assert best <= min(losses)
+        assert level > 0 or best == min(losses)
+
+
+def test_a_stage_that_only_harms_keeps_the_weights_it_started_from():
+    trainer = make(recipe=Transfer(fine_tuning_rate=200.0, alignment=None))
+    states = []
+    run = trainer._stages_to_run
+    trainer._stages_to_run = lambda resume: run(resume)[:1]
+    trainer.train(stop_after_epochs=3, max_num_epochs=30)
+    states.append(weights(trainer._neural_net))
+    trainer._stages_to_run = lambda resume: [2]
+    trainer.train(force_first_round_loss=True, stop_after_epochs=3)
+    assert torch.equal(states[0], weights(trainer._neural_net))
+
+
+@both
+def test_new_rows_train_only_the_stages_they_belong_to(cls):
+    trainer = make(cls)
+    trainer.train(**FEW)
+    assert len(trainer.summary["epochs_trained"]) == 3
+    trainer.append_simulations(SIMS[2].theta, SIMS[2].x)
+    force = {"force_first_round_loss": True} if cls is MFNPE else {}
+    trainer.train(**force, **FEW)
+    assert len(trainer.summary["epochs_trained"]) == 4
+    trainer.train(retrain_from_scratch=True, **force, **FEW)
+    assert len(trainer.summary["epochs_trained"]) == 7
+
+
+def test_pretraining_alone():
+    low = SIMS[0]
+    trainer = MFNPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_lowfidelity_simulations(low.theta, low.x)
+    trainer.train(**FEW)
+    assert len(trainer.summary["epochs_trained"]) == 1
+    trainer.append_simulations(SIMS[2].theta, SIMS[2].x)
+    trainer.train(force_first_round_loss=True, **FEW)
+    assert len(trainer.summary["epochs_trained"]) == 2
+
+
+@both
+def test_training_resumes_in_the_stage_it_was_in(cls):
+    trainer = make(cls)
+    run, calls = trainer._stages_to_run, []
+
+    def interrupted(resume):
+        for index in run(resume):
+            calls.append(index)
+            if index == 1 and len(calls) == 2:
+                raise KeyboardInterrupt
+            yield index
+
+    trainer._stages_to_run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(**FEW)
+    trainer._stages_to_run = run
+    trainer.train(resume_training=True, training_batch_size=100, max_num_epochs=4)
+    assert trainer.summary["epochs_trained"] == [3, 5, 5, 5]
+
+
+# ------------------------------------------------------------- settings
+
+
+def test_frozen_parameters_stay_and_others_move():
+    embedding = FCEmbedding(input_dim=2, output_dim=3, num_hiddens=5)
+    build = posterior_nn("maf", embedding_net=embedding)
+    recipe = Transfer(freeze=("*embedding_net*",))
+    trainer = make(density_estimator=build, recipe=recipe)
+    run = trainer._stages_to_run
+    trainer._stages_to_run = lambda resume: run(resume)[:1]
+    trainer.train(**FEW)
+    before = deepcopy(dict(trainer._neural_net.named_parameters()))
+    trainer._stages_to_run = run
+    trainer.train(force_first_round_loss=True, **FEW)
+    after = dict(trainer._neural_net.named_parameters())
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    frozen = {name for name in after if "embedding_net" in name}
+    assert frozen and moved and not (moved & frozen)
+    assert all(p.requires_grad for p in after.values())
+
+
+@pytest.mark.parametrize(
+    "freeze, named", [(("*nothing*",), "matches no parameter"), (("*",), "matches all")]
+)
+def test_freezing_nothing_or_all_is_refused(freeze, named):
+    with pytest.raises(ValueError, match=named):
+        make(recipe=Transfer(freeze=freeze)).train(**FEW)
+
+
+def test_the_rate_of_fine_tuning_reaches_the_optimizer():
+    trainer = make(recipe=Transfer(fine_tuning_rate=0.1))
+    trainer.train(learning_rate=2e-3, **FEW)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(alignment="paired"), dict(fine_tuning_rate=0.0), dict(freeze="net*")]
+)
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Transfer(**bad)
+
+
+# ------------------------------------------------------------- alignment
+
+
+@both
+def test_x_is_read_at_the_scale_of_level_0(cls):
+    """An affine change of all high-fidelity x changes nothing but their density."""
+    scale, shift = torch.tensor([3.0, 0.5]), torch.tensor([-7.0, 2.0])
+    networks, high = [], SIMS[2]
+    for x in (high.x, (high.x - shift) / scale):
+        torch.manual_seed(0)
+        trainer = make(cls, low=False)
+        trainer._x_roundwise[0] = x
+        trainer.append_lowfidelity_simulations(SIMS[0].theta, SIMS[0].x)
+        networks.append(trainer.train(**FEW).eval())
+    theta, x = high.theta[:5], high.x[:5]
+    moved = (x - shift) / scale
+    if cls is MFNPE:
+        first = networks[0].log_prob(theta[None], x)
+        second = networks[1].log_prob(theta[None], moved)
+    else:
+        first = networks[0].log_prob(x[None], theta)
+        second = networks[1].log_prob(moved[None], theta) - scale.abs().log().sum()
+    assert torch.allclose(first, second, atol=2e-3)
+
+
+def test_without_alignment_x_is_read_as_it_is():
+    network = make(recipe=Transfer(alignment=None)).train(**FEW)
+    assert torch.equal(network.x_scale, torch.ones(2))
+    assert torch.equal(network.x_shift, torch.zeros(2))
+    network = make().train(**FEW)
+    rows = SIMS[2].x
+    assert not torch.equal(network.x_scale, torch.ones(2))
+    assert torch.allclose(network.x_scale, SIMS[0].x.std(0) / rows.std(0), atol=0.3)
+
+
+def test_images_share_one_scale():
+    theta, x = box_rows(60)
+    images = x[:, :, None].repeat(1, 1, 3)
+    embedding = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4))
+    build = posterior_nn("maf", embedding_net=embedding)
+    trainer = make(the_prior=BOX, density_estimator=build, low=False)
+    trainer._theta_roundwise[0], trainer._x_roundwise[0] = theta, 2 * images
+    trainer.append_lowfidelity_simulations(theta, images)
+    network = trainer.train(**FEW)
+    assert network.x_scale.shape == ()
+    assert network.x_scale == pytest.approx(0.5, abs=0.05)
+
+
+# ------------------------------------------------------------- unconstrained theta
+
+
+@pytest.mark.parametrize("name", ("mdn", "maf", "nsf", "zuko_nsf"))
+def test_nothing_leaks_out_of_a_bounded_prior(name):
+    theta, x = box_rows(300)
+    trainer = MFNPE(BOX, name, tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_lowfidelity_simulations(theta, x).append_simulations(*box_rows(50))
+    network = trainer.train(**FEW)
+    corner = torch.tensor([[-2.0, 0.0], [1.0, 5.0]])  # half of the mass would leak
+    samples = network.sample((2_000,), corner)
+    assert BOX.support.check(samples).all()
+    built = trainer.build_posterior()
+    assert built.leakage_correction(x=corner[:1]) == 1.0
+
+
+def test_the_density_in_unconstrained_theta_integrates_to_one():
+    theta, x = box_rows(300)
+    network = unconstrained("mdn", BOX)(theta, x)
+    low, high = torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0])
+    cells = [
+        lo + (hi - lo) * (torch.arange(400) + 0.5) / 400 for lo, hi in zip(low, high)
+    ]
+    grid = torch.cartesian_prod(*cells)
+    with torch.no_grad():
+        density = network.log_prob(grid[:, None], torch.tensor([[0.0, 2.0]])).exp()
+    assert density.sum() * 15 / 400**2 == pytest.approx(1.0, abs=2e-3)
+
+
+def test_a_builder_is_taken_as_it_is_unless_asked():
+    for recipe, is_free in ((Transfer(), False), (Transfer(unconstrained=True), True)):
+        trainer = make(
+            the_prior=prior(), density_estimator=posterior_nn("mdn"), recipe=recipe
+        )
+        network = trainer.train(**FEW)
+        assert (network.unconstrain is not None) == is_free
+
+
+def test_sampling_and_density_of_the_estimator_agree():
+    theta, x = box_rows(300)
+    network = unconstrained("nsf", BOX)(theta, x).eval()
+    network.read_x_through(None)
+    network.x_shift.fill_(0.3)
+    samples = network.sample((4_000,), x[:1])
+    assert samples.shape == (4_000, 1, 2)
+    with torch.no_grad():
+        log_prob = network.log_prob(samples, x[:1])
+        # importance weights of the uniform density have mean 1 under the estimate
+        ratios = (1 / 15) / log_prob.exp()
+    assert log_prob.shape == (4_000, 1)
+    error = ratios.std() / len(ratios) ** 0.5
+    assert (ratios.mean() - 1).abs() < 4 * error + 0.02
+    assert network.loss(theta[:7], x[:7]).shape == (7,)
+
+
+def test_theta_outside_the_prior_is_refused():
+    theta, x = box_rows(100)
+    theta[3] += 10
+    trainer = MFNPE(BOX, "mdn", tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_lowfidelity_simulations(theta, x).append_simulations(*box_rows(50))
+    with pytest.raises(ValueError, match="1 of 100 rows of level 0 lies outside"):
+        trainer.train(**FEW)
+
+
+# ------------------------------------------------------------- warm start
+
+
+@both
+@pytest.mark.parametrize("way", ("estimator", "file", "sbi"))
+def test_warm_start(cls, way, tmp_path):
+    low = SIMS[0]
+    parent = {MFNPE: NPE, MFNLE: NLE}[cls]
+    options = {"tracker": SilentTracker(), "show_progress_bars": False}
+    pretraining = (parent if way == "sbi" else cls)(prior(), "mdn", **options)
+    if way == "sbi":
+        pretraining.append_simulations(low.theta, low.x)
+    else:
+        pretraining.append_lowfidelity_simulations(low.theta, low.x)
+    source = pretrained = pretraining.train(max_num_epochs=20)
+    before = weights(pretrained)
+    if way == "file":
+        source = tmp_path / "pretrained.pt"
+        torch.save(pretrained.state_dict(), source)
+    recipe = Transfer(alignment=None, fine_tuning_rate=1e-9)
+    trainer = make(cls, low=False, recipe=recipe).warm_start(source)
+    network = trainer.train(**FEW)
+    assert torch.equal(weights(pretrained), before)  # the source is copied
+    theta, x = low.theta[:4], low.x[:4]
+    arguments = (theta[None], x) if cls is MFNPE else (x[None], theta)
+    a, b = (n.eval().log_prob(*arguments) for n in (network, pretrained))
+    assert torch.allclose(a, b, atol=1e-4)
+    assert network is not pretrained
+
+
+def test_warm_start_keeps_what_alignment_needs():
+    low = SIMS[0]
+    first = MFNPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
+    first.append_lowfidelity_simulations(low.theta, low.x)
+    pretrained = first.train(**FEW)
+    trainer = make(low=False).warm_start(pretrained)
+    network = trainer.train(**FEW)
+    assert torch.equal(network.x_mean, pretrained.x_mean)
+    rows = SIMS[2].x[trainer.train_indices]
+    at = network.x_shift + network.x_scale * rows
+    assert torch.allclose(at.mean(0), pretrained.x_mean, atol=1e-4)
+    assert torch.allclose(at.std(0), pretrained.x_std, atol=1e-4)
+
+
+def test_an_estimator_of_another_shape_is_refused():
+    other = posterior_nn("mdn")(torch.randn(20, 3), torch.randn(20, 2))
+    with pytest.raises(ValueError, match=r"theta of shape \(3,\).*\(2,\)"):
+        make(low=False).warm_start(other).train(**FEW)
+    other = posterior_nn("mdn")(torch.randn(20, 2), torch.randn(20, 4))
+    with pytest.raises(ValueError, match=r"x of shape \(4,\)"):
+        make(low=False).warm_start(other).train(**FEW)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        make(low=False).warm_start(tmp_path / "other.pt").train(**FEW)
+    (tmp_path / "pickled.pt").write_bytes(pickle.dumps(make(low=False)))
+    with pytest.raises(pickle.UnpicklingError):
+        make(low=False).warm_start(tmp_path / "pickled.pt").train(**FEW)
+
+
+# ------------------------------------------------------------- parameters
+
+
+def test_missing_columns_come_from_the_prior_and_extra_ones_are_dropped():
+    columns = LevelParameters({0: ("b", "psi"), 1: ("a", "b")})
+    theta = torch.rand(1_000, 2)
+    full = columns.complete(theta, 0, BOX)
+    assert torch.equal(full[:, 1], theta[:, 0])
+    assert full[:, 0].min() > -2 and full[:, 0].max() < 1
+    assert full[:, 0].mean() == pytest.approx(-0.5, abs=4 * 3 / 12**0.5 / 1_000**0.5)
+    assert columns.complete(theta, 1, BOX) is theta
+
+
+@both
+def test_levels_with_other_parameters_train(cls):
+    names = {0: ("b", "psi"), 1: ("a", "b")}
+    trainer = cls(
+        BOX, "mdn", parameters=names, tracker=SilentTracker(), show_progress_bars=False
+    )
+    theta, x = box_rows(200)
+    with pytest.raises(ValueError, match=r"theta of level 0 has shape \(200, 3\)"):
+        trainer.append_lowfidelity_simulations(torch.randn(200, 3), x)
+    low = torch.stack([theta[:, 1], torch.rand(200)], dim=1)
+    trainer.append_lowfidelity_simulations(low, x).append_simulations(*box_rows(50))
+    network = trainer.train(**FEW)
+    shape = network.input_shape if cls is MFNPE else network.condition_shape
+    assert shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{0: ("a", "a"), 1: ("a",)}, {0: ("c",), 1: ("a", "b")}, {0: "ab", 1: "ab"}],
+)
+def test_bad_names_are_refused(names):
+    with pytest.raises(ValueError, match="parameters of level"):
+        MFNPE(BOX, parameters=names, tracker=SilentTracker())
+
+
+def test_dummies_learn_their_prior():
+    """Exact truth: the coarse simulator knows theta_1 only."""
+    the_prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    names = {0: ("b",), 1: ("a", "b")}
+    trainer = MFNPE(
+        the_prior,
+        "mdn",
+        parameters=names,
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    theta = the_prior.sample((3_000,))[:, 1:]
+    x = theta + 0.1 * torch.randn(3_000, 1)
+    trainer.append_lowfidelity_simulations(theta, x)
+    network = trainer.train(learning_rate=5e-3)
+    samples = network.sample((4_000,), torch.full((1, 1), 0.5))[:, 0].detach()
+    assert samples[:, 0].mean() == pytest.approx(0.5, abs=0.05)
+    assert samples[:, 0].std() == pytest.approx(12**-0.5, abs=0.04)
+    assert samples[:, 1].std() == pytest.approx(0.1, abs=0.03)
+
+
+# ------------------------------------------------------------- weights and the rest
+
+
+def test_weights_enter_the_loss():
+    theta, x = SIMS[2].theta, SIMS[2].x
+    chosen = torch.rand(len(theta)) < 0.5
+    networks = []
+    for rows, w in ((chosen, None), (slice(None), chosen.float() + 1e-7)):
+        trainer = MFNPE(prior(), "mdn", tracker=SilentTracker())
+        weight = torch.ones(int(chosen.sum())) if w is None else w
+        trainer.append_weighted_simulations(theta[rows], x[rows], weight)
+        trainer.get_dataloaders()
+        networks.append(trainer._term_rows.dataset.tensors[3])
+    assert torch.equal(networks[0], torch.ones(int(chosen.sum())))
+    assert networks[1].mean() == pytest.approx(1.0, abs=1e-5)
+    assert networks[1][~chosen].max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "w", (torch.zeros(60), torch.ones(59), torch.full((60,), torch.nan))
+)
+def test_bad_weights_are_refused(w):
+    trainer = MFNPE(prior(), "mdn", tracker=SilentTracker())
+    with pytest.raises(ValueError, match="weights of level 0"):
+        trainer.append_weighted_simulations(SIMS[2].theta, SIMS[2].x, w)
+    with pytest.raises(ValueError, match="weights were passed"):
+        MFNPE(
+            prior(), recipe="multilevel", tracker=SilentTracker()
+        ).append_weighted_simulations(SIMS[2].theta, SIMS[2].x, torch.ones(60))
+
+
+def test_rows_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"x of level 0 has shape \(3,\)"):
+        make(low=False).append_lowfidelity_simulations(
+            torch.randn(20, 2), torch.randn(20, 3)
+        )
+
+
+def test_a_proposal_that_is_not_the_prior_is_refused():
+    trainer = make()
+    trainer.append_simulations(SIMS[2].theta, SIMS[2].x, proposal=BOX)
+    with pytest.raises(ValueError, match="later round"):
+        trainer.train(**FEW)
+
+
+def test_the_working_copy_of_the_rows_is_not_pickled():
+    trainer = make()
+    trainer.train(**FEW)
+    assert not hasattr(pickle.loads(pickle.dumps(trainer)), "_term_rows")
+
+
+def test_the_default_recipe_is_transfer():
+    assert isinstance(MFNPE(prior())._recipe, Transfer)
+    assert isinstance(MFNPE(prior(), recipe="multilevel")._recipe, Multilevel)
+    assert inspect.signature(MFNLE).parameters["recipe"].default == "transfer"
+
+
+def test_cheap_rows_help():
+    """With 30 dear rows, cheap rows of a level near by lower the error of the mean."""
+    errors = {True: [], False: []}
+    x_o = torch.tensor([[0.5, -0.4]])
+    exact = posterior(x_o[0])
+    for seed in range(3):
+        sims = simulations((2_000, 30, 30), seed=seed)
+        for low in errors:
+            torch.manual_seed(seed)
+            trainer = MFNPE(
+                prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False
+            )
+            if low:
+                trainer.append_lowfidelity_simulations(sims[0].theta, sims[0].x)
+            trainer.append_simulations(sims[2].theta, sims[2].x)
+            network = trainer.train(learning_rate=2e-3)
+            samples = network.sample((2_000,), x_o)[:, 0]
+            gap = (samples.mean(0) - exact.mean).norm() + (
+                samples.std(0) - exact.stddev
+            ).norm()
+            errors[low].append(gap.item())
+    assert sum(errors[True]) < sum(errors[False])
+
+
+def test_mapped_estimators_pickle():
+    network = make().train(**FEW).eval()
+    copy = pickle.loads(pickle.dumps(network))
+    assert isinstance(copy, MappedEstimator)
+    x = SIMS[2].x[:2]
+    a, b = (n.log_prob(SIMS[2].theta[None, :2], x) for n in (network, copy))
+    assert torch.equal(a, b)
