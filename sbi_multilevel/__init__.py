@@ -8,7 +8,14 @@ from sbi_multilevel.estimators import unconstrained
 from sbi_multilevel.recipes import Multilevel, Transfer
 from sbi_multilevel.simulation import one_at_a_time, simulate_multilevel
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.trainers import MFNLE, MFNPE, MLNLE, MLNPE
+from sbi_multilevel.trainers import (
+    MFNLE,
+    MFNPE,
+    MLNLE,
+    MLNPE,
+    Ensemble,
+    train_ensemble,
+)
 
 __version__ = "0.1.0"
 
@@ -17,11 +24,13 @@ __all__ = [
     "MFNPE",
     "MLNLE",
     "MLNPE",
+    "Ensemble",
     "LevelSimulations",
     "Multilevel",
     "MultilevelSimulations",
     "Transfer",
     "one_at_a_time",
     "simulate_multilevel",
+    "train_ensemble",
     "unconstrained",
 ]

@@ -239,7 +239,8 @@ def test_the_summary_and_the_tracker_tell_levels_apart(cls, capsys):
         steps, totals = zip(*sorted(logged[kind]))
         parts = [dict(logged[f"{kind}/level_{level}"]) for level in range(3)]
         for step, total in zip(steps, totals):
-            assert sum(p.get(step, 0.0) for p in parts) == pytest.approx(total, abs=1e-4)
+            in_all = sum(p.get(step, 0.0) for p in parts)
+            assert in_all == pytest.approx(total, abs=1e-4)
 
 
 def test_pickling(cls):

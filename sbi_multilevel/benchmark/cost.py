@@ -14,8 +14,8 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel import MLNPE, LevelSimulations, MultilevelSimulations
-from sbi_multilevel.benchmark.methods import SilentTracker
 from sbi_multilevel.recipes import Multilevel
+from sbi_multilevel.trainers.tracking import SilentTracker
 
 
 def step_costs(

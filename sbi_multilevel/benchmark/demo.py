@@ -30,7 +30,6 @@ from sbi.neural_nets import likelihood_nn
 from torch import Tensor
 
 from sbi_multilevel import MLNLE
-from sbi_multilevel.benchmark.methods import SilentTracker
 from sbi_multilevel.benchmark.tasks.g_and_k import (
     GAndK,
     exact_log_prob,
@@ -38,6 +37,7 @@ from sbi_multilevel.benchmark.tasks.g_and_k import (
     quantile,
 )
 from sbi_multilevel.simulation.noise import Simulator
+from sbi_multilevel.trainers.tracking import SilentTracker
 
 NUM_SIMULATIONS = (10_000, 300)
 

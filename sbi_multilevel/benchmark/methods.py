@@ -13,6 +13,7 @@ from torch import Tensor
 from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations
 from sbi_multilevel.benchmark.tasks import BenchmarkTask
 from sbi_multilevel.gradients import ADJUSTMENTS
+from sbi_multilevel.trainers.tracking import SilentTracker
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,6 @@ class Fit:
 
 
 Method = Callable[[BenchmarkTask, MultilevelSimulations, int], Fit]
-
-
-class SilentTracker:
-    """A tracker of sbi that keeps nothing, so that no log folders are written."""
-
-    log_dir = None
-
-    def log_metric(self, name: str, value: float, step: int | None = None) -> None: ...
-
-    def log_metrics(
-        self, metrics: dict[str, float], step: int | None = None
-    ) -> None: ...
-
-    def log_params(self, params: dict[str, Any]) -> None: ...
-
-    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None: ...
-
-    def flush(self) -> None: ...
 
 
 def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> Fit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sbi.utils.metrics import biased_mmd, c2st
 from torch import Tensor
 
-__all__ = ["biased_mmd", "c2st", "grid_kl", "nlpd", "summarise"]
+__all__ = ["biased_mmd", "c2st", "grid_kl", "nlpd", "nltp", "nrmse", "summarise"]
 
 
 def nlpd(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
@@ -42,6 +43,58 @@ def grid_kl(log_density: Tensor, log_prob: Tensor) -> float:
     exact = torch.log_softmax(log_density, dim=0)
     estimate = torch.log_softmax(log_prob, dim=0)
     return float(torch.sum(exact.exp() * (exact - estimate)))
+
+
+def nltp(posterior: Any, theta: Tensor, x: Tensor) -> Tensor:
+    r"""Negative log of the true parameter, :math:`-\log q(\theta_i \mid x_i)`.
+
+    Args:
+        posterior: Anything with the `log_prob` of sbi's posteriors.
+        theta: True parameters, shape `(k, d_theta)`.
+        x: Their observations, shape `(k, *x_shape)`.
+
+    Returns:
+        Values of each observation, shape `(k,)`; infinite where the posterior gives
+        the true parameter no mass. The density is the network's own, as in `nlpd`.
+    """
+    takes = inspect.signature(posterior.log_prob).parameters
+    options = {"norm_posterior": False} if "norm_posterior" in takes else {}
+    values = []
+    for row, x_o in zip(theta.unsqueeze(1), x.unsqueeze(1)):
+        values.append(-posterior.log_prob(row, x=x_o, **options).detach().reshape(()))
+    return torch.stack(values)
+
+
+def nrmse(samples: Tensor, true_theta: Tensor) -> Tensor:
+    r"""Root mean squared error of posterior samples, over the range of true parameters.
+
+    For observation i and parameter j, as in the code of Krouglova et al. (2026),
+
+    .. math:: \sqrt{\tfrac1m \sum_s (\theta_{isj} - \theta^*_{ij})^2} \;/\;
+        (\max_i \theta^*_{ij} - \min_i \theta^*_{ij}),
+
+    averaged over the parameters. The square is taken of each sample, not of the
+    posterior mean, so the spread of the posterior counts, not only its place: the
+    exact posterior does not score 0.
+
+    Args:
+        samples: Posterior samples, shape `(k, m, d_theta)`.
+        true_theta: True parameters, shape `(k, d_theta)`.
+
+    Returns:
+        Values of each observation, shape `(k,)`; their mean is the published figure.
+
+    Raises:
+        ValueError: If there are less than two observations, hence no range.
+    """
+    if len(true_theta) < 2:
+        raise ValueError(
+            f"true_theta has {len(true_theta)} rows, but its range needs at least 2. "
+            "Pass the true parameters of more observations."
+        )
+    span = true_theta.amax(dim=0) - true_theta.amin(dim=0)
+    squares = (samples - true_theta.unsqueeze(1)).square().mean(dim=1)
+    return (squares.sqrt() / span.clamp_min(1e-12)).mean(dim=1)
 
 
 def summarise(values: Any) -> dict[str, float]:

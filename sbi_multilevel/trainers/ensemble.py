@@ -1,0 +1,180 @@
+r"""Ensembles: the same training several times, each time with other rows held out.
+
+A split of ten rows for early stopping stops at random, and the held-out rows are not
+trained on. The members of an ensemble start from other weights and hold out other folds
+of the rows, so that together they use all of them. Their mixture
+
+.. math:: q(\theta \mid x) = \frac1E \sum_{e=1}^{E} q_e(\theta \mid x)
+
+is never worse than the members are on average, in expected log score (Jensen), and has
+the wider tails where they disagree (Lakshminarayanan et al. 2017; Hermans et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from joblib.externals import cloudpickle
+from sbi.inference import EnsemblePosterior
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+
+from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.trainers.batches import Fold
+from sbi_multilevel.trainers.mixin import MultilevelMixin
+from sbi_multilevel.trainers.tracking import SilentTracker
+
+# what a copy of a trainer goes without: a tracker has open files, and the builder of
+# the network is handed over beside it, as is the prior, which is told by identity
+_LEFT_OUT = ("_tracker", "_build_neural_net", "_prior", "_term_rows", "_held_out")
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Trained members.
+
+    Args:
+        members: Trainers, each trained on other folds of the same rows.
+    """
+
+    members: tuple[MultilevelMixin, ...]
+
+    @property
+    def estimators(self) -> list[ConditionalDensityEstimator]:
+        """The networks of the members."""
+        return [member._neural_net for member in self.members]
+
+    def build_posterior(
+        self,
+        sample_with: str | None = None,
+        posterior_parameters: Any = None,
+        weights: Sequence[float] | None = None,
+    ) -> EnsemblePosterior:
+        """sbi's ensemble of the posteriors of the members.
+
+        Args:
+            sample_with: As in `build_posterior` of the trainer; its default if `None`.
+            posterior_parameters: As in `build_posterior` of the trainer.
+            weights: Weight of each member; equal if `None`.
+        """
+        options: dict[str, Any] = {"posterior_parameters": posterior_parameters}
+        if sample_with is not None:
+            options["sample_with"] = sample_with
+        posteriors = [member.build_posterior(**options) for member in self.members]
+        return EnsemblePosterior(
+            posteriors, None if weights is None else [float(w) for w in weights]
+        )
+
+
+def train_ensemble(
+    inference: MultilevelMixin,
+    num_members: int = 5,
+    *,
+    seed: int = 0,
+    num_workers: int = 1,
+    train_options: Mapping[str, Any] | None = None,
+) -> Ensemble:
+    r"""Train copies of a trainer on different validation folds.
+
+    Args:
+        inference: Any trainer of this package, with its simulations appended, not yet
+            trained. It stays as it is.
+        num_members: Members E.
+        seed: Seed of the folds, the networks and the batches. A member is the same
+            whatever the number of members or workers.
+        num_workers: Processes that train members at the same time (joblib), one thread
+            each. The builder of the network must be picklable by cloudpickle.
+        train_options: Arguments of `inference.train`, e.g. `{"learning_rate": 1e-3}`.
+
+    Returns:
+        The trained members; `build_posterior` makes an `EnsemblePosterior` of sbi.
+
+    Raises:
+        ValueError: If `num_members` is not positive, or `inference` was trained.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFNPE, train_ensemble
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> theta = prior.sample((200,))
+        >>> x = theta + 0.3 * torch.randn(200, 2)
+        >>> inference = MFNPE(prior, density_estimator="mdn", show_progress_bars=False)
+        >>> inference = inference.append_lowfidelity_simulations(theta, x)
+        >>> inference = inference.append_simulations(theta[:40], x[:40] + 0.1)
+        >>> ensemble = train_ensemble(
+        ...     inference, num_members=2, train_options={"max_num_epochs": 2}
+        ... )
+        >>> posterior = ensemble.build_posterior().set_default_x(torch.zeros(1, 2))
+        >>> posterior.sample((10,), show_progress_bars=False).shape
+        torch.Size([10, 2])
+    """
+    if num_members < 1:
+        raise ValueError(f"num_members must be >= 1, but is {num_members}.")
+    if inference._neural_net is not None:
+        raise ValueError(
+            "inference was trained already. Pass a new trainer with the same "
+            "simulations; to start from its weights use `warm_start`."
+        )
+    jobs = [
+        delayed(_train_member)(
+            type(inference),
+            _state(inference),
+            inference._prior,
+            inference._build_neural_net,
+            Fold(index, seed),
+            dict(train_options or {}),
+        )
+        for index in range(num_members)
+    ]
+    states = Parallel(n_jobs=num_workers)(jobs)
+    members = [
+        _restore(type(inference), state, inference._prior, inference._build_neural_net)
+        for state in states
+    ]
+    return Ensemble(tuple(members))
+
+
+def _state(trainer: MultilevelMixin) -> dict[str, Any]:
+    """All of a trainer that can be sent to another process."""
+    return {k: v for k, v in vars(trainer).items() if k not in _LEFT_OUT}
+
+
+def _restore(
+    cls: type[MultilevelMixin], state: dict[str, Any], prior: Any, build: Any
+) -> MultilevelMixin:
+    trainer = object.__new__(cls)
+    vars(trainer).update(
+        state, _prior=prior, _build_neural_net=build, _tracker=SilentTracker()
+    )
+    return trainer
+
+
+def _train_member(
+    cls: type[MultilevelMixin],
+    state: dict[str, Any],
+    prior: Any,
+    build: Any,
+    fold: Fold,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # the builder may hold an embedding net, which the members must not share
+    build = cloudpickle.loads(cloudpickle.dumps(build))
+    trainer = _restore(cls, deepcopy(state), prior, build)
+    trainer._fold = fold
+    try:
+        with seeded(fold.seed * 1_000 + fold.index):
+            trainer.train(**options)
+    finally:
+        torch.set_num_threads(threads)
+    return _state(trainer)
