@@ -17,9 +17,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 import torch
 from joblib import Parallel, delayed
-from joblib.externals import cloudpickle
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
