@@ -126,6 +126,20 @@ def check_inside(prior: Any, rows: LevelSimulations) -> None:
         )
 
 
+def check_observation(x_o: Tensor) -> Tensor:
+    """The observation with a leading dimension of one; raise if it has NaN or inf."""
+    x_o = torch.as_tensor(x_o, dtype=torch.float32)
+    if x_o.ndim < 2 or x_o.shape[0] != 1:
+        x_o = x_o.unsqueeze(0)
+    if x_o.ndim < 2 or not x_o.isfinite().all():
+        raise ValueError(
+            f"x_o must be one observation of finite numbers, shape x_shape or "
+            f"(1, *x_shape), but has shape {tuple(x_o.shape[1:])} and "
+            f"{int((~x_o.isfinite()).sum())} NaN or inf. Impute or summarise them."
+        )
+    return x_o
+
+
 def valid_rows(columns: dict[str, Tensor], level: int) -> Tensor:
     """Rows without NaN or inf in any column, with a warning that counts the others."""
     invalid = {

@@ -31,7 +31,7 @@ _THETA_BLOCK = 1_000
 
 def row_seeds(root: int, level: int, start: int, stop: int) -> Tensor:
     """Seeds of the rows `start` to `stop - 1` of a level, int64, shape `(n,)`."""
-    seeds = [_seed(root, _NOISE_STREAM, level, row) for row in range(start, stop)]
+    seeds = [derive_seed(root, _NOISE_STREAM, level, row) for row in range(start, stop)]
     return torch.tensor(seeds, dtype=torch.int64)
 
 
@@ -53,7 +53,7 @@ def draw_theta(prior: Any, root: int, level: int, num_rows: int) -> Tensor:
     """Parameters of the first `num_rows` rows of a level, shape `(n, d_theta)`."""
     blocks = []
     for block in range(-(-num_rows // _THETA_BLOCK)):
-        with seeded(_seed(root, _THETA_STREAM, level, block)):
+        with seeded(derive_seed(root, _THETA_STREAM, level, block)):
             blocks.append(prior.sample((_THETA_BLOCK,)))
     return torch.cat(blocks)[:num_rows].to(torch.float32)
 
@@ -91,9 +91,10 @@ class one_at_a_time:
         ])
 
 
-def _seed(*key: int) -> int:
+def derive_seed(*key: int) -> int:
+    """A seed of 63 bits that depends on the whole key."""
     words = np.random.SeedSequence(key).generate_state(2, np.uint32)
-    return int(words[0]) << 31 | int(words[1]) >> 1  # 63 bits: fits int64
+    return int(words[0]) << 31 | int(words[1]) >> 1  # fits int64
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from joblib import Parallel, delayed
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.trainers.batches import Fold
 from sbi_multilevel.trainers.mixin import MultilevelMixin
 from sbi_multilevel.trainers.tracking import SilentTracker
@@ -124,26 +124,49 @@ def train_ensemble(
             "inference was trained already. Pass a new trainer with the same "
             "simulations; to start from its weights use `warm_start`."
         )
-    jobs = [
-        delayed(_train_member)(
-            type(inference),
-            _state(inference),
-            inference._prior,
-            inference._build_neural_net,
-            Fold(index, seed),
-            dict(train_options or {}),
-        )
-        for index in range(num_members)
-    ]
-    states = Parallel(n_jobs=num_workers)(jobs)
-    members = [
-        _restore(type(inference), state, inference._prior, inference._build_neural_net)
-        for state in states
-    ]
+    folds = [Fold(index, seed) for index in range(num_members)]
+    members = train_members(
+        [inference] * num_members, folds, num_workers, train_options or {}
+    )
     return Ensemble(tuple(members))
 
 
-def _state(trainer: MultilevelMixin) -> dict[str, Any]:
+def train_members(
+    trainers: Sequence[MultilevelMixin],
+    folds: Sequence[Fold],
+    num_workers: int,
+    train_options: Mapping[str, Any],
+) -> list[MultilevelMixin]:
+    """Train a copy of each trainer on its own fold, seeded by the fold.
+
+    Args:
+        trainers: Trainers with simulations; they stay as they are.
+        folds: A fold for each.
+        num_workers: Processes, one thread each.
+        train_options: Arguments of `train`.
+
+    Returns:
+        The trained copies.
+    """
+    jobs = [
+        delayed(_train_member)(
+            type(trainer),
+            trainer_state(trainer),
+            trainer._prior,
+            trainer._build_neural_net,
+            fold,
+            dict(train_options),
+        )
+        for trainer, fold in zip(trainers, folds, strict=True)
+    ]
+    states = Parallel(n_jobs=num_workers)(jobs)
+    return [
+        _restore(type(trainer), state, trainer._prior, trainer._build_neural_net)
+        for trainer, state in zip(trainers, states)
+    ]
+
+
+def trainer_state(trainer: MultilevelMixin) -> dict[str, Any]:
     """All of a trainer that can be sent to another process."""
     return {k: v for k, v in vars(trainer).items() if k not in _LEFT_OUT}
 
@@ -173,8 +196,8 @@ def _train_member(
     trainer = _restore(cls, deepcopy(state), prior, build)
     trainer._fold = fold
     try:
-        with seeded(fold.seed * 1_000 + fold.index):
+        with seeded(derive_seed(fold.seed, fold.index)):
             trainer.train(**options)
     finally:
         torch.set_num_threads(threads)
-    return _state(trainer)
+    return trainer_state(trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +23,7 @@ from sbi_multilevel.estimators import (
 )
 from sbi_multilevel.recipes import Recipe, Transfer
 
-WarmStart = ConditionalDensityEstimator | str | os.PathLike
+WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping
 
 
 def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) -> bool:
@@ -58,7 +58,8 @@ def take_over(
     """An estimator that starts from the weights of another.
 
     Args:
-        source: A trained estimator, which is copied, or a file of its `state_dict()`.
+        source: A trained estimator, which is copied, its `state_dict()`, or a file of
+            that.
         build: Builder of the network that the weights of a file are for.
         modelled: `"theta"` (NPE) or `"x"` (NLE).
         theta: Training rows, shape `(n, d_theta)`.
@@ -71,14 +72,16 @@ def take_over(
         estimator = deepcopy(source)
     else:
         estimator = build(theta, x)
-        state = torch.load(Path(source), weights_only=True)
+        is_state = isinstance(source, Mapping)
+        state = source if is_state else torch.load(Path(source), weights_only=True)
+        what = "mapping" if is_state else f"file {str(source)!r}"
         try:
             estimator.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"The file {str(source)!r} does not hold the weights of this network "
-                f"({error}). Pass a file written by `torch.save(estimator.state_dict(),"
-                " path)`, and the same prior, density_estimator and recipe as then."
+                f"The {what} does not hold the weights of this network ({error}). Pass "
+                "a file written by `torch.save(estimator.state_dict(), path)`, and the "
+                "same prior, density_estimator and recipe as then."
             ) from error
     shapes = (estimator.input_shape, estimator.condition_shape)
     rows = (theta.shape[1:], x.shape[1:])

@@ -1,0 +1,6 @@
+"""Rounds of simulation near one observation."""
+
+from sbi_multilevel.sequential.acquisition import Acquisition
+from sbi_multilevel.sequential.mftsnpe import MFTSNPE
+
+__all__ = ["MFTSNPE", "Acquisition"]

@@ -1,0 +1,137 @@
+"""How a run is pickled, written to disk and gone on with."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import cloudpickle
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from typing_extensions import Self
+
+from sbi_multilevel.recipes import Transfer
+from sbi_multilevel.sequential import checkpoint
+from sbi_multilevel.sequential.acquisition import Acquisition
+from sbi_multilevel.sequential.rounds import Proposals
+from sbi_multilevel.sequential.truncation import Truncation
+from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.simulations import LevelSimulations
+from sbi_multilevel.trainers.ensemble import trainer_state
+from sbi_multilevel.trainers.network import builder_for, take_over
+from sbi_multilevel.trainers.npe import MFNPE
+from sbi_multilevel.trainers.tracking import SilentTracker
+
+
+class StateMixin:
+    """The state of truncated rounds, and its ways out of memory and back."""
+
+    x_o: Tensor
+    summary: dict[str, list]
+    _prior: Any
+    _density_estimator: Any
+    _recipe: Transfer
+    _num_members: int
+    _acquisition: Acquisition | None
+    _truncation: Truncation
+    _seed: int
+    _train_options: dict[str, Any]
+    _low: MFNPE  # holds the low-fidelity rows
+    _members: list[ConditionalDensityEstimator] | None
+    _rows: list[LevelSimulations]
+    _pending: Proposals | None  # the simulations of this round
+    _new_rows: int  # appended since the last training
+    _round: int
+    _num_drawn: int  # proposals drawn in this round
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write where the run stands: networks, high-fidelity rows, the open round.
+
+        The low-fidelity rows are not written: they are needed for pre-training only,
+        which is repeated if it was not done.
+        """
+        members = self._members
+        state = {
+            "settings": self._settings,
+            "members": None if members is None else [m.state_dict() for m in members],
+            "rows": [vars(rows) for rows in self._rows],
+            "pending": None if self._pending is None else vars(self._pending),
+            "counters": (self._new_rows, self._round, self._num_drawn),
+            "summary": self.summary,
+        }
+        checkpoint.write(path, state)
+
+    def load(self, path: str | os.PathLike) -> Self:
+        """Go on from a state that `save` wrote.
+
+        Raises:
+            ValueError: If it was written under other settings, or by another network.
+        """
+        state = checkpoint.read(path)
+        checkpoint.check_settings(state["settings"], self._settings, path)
+        members, pending = state["members"], state["pending"]
+        if members is not None:
+            members = [self._take_over(weights) for weights in members]
+        self._members = members
+        self._rows = [LevelSimulations.trusted(**rows) for rows in state["rows"]]
+        self._pending = None if pending is None else Proposals(**pending)
+        self._new_rows, self._round, self._num_drawn = state["counters"]
+        self.summary = state["summary"]
+        return self
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        return {
+            "x_o": self.x_o,
+            "num_members": self._num_members,
+            "seed": self._seed,
+            "acquisition": repr(self._acquisition),
+            "truncation": repr(self._truncation),
+            "recipe": repr(self._recipe),
+            "train_options": repr(sorted(self._train_options.items())),
+        }
+
+    def _trainer(self, parameters: Any = None) -> MFNPE:
+        """A trainer of one member, without rows."""
+        return MFNPE(
+            self._prior,
+            self._density_estimator,
+            recipe=self._recipe,
+            parameters=parameters,
+            tracker=SilentTracker(),
+            show_progress_bars=False,
+        )
+
+    def _take_over(self, source: Any) -> ConditionalDensityEstimator:
+        """A network from another, or from its weights."""
+        build = self._trainer()._build_neural_net
+        is_named = isinstance(self._density_estimator, str)
+        build = builder_for(self._recipe, build, "theta", self._prior, is_named)
+        if self._members and isinstance(source, Mapping):
+            # networks from elsewhere need not be what the builder makes
+            template = self._members[0]
+            build = lambda theta, x: deepcopy(template)
+        with seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rows made up for their shapes
+            theta = self._prior.sample((100,))
+            x = self.x_o + torch.randn(100, *self.x_o.shape[1:])
+            return take_over(source, build, "theta", theta, x).eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All there is; builders go by cloudpickle, being functions in functions."""
+        state = dict(vars(self))
+        state["_density_estimator"] = cloudpickle.dumps(self._density_estimator)
+        state["_low"] = trainer_state(self._low)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        low = state.pop("_low")
+        builder = cloudpickle.loads(state.pop("_density_estimator"))
+        vars(self).update(state, _density_estimator=builder)
+        self._low = self._trainer()
+        vars(self._low).update(low)

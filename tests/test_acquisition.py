@@ -1,0 +1,73 @@
+"""Disagreement, and the weights that undo what acquisition does to a sample."""
+
+import pytest
+import torch
+
+from sbi_multilevel import MFTSNPE, Acquisition
+from sbi_multilevel.sequential.acquisition import disagreement, importance_weights
+from tests.test_mftsnpe import make, simulate
+
+
+def test_disagreement_by_hand():
+    log_probs = torch.log(torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0]]))
+    density = disagreement(log_probs, "density")
+    assert torch.allclose(density, torch.tensor([2.0, 0.0, 0.0]) / 9)  # scaled by max
+    log = disagreement(log_probs, "log_density")
+    assert log[1] == 0 and log[2] == 0
+    assert log[0] == pytest.approx((torch.log(torch.tensor(3.0)) ** 2 / 2).item())
+    nowhere = torch.full((2, 3), -torch.inf)
+    assert torch.equal(disagreement(nowhere, "density"), torch.zeros(3))
+
+
+def test_the_order_does_not_depend_on_the_scale():
+    log_probs = torch.randn(5, 50)
+    order = disagreement(log_probs, "density").argsort()
+    assert torch.equal(order, disagreement(log_probs - 200, "density").argsort())
+
+
+@pytest.mark.parametrize("active", (4, 40))
+def test_weighted_rows_have_the_moments_of_the_truncated_prior(active):
+    """Prior U(0, 1), region (0.2, 0.7), disagreement theta^2 up to 0.6: exact truth."""
+    torch.manual_seed(0)
+    pool_size, n, rounds = 400, 100, 2_000
+    low, high = 0.2, 0.7
+    score = lambda theta: torch.where(theta < 0.6, theta**2, 0.0)
+    values = []
+    for _ in range(rounds):
+        passive = low + (high - low) * torch.rand(n - active)
+        pool = torch.rand(pool_size)
+        acquired = pool[score(pool).argsort(descending=True)[:active]]
+        theta = torch.cat([passive, acquired])
+        weights = importance_weights(
+            (theta > low) & (theta < high),
+            score(theta),
+            float(score(acquired).min()),
+            high - low,
+            active,
+            pool_size,
+        )
+        assert weights.max() <= 1 / (1 - active / n) + 1e-6
+        values.append(torch.stack([weights.mean(), (weights * theta).mean()]))
+    values = torch.stack(values)
+    error = values.std(0) / rounds**0.5
+    truth = torch.tensor([1.0, (low + high) / 2])
+    assert ((values.mean(0) - truth).abs() < 4 * error + 0.01).all()
+    # without weights the mean is far off
+    assert abs(float((1 - active / n) * 0.45 + active / n * 0.59) - 0.45) > 0.005
+
+
+def test_corrected_rounds():
+    options = {"num_members": 2, "acquisition": Acquisition(correct=True, pool_size=50)}
+    inference: MFTSNPE = make(**options)
+    theta = inference.propose(20)
+    inference.append_simulations(theta, simulate(theta)).train()
+    theta = inference.propose(20)
+    with pytest.raises(ValueError, match="was not proposed in this round"):
+        inference.append_simulations(theta + 0.01, simulate(theta))
+    inference.append_simulations(theta.flip(0)[:15], simulate(theta)[:15])
+    rows = inference._rows[-1]
+    assert rows.weights is not None and len(rows) <= 15
+    assert rows.weights.max() <= 1 / 0.8 + 1e-5 and rows.weights.min() > 0
+    inference.train()
+    with pytest.raises(ValueError, match="propose"):
+        inference.append_simulations(theta, simulate(theta))
