@@ -132,6 +132,8 @@ def mapped_builder(build: Builder, modelled: Modelled, prior: Any | None) -> Bui
         transform = None if prior is None else mcmc_transform(prior).inv
         free = theta if transform is None else transform.inv(theta)
         estimator = build(free, x)
+        if isinstance(estimator, MappedEstimator):  # the user wrapped the builder
+            return estimator
         return MappedEstimator(estimator, modelled, transform, Moments.of(x))
 
     return build_mapped

@@ -513,3 +513,11 @@ def test_mapped_estimators_pickle():
     x = SIMS[2].x[:2]
     a, b = (n.log_prob(SIMS[2].theta[None, :2], x) for n in (network, copy))
     assert torch.equal(a, b)
+
+
+def test_a_builder_that_is_unconstrained_is_not_wrapped_twice():
+    trainer = make(density_estimator=unconstrained("mdn", prior()))
+    network = trainer.train(**FEW)
+    assert isinstance(network, MappedEstimator)
+    assert not isinstance(network.net, MappedEstimator)
+    assert not torch.equal(network.x_scale, torch.ones(2))

@@ -10,7 +10,7 @@ from pathlib import Path
 from sbi_multilevel.benchmark.cost import step_costs
 from sbi_multilevel.benchmark.methods import METHODS
 from sbi_multilevel.benchmark.run import Run, run_all, table, write
-from sbi_multilevel.benchmark.tasks import TASKS, get_task
+from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, TASKS, get_task
 
 
 def _rows(text: str) -> tuple[int, ...]:
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sbi_multilevel.benchmark", description=__doc__
     )
-    parser.add_argument("task", choices=(*TASKS, "cost"))
+    parser.add_argument("task", choices=(*TASKS, *POSTERIOR_TASKS, "cost"))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["high", "ml"])
     parser.add_argument(
         "--rows",
@@ -33,7 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--data", help="file of the CAMELS power spectra")
+    parser.add_argument(
+        "--observations",
+        type=int,
+        help="judge posteriors at the first so many observations only",
+    )
+    parser.add_argument("--data", help="file that the task reads, if any")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
     if options.task == "cost":
@@ -42,11 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
     rows = options.rows or [get_task(options.task, options.data).num_simulations]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = [
-        Run(options.task, method, n, seed, options.data)
+        Run(options.task, method, n, seed, options.data, options.observations)
         for n in rows
         for method in options.methods
         for seed in seeds
     ]
+    # what cannot run is told before hours are spent
+    for run in {run.method: run for run in runs}.values():
+        run.build_task()
     records = run_all(runs, options.workers)
     given = list(arguments if arguments is not None else sys.argv[1:])
     for option in ("--data", "--out"):  # paths of this machine concern nobody else

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from sbi.inference import NLE, NPE
 from torch import Tensor
 
-from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations
-from sbi_multilevel.benchmark.tasks import BenchmarkTask
+from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations, Transfer
+from sbi_multilevel.benchmark.fitted import Fit, Method, judged
+from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
+from sbi_multilevel.benchmark.tasks import BenchmarkTask, PosteriorTask
+from sbi_multilevel.benchmark.transfer_methods import (
+    NUM_MEMBERS,
+    TransferMethod,
+    high_ensemble,
+    joint,
+)
 from sbi_multilevel.gradients import ADJUSTMENTS
 from sbi_multilevel.trainers.tracking import SilentTracker
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a method returns.
-
-    Args:
-        estimator: Trained density estimator.
-        trained_on: The x of the highest level it saw, shape `(n, *x_shape)`.
-        num_epochs: Epochs trained.
-    """
-
-    estimator: Any
-    trained_on: Tensor
-    num_epochs: int
-
-
-Method = Callable[[BenchmarkTask, MultilevelSimulations, int], Fit]
 
 
 def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> Fit:
@@ -42,7 +30,8 @@ def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> Fit:
         show_progress_bars=False,
     )
     estimator = trainer.append_simulations(theta, x).train()
-    return Fit(estimator.eval(), x, trainer.summary["epochs_trained"][-1])
+    epochs = trainer.summary["epochs_trained"][-1]
+    return Fit(judged(task, [estimator]), x, epochs)
 
 
 def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
@@ -106,7 +95,7 @@ class MultilevelMethod:
         else:
             estimator = trainer.train()
         epochs = trainer.summary["epochs_trained"][-1]
-        return Fit(estimator.eval(), simulations[-1].x, epochs)
+        return Fit(judged(task, [estimator]), simulations[-1].x, epochs)
 
 
 def _paper(adjustment: str, alignment: str | None) -> MultilevelMethod:
@@ -137,7 +126,36 @@ METHODS: dict[str, Method] = {
     # the reference's settings with other alignments
     "ml-paper-paired": _paper("rescale_project", "paired"),
     "ml-paper-unaligned": _paper("rescale_project", None),
+    # transfer, and ensembles
+    "high-ensemble": high_ensemble,
+    "mf": TransferMethod(Transfer()),
+    "mf-unaligned": TransferMethod(Transfer(alignment=None)),
+    "mf-joint": joint,
+    "mf-ensemble": TransferMethod(Transfer(), NUM_MEMBERS),
+    # those for tasks scored by posteriors only
+    **POSTERIOR_METHODS,
 }
+
+
+def check_method(method: str, task: BenchmarkTask) -> None:
+    """Raise if a method cannot run on a task.
+
+    Raises:
+        ValueError: If it simulates for each observation, which the task has none of, or
+            needs settings of the reference code, which the task has none of.
+    """
+    is_posterior_task = isinstance(task, PosteriorTask)
+    if method in POSTERIOR_METHODS and not is_posterior_task:
+        raise ValueError(
+            f"method={method!r} infers one observation after another, but task="
+            f"{task.name!r} has none: it scores density estimators. Choose one of the "
+            "tasks scored by posteriors, or another method."
+        )
+    if getattr(METHODS[method], "full_batch", False) and is_posterior_task:
+        raise ValueError(
+            f"method={method!r} trains as the reference code of ML-NPE, which does not "
+            f"have task={task.name!r}. Choose 'ml', or another task."
+        )
 
 
 def fit(method: str, task: BenchmarkTask, n: tuple[int, ...], seed: int) -> Fit:
@@ -148,7 +166,11 @@ def fit(method: str, task: BenchmarkTask, n: tuple[int, ...], seed: int) -> Fit:
         task: The task.
         n: Rows of each level.
         seed: Seed of the simulations, the network and the order of batches.
+
+    Raises:
+        ValueError: If the method cannot run on the task.
     """
+    check_method(method, task)
     simulations = task.simulate(n, seed)
     torch.manual_seed(seed)
     return METHODS[method](task, simulations, seed)
