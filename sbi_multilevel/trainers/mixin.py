@@ -173,7 +173,9 @@ class MultilevelMixin(EpochMixin):
     ) -> None:
         """Build the network on the rows of the first stage: they set its z-scoring."""
         if not self._uses_recipe:
-            super()._initialize_neural_network(retrain_from_scratch, start_idx)
+            super()._initialize_neural_network(  # pyright: ignore[reportAbstractUsage]
+                retrain_from_scratch, start_idx
+            )
             return
         build = self._build_neural_net
         wanted = builder_for(
