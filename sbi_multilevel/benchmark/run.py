@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import platform
 import time
@@ -69,7 +71,9 @@ def run_one(run: Run) -> dict[str, Any]:
     """Train and evaluate; returns a record that can be written as JSON."""
     torch.set_num_threads(1)
     task = run.build_task()
-    with warnings.catch_warnings(), seeded(run.seed):
+    # sbi prints when training ends, which would run into the records
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with quiet, warnings.catch_warnings(), seeded(run.seed):
         warnings.simplefilter("ignore")
         start = time.perf_counter()
         result = fit(run.method, task, run.num_simulations, run.seed)
@@ -102,7 +106,7 @@ def run_all(runs: Sequence[Run], num_workers: int = 1) -> list[dict[str, Any]]:
     groups: dict[tuple, list[int]] = defaultdict(list)
     for index, run in enumerate(runs):
         groups[run.task, run.data, run.num_simulations[0], run.seed].append(index)
-    parallel = Parallel(n_jobs=num_workers, batch_size=1)
+    parallel = Parallel(n_jobs=num_workers, batch_size=1, return_as="generator")
     parts = parallel(
         delayed(_run_group)([runs[index] for index in group])
         for group in groups.values()

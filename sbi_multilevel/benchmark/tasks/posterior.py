@@ -26,6 +26,7 @@ import torch
 from sbi.neural_nets import posterior_nn
 from torch import Tensor, nn
 
+from sbi_multilevel.benchmark.calibration import calibration
 from sbi_multilevel.benchmark.metrics import biased_mmd, c2st, nltp, nrmse
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulation.noise import seeded
@@ -88,7 +89,8 @@ class PosteriorTask(BenchmarkTask):
             trained_on: Not used; the observations are among no training rows.
 
         Returns:
-            Values at each observation of each metric, the main one first.
+            Values at each observation of each metric, the main one first; those of
+            `calibration` over 200 fresh rows, one a parameter and one in all.
         """
         drawn = torch.stack([self._draw(estimator, x_o) for x_o in self.observations])
         errors: dict[str, list[float]] = {}
@@ -105,6 +107,8 @@ class PosteriorTask(BenchmarkTask):
                 values = nltp(estimator, self.true_theta, self.observations)
             errors["nltp"] = values.tolist()
         errors["nrmse"] = nrmse(drawn, self.true_theta).tolist()
+        if hasattr(estimator, "sample_batched"):  # not where it is of one x only
+            errors |= calibration(estimator, *self.simulate_high(200, seed=10_000))
         return errors
 
     def _draw(self, posterior: Any, x_o: Tensor) -> Tensor:

@@ -1,0 +1,246 @@
+"""The benchmark on tasks scored by posteriors, and its transfer methods."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sbi.inference import NPE
+from sbi.neural_nets import posterior_nn
+
+from sbi_multilevel import MFTSNPE
+from sbi_multilevel.benchmark import __main__ as command_line
+from sbi_multilevel.benchmark import posterior_methods, transfer_methods
+from sbi_multilevel.benchmark.fitted import Mixture
+from sbi_multilevel.benchmark.methods import METHODS, check_method, fit
+from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
+from sbi_multilevel.benchmark.run import Run, run_all, run_one, table
+from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, TASKS, get_task
+from sbi_multilevel.benchmark.tasks.ou_transfer import OUTransfer
+from sbi_multilevel.sequential.truncation import Truncation
+
+ROWS = (60, 20)
+LEARNED = {"c2st", "mmd", "nltp", "nrmse"}
+RUNS_ON_POSTERIORS = tuple(m for m in METHODS if not m.startswith("ml-paper"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Small networks, trained for two epochs; nothing is left of earlier tests."""
+
+    def build_network(task):
+        options = dict(num_transforms=1, hidden_features=8, num_bins=3)
+        free = dict(z_score_theta="transform_to_unconstrained", x_dist=task.prior)
+        return posterior_nn("zuko_nsf", **options, **free)
+
+    train = NPE.train
+
+    def train_briefly(trainer, *args, **options):
+        return train(trainer, *args, **{**options, "max_num_epochs": 2})
+
+    def two_rounds(*args, **options):
+        return MFTSNPE(*args, truncation=Truncation(num_samples=500), **options)
+
+    monkeypatch.setattr(OUTransfer, "build_network", build_network)
+    monkeypatch.setattr(OUTransfer, "num_samples", 60)
+    monkeypatch.setattr(OUTransfer, "oracle_size", 50)
+    monkeypatch.setattr(NPE, "train", train_briefly)
+    monkeypatch.setattr(posterior_methods, "NUM_ROUNDS", 2)
+    monkeypatch.setattr(posterior_methods, "MFTSNPE", two_rounds)
+    transfer_methods.pretrain.cache_clear()
+
+
+def _run(method, rows=ROWS, seed=0, observations=2):
+    return Run("ou2", method, rows, seed, observations=observations)
+
+
+def _without_seconds(records):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+# ------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize("method", RUNS_ON_POSTERIORS)
+def test_every_method_runs_on_a_posterior_task(method):
+    record = run_one(_run(method))
+    metrics = {key for key, value in record.items() if isinstance(value, dict)}
+    assert metrics == LEARNED - ({"nltp"} if method == "mf-abc" else set())
+    assert all(np.isfinite(record[metric]["mean"]) for metric in metrics)
+    assert 0.4 <= record["c2st"]["mean"] <= 1
+    assert record["observations"] == 2
+
+
+def test_networks_are_pretrained_once_for_all_methods_and_rows():
+    for rows in (ROWS, (60, 30)):
+        for method in ("mf-ensemble", "mf", "mf-unaligned", "mf-tsnpe-af"):
+            run_one(_run(method, rows))
+    assert transfer_methods.pretrain.cache_info().misses == 5
+    run_one(_run("mf", seed=1))
+    assert transfer_methods.pretrain.cache_info().misses == 6
+
+
+@pytest.mark.parametrize("method", ["mf", "mf-ensemble", "mf-tsnpe"])
+def test_a_cached_network_changes_no_result(method):
+    first = run_one(_run(method))
+    again = run_one(_run(method))
+    transfer_methods.pretrain.cache_clear()
+    anew = run_one(_run(method))
+    records = _without_seconds([first, again, anew])
+    assert records[0] == records[1] == records[2]
+    # two epochs of pre-training, two of fine-tuning; a warm start may stop at once
+    assert first["epochs"] >= 2
+
+
+def test_seconds_count_pretraining_that_was_done_before():
+    task = get_task("ou2")
+    fits = [fit("mf", task, ROWS, seed=0) for _ in range(2)]
+    low = transfer_methods.LowRows("ou2", ROWS[0], 0, task, None)
+    pretraining = transfer_methods.pretrain(low, 0).seconds
+    assert fits[0].seconds_before == 0
+    assert fits[1].seconds_before == pytest.approx(pretraining, rel=0.05)
+
+
+def test_a_network_alone_is_the_first_of_the_ensemble():
+    task = get_task("ou2")
+    alone, ensemble = (fit(m, task, ROWS, 0).judged for m in ("mf", "mf-ensemble"))
+    theta, x = task.true_theta[:1], task.observations[:1]
+    values = [p.log_prob(theta, x=x) for p in (alone, *ensemble.posteriors)]
+    assert torch.equal(values[0], values[1])
+    assert len({value.item() for value in values}) == 5
+
+
+def test_rounds_run_once_for_each_observation(monkeypatch):
+    seen = []
+    run = posterior_methods.RoundsPosterior._run
+
+    def counted(posterior, x):
+        seen.append(x)
+        return run(posterior, x)
+
+    monkeypatch.setattr(posterior_methods.RoundsPosterior, "_run", counted)
+    run_one(_run("mf-tsnpe"))
+    assert torch.equal(torch.cat(seen), get_task("ou2").observations[:2])
+
+
+def test_a_mixture_is_the_mean_density():
+    class Normal:
+        def __init__(self, mean):
+            self._normal = torch.distributions.Normal(mean, 1.0)
+
+        def log_prob(self, input, condition):
+            return self._normal.log_prob(input)[..., 0]
+
+        def sample(self, sample_shape, condition):
+            return self._normal.sample((*sample_shape, len(condition), 1))
+
+    members = (Normal(-9.0), Normal(9.0))
+    mixture = Mixture(members)
+    x, condition = torch.zeros(3, 2, 1) + 8, torch.zeros(2, 1)
+    densities = [member.log_prob(x, condition).exp() for member in members]
+    mean = (densities[0] + densities[1]) / 2
+    assert torch.allclose(mixture.log_prob(x, condition).exp(), mean)
+    samples = mixture.sample((2_000,), condition)
+    assert samples.shape == (2_000, 2, 1)
+    assert (samples > 0).float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_transfer_uses_all_levels_of_a_likelihood_task():
+    task = get_task("toggle-switch")
+    task.num_test, task.num_samples = 3, 20
+    sims = task.simulate((60, 20, 10), seed=0)
+    method = METHODS["mf-ensemble"]
+    network = transfer_methods.Pretrained(None, 0, 0.0)
+    assert method._fine_tuner(task, sims, network)._check_trainable().num_simulations
+    trainer = method._fine_tuner(task, sims, network)
+    assert [len(rows) for rows in trainer._x_roundwise] == [20, 10]
+
+
+# ------------------------------------------------------------- what cannot run
+
+
+@pytest.mark.parametrize("method", POSTERIOR_METHODS)
+@pytest.mark.parametrize("task", ["g-and-k", "ou"])
+def test_methods_of_one_observation_need_observations(method, task):
+    with pytest.raises(ValueError, match=f"method='{method}' infers one"):
+        fit(method, get_task(task), ROWS, seed=0)
+
+
+def test_methods_of_the_reference_code_need_its_settings():
+    with pytest.raises(ValueError, match="Choose 'ml'"):
+        check_method("ml-paper", get_task("ou2"))
+
+
+@pytest.mark.parametrize("run", [_run("mf", observations=1), Run("ou", "mf", ROWS, 0)])
+def test_observations_are_two_or_more_of_a_posterior_task(run):
+    wrong = run if run.observations else Run("ou", "mf", ROWS, 0, observations=2)
+    with pytest.raises(ValueError, match="must be at least 2"):
+        wrong.build_task()
+
+
+# ------------------------------------------------------------- running
+
+
+def _stub_run_one(run):
+    return {
+        "task": run.task,
+        "method": run.method,
+        "num_simulations": run.num_simulations,
+        "seed": run.seed,
+        "seconds": 1.0,
+    }
+
+
+def test_runs_that_share_low_rows_follow_each_other_and_records_keep_their_order(
+    monkeypatch, capsys
+):
+    runs = [
+        _run(method, rows, seed)
+        for rows in ((60, 20), (60, 30), (80, 20))
+        for method in ("high", "mf")
+        for seed in (0, 1)
+    ]
+    monkeypatch.setattr("sbi_multilevel.benchmark.run.run_one", _stub_run_one)
+    records = run_all(runs)
+    assert records == [_stub_run_one(run) for run in runs]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    order = [(r["num_simulations"][0], r["seed"]) for r in printed]
+    groups = [(60, 0)] * 4 + [(60, 1)] * 4 + [(80, 0)] * 2 + [(80, 1)] * 2
+    assert order == groups
+
+
+def test_a_table_has_the_metrics_of_all_records():
+    runs = [_run("mf-abc"), _run("high")]
+    records = [
+        {**_stub_run_one(run), "nrmse": {"mean": 1, "median": 2}} for run in runs
+    ]
+    records[1]["nltp"] = {"mean": 3.0, "median": 4.0}
+    lines = table(records).splitlines()
+    assert "nltp (mean)" in lines[0]
+    assert "| mf-abc | 1 | 1.000 | 2.000 | - | - |" in lines[2]
+    assert "| high | 1 | 1.000 | 2.000 | 3.000 | 4.000 |" in lines[3]
+
+
+@pytest.mark.parametrize("name", (*TASKS, *POSTERIOR_TASKS))
+def test_the_command_line_knows_all_tasks_and_methods(name, monkeypatch):
+    runs = []
+    monkeypatch.setattr(Run, "build_task", lambda run: None)
+    monkeypatch.setattr(command_line, "run_all", lambda given, n: runs.extend(given))
+    monkeypatch.setattr(command_line, "table", lambda records: "")
+    options = ["--rows", "60,20", "--data", "some.npz", "--observations", "3"]
+    command_line.main([name, *options, "--methods", *METHODS, "--seeds", "1"])
+    assert [run.method for run in runs] == list(METHODS)
+    assert {(run.task, run.data, run.observations) for run in runs} == {
+        (name, "some.npz", 3)
+    }
+
+
+def test_the_command_line_judges_posteriors(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    options = ["--methods", "mf", "mf-abc", "--rows", "60,20", "60,30", "--seeds", "1"]
+    command_line.main(["ou2", *options, "--observations", "2", "--out", str(out)])
+    records = json.loads(out.read_text())["records"]
+    assert [r["method"] for r in records] == ["mf", "mf-abc"] * 2
+    *lines, _ = capsys.readouterr().out.split("| task")
+    printed = [json.loads(line) for line in lines[0].splitlines()]
+    assert printed == records
