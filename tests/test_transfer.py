@@ -6,14 +6,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from sbi.inference import NLE, NPE
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MFNLE, MFNPE, Multilevel, Transfer, unconstrained
+from sbi_multilevel import MFNLE, MFNPE, Multilevel, Transfer
 from sbi_multilevel.estimators import MappedEstimator
-from sbi_multilevel.parameters import LevelParameters
 from sbi_multilevel.recipes import Term
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
 from tests.test_trainers import FEW, weights
@@ -240,191 +238,6 @@ def test_images_share_one_scale():
     assert network.x_scale == pytest.approx(0.5, abs=0.05)
 
 
-# ------------------------------------------------------------- unconstrained theta
-
-
-@pytest.mark.parametrize("name", ("mdn", "maf", "nsf", "zuko_nsf"))
-def test_nothing_leaks_out_of_a_bounded_prior(name):
-    theta, x = box_rows(300)
-    trainer = MFNPE(BOX, name, tracker=SilentTracker(), show_progress_bars=False)
-    trainer.append_lowfidelity_simulations(theta, x).append_simulations(*box_rows(50))
-    network = trainer.train(**FEW)
-    corner = torch.tensor([[-2.0, 0.0], [1.0, 5.0]])  # half of the mass would leak
-    samples = network.sample((2_000,), corner)
-    assert BOX.support.check(samples).all()
-    built = trainer.build_posterior()
-    assert built.leakage_correction(x=corner[:1]) == 1.0
-
-
-def test_the_density_in_unconstrained_theta_integrates_to_one():
-    theta, x = box_rows(300)
-    network = unconstrained("mdn", BOX)(theta, x)
-    low, high = torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0])
-    cells = [
-        lo + (hi - lo) * (torch.arange(400) + 0.5) / 400 for lo, hi in zip(low, high)
-    ]
-    grid = torch.cartesian_prod(*cells)
-    with torch.no_grad():
-        density = network.log_prob(grid[:, None], torch.tensor([[0.0, 2.0]])).exp()
-    assert density.sum() * 15 / 400**2 == pytest.approx(1.0, abs=2e-3)
-
-
-def test_a_builder_is_taken_as_it_is_unless_asked():
-    for recipe, is_free in ((Transfer(), False), (Transfer(unconstrained=True), True)):
-        trainer = make(
-            the_prior=prior(), density_estimator=posterior_nn("mdn"), recipe=recipe
-        )
-        network = trainer.train(**FEW)
-        assert (network.unconstrain is not None) == is_free
-
-
-def test_sampling_and_density_of_the_estimator_agree():
-    theta, x = box_rows(300)
-    network = unconstrained("nsf", BOX)(theta, x).eval()
-    network.read_x_through(None)
-    network.x_shift.fill_(0.3)
-    samples = network.sample((4_000,), x[:1])
-    assert samples.shape == (4_000, 1, 2)
-    with torch.no_grad():
-        log_prob = network.log_prob(samples, x[:1])
-        # importance weights of the uniform density have mean 1 under the estimate
-        ratios = (1 / 15) / log_prob.exp()
-    assert log_prob.shape == (4_000, 1)
-    error = ratios.std() / len(ratios) ** 0.5
-    assert (ratios.mean() - 1).abs() < 4 * error + 0.02
-    assert network.loss(theta[:7], x[:7]).shape == (7,)
-
-
-def test_theta_outside_the_prior_is_refused():
-    theta, x = box_rows(100)
-    theta[3] += 10
-    trainer = MFNPE(BOX, "mdn", tracker=SilentTracker(), show_progress_bars=False)
-    trainer.append_lowfidelity_simulations(theta, x).append_simulations(*box_rows(50))
-    with pytest.raises(ValueError, match="1 of 100 rows of level 0 lies outside"):
-        trainer.train(**FEW)
-
-
-# ------------------------------------------------------------- warm start
-
-
-@both
-@pytest.mark.parametrize("way", ("estimator", "file", "sbi"))
-def test_warm_start(cls, way, tmp_path):
-    low = SIMS[0]
-    parent = {MFNPE: NPE, MFNLE: NLE}[cls]
-    options = {"tracker": SilentTracker(), "show_progress_bars": False}
-    pretraining = (parent if way == "sbi" else cls)(prior(), "mdn", **options)
-    if way == "sbi":
-        pretraining.append_simulations(low.theta, low.x)
-    else:
-        pretraining.append_lowfidelity_simulations(low.theta, low.x)
-    source = pretrained = pretraining.train(max_num_epochs=20)
-    before = weights(pretrained)
-    if way == "file":
-        source = tmp_path / "pretrained.pt"
-        torch.save(pretrained.state_dict(), source)
-    recipe = Transfer(alignment=None, fine_tuning_rate=1e-9)
-    trainer = make(cls, low=False, recipe=recipe).warm_start(source)
-    network = trainer.train(**FEW)
-    assert torch.equal(weights(pretrained), before)  # the source is copied
-    theta, x = low.theta[:4], low.x[:4]
-    arguments = (theta[None], x) if cls is MFNPE else (x[None], theta)
-    a, b = (n.eval().log_prob(*arguments) for n in (network, pretrained))
-    assert torch.allclose(a, b, atol=1e-4)
-    assert network is not pretrained
-
-
-def test_warm_start_keeps_what_alignment_needs():
-    low = SIMS[0]
-    first = MFNPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
-    first.append_lowfidelity_simulations(low.theta, low.x)
-    pretrained = first.train(**FEW)
-    trainer = make(low=False).warm_start(pretrained)
-    network = trainer.train(**FEW)
-    assert torch.equal(network.x_mean, pretrained.x_mean)
-    rows = SIMS[2].x[trainer.train_indices]
-    at = network.x_shift + network.x_scale * rows
-    assert torch.allclose(at.mean(0), pretrained.x_mean, atol=1e-4)
-    assert torch.allclose(at.std(0), pretrained.x_std, atol=1e-4)
-
-
-def test_an_estimator_of_another_shape_is_refused():
-    other = posterior_nn("mdn")(torch.randn(20, 3), torch.randn(20, 2))
-    with pytest.raises(ValueError, match=r"theta of shape \(3,\).*\(2,\)"):
-        make(low=False).warm_start(other).train(**FEW)
-    other = posterior_nn("mdn")(torch.randn(20, 2), torch.randn(20, 4))
-    with pytest.raises(ValueError, match=r"x of shape \(4,\)"):
-        make(low=False).warm_start(other).train(**FEW)
-
-
-def test_a_file_of_another_network_is_refused(tmp_path):
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="does not hold the weights"):
-        make(low=False).warm_start(tmp_path / "other.pt").train(**FEW)
-    (tmp_path / "pickled.pt").write_bytes(pickle.dumps(make(low=False)))
-    with pytest.raises(pickle.UnpicklingError):
-        make(low=False).warm_start(tmp_path / "pickled.pt").train(**FEW)
-
-
-# ------------------------------------------------------------- parameters
-
-
-def test_missing_columns_come_from_the_prior_and_extra_ones_are_dropped():
-    columns = LevelParameters({0: ("b", "psi"), 1: ("a", "b")})
-    theta = torch.rand(1_000, 2)
-    full = columns.complete(theta, 0, BOX)
-    assert torch.equal(full[:, 1], theta[:, 0])
-    assert full[:, 0].min() > -2 and full[:, 0].max() < 1
-    assert full[:, 0].mean() == pytest.approx(-0.5, abs=4 * 3 / 12**0.5 / 1_000**0.5)
-    assert columns.complete(theta, 1, BOX) is theta
-
-
-@both
-def test_levels_with_other_parameters_train(cls):
-    names = {0: ("b", "psi"), 1: ("a", "b")}
-    trainer = cls(
-        BOX, "mdn", parameters=names, tracker=SilentTracker(), show_progress_bars=False
-    )
-    theta, x = box_rows(200)
-    with pytest.raises(ValueError, match=r"theta of level 0 has shape \(200, 3\)"):
-        trainer.append_lowfidelity_simulations(torch.randn(200, 3), x)
-    low = torch.stack([theta[:, 1], torch.rand(200)], dim=1)
-    trainer.append_lowfidelity_simulations(low, x).append_simulations(*box_rows(50))
-    network = trainer.train(**FEW)
-    shape = network.input_shape if cls is MFNPE else network.condition_shape
-    assert shape == (2,)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [{0: ("a", "a"), 1: ("a",)}, {0: ("c",), 1: ("a", "b")}, {0: "ab", 1: "ab"}],
-)
-def test_bad_names_are_refused(names):
-    with pytest.raises(ValueError, match="parameters of level"):
-        MFNPE(BOX, parameters=names, tracker=SilentTracker())
-
-
-def test_dummies_learn_their_prior():
-    """Exact truth: the coarse simulator knows theta_1 only."""
-    the_prior = BoxUniform(torch.zeros(2), torch.ones(2))
-    names = {0: ("b",), 1: ("a", "b")}
-    trainer = MFNPE(
-        the_prior,
-        "mdn",
-        parameters=names,
-        tracker=SilentTracker(),
-        show_progress_bars=False,
-    )
-    theta = the_prior.sample((3_000,))[:, 1:]
-    x = theta + 0.1 * torch.randn(3_000, 1)
-    trainer.append_lowfidelity_simulations(theta, x)
-    network = trainer.train(learning_rate=5e-3)
-    samples = network.sample((4_000,), torch.full((1, 1), 0.5))[:, 0].detach()
-    assert samples[:, 0].mean() == pytest.approx(0.5, abs=0.05)
-    assert samples[:, 0].std() == pytest.approx(12**-0.5, abs=0.04)
-    assert samples[:, 1].std() == pytest.approx(0.1, abs=0.03)
-
-
 # ------------------------------------------------------------- weights and the rest
 
 
@@ -513,11 +326,3 @@ def test_mapped_estimators_pickle():
     x = SIMS[2].x[:2]
     a, b = (n.log_prob(SIMS[2].theta[None, :2], x) for n in (network, copy))
     assert torch.equal(a, b)
-
-
-def test_a_builder_that_is_unconstrained_is_not_wrapped_twice():
-    trainer = make(density_estimator=unconstrained("mdn", prior()))
-    network = trainer.train(**FEW)
-    assert isinstance(network, MappedEstimator)
-    assert not isinstance(network.net, MappedEstimator)
-    assert not torch.equal(network.x_scale, torch.ones(2))
