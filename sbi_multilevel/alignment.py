@@ -64,15 +64,27 @@ class Moments:
     std: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Moments:
+    def of(cls, x: Tensor, weights: Tensor | None = None) -> Moments:
         """Moments of rows `x`, shape `(n, *x_shape)`.
 
         Each feature of a vector has its own; the entries of an image share one mean and
         one standard deviation.
+
+        Args:
+            x: The rows.
+            weights: Weight of each row, shape `(n,)`; equal if `None`.
         """
         if x.ndim > 2:
-            return cls(x.mean(), x.std())
-        return cls(x.mean(dim=0), x.std(dim=0))
+            x = x.flatten(1)
+            weights = None if weights is None else weights.repeat_interleave(x.shape[1])
+            x = x.reshape(-1, 1)
+            moments = cls.of(x, weights)
+            return cls(moments.mean[0], moments.std[0])
+        if weights is None:
+            return cls(x.mean(dim=0), x.std(dim=0))
+        share = (weights / weights.sum()).unsqueeze(1)
+        mean = (share * x).sum(dim=0)
+        return cls(mean, (share * (x - mean) ** 2).sum(dim=0).sqrt())
 
 
 @dataclass(frozen=True, eq=False)

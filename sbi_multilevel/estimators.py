@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -74,6 +75,13 @@ class MappedEstimator(ConditionalDensityEstimator):
     def moments(self) -> Moments:
         """Moments of the x that the estimator was built on."""
         return Moments(self.x_mean, self.x_std)
+
+    def refer_to(self, moments: Moments) -> MappedEstimator:
+        """A copy whose x is to be aligned to other moments."""
+        copy = deepcopy(self)
+        copy.x_mean.copy_(moments.mean)
+        copy.x_std.copy_(moments.std)
+        return copy
 
     def read_x_through(self, align: AffineMap | None) -> None:
         """Set the map of x; `None` is the identity."""

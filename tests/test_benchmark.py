@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sbi.inference import NPE
 from scipy import integrate
 from torch.distributions import MultivariateNormal
 
@@ -24,6 +25,7 @@ from sbi_multilevel.benchmark.tasks.g_and_k import (
 )
 from sbi_multilevel.benchmark.tasks.toggle_switch import truncated_normal
 
+EPOCHS = {"max_num_epochs": 5}
 THETA = torch.tensor([1.0, 0.7, 1.5, 2.0], dtype=torch.float64)
 
 
@@ -177,11 +179,16 @@ def test_camels_test_rows_are_those_not_trained_on(spectra):
 # ------------------------------------------------------------- running
 
 
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in POSTERIOR_METHODS])
 def test_every_method_returns_an_estimator(method, monkeypatch):
     task = get_task("ou")
     monkeypatch.setattr(task, "paper_epochs", 2)
     monkeypatch.setattr(task, "oracle_size", 50)
+    train = NPE.train
+    monkeypatch.setattr(
+        NPE, "train", lambda *args, **given: train(*args, **given | EPOCHS)
+    )
     result = fit(method, task, (60, 20), seed=0)
     theta, x = task.simulate_high(5, seed=3)
     assert torch.isfinite(nlpd(result.judged, theta, x)).all()

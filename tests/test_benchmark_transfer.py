@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from sbi.inference import NPE
+from sbi.inference import NLE, NPE
 from sbi.neural_nets import posterior_nn
 
 from sbi_multilevel import MFTSNPE
@@ -15,36 +15,44 @@ from sbi_multilevel.benchmark.fitted import Mixture
 from sbi_multilevel.benchmark.methods import METHODS, check_method, fit
 from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
 from sbi_multilevel.benchmark.run import Run, run_all, run_one, table
-from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, TASKS, get_task
+from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, TASKS, get_task, posterior
 from sbi_multilevel.benchmark.tasks.ou_transfer import OUTransfer
 from sbi_multilevel.sequential.truncation import Truncation
 
+pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 ROWS = (60, 20)
-LEARNED = {"c2st", "mmd", "nltp", "nrmse"}
+POINTWISE = {"c2st", "mmd", "nltp", "nrmse"}
 RUNS_ON_POSTERIORS = tuple(m for m in METHODS if not m.startswith("ml-paper"))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Small networks, trained for two epochs; nothing is left of earlier tests."""
+    """Small networks, trained for two epochs, judged fast; an empty cache."""
 
     def build_network(task):
         options = dict(num_transforms=1, hidden_features=8, num_bins=3)
         free = dict(z_score_theta="transform_to_unconstrained", x_dist=task.prior)
         return posterior_nn("zuko_nsf", **options, **free)
 
-    train = NPE.train
+    def briefly(train):
+        def train_briefly(trainer, *args, **options):
+            return train(trainer, *args, **{**options, "max_num_epochs": 2})
 
-    def train_briefly(trainer, *args, **options):
-        return train(trainer, *args, **{**options, "max_num_epochs": 2})
+        return train_briefly
 
     def two_rounds(*args, **options):
         return MFTSNPE(*args, truncation=Truncation(num_samples=500), **options)
 
+    def fast_c2st(samples, exact):
+        return torch.tensor(0.5)
+
     monkeypatch.setattr(OUTransfer, "build_network", build_network)
     monkeypatch.setattr(OUTransfer, "num_samples", 60)
     monkeypatch.setattr(OUTransfer, "oracle_size", 50)
-    monkeypatch.setattr(NPE, "train", train_briefly)
+    monkeypatch.setattr(posterior, "c2st", fast_c2st)
+    monkeypatch.setattr(posterior, "calibration", lambda *given: {"sbc": [1.0]})
+    monkeypatch.setattr(NPE, "train", briefly(NPE.train))
+    monkeypatch.setattr(NLE, "train", briefly(NLE.train))
     monkeypatch.setattr(posterior_methods, "NUM_ROUNDS", 2)
     monkeypatch.setattr(posterior_methods, "MFTSNPE", two_rounds)
     transfer_methods.pretrain.cache_clear()
@@ -65,9 +73,11 @@ def _without_seconds(records):
 def test_every_method_runs_on_a_posterior_task(method):
     record = run_one(_run(method))
     metrics = {key for key, value in record.items() if isinstance(value, dict)}
-    assert metrics == LEARNED - ({"nltp"} if method == "mf-abc" else set())
+    wanted = POINTWISE - ({"nltp"} if method == "mf-abc" else set())
+    # of one observation only: nothing to calibrate
+    wanted |= set() if method in POSTERIOR_METHODS else {"sbc"}
+    assert metrics == wanted
     assert all(np.isfinite(record[metric]["mean"]) for metric in metrics)
-    assert 0.4 <= record["c2st"]["mean"] <= 1
     assert record["observations"] == 2
 
 
@@ -149,11 +159,11 @@ def test_transfer_uses_all_levels_of_a_likelihood_task():
     task = get_task("toggle-switch")
     task.num_test, task.num_samples = 3, 20
     sims = task.simulate((60, 20, 10), seed=0)
-    method = METHODS["mf-ensemble"]
     network = transfer_methods.Pretrained(None, 0, 0.0)
-    assert method._fine_tuner(task, sims, network)._check_trainable().num_simulations
-    trainer = method._fine_tuner(task, sims, network)
+    trainer = METHODS["mf-ensemble"]._fine_tuner(task, sims, network)
     assert [len(rows) for rows in trainer._x_roundwise] == [20, 10]
+    result = fit("mf-ensemble", task, (60, 20, 10), seed=0)
+    assert np.isfinite(task.evaluate(result.judged, None)["mmd_squared"]).all()
 
 
 # ------------------------------------------------------------- what cannot run
@@ -171,11 +181,11 @@ def test_methods_of_the_reference_code_need_its_settings():
         check_method("ml-paper", get_task("ou2"))
 
 
-@pytest.mark.parametrize("run", [_run("mf", observations=1), Run("ou", "mf", ROWS, 0)])
-def test_observations_are_two_or_more_of_a_posterior_task(run):
-    wrong = run if run.observations else Run("ou", "mf", ROWS, 0, observations=2)
+@pytest.mark.parametrize("task, observations", [("ou2", 1), ("ou", 2)])
+def test_observations_are_two_or_more_of_a_posterior_task(task, observations):
+    run = Run(task, "mf", ROWS, 0, observations=observations)
     with pytest.raises(ValueError, match="must be at least 2"):
-        wrong.build_task()
+        run.build_task()
 
 
 # ------------------------------------------------------------- running

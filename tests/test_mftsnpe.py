@@ -11,7 +11,7 @@ from sbi.inference import DirectPosterior, EnsemblePosterior
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MFNPE, MFTSNPE, Acquisition, Transfer
+from sbi_multilevel import MFNPE, MFTSNPE, Acquisition
 from sbi_multilevel.sequential.truncation import Truncation
 from tests import linear_gaussian as problem
 from tests.linear_gaussian import SilentTracker
@@ -77,10 +77,10 @@ def test_later_rounds_are_where_the_posterior_has_its_mass():
     inference.append_simulations(theta, simulate(theta)).train()
     proposed = inference.propose(300)
     posterior = inference.build_posterior()
-    inside = posterior.sample((2_000,), show_progress_bars=False)
-    lowest = posterior.log_prob(inside, norm_posterior=False).min()
+    inside = posterior.sample((20_000,), show_progress_bars=False)
+    lowest = posterior.log_prob(inside, norm_posterior=False).quantile(1e-3)
     found = posterior.log_prob(proposed, norm_posterior=False)
-    assert (found > lowest - 1.0).all()
+    assert (found > lowest - 2.0).all()
     assert proposed.std(0).max() < theta.std(0).min()
     # it is the prior, restricted: uniform weights give the prior's mean in the region
     draws = problem.prior().sample((20_000,))
@@ -378,8 +378,7 @@ def test_sampling_importance_resampling():
     [
         (dict(x_o=torch.tensor([0.0, torch.nan])), "x_o must be one observation"),
         (dict(x_o=torch.zeros(3, 2)), "x has shape"),
-        (dict(recipe=Transfer()), "alignment=None"),
-        (dict(recipe="multilevel"), "alignment=None"),
+        (dict(recipe="multilevel"), "recipe must be 'transfer'"),
         (dict(num_members=0), "num_members is 0"),
         (dict(acquisition=Acquisition()), "num_members is 1"),
     ],
@@ -422,7 +421,7 @@ def test_bad_rows_are_refused_and_nothing_is_lost():
     with pytest.raises(RuntimeError, match="Nothing was trained"):
         inference.build_posterior()
     inference.append_simulations(theta, simulate(theta)).train()
-    with pytest.raises(ValueError, match="after pre-training"):
+    with pytest.raises(ValueError, match="after the first round"):
         inference.append_lowfidelity_simulations(LOW.theta, LOW.x)
-    with pytest.raises(ValueError, match="at least 2 simulations"):
+    with pytest.raises(ValueError, match="needs at least 2"):
         make().run(FINE, 5, 5, **RUN)

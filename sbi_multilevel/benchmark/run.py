@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def run_all(runs: Sequence[Run], num_workers: int = 1) -> list[dict[str, Any]]:
         for group in groups.values()
     )
     indices = [index for group in groups.values() for index in group]
-    records = [record for part in parts for record in part]
+    records = chain.from_iterable(parts)
     return [record for _, record in sorted(zip(indices, records), key=lambda p: p[0])]
 
 

@@ -15,7 +15,6 @@ proposals for scalable and hassle-free simulation-based inference*.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,25 +29,19 @@ from sbi_multilevel.recipes import Transfer, get_recipe
 from sbi_multilevel.sequential.acquisition import Acquisition
 from sbi_multilevel.sequential.proposing import propose_active, propose_truncated
 from sbi_multilevel.sequential.rounds import Proposals
-from sbi_multilevel.sequential.running import run_rounds
-from sbi_multilevel.sequential.state import StateMixin
+from sbi_multilevel.sequential.running import RunMixin
 from sbi_multilevel.sequential.truncation import Truncation
 from sbi_multilevel.simulation.noise import (
-    NoiseSampler,
-    Simulator,
     derive_seed,
     seeded,
 )
 from sbi_multilevel.simulations import LevelSimulations
-from sbi_multilevel.trainers.batches import Fold
-from sbi_multilevel.trainers.ensemble import train_ensemble, train_members
-from sbi_multilevel.trainers.npe import MFNPE
 from sbi_multilevel.validation import check_inside, check_observation, check_rows_fit
 
-_PRETRAIN, _PROPOSE, _TRAIN = 10, 11, 12  # streams of seeds
+_PROPOSE = 11  # stream of seeds
 
 
-class MFTSNPE(StateMixin):
+class MFTSNPE(RunMixin):
     r"""Posterior of one observation, from rounds of simulations near it.
 
     Step by step, simulations made wherever you like: `propose`, `append_simulations`,
@@ -59,8 +52,10 @@ class MFTSNPE(StateMixin):
         prior: Prior over the parameters of the highest level.
         x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
         density_estimator: Name of a network, or a builder, as for `MFNPE`.
-        recipe: Settings of pre-training and fine-tuning. By default x is not aligned:
-            rows near one observation have other moments than those of the prior.
+        recipe: Settings of pre-training and fine-tuning. Levels are aligned over the
+            same parameters: the moments of the high-fidelity rows are matched to those
+            of low-fidelity rows weighted to the rounds' truncated priors. Without
+            low-fidelity rows there is no alignment.
         num_members: Networks; more than one make an ensemble.
         acquisition: How active points are chosen; none by default. Needs two members.
         truncation: How the prior is truncated.
@@ -113,7 +108,7 @@ class MFTSNPE(StateMixin):
         x_o: Tensor,
         density_estimator: Any = "nsf",
         *,
-        recipe: str | Transfer | None = None,
+        recipe: str | Transfer = "transfer",
         num_members: int = 1,
         acquisition: Acquisition | None = None,
         truncation: Truncation | None = None,
@@ -122,14 +117,11 @@ class MFTSNPE(StateMixin):
         num_workers: int = 1,
         train_options: Mapping[str, Any] | None = None,
     ):
-        self._recipe = get_recipe(
-            Transfer(alignment=None) if recipe is None else recipe
-        )
-        if not isinstance(self._recipe, Transfer) or self._recipe.alignment is not None:
+        self._recipe = get_recipe(recipe)
+        if not isinstance(self._recipe, Transfer):
             raise ValueError(
-                f"recipe must be a `Transfer(alignment=None, ...)`, but is {recipe!r}: "
-                "rows near one observation are no draws from the prior, so neither "
-                "their moments nor a telescoping sum with rows from the prior hold."
+                f"recipe must be 'transfer' or a `Transfer(...)`, but is {recipe!r}: "
+                "rows near one observation do not telescope with rows from the prior."
             )
         if num_members < 1 or (acquisition is not None and num_members < 2):
             raise ValueError(
@@ -142,10 +134,11 @@ class MFTSNPE(StateMixin):
         self._truncation = truncation or Truncation()
         self._seed, self._num_workers = seed, num_workers  # of training
         self._train_options = {"force_first_round_loss": True, **(train_options or {})}
-        self._low = self._trainer(parameters)
+        self._low = self._trainer(self._recipe, parameters)
         self._members: list[ConditionalDensityEstimator] | None = None
         self._rows: list[LevelSimulations] = []
         self._new_rows, self._round, self._num_drawn = 0, 0, 0
+        self._low_weights: Tensor | None = None
         self._pending: Proposals | None = None
         self.summary: dict[str, list] = {
             name: []
@@ -159,9 +152,9 @@ class MFTSNPE(StateMixin):
 
         Arguments and errors are those of `MFNPE.append_lowfidelity_simulations`.
         """
-        if self._members is not None:
+        if self._round > 0:
             raise ValueError(
-                "Low-fidelity rows were appended after pre-training. Append all of "
+                "Low-fidelity rows were appended after the first round. Append all of "
                 "them before `train` or `run`, or start anew."
             )
         self._low.append_lowfidelity_simulations(theta, x, level)
@@ -172,7 +165,10 @@ class MFTSNPE(StateMixin):
         self,
         estimators: ConditionalDensityEstimator | Sequence[ConditionalDensityEstimator],
     ) -> Self:
-        """Start from networks that were pre-trained elsewhere, in place of low rows.
+        """Start from networks that were pre-trained elsewhere.
+
+        Low-fidelity rows that are appended, too, are not trained on then, but levels
+        are aligned by them.
 
         Args:
             estimators: One for all members, or one for each, e.g. those of
@@ -255,19 +251,7 @@ class MFTSNPE(StateMixin):
                 "the parameters of `propose()` and call `append_simulations`."
             )
         self._pretrain()
-        trainers = []
-        for index in range(self._num_members):
-            trainer = self._trainer()
-            if self._members is not None:
-                trainer.warm_start(self._members[index])
-            for rows in self._rows:
-                if rows.x_coarse is not None:
-                    trainer.append_lowfidelity_simulations(rows.theta, rows.x_coarse)
-            for rows in self._rows:
-                weights = rows.loss_weights
-                trainer.append_weighted_simulations(rows.theta, rows.x, weights)
-            trainers.append(trainer)
-        self._members = self._train_members(trainers)
+        self._members, self._low_weights = self._fine_tune()
         pending = self._pending
         self.summary["num_simulations"].append(self._new_rows)
         self.summary["acceptance_rate"].append(pending.acceptance if pending else 1.0)
@@ -291,78 +275,7 @@ class MFTSNPE(StateMixin):
         )
         return posterior.set_default_x(self.x_o)
 
-    def run(
-        self,
-        simulator: Simulator | tuple[Simulator, Simulator],
-        num_simulations: int,
-        num_rounds: int = 5,
-        *,
-        noise: NoiseSampler | None = None,
-        simulation_batch_size: int = 1,
-        num_workers: int = 1,
-        max_resampling: int | None = None,
-        checkpoint: str | os.PathLike | None = None,
-        show_progress_bars: bool = True,
-    ) -> DirectPosterior | EnsemblePosterior:
-        """Do all rounds: propose, simulate, train.
-
-        Args:
-            simulator: The highest simulator, of theta and noise as in
-                `simulate_multilevel`, or a pair `(coarse, fine)` to simulate both on
-                the same theta and noise.
-            num_simulations: High-fidelity simulations in all rounds together.
-            num_rounds: Rounds.
-            noise: Noise sampler, as in `simulate_multilevel`; seeds by default.
-            simulation_batch_size: Rows that a simulator is given at once, and after
-                which the state is saved.
-            num_workers: Processes that simulate at the same time.
-            max_resampling: Failed simulations (an exception, NaN or inf) of a round
-                that may be replaced by others from the same proposal; as many as the
-                round has by default.
-            checkpoint: File to save the state to, after every batch of simulations and
-                every training. If it exists, the run goes on from it.
-            show_progress_bars: Whether to show progress.
-
-        Returns:
-            The posterior.
-
-        Raises:
-            RuntimeError: If more simulations fail than may be replaced.
-            ValueError: If the checkpoint is of a run with other settings.
-        """
-        run_rounds(
-            self,
-            simulator if isinstance(simulator, tuple) else (None, simulator),
-            num_simulations,
-            num_rounds,
-            noise=noise,
-            batch_size=simulation_batch_size,
-            num_workers=num_workers,
-            max_resampling=max_resampling,
-            checkpoint=checkpoint,
-            show_progress_bars=show_progress_bars,
-        )
-        return self.build_posterior()
-
     # Inside
-
-    def _pretrain(self) -> None:
-        if self._members is not None or not self._low._theta_roundwise:
-            return
-        ensemble = train_ensemble(
-            self._low,
-            self._num_members,
-            seed=derive_seed(self._seed, _PRETRAIN),
-            num_workers=self._num_workers,
-            train_options=self._train_options,
-        )
-        self._members = ensemble.estimators
-
-    def _train_members(self, trainers: Sequence[MFNPE]) -> list:
-        seed = derive_seed(self._seed, _TRAIN, self._round)
-        folds = [Fold(index, seed) for index in range(self._num_members)]
-        trained = train_members(trainers, folds, self._num_workers, self._train_options)
-        return [trainer._neural_net for trainer in trained]
 
     def _draw(self, num: int, is_active: bool = True) -> Proposals:
         """Proposals of this round; which they are depends on how many were drawn."""

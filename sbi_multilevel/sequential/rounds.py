@@ -42,6 +42,11 @@ class Proposals:
         self.weights = torch.cat([self.weights, other.weights])
         self.num_active += other.num_active
 
+    @property
+    def num_done(self) -> int:
+        """Simulations that ended with a valid output."""
+        return sum(output is not None for output in self.outputs)
+
     def done(self) -> tuple[Tensor, ...]:
         """Theta, weights, x and, with pairs, x_coarse of the rows that are valid."""
         rows = [i for i, output in enumerate(self.outputs) if output is not None]

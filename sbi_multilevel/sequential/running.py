@@ -4,94 +4,147 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sbi.inference import DirectPosterior, EnsemblePosterior
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_multilevel.sequential.rounds import Proposals, simulate
+from sbi_multilevel.sequential.members import MemberMixin
+from sbi_multilevel.sequential.rounds import Pair, Proposals, simulate
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, derive_seed
-
-if TYPE_CHECKING:
-    from sbi_multilevel.sequential.mftsnpe import MFTSNPE
 
 _NOISE = 13  # stream of seeds
 
 
-def run_rounds(
-    inference: MFTSNPE,
-    simulators: tuple[Simulator | None, Simulator],
-    num_simulations: int,
-    num_rounds: int,
-    *,
-    noise: NoiseSampler | None,
-    batch_size: int,
-    num_workers: int,
-    max_resampling: int | None,
-    checkpoint: str | os.PathLike | None,
-    show_progress_bars: bool,
-) -> None:
-    """Propose, simulate and train until all rounds are done.
+class RunMixin(MemberMixin):
+    """Proposes, simulates and trains until all rounds are done."""
 
-    Arguments are those of `MFTSNPE.run`, with `simulators` the one a level below (or
-    `None`) and the highest.
-    """
-    if num_rounds < 1 or num_simulations < 2 * num_rounds:
-        raise ValueError(
-            f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, but "
-            "each round needs at least 2 simulations. Ask for fewer rounds."
-        )
-    if checkpoint is not None and Path(checkpoint).exists():
-        inference.load(checkpoint)
+    @abstractmethod
+    def propose(self, num_simulations: int) -> Tensor: ...
 
-    def save() -> None:
-        if checkpoint is not None:
-            inference.save(checkpoint)
+    @abstractmethod
+    def append_simulations(
+        self, theta: Tensor, x: Tensor, x_coarse: Tensor | None = None
+    ) -> RunMixin: ...
 
-    if inference._members is None:
-        inference._pretrain()
-        save()
-    coarse, fine = simulators
-    sizes = [
-        num_simulations // num_rounds + (i < num_simulations % num_rounds)
-        for i in range(num_rounds)
-    ]
-    with tqdm(
-        total=num_simulations, disable=not show_progress_bars, desc="Simulations"
-    ) as bar:
-        while inference._round < num_rounds:
-            size = sizes[inference._round]
-            limit = size if max_resampling is None else max_resampling
-            if inference._pending is None:
-                inference.propose(size)
-                save()
-            pending, seed = inference._pending, _noise_seed(inference)
-            assert pending is not None
-            while True:
-                for _ in simulate(
-                    pending, (fine, coarse), noise, seed, batch_size, num_workers
-                ):
-                    save()
-                    bar.n = sum(sizes[: inference._round]) + _num_done(pending)
-                    bar.refresh()
-                missing = size - _num_done(pending)
-                if missing <= 0:
-                    break
-                _check_failures(pending, limit, inference._round, checkpoint)
-                pending.extend(inference._draw(missing, is_active=False))
-            _report(pending, inference._round)
-            theta, _, *outputs = pending.done()
-            inference.append_simulations(theta, *outputs)
-            inference.train()
-            save()
+    @abstractmethod
+    def train(self) -> list: ...
 
+    @abstractmethod
+    def _draw(self, num: int, is_active: bool = True) -> Proposals: ...
 
-def _noise_seed(inference: MFTSNPE) -> int:
-    return derive_seed(inference._seed, _NOISE, inference._round)
+    def run(
+        self,
+        simulator: Simulator | tuple[Simulator, Simulator],
+        num_simulations: int,
+        num_rounds: int = 5,
+        *,
+        noise: NoiseSampler | None = None,
+        simulation_batch_size: int = 1,
+        num_workers: int = 1,
+        max_resampling: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        show_progress_bars: bool = True,
+    ) -> DirectPosterior | EnsemblePosterior:
+        """Do all rounds: propose, simulate, train.
 
+        Args:
+            simulator: The highest simulator, of theta and noise as in
+                `simulate_multilevel`, or a pair `(coarse, fine)` to simulate both on
+                the same theta and noise.
+            num_simulations: High-fidelity simulations in all rounds together.
+            num_rounds: Rounds.
+            noise: Noise sampler, as in `simulate_multilevel`; seeds by default.
+            simulation_batch_size: Rows that a simulator is given at once, and after
+                which the state is saved.
+            num_workers: Processes that simulate at the same time.
+            max_resampling: Failed simulations (an exception, NaN or inf) of a round
+                that may be replaced by others from the same proposal; as many as the
+                round has by default.
+            checkpoint: File to save the state to, after every batch of simulations and
+                every training. If it exists, the run goes on from it.
+            show_progress_bars: Whether to show progress.
 
-def _num_done(pending: Proposals) -> int:
-    return sum(output is not None for output in pending.outputs)
+        Returns:
+            The posterior.
+
+        Raises:
+            RuntimeError: If more simulations fail than may be replaced.
+            ValueError: If the checkpoint is of a run with other settings.
+        """
+        if num_rounds < 1 or num_simulations < 2 * num_rounds:
+            raise ValueError(
+                f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "
+                "but each round needs at least 2. Ask for fewer rounds."
+            )
+        if checkpoint is not None and Path(checkpoint).exists():
+            self.load(checkpoint)
+        if self._members is None:
+            self._pretrain()
+            self._save(checkpoint)
+        coarse, fine = simulator if isinstance(simulator, tuple) else (None, simulator)
+        sizes = [
+            num_simulations // num_rounds + (i < num_simulations % num_rounds)
+            for i in range(num_rounds)
+        ]
+        bar = tqdm(total=num_simulations, disable=not show_progress_bars)
+        how = (fine, coarse), noise, simulation_batch_size, num_workers
+        with bar:
+            while self._round < num_rounds:
+                size = sizes[self._round]
+                limit = size if max_resampling is None else max_resampling
+                bar.set_description(f"Round {self._round + 1}")
+                bar.update(sum(sizes[: self._round]) - bar.n)
+                if self._pending is None:
+                    self.propose(size)
+                    self._save(checkpoint)
+                self._simulate_round(size, limit, checkpoint, bar, *how)
+                assert self._pending is not None
+                theta, _, *outputs = self._pending.done()
+                self.append_simulations(theta, *outputs).train()
+                self._save(checkpoint)
+        return self.build_posterior()
+
+    def _simulate_round(
+        self,
+        size: int,
+        limit: int,
+        checkpoint: str | os.PathLike | None,
+        bar: tqdm,
+        simulators: Pair,
+        noise: NoiseSampler | None,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        """Simulate what is proposed, and others in place of what fails."""
+        pending, before = self._pending, sum(self.summary["num_simulations"])
+        assert pending is not None
+        seed = derive_seed(self._seed, _NOISE, self._round)
+        while True:
+            for _ in simulate(
+                pending, simulators, noise, seed, batch_size, num_workers
+            ):
+                self._save(checkpoint)
+                bar.update(before + pending.num_done - bar.n)
+            missing = size - pending.num_done
+            if missing <= 0:
+                break
+            _check_failures(pending, limit, self._round, checkpoint)
+            pending.extend(self._draw(missing, is_active=False))
+        if pending.failures:
+            warnings.warn(
+                f"{len(pending.failures)} simulations of round {self._round + 1} "
+                "failed and were replaced by others from the same proposal (the last "
+                f"said: {pending.failures[-1]}). The posterior is that given a valid "
+                "output.",
+                stacklevel=4,
+            )
+
+    def _save(self, path: str | os.PathLike | None) -> None:
+        if path is not None:
+            self.save(path)
 
 
 def _check_failures(
@@ -103,14 +156,4 @@ def _check_failures(
             f"{len(pending.failures)} of {len(pending.outputs)} simulations of round "
             f"{round_ + 1} failed, more than max_resampling={limit}; the last said: "
             f"{pending.failures[-1]}.{kept} Mend the simulator, or raise the limit."
-        )
-
-
-def _report(pending: Proposals, round_: int) -> None:
-    if pending.failures:
-        warnings.warn(
-            f"{len(pending.failures)} simulations of round {round_ + 1} failed and "
-            "were replaced by others from the same proposal (the last said: "
-            f"{pending.failures[-1]}). The posterior is that given a valid output.",
-            stacklevel=4,
         )

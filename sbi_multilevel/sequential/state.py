@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
-from copy import deepcopy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import cloudpickle
-import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
@@ -19,15 +16,12 @@ from sbi_multilevel.sequential import checkpoint
 from sbi_multilevel.sequential.acquisition import Acquisition
 from sbi_multilevel.sequential.rounds import Proposals
 from sbi_multilevel.sequential.truncation import Truncation
-from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.simulations import LevelSimulations
 from sbi_multilevel.trainers.ensemble import trainer_state
-from sbi_multilevel.trainers.network import builder_for, take_over
 from sbi_multilevel.trainers.npe import MFNPE
-from sbi_multilevel.trainers.tracking import SilentTracker
 
 
-class StateMixin:
+class StateMixin(ABC):
     """The state of truncated rounds, and its ways out of memory and back."""
 
     x_o: Tensor
@@ -43,10 +37,20 @@ class StateMixin:
     _low: MFNPE  # holds the low-fidelity rows
     _members: list[ConditionalDensityEstimator] | None
     _rows: list[LevelSimulations]
+    _low_weights: Tensor | None  # of the low-fidelity rows, for alignment
     _pending: Proposals | None  # the simulations of this round
     _new_rows: int  # appended since the last training
     _round: int
     _num_drawn: int  # proposals drawn in this round
+
+    @abstractmethod
+    def build_posterior(self) -> Any: ...
+
+    @abstractmethod
+    def _trainer(self, recipe: Transfer, parameters: Any = None) -> MFNPE: ...
+
+    @abstractmethod
+    def _take_over(self, source: Any) -> ConditionalDensityEstimator: ...
 
     def save(self, path: str | os.PathLike) -> None:
         """Write where the run stands: networks, high-fidelity rows, the open round.
@@ -60,6 +64,7 @@ class StateMixin:
             "members": None if members is None else [m.state_dict() for m in members],
             "rows": [vars(rows) for rows in self._rows],
             "pending": None if self._pending is None else vars(self._pending),
+            "low_weights": self._low_weights,
             "counters": (self._new_rows, self._round, self._num_drawn),
             "summary": self.summary,
         }
@@ -79,6 +84,7 @@ class StateMixin:
         self._members = members
         self._rows = [LevelSimulations.trusted(**rows) for rows in state["rows"]]
         self._pending = None if pending is None else Proposals(**pending)
+        self._low_weights = state["low_weights"]
         self._new_rows, self._round, self._num_drawn = state["counters"]
         self.summary = state["summary"]
         return self
@@ -96,32 +102,6 @@ class StateMixin:
             "train_options": repr(sorted(self._train_options.items())),
         }
 
-    def _trainer(self, parameters: Any = None) -> MFNPE:
-        """A trainer of one member, without rows."""
-        return MFNPE(
-            self._prior,
-            self._density_estimator,
-            recipe=self._recipe,
-            parameters=parameters,
-            tracker=SilentTracker(),
-            show_progress_bars=False,
-        )
-
-    def _take_over(self, source: Any) -> ConditionalDensityEstimator:
-        """A network from another, or from its weights."""
-        build = self._trainer()._build_neural_net
-        is_named = isinstance(self._density_estimator, str)
-        build = builder_for(self._recipe, build, "theta", self._prior, is_named)
-        if self._members and isinstance(source, Mapping):
-            # networks from elsewhere need not be what the builder makes
-            template = self._members[0]
-            build = lambda theta, x: deepcopy(template)
-        with seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rows made up for their shapes
-            theta = self._prior.sample((100,))
-            x = self.x_o + torch.randn(100, *self.x_o.shape[1:])
-            return take_over(source, build, "theta", theta, x).eval()
-
     def __getstate__(self) -> dict[str, Any]:
         """All there is; builders go by cloudpickle, being functions in functions."""
         state = dict(vars(self))
@@ -133,5 +113,5 @@ class StateMixin:
         low = state.pop("_low")
         builder = cloudpickle.loads(state.pop("_density_estimator"))
         vars(self).update(state, _density_estimator=builder)
-        self._low = self._trainer()
+        self._low = self._trainer(self._recipe)
         vars(self._low).update(low)

@@ -80,9 +80,9 @@ def take_over(
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"The {what} does not hold the weights of this network "
-                f"({str(error)[:200]}...). "
-                "Pass one written by `torch.save(estimator.state_dict(), path)`, and the "
-                "same prior, density_estimator and recipe as then."
+                f"({str(error)[:200]}...). Pass one written by "
+                "`torch.save(estimator.state_dict(), path)`, and the same prior, "
+                "density_estimator and recipe as then."
             ) from error
     shapes = (estimator.input_shape, estimator.condition_shape)
     rows = (theta.shape[1:], x.shape[1:])
