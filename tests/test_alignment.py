@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.alignment import AffineMap, fit_alignments
+from sbi_multilevel.alignment import AffineMap, Moments, fit_alignments
 from tests.linear_gaussian import simulations
 
 PLACES = [(0, False), (1, False), (1, True), (2, False), (2, True)]
@@ -69,3 +69,17 @@ def test_constant_features_are_shifted_not_scaled(constant):
     assert torch.isfinite(moved).all()
     assert torch.allclose(moved.mean(0), rows["target"].mean(0), atol=1e-5)
     assert torch.allclose(moved[:, 0].std(), rows["source"][:, 0].std())
+
+
+def test_weighted_moments():
+    x = torch.randn(50, 3)
+    weights = torch.randint(0, 4, (50,)).float()
+    repeated = x.repeat_interleave(weights.long(), dim=0)
+    moments = Moments.of(x, weights)
+    assert torch.allclose(moments.mean, repeated.mean(0), atol=1e-5)
+    assert torch.allclose(moments.std, repeated.std(0, correction=0), atol=1e-5)
+    images = x.reshape(50, 3, 1)
+    moments = Moments.of(images, weights)
+    assert moments.mean.shape == moments.std.shape == ()
+    assert torch.allclose(moments.mean, repeated.mean(), atol=1e-5)
+    assert torch.allclose(Moments.of(images).std, x.std())

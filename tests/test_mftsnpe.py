@@ -425,3 +425,42 @@ def test_bad_rows_are_refused_and_nothing_is_lost():
         inference.append_lowfidelity_simulations(LOW.theta, LOW.x)
     with pytest.raises(ValueError, match="needs at least 2"):
         make().run(FINE, 5, 5, **RUN)
+
+
+# ------------------------------------------------------------- alignment
+
+
+def test_levels_are_aligned_over_the_same_parameters(tmp_path):
+    """A change of scale of x changes nothing: it is read at that of level 0."""
+    scale, shift = 4.0, -3.0
+
+    def rescaled(theta, noise):
+        return scale * FINE(theta, noise) + shift
+
+    options = {"train_options": {"learning_rate": 5e-3, "max_num_epochs": 60}}
+    plain, moved = make(**options), make(x_o=scale * X_O + shift, **options)
+    plain.run(FINE, 60, 2, **RUN)
+    moved.run(rescaled, 60, 2, checkpoint=tmp_path / "run.pt", **RUN)
+    theta = torch.randn(5, 2)
+    a, b = (i.build_posterior().log_prob(theta) for i in (plain, moved))
+    assert torch.allclose(a, b, atol=0.05)
+    weights = plain._low_weights
+    assert weights.sum() == pytest.approx(60, abs=1e-3)
+    # round 1 is the prior, so all rows count; round 2 only those in its region
+    assert (weights > 0).all() and len(weights.unique()) == 2
+    theta = LOW.theta
+    inner = weights > weights.min()
+    assert (theta[inner].std(0) < 0.9 * theta.std(0)).all()
+    other = make(x_o=scale * X_O + shift, low=False, **options)
+    other.append_lowfidelity_simulations(LOW.theta[:100], LOW.x[:100])
+    other.load(tmp_path / "run.pt")
+    theta = other.propose(10)
+    other.append_simulations(theta, rescaled(theta, torch.randn(10, 2)))
+    with pytest.raises(ValueError, match="100 low-fidelity rows.*with 300"):
+        other.train()
+
+
+def test_without_low_fidelity_rows_x_is_read_as_it_is():
+    inference = make(low=False)
+    inference.run(FINE, 20, 1, **RUN)
+    assert torch.equal(inference._members[0].x_scale, torch.ones(2))
