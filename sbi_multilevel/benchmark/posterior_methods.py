@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sbi_multilevel import MFTSNPE, Acquisition, MultilevelSimulations
+from sbi_multilevel import (
+    MFTSNPE,
+    Acquisition,
+    LevelSimulations,
+    MultilevelSimulations,
+    Transfer,
+)
 from sbi_multilevel.benchmark.fitted import Fit
 from sbi_multilevel.benchmark.mf_abc import MFABCPosterior
 from sbi_multilevel.benchmark.tasks import BenchmarkTask
@@ -24,14 +30,18 @@ class RoundsPosterior:
     Args:
         task: The task.
         pretrained: Networks that all observations start from.
+        low: The rows of level 0 that they were trained on.
         num_simulations: High-fidelity simulations for each observation.
+        recipe: How they are fine-tuned.
         acquisition: How active points are chosen, if at all.
         seed: Seed of the rounds.
     """
 
     task: BenchmarkTask
     pretrained: tuple[Any, ...]
+    low: LevelSimulations
     num_simulations: int
+    recipe: Transfer
     acquisition: Acquisition | None
     seed: int
     _posteriors: dict[bytes, Any] = field(default_factory=dict)
@@ -58,10 +68,12 @@ class RoundsPosterior:
             self.task.prior,
             x,
             density_estimator=self.task.build_network(),
+            recipe=self.recipe,
             num_members=len(self.pretrained),
             acquisition=self.acquisition,
             seed=self.seed,
         ).warm_start(list(self.pretrained))
+        inference.append_lowfidelity_simulations(self.low.theta, self.low.x)
         return inference.run(
             self.task.simulators[-1],
             self.num_simulations,
@@ -82,16 +94,25 @@ class RoundsMethod:
     Args:
         acquisition: How active points are chosen, if at all.
         num_members: Networks.
+        recipe: How they are fine-tuned.
     """
 
     acquisition: Acquisition | None = None
     num_members: int = 1
+    recipe: Transfer = Transfer()
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
         networks, before = pretrain_all(task, simulations, seed, self.num_members)
         estimators = tuple(network.estimator for network in networks)
-        num_high = len(simulations[-1])
-        posterior = RoundsPosterior(task, estimators, num_high, self.acquisition, seed)
+        posterior = RoundsPosterior(
+            task,
+            estimators,
+            simulations[0],
+            len(simulations[-1]),
+            self.recipe,
+            self.acquisition,
+            seed,
+        )
         for x_o in task.observations:  # here, so that the seconds are those of training
             posterior.at(x_o.unsqueeze(0))
         epochs = round(sum(n.num_epochs for n in networks) / len(networks))
@@ -112,5 +133,8 @@ POSTERIOR_METHODS = {
     # active points need an ensemble to disagree
     "mf-tsnpe-ensemble": RoundsMethod(num_members=NUM_MEMBERS),
     "mf-tsnpe-af": RoundsMethod(Acquisition(on="density"), NUM_MEMBERS),
+    "mf-tsnpe-af-unaligned": RoundsMethod(  # as the paper's code
+        Acquisition(on="density"), NUM_MEMBERS, Transfer(alignment=None)
+    ),
     "mf-tsnpe-af-log": RoundsMethod(Acquisition(on="log_density"), NUM_MEMBERS),
 }

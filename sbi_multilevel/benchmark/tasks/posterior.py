@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from sbi_multilevel.benchmark.calibration import calibration
 from sbi_multilevel.benchmark.metrics import biased_mmd, c2st, nltp, nrmse
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
+from sbi_multilevel.estimators import unconstrained
 from sbi_multilevel.simulation.noise import seeded
 
 
@@ -39,15 +40,15 @@ def build_flow(prior: Any, embedding_net: nn.Module | None = None) -> Callable:
         prior: Prior over theta; its support bounds the flow.
         embedding_net: Network that x passes first, untrained, or `None`.
     """
-    return posterior_nn(
+    build = posterior_nn(
         "zuko_nsf",
-        z_score_theta="transform_to_unconstrained",
         num_transforms=5,
         hidden_features=50,
         num_bins=8,
         embedding_net=nn.Identity() if embedding_net is None else embedding_net,
-        x_dist=prior,  # sbi's builders call what they model x: here theta
     )
+    # sbi's own transform of theta would leave it without z-scoring
+    return unconstrained(build, prior)
 
 
 class PosteriorTask(BenchmarkTask):
