@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes every figure of the README's table: about an hour on 2 cores.
-# SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra.
+# Makes every figure of the README's tables: some four hours on 2 cores.
+# SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra, SBI_MULTILEVEL_OU2
+# that of the published OU2 sets.
 set -euo pipefail
 cd "$(dirname "$0")"
 mkdir -p results
@@ -22,4 +23,13 @@ run toggle-switch toggle-switch --methods high equal-cost low ml ml-paired oracl
 run g-and-k g-and-k --rows 10000,50 10000,100 10000,300 --methods high ml ml-paired ml-paper
 run g-and-k-plain g-and-k --methods low oracle
 run ou ou --rows 1000,50 --methods high low ml ml-paired oracle
+
+run ou2-published ou2-published --rows 10000,50 10000,100 10000,1000 --methods high mf mf-unaligned
+for task in ou3 ou4 slcp sir; do
+    run "$task" "$task" --rows 10000,50 10000,100 --methods high mf
+done
+for task in ou2-useless ou2-delta1-reversed; do
+    run "$task" "$task" --rows 10000,50 --methods high mf mf-unaligned
+done
+
 "$python" -m sbi_multilevel.benchmark cost | tee "$out/cost.md"
