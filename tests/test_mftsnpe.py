@@ -11,8 +11,7 @@ from sbi.inference import DirectPosterior, EnsemblePosterior
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MFNPE, MFTSNPE, Acquisition
-from sbi_multilevel.sequential.truncation import Truncation
+from sbi_multilevel import MFNPE, MFTSNPE, Acquisition, Truncation
 from tests import linear_gaussian as problem
 from tests.linear_gaussian import SilentTracker
 from tests.test_trainers import weights

@@ -75,8 +75,7 @@ class MFTSNPE(RunMixin):
 
         >>> import torch
         >>> from sbi.utils import BoxUniform
-        >>> from sbi_multilevel import MFTSNPE
-        >>> from sbi_multilevel.sequential.truncation import Truncation
+        >>> from sbi_multilevel import MFTSNPE, Truncation
         >>> def dear(theta, noise):
         ...     return theta + 0.1 * theta**2 + 0.3 * noise
         >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))

@@ -92,8 +92,9 @@ class MultilevelMixin(EpochMixin):
 
         Args:
             source: An estimator, as `train` of a trainer of sbi returns it (it is
-                copied), or a file written by `torch.save(estimator.state_dict(),
-                path)`; it is read without unpickling.
+                copied), its `state_dict()`, or a file written by
+                `torch.save(estimator.state_dict(), path)`, which is read without
+                unpickling.
 
         Returns:
             The trainer (so that calls can be chained).
@@ -114,9 +115,9 @@ class MultilevelMixin(EpochMixin):
         """Return loaders of batches of `training_batch_size` rows over all terms.
 
         Arguments are those of the parent. With rows of several levels a batch is
-        `(theta, x, prior_masks, term)`, see `sbi_multilevel.trainers.batches`, and the
-        loaders are those of the first stage; a batch size of at least the number of all
-        rows (a pair counting as two) is full batch.
+        `(theta, x, prior_masks, weight, term)`, see `sbi_multilevel.trainers.batches`,
+        and the loaders are those of the first stage; a batch size of at least the
+        number of all rows (a pair counting as two) is full batch.
         """
         if not self._uses_recipe:
             if self._fold is not None and not resume_training:
