@@ -151,7 +151,9 @@ def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
     """A builder for NPE whose theta is modelled in unconstrained space: nothing leaks.
 
     Works with every estimator of sbi; sbi's own option `z_score_theta=
-    "transform_to_unconstrained"` exists for zuko's networks and mixtures only.
+    "transform_to_unconstrained"` exists for zuko's networks and mixtures only, and goes
+    without z-scoring. Since nothing leaks, `posterior.log_prob(..., norm_posterior=
+    False)` is exact, and saves sbi's correction for leakage.
 
     Args:
         density_estimator: Name of a network, or a builder from `posterior_nn`.

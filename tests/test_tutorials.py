@@ -30,6 +30,22 @@ def test_the_toggle_switch_tutorial_runs(executed):
     assert nlpd["MLNPE, aligned"] < nlpd["MLNPE"]
 
 
+def test_the_transfer_tutorial_runs(tmp_path):
+    notebook = nbformat.read(FOLDER / "transfer.ipynb", as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}  # sbi writes its logs there
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=where
+    ).execute()
+    text = re.sub(r"Neural network .+? epochs\.", "", printed(notebook))
+    nlpd = re.findall(r"^\s*(.+?) +NLPD +(-?[\d.]+) ±", text, flags=re.M)
+    nlpd = {name: float(value) for name, value in nlpd}
+    # what the text claims: transfer helps, the cheap rows alone do not
+    plain = nlpd["NPE, 50 dear rows"]
+    assert nlpd["exact posterior"] < nlpd["MFNPE, ensemble of 5"] < plain
+    assert nlpd["MFNPE"] < plain < nlpd["prior"] < nlpd["NPE, cheap rows"]
+    assert nlpd["MFNPE"] < nlpd["MFNPE, useless cheap rows"]
+
+
 def test_committed_outputs_name_no_files_of_a_machine():
     for path in FOLDER.glob("*.ipynb"):
         text = path.read_text()
