@@ -194,7 +194,7 @@ def standardise_to(
     Returns:
         One alignment for each of `levels`.
     """
-    return [
-        Alignment(x=(AffineMap.matching(Moments.of(simulations[level].x), moments),))
-        for level in levels
-    ]
+    device = simulations[0].x.device
+    target = Moments(moments.mean.to(device), moments.std.to(device))
+    own = [Moments.of(rows.x, rows.weights) for rows in simulations]
+    return [Alignment(x=(AffineMap.matching(own[level], target),)) for level in levels]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.validation import (
+    check_enough,
     check_level,
     check_levels_are_consecutive,
     check_rows_fit,
@@ -54,8 +55,7 @@ class LevelSimulations:
             draws from the prior; `None` where all weigh the same.
 
     Raises:
-        ValueError: If the arguments do not fit each other, or if fewer than two valid
-            rows are left.
+        ValueError: If the arguments do not fit each other, or if no valid row is left.
 
     Example:
     --------
@@ -146,8 +146,8 @@ class MultilevelSimulations:
             says otherwise), or `None` where unknown.
 
     Raises:
-        ValueError: If a level is missing, out of order, or has parameters or outputs
-            of another shape or device than level 0.
+        ValueError: If a level is missing, out of order, has fewer than two rows, or
+            parameters or outputs of another shape or device than level 0.
 
     Example:
     --------
@@ -174,6 +174,8 @@ class MultilevelSimulations:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         check_levels_are_consecutive([rows.level for rows in self.levels])
+        for rows in self.levels:
+            check_enough(rows)
         for rows in self.levels[1:]:
             check_rows_fit(rows, self.levels[0])
             check_same_device(rows.theta, self.levels[0].theta, rows.level)

@@ -24,6 +24,15 @@ def check_levels_are_consecutive(levels: Sequence[int]) -> None:
         )
 
 
+def check_enough(rows: LevelSimulations) -> None:
+    """Raise if there are fewer than two rows: one to train on, one to hold out."""
+    if len(rows) < 2:
+        raise ValueError(
+            f"Level {rows.level} has {len(rows)} valid rows, but needs at least 2. "
+            "Simulate more rows, or mend those with NaN or inf."
+        )
+
+
 def check_paired(rows: LevelSimulations) -> None:
     """Raise if rows above level 0 have no coarse side."""
     if rows.level > 0 and not rows.is_paired:
@@ -113,6 +122,14 @@ def check_weights(weights: Tensor | None, num_rows: int, level: int) -> None:
         )
 
 
+def has_support(prior: Any) -> bool:
+    """Whether a prior says where it has mass; distributions of users may not."""
+    try:
+        return prior.support is not None
+    except (AttributeError, NotImplementedError):
+        return False
+
+
 def check_inside(prior: Any, rows: LevelSimulations) -> None:
     """Raise if theta of a row lies outside the support of the prior."""
     outside = ~prior.support.check(rows.theta)
@@ -148,10 +165,10 @@ def valid_rows(columns: dict[str, Tensor], level: int) -> Tensor:
     }
     dropped = torch.stack(list(invalid.values())).any(dim=0)
     num_dropped, num_rows = int(dropped.sum()), dropped.numel()
-    if num_rows - num_dropped < 2:
+    if num_rows == num_dropped:
         raise ValueError(
-            f"Level {level} has {num_rows - num_dropped} valid rows of {num_rows}, but "
-            "needs at least 2. Simulate more rows, or mend those with NaN or inf."
+            f"Level {level} has 0 valid rows of {num_rows}. Simulate more rows, or "
+            "mend those with NaN or inf."
         )
     if num_dropped > 0:
         why = ", ".join(f"{int(bad.sum())} in {name}" for name, bad in invalid.items())

@@ -289,7 +289,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=named):
             other.load(path)
-    with pytest.raises(ValueError, match="does not hold the weights"):
+    with pytest.raises(ValueError, match="are not those of this network"):
         make(density_estimator="maf").load(path)
     (tmp_path / "bad.pt").write_bytes(pickle.dumps(make()))
     with pytest.raises(pickle.UnpicklingError):
@@ -336,6 +336,8 @@ def test_too_many_failures_stop_with_a_report_and_lose_nothing(tmp_path):
             checkpoint=path,
             **RUN,
         )
+    with pytest.raises(RuntimeError, match="max_resampling=4"):
+        make().run(failing(FINE, 1.1, "raise"), 20, 1, max_resampling=4, **RUN)
     again, calls = make(), []
 
     def mended(theta, noise):
@@ -343,7 +345,7 @@ def test_too_many_failures_stop_with_a_report_and_lose_nothing(tmp_path):
         return FINE(theta, noise)
 
     with pytest.warns(UserWarning, match="were replaced"):
-        again.run(mended, 20, 1, checkpoint=path, **RUN)
+        again.run(mended, 20, 1, max_resampling=4, checkpoint=path, **RUN)
     assert 0 < sum(calls) < 20
 
 
@@ -380,6 +382,14 @@ def test_sampling_importance_resampling():
         (dict(recipe="multilevel"), "recipe must be 'transfer'"),
         (dict(num_members=0), "num_members is 0"),
         (dict(acquisition=Acquisition()), "num_members is 1"),
+        (
+            dict(
+                num_members=2,
+                acquisition=Acquisition(correct=True),
+                truncation=Truncation(sample_with="sir"),
+            ),
+            "needs the acceptance rate",
+        ),
     ],
 )
 def test_bad_settings_are_refused(options, named):
@@ -455,8 +465,78 @@ def test_levels_are_aligned_over_the_same_parameters(tmp_path):
     other.load(tmp_path / "run.pt")
     theta = other.propose(10)
     other.append_simulations(theta, rescaled(theta, torch.randn(10, 2)))
-    with pytest.raises(ValueError, match="100 low-fidelity rows.*with 300"):
+    with pytest.raises(ValueError, match="not those that this run began with"):
         other.train()
+
+
+def test_a_run_is_not_gone_on_with_without_its_low_fidelity_rows(tmp_path):
+    make().run(FINE, 20, 1, checkpoint=tmp_path / "run.pt", **RUN)
+    with pytest.raises(ValueError, match="not those that this run began with"):
+        make(low=False).run(FINE, 40, 2, checkpoint=tmp_path / "run.pt", **RUN)
+
+
+def test_a_run_with_filled_columns_is_gone_on_with(tmp_path):
+    prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
+    theta = prior.sample((200,))
+
+    def start():
+        inference = make(low=False, prior=prior, parameters={0: ("b",), 1: ("a", "b")})
+        return inference.append_lowfidelity_simulations(
+            theta[:, 1:], COARSE(theta, 0 * theta)
+        )
+
+    unbroken, again = start(), start()
+    unbroken.run(FINE, 40, 2, **RUN)
+    with pytest.raises(Killed):
+        start().run(killing(FINE, 30), 40, 2, checkpoint=tmp_path / "r.pt", **RUN)
+    again.run(FINE, 40, 2, checkpoint=tmp_path / "r.pt", **RUN)
+    assert torch.equal(networks(again), networks(unbroken))
+
+
+def test_run_loses_nothing_that_is_newer_in_memory(tmp_path):
+    path = tmp_path / "run.pt"
+    inference = make()
+    inference.run(FINE, 20, 1, checkpoint=path, **RUN)
+    theta = inference.propose(10)
+    inference.append_simulations(theta, simulate(theta))
+    with pytest.raises(RuntimeError, match="appended by hand"):
+        inference.run(FINE, 60, 3, checkpoint=path, **RUN)
+    inference.train()
+    with pytest.raises(ValueError, match="of another round"):
+        inference.run(FINE, 60, 3, checkpoint=path, **RUN)
+    inference.run(FINE, 60, 3, **RUN)
+    assert inference.summary["num_simulations"] == [20, 10, 20]
+
+
+def test_an_observation_with_one_channel():
+    images = LOW.x[:, None, :, None]  # (n, 1, 2, 1)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    build = posterior_nn("mdn", embedding_net=net)
+    inference = make(low=False, x_o=X_O[None, :, None], density_estimator=build)
+    inference.append_lowfidelity_simulations(LOW.theta, images)
+    assert inference.x_o.shape == (1, 1, 2, 1)
+    inference.run(lambda t, u: FINE(t, u)[:, None, :, None], 20, 1, **RUN)
+
+
+def test_rows_come_one_by_one():
+    inference = make()
+    for row in inference.propose(5).split(1):
+        inference.append_simulations(row, simulate(row))
+    inference.train()
+    assert inference.summary["num_simulations"] == [5]
+
+
+def test_a_warm_start_keeps_the_scale_it_was_trained_at():
+    pretraining = MFNPE(
+        problem.prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False
+    )
+    pretraining.append_lowfidelity_simulations(LOW.theta, LOW.x)
+    pretraining.append_simulations(LOW.theta[:60], 5 * LOW.x[:60])
+    network = pretraining.train(max_num_epochs=3)
+    inference = make(low=False, x_o=5 * X_O).warm_start(network)
+    inference.run(lambda t, u: 5 * FINE(t, u), 20, 1, **RUN)
+    assert torch.equal(inference._members[0].x_scale, network.x_scale)
+    assert network.x_scale.max() < 0.5
 
 
 def test_without_low_fidelity_rows_x_is_read_as_it_is():

@@ -50,8 +50,10 @@ def test_bad_rows_are_refused_by_name(change, named):
 def test_one_valid_row_is_too_few():
     x = torch.full((5, 2), torch.inf)
     x[0] = 1.0
-    with pytest.raises(ValueError, match="1 valid rows of 5"):
-        LevelSimulations(0, torch.rand(5, 2), x)
+    with pytest.warns(UserWarning, match="Dropped 4 of 5"):
+        one = LevelSimulations(0, torch.rand(5, 2), x)
+    with pytest.raises(ValueError, match="has 1 valid rows, but needs at least 2"):
+        MultilevelSimulations((one,))
 
 
 @settings(max_examples=30, deadline=None)

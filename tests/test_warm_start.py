@@ -7,7 +7,14 @@ import torch
 from sbi.inference import NLE, NPE
 from sbi.neural_nets import posterior_nn
 
-from sbi_multilevel import MFNLE, MFNPE, Transfer, unconstrained
+from sbi_multilevel import (
+    MFNLE,
+    MFNPE,
+    MLNPE,
+    Multilevel,
+    Transfer,
+    unconstrained,
+)
 from sbi_multilevel.estimators import MappedEstimator
 from tests.linear_gaussian import SilentTracker, prior
 from tests.test_trainers import FEW, weights
@@ -123,6 +130,72 @@ def test_warm_start_keeps_what_alignment_needs():
     assert torch.allclose(at.std(0), pretrained.x_std, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", ("estimator", "state", "file"))
+def test_alignment_does_not_depend_on_where_weights_come_from(way, tmp_path):
+    low = SIMS[0]
+    first = MFNPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
+    first.append_lowfidelity_simulations(low.theta, 3 * low.x + 7)
+    pretrained = first.train(**FEW)
+    source = pretrained
+    if way != "estimator":
+        source = pretrained.state_dict()
+    if way == "file":
+        torch.save(source, tmp_path / "pretrained.pt")
+        source = tmp_path / "pretrained.pt"
+    network = make(low=False).warm_start(source).train(**FEW)
+    assert torch.equal(network.x_mean, pretrained.x_mean)
+    assert torch.allclose(network.x_scale, torch.tensor(3.0), atol=0.9)
+
+
+def test_weights_of_sbi_s_own_networks_start_too():
+    trainer = NPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
+    trainer.append_simulations(SIMS[0].theta, SIMS[0].x)
+    network = trainer.train(**FEW)
+    make(low=False).warm_start(network.state_dict()).train(**FEW)
+
+
+def test_a_warm_start_after_training_is_refused():
+    trainer = make()
+    network = trainer.train(**FEW)
+    with pytest.raises(ValueError, match="after training"):
+        trainer.warm_start(network)
+
+
+class WithoutSupport(torch.distributions.Distribution):
+    """A prior as users write them."""
+
+    def __init__(self):
+        super().__init__(torch.Size(), torch.Size((2,)), validate_args=False)
+
+    def sample(self, sample_shape=()):
+        return prior().sample(sample_shape)
+
+    def log_prob(self, theta):
+        return prior().log_prob(theta)
+
+
+def test_a_prior_need_not_say_its_support():
+    assert make(the_prior=WithoutSupport()).train(**FEW).unconstrain is None
+
+
+def test_the_multilevel_recipe_reads_x_of_the_highest_level():
+    low, pairs = SIMS[0], SIMS[1]
+    trainer = MLNPE(
+        prior(),
+        unconstrained("mdn", prior()),
+        recipe=Multilevel(alignment="paired"),
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    trainer.append_lowfidelity_simulations(low.theta, low.x)
+    trainer.append_multilevel_simulations(
+        pairs.theta, 10 * pairs.x + 5, pairs.x, level=1
+    )
+    network = trainer.train(**FEW)
+    assert torch.equal(network.x_scale, torch.ones(2))
+    assert torch.equal(network.x_shift, torch.zeros(2))
+
+
 def test_an_estimator_of_another_shape_is_refused():
     other = posterior_nn("mdn")(torch.randn(20, 3), torch.randn(20, 2))
     with pytest.raises(ValueError, match=r"theta of shape \(3,\).*\(2,\)"):
@@ -134,7 +207,7 @@ def test_an_estimator_of_another_shape_is_refused():
 
 def test_a_file_of_another_network_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="does not hold the weights"):
+    with pytest.raises(ValueError, match="are not those of this network"):
         make(low=False).warm_start(tmp_path / "other.pt").train(**FEW)
     (tmp_path / "pickled.pt").write_bytes(pickle.dumps(make(low=False)))
     with pytest.raises(pickle.UnpicklingError):

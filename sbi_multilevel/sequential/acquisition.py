@@ -78,6 +78,7 @@ class Acquisition:
             ValueError: If they are more than the pool holds.
         """
         num = num_simulations - int((1 - self.share) * num_simulations)
+        num = min(num, num_simulations - 1)  # at least one is drawn
         if num > self.pool_size:
             raise ValueError(
                 f"pool_size={self.pool_size} is smaller than the {num} active points "

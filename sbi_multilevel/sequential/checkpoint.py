@@ -21,7 +21,7 @@ def write(path: str | os.PathLike, state: dict[str, Any]) -> None:
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """Read a state, without unpickling anything but tensors and plain values."""
-    return torch.load(Path(path), weights_only=True)
+    return torch.load(Path(path), weights_only=True, map_location="cpu")
 
 
 def check_settings(saved: dict[str, Any], ours: dict[str, Any], path: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.recipes import Transfer
+from sbi_multilevel.sequential.proposing import disagreement_at
 from sbi_multilevel.sequential.state import StateMixin
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.simulations import LevelSimulations
@@ -70,24 +71,53 @@ class MemberMixin(StateMixin):
 
     def _weigh_low_rows(self) -> Tensor | None:
         """Weights that give low-fidelity rows the parameters' density of all rounds."""
+        if self._low_weights is not None:
+            self._check_low_rows()
         if not self._low._theta_roundwise or self._recipe.alignment is None:
             return None
-        theta, weights = self._low_rows.theta, self._low_weights
-        inside = torch.ones(len(theta), dtype=torch.bool)
-        if self._round > 0:
-            with seeded(derive_seed(self._seed, _ALIGN, self._round)):
-                truncated = self._truncation.truncate(
-                    self.build_posterior(), self._prior
-                )
-                inside = truncated._accept_reject_fn(theta)
+        theta = self._low_rows.theta
+        weights = self._low_weights
         if weights is None:
             weights = torch.zeros(len(theta))
-        if len(weights) != len(theta):
+        if self._round == 0:
+            return weights + self._new_rows / len(theta)
+        with seeded(derive_seed(self._seed, _ALIGN, self._round)):
+            posterior = self.build_posterior()
+            truncated = self._truncation.truncate(posterior, self._prior)
+            inside = truncated._accept_reject_fn(theta)
+        share, acquired = 0.0, torch.zeros(len(theta))
+        pending, acquisition = self._pending, self._acquisition
+        if pending is not None and acquisition is not None and not acquisition.correct:
+            active = pending.theta[pending.is_active]
+            share = len(active) / len(pending.theta)
+            if share > 0:
+                both = torch.cat([theta, active])
+                scores = disagreement_at(posterior, both, acquisition.on)
+                acquired = scores[: len(theta)] >= scores[len(theta) :].min()
+        return (
+            weights
+            + (1 - share) * self._new_rows * _even(inside)
+            + share * self._new_rows * _even(acquired)
+        )
+
+    def _check_low_rows(self) -> None:
+        """Raise unless the low-fidelity rows are those that the run began with."""
+        if not self._low._theta_roundwise or self._sums_of_low_rows != self._low_sums:
             raise ValueError(
-                f"There are {len(theta)} low-fidelity rows, but the run was started "
-                f"with {len(weights)}. Append the same rows to go on with it."
+                "The low-fidelity rows are not those that this run began with, by "
+                "which levels are aligned. Call `append_lowfidelity_simulations` with "
+                "the same rows before going on."
             )
-        return weights + self._new_rows * inside / inside.sum().clamp_min(1)
+
+    @property
+    def _sums_of_low_rows(self) -> tuple[float, ...] | None:
+        """What tells low-fidelity rows from others."""
+        if not self._low._theta_roundwise:
+            return None
+        rows = self._low_rows
+        return float(len(rows)), *(
+            float(c.double().sum()) for c in (rows.theta, rows.x)
+        )
 
     def _aligned(self, network: Any, low_weights: Tensor | None) -> Any:
         """A network that is to read x at the scale of the weighted low rows."""
@@ -123,4 +153,9 @@ class MemberMixin(StateMixin):
             warnings.simplefilter("ignore")  # of rows made up for their shapes
             theta = self._prior.sample((100,))
             x = self.x_o + torch.randn(100, *self.x_o.shape[1:])
-            return take_over(source, build, "theta", theta, x).eval()
+            return take_over(source, build, "theta", theta, x).eval().cpu()
+
+
+def _even(chosen: Tensor) -> Tensor:
+    """Equal shares of those chosen; nothing where none is."""
+    return chosen / chosen.sum().clamp_min(1)

@@ -36,9 +36,14 @@ from sbi_multilevel.simulation.noise import (
     seeded,
 )
 from sbi_multilevel.simulations import LevelSimulations
-from sbi_multilevel.validation import check_inside, check_observation, check_rows_fit
+from sbi_multilevel.validation import (
+    check_inside,
+    check_observation,
+    check_rows_fit,
+    has_support,
+)
 
-_PROPOSE = 11  # stream of seeds
+_PROPOSE, _FILL = 11, 15  # streams of seeds
 
 
 class MFTSNPE(RunMixin):
@@ -122,6 +127,12 @@ class MFTSNPE(RunMixin):
                 f"recipe must be 'transfer' or a `Transfer(...)`, but is {recipe!r}: "
                 "rows near one observation do not telescope with rows from the prior."
             )
+        correct = acquisition is not None and acquisition.correct
+        if correct and truncation is not None and truncation.sample_with == "sir":
+            raise ValueError(
+                "Acquisition(correct=True) needs the acceptance rate of the truncated "
+                "prior, which sample_with='sir' does without. Use one of them."
+            )
         if num_members < 1 or (acquisition is not None and num_members < 2):
             raise ValueError(
                 f"num_members is {num_members}, but must be >= 1, and >= 2 for an "
@@ -133,7 +144,9 @@ class MFTSNPE(RunMixin):
         self._truncation = truncation or Truncation()
         self._seed, self._num_workers = seed, num_workers  # of training
         self._train_options = {"force_first_round_loss": True, **(train_options or {})}
+        self._parameters = parameters
         self._low = self._trainer(self._recipe, parameters)
+        self._low_sums: tuple[float, ...] | None = None
         self._members: list[ConditionalDensityEstimator] | None = None
         self._rows: list[LevelSimulations] = []
         self._new_rows, self._round, self._num_drawn = 0, 0, 0
@@ -156,8 +169,10 @@ class MFTSNPE(RunMixin):
                 "Low-fidelity rows were appended after the first round. Append all of "
                 "them before `train` or `run`, or start anew."
             )
-        self._low.append_lowfidelity_simulations(theta, x, level)
         self._check_x(x)
+        entry = len(self._low._theta_roundwise)
+        with seeded(derive_seed(self._seed, _FILL, level, entry)):  # missing columns
+            self._low.append_lowfidelity_simulations(theta, x, level)
         return self
 
     def warm_start(
@@ -225,7 +240,7 @@ class MFTSNPE(RunMixin):
         """
         rows = LevelSimulations(1, theta, x, x_coarse)
         self._check_x(rows.x)
-        if hasattr(self._prior, "support"):
+        if has_support(self._prior):
             check_inside(self._prior, rows)
         if self._rows:
             check_rows_fit(rows, self._rows[0])
@@ -251,10 +266,13 @@ class MFTSNPE(RunMixin):
             )
         self._pretrain()
         self._members, self._low_weights = self._fine_tune()
+        self._low_sums = self._sums_of_low_rows
         pending = self._pending
         self.summary["num_simulations"].append(self._new_rows)
         self.summary["acceptance_rate"].append(pending.acceptance if pending else 1.0)
-        self.summary["num_active"].append(pending.num_active if pending else 0)
+        self.summary["num_active"].append(
+            int(pending.is_active.sum()) if pending else 0
+        )
         self.summary["failures"].append(list(pending.failures) if pending else [])
         self._new_rows, self._pending, self._num_drawn = 0, None, 0
         self._round += 1
@@ -300,6 +318,8 @@ class MFTSNPE(RunMixin):
         return rows[weights > 0]  # outside of the region rows say nothing about x_o
 
     def _check_x(self, x: Tensor) -> None:
+        if x.shape[1:] == self.x_o.shape:  # an observation with one channel
+            self.x_o = self.x_o.unsqueeze(0)
         if x.shape[1:] != self.x_o.shape[1:]:
             raise ValueError(
                 f"x has shape {tuple(x.shape[1:])} a row, but the observation x_o has "

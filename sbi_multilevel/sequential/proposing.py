@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sbi.utils import RestrictedPrior
 from torch import Tensor
 
 from sbi_multilevel.sequential.acquisition import (
     Acquisition,
+    Score,
     disagreement,
     importance_weights,
 )
@@ -45,39 +45,30 @@ def propose_active(
     Arguments are those of `propose_truncated`; the posterior is an ensemble.
     """
     num_active = acquisition.num_active(num)
+    if num_active == 0:
+        return propose_truncated(num, prior, posterior, truncation)
     proposal = truncation.truncate(posterior, prior)
     passive, rate = truncation.draw(proposal, num - num_active)
     pool = prior.sample((acquisition.pool_size,))
-    scores = _disagreement(posterior, pool, acquisition)
-    chosen = scores.argsort(descending=True)[:num_active]
-    theta, weights = torch.cat([passive, pool[chosen]]), torch.ones(num)
+    # in one go, as scores have a factor of their own in each
+    scores = disagreement_at(posterior, torch.cat([passive, pool]), acquisition.on)
+    chosen = scores[len(passive) :].argsort(descending=True)[:num_active]
+    rows = torch.cat([torch.arange(len(passive)), len(passive) + chosen])
+    theta, weights = torch.cat([passive, pool])[rows], torch.ones(num)
     if acquisition.correct:
-        weights = _weights(
-            theta, float(scores[chosen].min()), num_active, proposal, posterior,
-            truncation, acquisition,
-        )  # fmt: skip
-    return Proposals(theta, weights, rate, num_active)
+        weights = importance_weights(
+            proposal._accept_reject_fn(theta),
+            scores[rows],
+            float(scores[rows][-num_active:].min()),
+            truncation.acceptance(proposal),
+            num_active,
+            acquisition.pool_size,
+        )
+    active = torch.arange(num) >= len(passive)
+    return Proposals(theta, weights, rate, active)
 
 
-def _weights(
-    theta: Tensor,
-    lowest_acquired: float,
-    num_active: int,
-    proposal: RestrictedPrior,
-    posterior: Any,
-    truncation: Truncation,
-    acquisition: Acquisition,
-) -> Tensor:
-    return importance_weights(
-        proposal._accept_reject_fn(theta),
-        _disagreement(posterior, theta, acquisition),
-        lowest_acquired,
-        truncation.acceptance(proposal),
-        num_active,
-        acquisition.pool_size,
-    )
-
-
-def _disagreement(posterior: Any, theta: Tensor, acquisition: Acquisition) -> Tensor:
+def disagreement_at(posterior: Any, theta: Tensor, on: Score) -> Tensor:
+    """Variance over the members of an ensemble posterior at its default x."""
     log_probs = [QuietPosterior(one).log_prob(theta) for one in posterior.posteriors]
-    return disagreement(torch.stack(log_probs), acquisition.on)
+    return disagreement(torch.stack(log_probs), on)

@@ -23,7 +23,7 @@ class Proposals:
         theta: Proposed parameters, shape `(n, d_theta)`.
         weights: Their weights in the loss, shape `(n,)`.
         acceptance: Share of prior draws in the truncated region; NaN if unknown.
-        num_active: How many of them were acquired.
+        active: Which of them were acquired, shape `(n,)`; none by default.
         outputs: x, and x_coarse if there is one, of the first rows; `None` where a
             simulation failed.
         failures: What the failed simulations said.
@@ -32,15 +32,22 @@ class Proposals:
     theta: Tensor
     weights: Tensor
     acceptance: float = float("nan")
-    num_active: int = 0
+    active: Tensor | None = None
     outputs: list[tuple[Tensor, ...] | None] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    @property
+    def is_active(self) -> Tensor:
+        """Which proposals were acquired, shape `(n,)`."""
+        if self.active is not None:
+            return self.active
+        return torch.zeros(len(self.theta), dtype=torch.bool)
+
     def extend(self, other: Proposals) -> None:
         """Add proposals, e.g. in place of failed ones."""
+        self.active = torch.cat([self.is_active, other.is_active])
         self.theta = torch.cat([self.theta, other.theta])
         self.weights = torch.cat([self.weights, other.weights])
-        self.num_active += other.num_active
 
     @property
     def num_done(self) -> int:
@@ -48,11 +55,11 @@ class Proposals:
         return sum(output is not None for output in self.outputs)
 
     def done(self) -> tuple[Tensor, ...]:
-        """Theta, weights, x and, with pairs, x_coarse of the rows that are valid."""
+        """Theta, x and, with pairs, x_coarse of the rows that are valid."""
         rows = [i for i, output in enumerate(self.outputs) if output is not None]
         outputs = [output for output in self.outputs if output is not None]
         columns = (torch.stack(column) for column in zip(*outputs))
-        return self.theta[rows], self.weights[rows], *columns
+        return self.theta[rows], *columns
 
     def weights_of(self, theta: Tensor) -> Tensor:
         """Weights of proposed rows.

@@ -11,6 +11,7 @@ from sbi.inference import DirectPosterior, EnsemblePosterior
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sbi_multilevel.sequential.checkpoint import read
 from sbi_multilevel.sequential.members import MemberMixin
 from sbi_multilevel.sequential.rounds import Pair, Proposals, simulate
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, derive_seed
@@ -79,8 +80,13 @@ class RunMixin(MemberMixin):
                 f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "
                 "but each round needs at least 2. Ask for fewer rounds."
             )
+        if self._new_rows > 0:
+            raise RuntimeError(
+                f"{self._new_rows} rows of this round were appended by hand. Call "
+                "`train()` first, so that `run` begins with a round of its own."
+            )
         if checkpoint is not None and Path(checkpoint).exists():
-            self.load(checkpoint)
+            self._go_on_from(checkpoint)
         if self._members is None:
             self._pretrain()
             self._save(checkpoint)
@@ -102,8 +108,7 @@ class RunMixin(MemberMixin):
                     self._save(checkpoint)
                 self._simulate_round(size, limit, checkpoint, bar, *how)
                 assert self._pending is not None
-                theta, _, *outputs = self._pending.done()
-                self.append_simulations(theta, *outputs).train()
+                self.append_simulations(*self._pending.done()).train()
                 self._save(checkpoint)
         return self.build_posterior()
 
@@ -122,16 +127,18 @@ class RunMixin(MemberMixin):
         pending, before = self._pending, sum(self.summary["num_simulations"])
         assert pending is not None
         seed = derive_seed(self._seed, _NOISE, self._round)
+        failed_before = len(pending.failures)
         while True:
             for _ in simulate(
                 pending, simulators, noise, seed, batch_size, num_workers
             ):
                 self._save(checkpoint)
                 bar.update(before + pending.num_done - bar.n)
+                num_failed = len(pending.failures) - failed_before
+                _check_failures(pending, num_failed, limit, self._round, checkpoint)
             missing = size - pending.num_done
             if missing <= 0:
                 break
-            _check_failures(pending, limit, self._round, checkpoint)
             pending.extend(self._draw(missing, is_active=False))
         if pending.failures:
             warnings.warn(
@@ -142,18 +149,33 @@ class RunMixin(MemberMixin):
                 stacklevel=4,
             )
 
+    def _go_on_from(self, path: str | os.PathLike) -> None:
+        """Load a checkpoint into a new object; nothing newer in memory is lost."""
+        if self._round == 0 and self._pending is None:
+            self.load(path)
+        elif read(path)["counters"][1] != self._round:
+            raise ValueError(
+                f"checkpoint={str(path)!r} is of another round than this object. Go on "
+                "from it in a new object, or name another file."
+            )
+
     def _save(self, path: str | os.PathLike | None) -> None:
         if path is not None:
             self.save(path)
 
 
 def _check_failures(
-    pending: Proposals, limit: int, round_: int, checkpoint: str | os.PathLike | None
+    pending: Proposals,
+    num_failed: int,
+    limit: int,
+    round_: int,
+    checkpoint: str | os.PathLike | None,
 ) -> None:
-    if len(pending.failures) > limit:
+    if num_failed > limit:
         kept = "" if checkpoint is None else f" The others are kept in {checkpoint}."
         raise RuntimeError(
-            f"{len(pending.failures)} of {len(pending.outputs)} simulations of round "
-            f"{round_ + 1} failed, more than max_resampling={limit}; the last said: "
-            f"{pending.failures[-1]}.{kept} Mend the simulator, or raise the limit."
+            f"{num_failed} of {len(pending.outputs)} simulations of round {round_ + 1} "
+            f"failed, more than max_resampling={limit}; the last said: "
+            f"{pending.failures[-1]}.{kept} Mend the simulator and run again, or raise "
+            "the limit."
         )

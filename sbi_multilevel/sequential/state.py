@@ -37,7 +37,9 @@ class StateMixin(ABC):
     _low: MFNPE  # holds the low-fidelity rows
     _members: list[ConditionalDensityEstimator] | None
     _rows: list[LevelSimulations]
+    _parameters: Any
     _low_weights: Tensor | None  # of the low-fidelity rows, for alignment
+    _low_sums: tuple[float, ...] | None  # what they were
     _pending: Proposals | None  # the simulations of this round
     _new_rows: int  # appended since the last training
     _round: int
@@ -55,8 +57,7 @@ class StateMixin(ABC):
     def save(self, path: str | os.PathLike) -> None:
         """Write where the run stands: networks, high-fidelity rows, the open round.
 
-        The low-fidelity rows are not written: they are needed for pre-training only,
-        which is repeated if it was not done.
+        The low-fidelity rows are not written: append the same ones to go on.
         """
         members = self._members
         state = {
@@ -65,6 +66,7 @@ class StateMixin(ABC):
             "rows": [vars(rows) for rows in self._rows],
             "pending": None if self._pending is None else vars(self._pending),
             "low_weights": self._low_weights,
+            "low_sums": self._low_sums,
             "counters": (self._new_rows, self._round, self._num_drawn),
             "summary": self.summary,
         }
@@ -84,7 +86,7 @@ class StateMixin(ABC):
         self._members = members
         self._rows = [LevelSimulations.trusted(**rows) for rows in state["rows"]]
         self._pending = None if pending is None else Proposals(**pending)
-        self._low_weights = state["low_weights"]
+        self._low_weights, self._low_sums = state["low_weights"], state["low_sums"]
         self._new_rows, self._round, self._num_drawn = state["counters"]
         self.summary = state["summary"]
         return self
@@ -99,6 +101,7 @@ class StateMixin(ABC):
             "acquisition": repr(self._acquisition),
             "truncation": repr(self._truncation),
             "recipe": repr(self._recipe),
+            "parameters": repr(self._parameters),
             "train_options": repr(sorted(self._train_options.items())),
         }
 

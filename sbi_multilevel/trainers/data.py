@@ -177,7 +177,7 @@ class MultilevelDataMixin(NeuralInference):
             theta: Parameters, shape `(n, d_theta)`.
             x: Outputs of the highest simulator, shape `(n, *x_shape)`.
             weights: Weight of each row in the loss, shape `(n,)`, e.g. the importance
-                weights :math:`p(\\theta) / \\tilde p(\\theta)`.
+                weights :math:`p(\theta) / \tilde p(\theta)`.
 
         Returns:
             The trainer (so that calls can be chained).
@@ -277,9 +277,11 @@ class MultilevelDataMixin(NeuralInference):
         plain = len(entries) - len(self._entry_levels)
         if self._recipe.needs_pairs and plain:
             raise ValueError(
-                "`append_simulations` was called beside multilevel rows. Rows without "
-                "a level cannot enter a telescoping sum: append them as pairs of the "
-                "highest level with `append_multilevel_simulations`, in a new trainer."
+                "`append_simulations` was called beside multilevel rows, or after "
+                "`warm_start`. Rows without a level cannot enter a telescoping sum: "
+                "append them as pairs of the highest level with "
+                "`append_multilevel_simulations`, in a new trainer, or use the recipe "
+                "'transfer'."
             )
         parts = [self._rows_of(entry) for entry in entries]
         for rows in parts:

@@ -10,10 +10,13 @@ parent's. With `append_simulations` alone every method hands over to the parent 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -98,7 +101,17 @@ class MultilevelMixin(EpochMixin):
 
         Returns:
             The trainer (so that calls can be chained).
+
+        Raises:
+            ValueError: If the trainer was trained already.
         """
+        if self._neural_net is not None:
+            raise ValueError(
+                "warm_start was called after training. Call it before, on a new "
+                "trainer with the same simulations."
+            )
+        if isinstance(source, (str, os.PathLike)):
+            source = torch.load(Path(source), weights_only=True, map_location="cpu")
         self._warm_start = source
         return self
 
@@ -161,6 +174,8 @@ class MultilevelMixin(EpochMixin):
     def _moments(self) -> Moments | None:
         """Moments of the x that the network was built on."""
         network = self._warm_start if self._neural_net is None else self._neural_net
+        if isinstance(network, Mapping) and "x_mean" in network:
+            return Moments(network["x_mean"], network["x_std"])
         return network.moments if isinstance(network, MappedEstimator) else None
 
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,7 +232,7 @@ class MultilevelMixin(EpochMixin):
         if train_config.retrain_from_scratch:
             self._trained.clear()
         resume, network = train_config.resume_training, self._neural_net
-        self._read_x_through(None)
+        self._align_network(None)
         try:
             for index in self._stages_to_run(resume):
                 stage = self._stages[index]
@@ -236,7 +251,7 @@ class MultilevelMixin(EpochMixin):
                     run(*loaders, config, loss_args, summarization_kwargs)
                 self._trained[stage] = self._rows_of_stage(stage)
         finally:
-            self._read_x_through(self._stages[-1])
+            self._align_network(self._stages[-1])
         return network
 
     def _stages_to_run(self, resume: bool) -> range | list[int]:
@@ -254,13 +269,20 @@ class MultilevelMixin(EpochMixin):
     def _rows_of_stage(self, stage: Stage) -> tuple[int, ...]:
         return tuple(self._counts[level] for level in stage.levels)
 
-    def _read_x_through(self, stage: Stage | None) -> None:
-        """Align what the network reads as the rows of a stage; `None`: as it is."""
-        if not isinstance(self._neural_net, MappedEstimator):
+    def _align_network(self, stage: Stage | None) -> None:
+        """Let the network read x as the rows of a stage are moved; `None`: as it is.
+
+        Where no rows are moved, it goes on reading x as it did.
+        """
+        network, alignments = self._neural_net, self._term_rows.alignments
+        is_moved = any(align.x for align in alignments)
+        if not isinstance(network, MappedEstimator) or not is_moved:
             return
         if stage is None:
-            self._neural_net.read_x_through(None)
+            network.read_x_through(None)
             return
-        position = self._term_rows.positions(stage.terms)[-1]
-        maps = self._term_rows.alignments[position].x
-        self._neural_net.read_x_through(maps[0] if maps else None)
+        fine = [term for term in stage.terms if not term.coarse]
+        highest = max(fine, key=lambda term: term.level)
+        (position,) = self._term_rows.positions([highest])
+        maps = alignments[position].x
+        network.read_x_through(maps[0] if maps else None)

@@ -7,10 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
-import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 
@@ -22,8 +20,9 @@ from sbi_multilevel.estimators import (
     mapped_builder,
 )
 from sbi_multilevel.recipes import Recipe, Transfer
+from sbi_multilevel.validation import has_support
 
-WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping
+WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tensor]
 
 
 def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) -> bool:
@@ -31,7 +30,7 @@ def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) 
     if not isinstance(recipe, Transfer) or modelled == "x":
         return False
     wanted = is_named if recipe.unconstrained is None else recipe.unconstrained
-    return wanted and hasattr(prior, "support")
+    return wanted and has_support(prior)
 
 
 def builder_for(
@@ -53,35 +52,37 @@ def builder_for(
 
 
 def take_over(
-    source: WarmStart, build: Builder, modelled: Modelled, theta: Tensor, x: Tensor
+    source: ConditionalDensityEstimator | Mapping[str, Tensor],
+    build: Builder,
+    modelled: Modelled,
+    theta: Tensor,
+    x: Tensor,
 ) -> MappedEstimator:
     """An estimator that starts from the weights of another.
 
     Args:
-        source: A trained estimator, which is copied, its `state_dict()`, or a file of
-            that.
-        build: Builder of the network that the weights of a file are for.
+        source: A trained estimator, which is copied, or its `state_dict()`.
+        build: Builder of the network that the `state_dict()` is of.
         modelled: `"theta"` (NPE) or `"x"` (NLE).
         theta: Training rows, shape `(n, d_theta)`.
         x: Training rows, shape `(n, *x_shape)`.
 
     Raises:
-        ValueError: If the file or the estimator does not fit the rows.
+        ValueError: If the weights or the estimator do not fit the rows.
     """
     if isinstance(source, ConditionalDensityEstimator):
         estimator = deepcopy(source)
     else:
         estimator = build(theta, x)
-        is_state = isinstance(source, Mapping)
-        state = source if is_state else torch.load(Path(source), weights_only=True)
-        what = "mapping" if is_state else f"file {str(source)!r}"
+        if isinstance(estimator, MappedEstimator) and "x_mean" not in source:
+            estimator = estimator.net  # weights of an estimator of sbi itself
         try:
-            estimator.load_state_dict(state)
+            estimator.load_state_dict(source)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"The {what} does not hold the weights of this network "
-                f"({str(error)[:200]}...). Pass one written by "
-                "`torch.save(estimator.state_dict(), path)`, and the same prior, "
+                "The weights of `warm_start` are not those of this network "
+                f"({str(error)[:200]}...). Pass what "
+                "`torch.save(estimator.state_dict(), path)` wrote, and the same prior, "
                 "density_estimator and recipe as then."
             ) from error
     shapes = (estimator.input_shape, estimator.condition_shape)
