@@ -151,7 +151,11 @@ def test_weights_of_sbi_s_own_networks_start_too():
     trainer = NPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
     trainer.append_simulations(SIMS[0].theta, SIMS[0].x)
     network = trainer.train(**FEW)
-    make(low=False).warm_start(network.state_dict()).train(**FEW)
+    recipe = Transfer(fine_tuning_rate=1e-9, alignment=None, unconstrained=False)
+    trainer = make(low=False, recipe=recipe).warm_start(network.state_dict())
+    theta, x = SIMS[0].theta[:4], SIMS[0].x[:4]
+    a, b = (n.eval().log_prob(theta[None], x) for n in (network, trainer.train(**FEW)))
+    assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_a_warm_start_after_training_is_refused():
