@@ -20,7 +20,7 @@ from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.simulations import LevelSimulations
 from sbi_multilevel.trainers.batches import Fold
 from sbi_multilevel.trainers.ensemble import train_ensemble, train_members
-from sbi_multilevel.trainers.network import builder_for, take_over
+from sbi_multilevel.trainers.network import take_over
 from sbi_multilevel.trainers.npe import MFNPE
 from sbi_multilevel.trainers.tracking import SilentTracker
 
@@ -45,13 +45,17 @@ class MemberMixin(StateMixin):
     def _fine_tune(self) -> tuple[list[ConditionalDensityEstimator], Tensor | None]:
         """Networks trained on the rows of all rounds, and the weights of low rows."""
         low_weights, recipe = self._weigh_low_rows(), self._recipe
+        members: list[Any] = self._members or [None] * self._num_members
         if low_weights is None:
             recipe = replace(recipe, alignment=None)
+        elif self._members is not None:  # read x at the scale of the weighted low rows
+            moments = Moments.of(self._low_rows.x, low_weights)
+            members = [network.refer_to(moments) for network in members]
         trainers = []
-        for index in range(self._num_members):
+        for network in members:
             trainer = self._trainer(recipe)
-            if self._members is not None:
-                trainer.warm_start(self._aligned(self._members[index], low_weights))
+            if network is not None:
+                trainer.warm_start(network)
             for rows in self._rows:
                 if rows.x_coarse is not None:
                     trainer.append_lowfidelity_simulations(rows.theta, rows.x_coarse)
@@ -119,12 +123,6 @@ class MemberMixin(StateMixin):
             float(c.double().sum()) for c in (rows.theta, rows.x)
         )
 
-    def _aligned(self, network: Any, low_weights: Tensor | None) -> Any:
-        """A network that is to read x at the scale of the weighted low rows."""
-        if low_weights is None:
-            return network
-        return network.refer_to(Moments.of(self._low_rows.x, low_weights))
-
     @property
     def _low_rows(self) -> LevelSimulations:
         return self._low._check_trainable()[0]
@@ -142,9 +140,7 @@ class MemberMixin(StateMixin):
 
     def _take_over(self, source: Any) -> ConditionalDensityEstimator:
         """A network from another, or from its weights."""
-        build = self._trainer(self._recipe)._build_neural_net
-        is_named = isinstance(self._density_estimator, str)
-        build = builder_for(self._recipe, build, "theta", self._prior, is_named)
+        build = self._trainer(self._recipe)._network_builder
         if self._members and isinstance(source, Mapping):
             # networks from elsewhere need not be what the builder makes
             template = self._members[0]

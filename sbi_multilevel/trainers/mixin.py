@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_multilevel.alignment import Moments
-from sbi_multilevel.estimators import MappedEstimator, Modelled
+from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
 from sbi_multilevel.recipes import Recipe, Stage, get_recipe
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
 from sbi_multilevel.trainers.data import MultilevelDataMixin
@@ -167,6 +167,17 @@ class MultilevelMixin(EpochMixin):
         (self.train_indices,), (self.val_indices,) = split.train, split.validation
 
     @property
+    def _network_builder(self) -> Builder:
+        """The builder that the recipe asks for, around the user's own."""
+        return builder_for(
+            self._recipe,
+            self._build_neural_net,
+            self._modelled,
+            self._prior,
+            self._is_named,
+        )
+
+    @property
     def _stages(self) -> tuple[Stage, ...]:
         return self._recipe.stages(len(self._counts), self._warm_start is not None)
 
@@ -193,10 +204,7 @@ class MultilevelMixin(EpochMixin):
                 retrain_from_scratch, start_idx
             )
             return
-        build = self._build_neural_net
-        wanted = builder_for(
-            self._recipe, build, self._modelled, self._prior, self._is_named
-        )
+        build, wanted = self._build_neural_net, self._network_builder
         rows = self._term_rows.dataset.tensors[:3]
         is_new = self._neural_net is None or retrain_from_scratch
         if is_new and self._warm_start is not None:
