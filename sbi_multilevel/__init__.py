@@ -7,7 +7,12 @@ Level 0 is the cheapest simulator, level L the one to infer with. Start at
 from sbi_multilevel.estimators import unconstrained
 from sbi_multilevel.recipes import Multilevel, Transfer
 from sbi_multilevel.sequential import MFTSNPE, Acquisition, Truncation
-from sbi_multilevel.simulation import one_at_a_time, simulate_multilevel
+from sbi_multilevel.simulation import (
+    SimulationStore,
+    TooManyFailures,
+    one_at_a_time,
+    simulate_multilevel,
+)
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.trainers import (
     MFNLE,
@@ -31,6 +36,8 @@ __all__ = [
     "LevelSimulations",
     "Multilevel",
     "MultilevelSimulations",
+    "SimulationStore",
+    "TooManyFailures",
     "Transfer",
     "Truncation",
     "one_at_a_time",

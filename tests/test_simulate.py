@@ -169,7 +169,6 @@ def test_noise_may_be_several_tensors():
         (dict(seed=-1), "seed"),
         (dict(seed=1.5), "seed"),
         (dict(simulation_batch_size=0), "simulation_batch_size"),
-        (dict(simulators=(coarse, lambda t, u: t[0])), "level 1 returned x of shape"),
         (dict(costs=(1.0,)), "costs"),
     ],
 )

@@ -273,7 +273,8 @@ class MFTSNPE(RunMixin):
         self.summary["num_active"].append(
             int(pending.is_active.sum()) if pending else 0
         )
-        self.summary["failures"].append(list(pending.failures) if pending else [])
+        failures = list(pending.failures.values()) if pending else []
+        self.summary["failures"].append(failures)
         self._new_rows, self._pending, self._num_drawn = 0, None, 0
         self._round += 1
         return self._members

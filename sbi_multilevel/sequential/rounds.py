@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, derive_seed
-from sbi_multilevel.simulation.run import Task, run_task
-
-Pair = tuple[Simulator, Simulator | None]
+from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.noise import derive_seed
+from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work
 
 
 @dataclass
@@ -24,17 +24,16 @@ class Proposals:
         weights: Their weights in the loss, shape `(n,)`.
         acceptance: Share of prior draws in the truncated region; NaN if unknown.
         active: Which of them were acquired, shape `(n,)`; none by default.
-        outputs: x, and x_coarse if there is one, of the first rows; `None` where a
-            simulation failed.
-        failures: What the failed simulations said.
+        outputs: x, and x_coarse if there is one, of the rows that ended well.
+        failures: What the others said that ended.
     """
 
     theta: Tensor
     weights: Tensor
     acceptance: float = float("nan")
     active: Tensor | None = None
-    outputs: list[tuple[Tensor, ...] | None] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    outputs: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
 
     @property
     def is_active(self) -> Tensor:
@@ -50,15 +49,25 @@ class Proposals:
         self.weights = torch.cat([self.weights, other.weights])
 
     @property
-    def num_done(self) -> int:
-        """Simulations that ended with a valid output."""
-        return sum(output is not None for output in self.outputs)
+    def ended(self) -> set[int]:
+        """Rows whose simulation ended, well or not."""
+        return {*self.outputs, *self.failures}
+
+    def note(self, task: Task, outcome: Outcome) -> None:
+        """Keep what became of some rows."""
+        sides = [side for side in (outcome.x, outcome.x_coarse) if side is not None]
+        for i, (row, status) in enumerate(zip(task.rows.tolist(), outcome.status)):
+            if status == Status.OK:
+                self.outputs[row] = tuple(torch.from_numpy(side[i]) for side in sides)
+            else:
+                self.failures[row] = outcome.error or "NaN or inf in x"
 
     def done(self) -> tuple[Tensor, ...]:
         """Theta, x and, with pairs, x_coarse of the rows that are valid."""
-        rows = [i for i, output in enumerate(self.outputs) if output is not None]
-        outputs = [output for output in self.outputs if output is not None]
-        columns = (torch.stack(column) for column in zip(*outputs))
+        rows = sorted(self.outputs)
+        columns = (
+            torch.stack(column) for column in zip(*(self.outputs[r] for r in rows))
+        )
         return self.theta[rows], *columns
 
     def weights_of(self, theta: Tensor) -> Tensor:
@@ -79,72 +88,28 @@ class Proposals:
 
 
 def simulate(
-    proposals: Proposals,
-    simulators: Pair,
-    noise: NoiseSampler | None,
-    seed: int,
-    batch_size: int,
-    num_workers: int,
+    proposals: Proposals, work: Work, seed: int, batch_size: int, num_workers: int
 ) -> Iterator[Proposals]:
     """Run the simulations that are not done yet; yields after every batch.
 
     Args:
-        proposals: What to run; filled in place.
-        simulators: The simulator and the one a level below, or `None`.
-        noise: Noise sampler, or `None` for seeds.
+        proposals: What to run; filled in place, in the order in which rows come back.
+        work: The simulators, that of level 1 and the one below or `None`.
         seed: Seed of the round; the noise of a row depends on it and the row alone.
         batch_size: Rows that a simulator is given at once.
-        num_workers: Processes.
+        num_workers: Workers of joblib.
     """
-    start, stop = len(proposals.outputs), len(proposals.theta)
+    missing = [row for row in range(len(proposals.theta)) if row not in proposals.ended]
     tasks = [
-        _task(proposals.theta, seed, first, min(first + batch_size, stop))
-        for first in range(start, stop, batch_size)
+        _task(proposals.theta, seed, missing[first : first + batch_size])
+        for first in range(0, len(missing), batch_size)
     ]
-    if num_workers == 1:
-        results = (_attempt(task, simulators, noise) for task in tasks)
-    else:
-        parallel = Parallel(n_jobs=num_workers, return_as="generator")
-        results = parallel(delayed(_attempt)(t, simulators, noise) for t in tasks)
-    for outputs, failures in results:
-        proposals.outputs += outputs
-        proposals.failures += failures
-        yield proposals
+    with contextlib.closing(run_tasks(tasks, work, num_workers)) as results:
+        for task, outcome in results:
+            proposals.note(task, outcome)
+            yield proposals
 
 
-def _task(theta: Tensor, seed: int, start: int, stop: int) -> Task:
-    seeds = [derive_seed(seed, row) for row in range(start, stop)]
-    return Task(
-        1, (start, stop), theta[start:stop], torch.tensor(seeds, dtype=torch.int64)
-    )
-
-
-def _attempt(
-    task: Task, simulators: Pair, noise: NoiseSampler | None
-) -> tuple[Sequence[tuple[Tensor, ...] | None], list[str]]:
-    """Outputs of each row, `None` for one that failed, and what failures said."""
-    try:
-        result = run_task(task, simulators, noise)
-    except Exception as error:  # one bad row must not lose a round
-        if len(task.theta) == 1:
-            return [None], [f"{type(error).__name__}: {error}"]
-        # which row it was is not known: one by one
-        parts = [
-            _attempt(_row(task, row), simulators, noise)
-            for row in range(len(task.theta))
-        ]
-        return [rows[0] for rows, _ in parts], [f for _, fs in parts for f in fs]
-    columns = [result.x, *([] if result.x_coarse is None else [result.x_coarse])]
-    outputs: list[tuple[Tensor, ...] | None] = list(zip(*columns))
-    failures = []
-    for row, output in enumerate(outputs):
-        if output is not None and not all(part.isfinite().all() for part in output):
-            outputs[row] = None
-            failures.append("NaN or inf in x")
-    return outputs, failures
-
-
-def _row(task: Task, row: int) -> Task:
-    at = slice(row, row + 1)
-    first = task.rows[0] + row
-    return Task(task.level, (first, first + 1), task.theta[at], task.seeds[at])
+def _task(theta: Tensor, seed: int, rows: list[int]) -> Task:
+    seeds = torch.tensor([derive_seed(seed, row) for row in rows], dtype=torch.int64)
+    return Task(1, np.array(rows), theta[rows], seeds)

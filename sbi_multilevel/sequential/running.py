@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from abc import abstractmethod
@@ -13,8 +14,9 @@ from tqdm.auto import tqdm
 
 from sbi_multilevel.sequential.checkpoint import read
 from sbi_multilevel.sequential.members import MemberMixin
-from sbi_multilevel.sequential.rounds import Pair, Proposals, simulate
+from sbi_multilevel.sequential.rounds import Proposals, simulate
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, derive_seed
+from sbi_multilevel.simulation.tasks import Work
 
 _NOISE = 13  # stream of seeds
 
@@ -96,7 +98,7 @@ class RunMixin(MemberMixin):
             for i in range(num_rounds)
         ]
         bar = tqdm(total=num_simulations, disable=not show_progress_bars)
-        how = (fine, coarse), noise, simulation_batch_size, num_workers
+        how = Work((coarse, fine), noise), simulation_batch_size, num_workers
         with bar:
             while self._round < num_rounds:
                 size = sizes[self._round]
@@ -118,8 +120,7 @@ class RunMixin(MemberMixin):
         limit: int,
         checkpoint: str | os.PathLike | None,
         bar: tqdm,
-        simulators: Pair,
-        noise: NoiseSampler | None,
+        work: Work,
         batch_size: int,
         num_workers: int,
     ) -> None:
@@ -129,14 +130,14 @@ class RunMixin(MemberMixin):
         seed = derive_seed(self._seed, _NOISE, self._round)
         failed_before = len(pending.failures)
         while True:
-            for _ in simulate(
-                pending, simulators, noise, seed, batch_size, num_workers
-            ):
-                self._save(checkpoint)
-                bar.update(before + pending.num_done - bar.n)
-                num_failed = len(pending.failures) - failed_before
-                _check_failures(pending, num_failed, limit, self._round, checkpoint)
-            missing = size - pending.num_done
+            results = simulate(pending, work, seed, batch_size, num_workers)
+            with contextlib.closing(results):
+                for _ in results:
+                    self._save(checkpoint)
+                    bar.update(before + len(pending.outputs) - bar.n)
+                    num_failed = len(pending.failures) - failed_before
+                    _check_failures(pending, num_failed, limit, self._round, checkpoint)
+            missing = size - len(pending.outputs)
             if missing <= 0:
                 break
             pending.extend(self._draw(missing, is_active=False))
@@ -144,7 +145,7 @@ class RunMixin(MemberMixin):
             warnings.warn(
                 f"{len(pending.failures)} simulations of round {self._round + 1} "
                 "failed and were replaced by others from the same proposal (the last "
-                f"said: {pending.failures[-1]}). The posterior is that given a valid "
+                f"said: {_last(pending)}). The posterior is that given a valid "
                 "output.",
                 stacklevel=4,
             )
@@ -174,8 +175,13 @@ def _check_failures(
     if num_failed > limit:
         kept = "" if checkpoint is None else f" The others are kept in {checkpoint}."
         raise RuntimeError(
-            f"{num_failed} of {len(pending.outputs)} simulations of round {round_ + 1} "
+            f"{num_failed} of {len(pending.ended)} simulations of round {round_ + 1} "
             f"failed, more than max_resampling={limit}; the last said: "
-            f"{pending.failures[-1]}.{kept} Mend the simulator and run again, or raise "
+            f"{_last(pending)}.{kept} Mend the simulator and run again, or raise "
             "the limit."
         )
+
+
+def _last(pending: Proposals) -> str:
+    """What the last failed row said."""
+    return pending.failures[max(pending.failures)]

@@ -49,13 +49,17 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
     return torch.cat(rows)
 
 
-def draw_theta(prior: Any, root: int, level: int, num_rows: int) -> Tensor:
-    """Parameters of the first `num_rows` rows of a level, shape `(n, d_theta)`."""
+def draw_theta(
+    prior: Any, root: int, level: int, stop: int, *, start: int = 0
+) -> Tensor:
+    """Parameters of the rows `start` to `stop - 1` of a level, shape `(n, d_theta)`."""
     blocks = []
-    for block in range(-(-num_rows // _THETA_BLOCK)):
+    first = start // _THETA_BLOCK
+    for block in range(first, -(-stop // _THETA_BLOCK)):
         with seeded(derive_seed(root, _THETA_STREAM, level, block)):
             blocks.append(prior.sample((_THETA_BLOCK,)))
-    return torch.cat(blocks)[:num_rows].to(torch.float32)
+    offset = first * _THETA_BLOCK
+    return torch.cat(blocks)[start - offset : stop - offset].to(torch.float32)
 
 
 class one_at_a_time:

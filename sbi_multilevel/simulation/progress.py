@@ -1,0 +1,71 @@
+"""Bars by rows, and by cost where the cost of each level is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+from sbi_multilevel.simulation.tasks import Outcome, Status
+
+
+class Progress:
+    """One bar of rows a level, and one of cost over all levels, with the time left.
+
+    Args:
+        remaining: Rows of each level that are to be run.
+        costs: Cost of one run of each simulator, if known before.
+        show: Whether to show anything.
+    """
+
+    def __init__(
+        self, remaining: Sequence[int], costs: Sequence[float] | None, show: bool
+    ):
+        self._bars = [
+            tqdm(
+                total=rows,
+                desc=f"Level {level}",
+                unit="row",
+                disable=not show or not rows,
+            )
+            for level, rows in enumerate(remaining)
+        ]
+        self._row_costs = None
+        self._cost_bar = None
+        if costs is not None:
+            below = (0.0, *costs[:-1])
+            self._row_costs = [cost + coarse for cost, coarse in zip(costs, below)]
+            total = sum(n * cost for n, cost in zip(remaining, self._row_costs))
+            self._cost_bar = tqdm(
+                total=total,
+                desc="Cost",
+                disable=not show or total == 0,
+                bar_format="{l_bar}{bar}| {n:.4g}/{total:.4g} [{elapsed}<{remaining}]",
+            )
+        self._bad = [0] * len(remaining)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for bar in (*self._bars, self._cost_bar):
+            if bar is not None:
+                bar.close()
+
+    def update(self, level: int, outcome: Outcome) -> None:
+        """Count the rows of an outcome."""
+        rows = len(outcome.status)
+        bad = int((outcome.status != Status.OK).sum())
+        bar = self._bars[level]
+        if bad:
+            self._bad[level] += bad
+            bar.set_postfix(bad=self._bad[level], refresh=False)
+        bar.update(rows)
+        if self._cost_bar is not None and self._row_costs is not None:
+            self._cost_bar.update(rows * self._row_costs[level])

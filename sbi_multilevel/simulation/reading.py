@@ -1,0 +1,95 @@
+"""From tables to `MultilevelSimulations`, in memory or mapped from files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sbi_multilevel.simulation.accounting import failure_text
+from sbi_multilevel.simulation.table import LevelTable
+from sbi_multilevel.simulation.tasks import Status
+from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
+
+_BLOCK = 10_000
+
+
+def valid_blocks(
+    table: LevelTable, stop: int | None = None, size: int = _BLOCK
+) -> Iterator[LevelSimulations]:
+    """Valid rows of a level, from `size` rows of the table at once."""
+    stop = len(table) if stop is None else stop
+    for start in range(0, stop, size):
+        rows = table.rows_with(Status.OK, start=start, stop=min(start + size, stop))
+        if len(rows):
+            yield table.read(rows)
+
+
+def simulations_of(
+    tables: Sequence[LevelTable], stops: Sequence[int], costs: tuple[float, ...]
+) -> MultilevelSimulations:
+    """The rows that came back, in memory; warns of those that failed.
+
+    Args:
+        tables: The levels.
+        stops: How many rows of each, the first ones.
+        costs: Cost of each level.
+
+    Raises:
+        ValueError: If a level has fewer than two valid rows.
+    """
+    for table, stop in zip(tables, stops):
+        text = failure_text(table, stop)
+        if text is not None:
+            warnings.warn(text, stacklevel=3)
+    levels = tuple(table.simulations(stop) for table, stop in zip(tables, stops))
+    return MultilevelSimulations(levels, costs)
+
+
+def memory_mapped(
+    tables: Sequence[LevelTable],
+    stops: Sequence[int],
+    costs: tuple[float, ...],
+    folder: str | os.PathLike,
+) -> MultilevelSimulations:
+    """The valid rows as tensors whose memory is a file in `folder`.
+
+    Args:
+        tables: The levels.
+        stops: How many rows of each, the first ones.
+        costs: Cost of each level.
+        folder: Where the files are written, one `.npy` a column.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    levels = tuple(_mapped(t, stop, folder) for t, stop in zip(tables, stops))
+    return MultilevelSimulations(levels, costs)
+
+
+def _mapped(table: LevelTable, stop: int, folder: Path) -> LevelSimulations:
+    total = len(table.rows_with(Status.OK, stop=stop))
+    names = ("theta", "x", "x_coarse") if table.is_paired else ("theta", "x")
+    paths = {name: folder / f"level_{table.level}_{name}.npy" for name in names}
+    files: dict[str, np.memmap] = {}
+    position = 0
+    for block in valid_blocks(table, stop):
+        for name, path in paths.items():
+            values = getattr(block, name).numpy()
+            if name not in files:
+                files[name] = np.lib.format.open_memmap(
+                    path, "w+", values.dtype, (total, *values.shape[1:])
+                )
+            files[name][position : position + len(block)] = values
+        position += len(block)
+    for file in files.values():
+        file.flush()
+    # copy on write: whoever changes a tensor changes no file
+    columns = {
+        name: torch.from_numpy(np.load(path, mmap_mode="c"))
+        for name, path in paths.items()
+    }
+    return LevelSimulations.trusted(table.level, **columns)

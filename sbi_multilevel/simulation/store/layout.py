@@ -1,0 +1,101 @@
+"""How a store lies on disk: making it, growing it, and checking what is there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sbi_multilevel.simulation.noise import draw_theta, row_seeds
+from sbi_multilevel.simulation.store.fingerprint import Fingerprint
+from sbi_multilevel.simulation.store.zarr_columns import ZarrColumns, import_zarr
+from sbi_multilevel.simulation.table import LevelTable
+from sbi_multilevel.simulation.tasks import Status
+
+FORMAT = "sbi_multilevel simulations"
+VERSION = 1
+_GROW_BY = 10_000  # rows that are planned at once
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is a store; an empty or missing folder is none.
+
+    Raises:
+        ValueError: If there is something else, which is left as it is.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError):
+        attributes = {}
+    if attributes.get("format") != FORMAT:
+        raise ValueError(
+            f"store={str(path)!r} exists and is no store of simulations. Name another "
+            "path; nothing was touched."
+        )
+    if attributes["version"] > VERSION:
+        raise ValueError(
+            f"store={str(path)!r} has version {attributes['version']} of the format, "
+            f"and this package reads up to {VERSION}. Update sbi_multilevel."
+        )
+    return True
+
+
+def make(path: Path, fingerprint: Fingerprint, chunk_rows: tuple[int, ...]) -> None:
+    """Write the root of a store; the attributes come in one piece."""
+    import_zarr().create_group(
+        str(path),
+        zarr_format=3,
+        attributes={
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": asdict(fingerprint),
+            "chunk_rows": list(chunk_rows),
+            "statuses": {str(int(status)): status.label for status in Status},
+        },
+    )
+
+
+def read_root(path: Path, mode: str) -> Any:
+    """The zarr group of an existing store, mode "r" or "r+"."""
+    return import_zarr().open_group(str(path), mode=mode)
+
+
+def tables(root: Any, d_theta: int) -> tuple[LevelTable, ...]:
+    """The table of each level; arrays that are missing yet are made, with no rows."""
+    found = []
+    for level, rows in enumerate(root.attrs["chunk_rows"]):
+        group = root.require_group(f"level_{level}")
+        columns = ZarrColumns(group, rows)
+        if "status" not in columns:  # made last
+            for name, shape in {
+                "theta": (0, d_theta),
+                "seed": (0,),
+                "seconds": (0, 2),
+                "error": (0,),
+                "status": (0,),
+            }.items():
+                columns.create(name, shape)
+        found.append(LevelTable(level, columns))
+    return tuple(found)
+
+
+def grow(table: LevelTable, num_rows: int, prior: Any, seed: int) -> None:
+    """Draw theta and seeds of more rows; they are pending once the status has room."""
+    columns, planned = table.columns, len(table)
+    if num_rows <= planned:
+        return
+    assert isinstance(columns, ZarrColumns)
+    for name in ("theta", "seed", "seconds", "error", "x", "x_coarse"):
+        if name in columns:
+            columns.resize(name, num_rows)
+    # from a multiple of the size of theta's blocks, which are then drawn once
+    start = planned - planned % _GROW_BY
+    for first in range(start, num_rows, _GROW_BY):
+        stop = min(first + _GROW_BY, num_rows)
+        theta = draw_theta(prior, seed, table.level, stop, start=first)
+        columns["theta"][first:stop] = theta.numpy()
+        columns["seed"][first:stop] = row_seeds(seed, table.level, first, stop).numpy()
+    columns.resize("status", num_rows)

@@ -1,0 +1,41 @@
+"""One writer at a time, and errors of the disk in words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_WAIT_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def writing(path: Path, wait: float = _WAIT_SECONDS) -> Iterator[None]:
+    """Hold the lock of a store, a file beside it, which ends with its process.
+
+    Args:
+        path: The store.
+        wait: Seconds to wait for another writer.
+
+    Raises:
+        RuntimeError: If another process writes.
+        OSError: If the store cannot be read or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock").acquire(timeout=wait):
+            yield
+    except Timeout as error:
+        raise RuntimeError(
+            f"store={str(path)!r} is being written by another process. Wait until it "
+            "has ended, or use another store."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"store={str(path)!r} cannot be read or written: "
+            f"{error.strerror or error}. All rows that were reported as done are "
+            "kept; mend it and run again",
+        ) from error

@@ -1,0 +1,188 @@
+"""Takes back rows that were simulated elsewhere, in any order, twice harmlessly."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.simulation.noise import NoiseSampler, draw_noise
+from sbi_multilevel.simulation.table import LevelTable
+from sbi_multilevel.simulation.tasks import Outcome, Status, status_of
+
+
+@dataclass(frozen=True, eq=False)
+class PendingRows:
+    """Rows of a level that wait for their simulation.
+
+    Args:
+        level: Their level.
+        ids: A number for each that is unique in the store, shape `(n,)`.
+        theta: Their parameters, shape `(n, d_theta)`.
+        noise: Their noise: int64 seeds, shape `(n,)`, or draws of the noise sampler.
+    """
+
+    level: int
+    ids: np.ndarray
+    theta: Tensor
+    noise: Any
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pending_rows(
+    table: LevelTable, num_levels: int, noise: NoiseSampler | None, limit: int | None
+) -> PendingRows:
+    """The first `limit` rows of a level that are pending."""
+    rows = table.rows_with(Status.PENDING)[:limit]
+    task = table.task(rows)
+    return PendingRows(
+        table.level,
+        ids_of(rows, table.level, num_levels),
+        task.theta,
+        draw_noise(noise, task.seeds) if len(rows) else task.seeds,
+    )
+
+
+def ids_of(rows: np.ndarray, level: int, num_levels: int) -> np.ndarray:
+    """Ids of rows of a level: they stay the same when a store grows."""
+    return rows * num_levels + level
+
+
+def known_shape(tables: tuple[LevelTable, ...]) -> tuple[int, ...] | None:
+    """Shape of a row of x, the same at all levels; `None` if none has come back."""
+    for table in tables:
+        if "x" in table.columns:
+            return tuple(table.columns["x"].shape[1:])
+    return None
+
+
+def locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.ndarray]:
+    """The level of some ids, and the rows in it.
+
+    Raises:
+        ValueError: If they are not ids of one level of the store, or not unique.
+    """
+    ids = np.atleast_1d(np.asarray(ids))
+    if ids.ndim != 1 or len(ids) == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"ids must be one or more integers from `pending`, but is {ids!r}."
+        )
+    levels = np.unique(ids % len(tables))
+    if len(levels) > 1:
+        raise ValueError(
+            f"ids belong to the levels {levels.tolist()}. Record one level at a time."
+        )
+    table, rows = tables[int(levels[0])], ids // len(tables)
+    unknown = ids[(rows < 0) | (rows >= len(table))]
+    if len(unknown) or len(np.unique(ids)) < len(ids):
+        raise ValueError(
+            f"ids must be unique and come from `pending`, but {unknown[:5].tolist()} "
+            "are not in this store."
+            if len(unknown)
+            else "ids holds some rows twice. Pass each row once."
+        )
+    return table, rows
+
+
+def record(
+    tables: tuple[LevelTable, ...], ids: Any, x: Any, x_coarse: Any, cost: Any
+) -> int:
+    """Write rows that came back; those that are in already are kept.
+
+    Returns:
+        The number of rows that are new.
+
+    Raises:
+        ValueError: If the arguments do not fit each other, or earlier rows.
+    """
+    table, rows = locate(ids, tables)
+    shape = known_shape(tables)
+    x = _checked("x", x, shape, len(rows))
+    if table.is_paired != (x_coarse is not None):
+        raise ValueError(
+            f"Rows of level {table.level} need x_coarse, the outputs of the level "
+            "below at the same theta and noise."
+            if table.is_paired
+            else "x_coarse was passed for level 0, but there is no level below 0."
+        )
+    if x_coarse is not None:
+        x_coarse = _checked("x_coarse", x_coarse, shape, len(rows))
+        if x_coarse.shape != x.shape:
+            raise ValueError(
+                f"x has shape {x.shape}, x_coarse {x_coarse.shape}. Pass one row of "
+                "each for each id."
+            )
+    outcome = Outcome(status_of(x, x_coarse), _seconds(cost, len(rows)), x, x_coarse)
+    is_old = np.isin(rows, table.rows_with(Status.OK))
+    _compare(table, rows[is_old], x[is_old])
+    new = np.flatnonzero(~is_old)
+    order = new[np.argsort(rows[new])]
+    if len(order):
+        table.write(rows[order], outcome.take(order))
+    return len(order)
+
+
+def record_failures(tables: tuple[LevelTable, ...], ids: Any, error: str) -> int:
+    """Note that rows failed; those that are in already are kept."""
+    table, rows = locate(ids, tables)
+    rows = np.sort(np.setdiff1d(rows, table.rows_with(Status.OK)))
+    if len(rows):
+        table.write(rows, Outcome.failed(len(rows), Status.FAILED, error))
+    return len(rows)
+
+
+def _checked(
+    name: str, value: Any, known: tuple[int, ...] | None, num_rows: int
+) -> np.ndarray:
+    value = torch.as_tensor(value, dtype=torch.float32).detach().cpu().numpy()
+    if value.ndim < 2 or len(value) != num_rows or known not in (None, value.shape[1:]):
+        expected = (
+            "(n, *x_shape)" if known is None else f"(n, {', '.join(map(str, known))})"
+        )
+        raise ValueError(
+            f"{name} has shape {value.shape}, but must have shape {expected} with one "
+            f"row for each of the n = {num_rows} ids."
+        )
+    return value
+
+
+def _seconds(cost: Any, num_rows: int) -> np.ndarray:
+    """Cost of the level and of the one below, shape `(n, 2)`."""
+    seconds = np.zeros((num_rows, 2))
+    if cost is None:
+        return seconds
+    cost = np.asarray(cost, float)
+    if (
+        cost.shape not in ((), (num_rows,), (2,), (num_rows, 2))
+        or not (cost >= 0).all()
+    ):
+        raise ValueError(
+            f"cost has shape {cost.shape}, but must be numbers >= 0: one for all rows, "
+            f"one a row ({num_rows},), or one a row and side ({num_rows}, 2)."
+        )
+    if cost.ndim == 2 or (cost.shape == (2,) and num_rows != 2):
+        seconds[:] = cost
+    else:
+        seconds[:, 0] = cost
+    return seconds
+
+
+def _compare(table: LevelTable, rows: np.ndarray, x: np.ndarray) -> None:
+    if len(rows) == 0:
+        return
+    order = np.argsort(rows)
+    stored = table.tensor("x", rows[order]).numpy()
+    differs = int((stored != x[order]).reshape(len(rows), -1).any(axis=1).sum())
+    if differs:
+        warnings.warn(
+            f"{differs} rows of level {table.level} were recorded before with another "
+            "x; the first one is kept. Is all randomness of the simulator drawn from "
+            "the noise?",
+            stacklevel=4,
+        )

@@ -1,0 +1,244 @@
+"""The rows of one level while they are simulated: columns, and a status for each row.
+
+The columns are arrays in memory, or those of a store on disk. Both are written the
+same way: data first, then the status that speaks of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.simulation.tasks import Outcome, Status, Task
+from sbi_multilevel.simulations import LevelSimulations
+
+_BLOCK = 10_000  # rows of status that are read at once
+
+
+class Columns(Protocol):
+    """Named arrays that are indexed like numpy's, in memory or on disk."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __getitem__(self, name: str) -> Any: ...
+
+    def create(self, name: str, shape: tuple[int, ...]) -> None:
+        """Make an array in which nothing is written yet, unless there is one."""
+        ...
+
+
+# name -> type of the values, and what stands where nothing has been written
+KINDS: dict[str, tuple[str, Any]] = {
+    "theta": ("float32", np.nan),
+    "seed": ("int64", 0),
+    "seconds": ("float64", 0.0),
+    "error": ("str", ""),
+    "x": ("float32", np.nan),
+    "x_coarse": ("float32", np.nan),
+    "status": ("uint8", int(Status.PENDING)),
+}
+
+
+class MemoryColumns(dict):
+    """Columns in memory."""
+
+    def create(self, name: str, shape: tuple[int, ...]) -> None:
+        """Make an array full of what stands for "nothing written"."""
+        dtype, fill = KINDS[name]
+        self[name] = np.full(shape, fill, object if dtype == "str" else dtype)
+
+
+def memory_table(level: int, theta: Tensor, seeds: Tensor) -> LevelTable:
+    """A table in memory of rows that are all pending.
+
+    Args:
+        level: The level.
+        theta: Parameters, shape `(n, d_theta)`.
+        seeds: Seeds, shape `(n,)`.
+    """
+    columns = MemoryColumns(theta=theta.numpy(), seed=seeds.numpy())
+    columns.create("seconds", (len(theta), 2))
+    columns.create("error", (len(theta),))
+    columns.create("status", (len(theta),))
+    return LevelTable(level, columns)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that failed: its level and number, its status in words, and the reason."""
+
+    level: int
+    row: int
+    status: str
+    error: str
+
+
+@dataclass(frozen=True, eq=False)
+class LevelTable:
+    """All rows of a level: theta and seeds, and x where it is known.
+
+    Args:
+        level: The level.
+        columns: `theta`, `seed`, `status`, `seconds` and, once a row has come back,
+            `x` and (above level 0) `x_coarse`.
+    """
+
+    level: int
+    columns: Columns
+
+    def __len__(self) -> int:
+        return self.columns["status"].shape[0]
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether rows carry the output of the level below."""
+        return self.level > 0
+
+    def rows_with(
+        self, *statuses: Status, start: int = 0, stop: int | None = None
+    ) -> np.ndarray:
+        """Numbers of the rows that have one of the statuses, ascending."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        found = [np.zeros(0, np.int64)]
+        for first in range(start, stop, _BLOCK):
+            status = self._at("status", slice(first, min(first + _BLOCK, stop)))
+            found.append(first + np.flatnonzero(np.isin(status, statuses)))
+        return np.concatenate(found)
+
+    def counts(self, num_rows: int | None = None) -> dict[Status, int]:
+        """Number of rows with each status, of the first `num_rows`."""
+        return {s: len(self.rows_with(s, stop=num_rows)) for s in Status}
+
+    def task(self, rows: np.ndarray) -> Task:
+        """The rows, ready to run."""
+        return Task(
+            self.level,
+            rows,
+            torch.from_numpy(self._read("theta", rows)),
+            torch.from_numpy(self._read("seed", rows)),
+        )
+
+    def tasks(self, num_rows: int, batch_size: int) -> Iterator[Task]:
+        """Pending rows of the first `num_rows`, in batches on a fixed grid."""
+        for start in range(0, num_rows, batch_size):
+            stop = min(start + batch_size, num_rows)
+            rows = self.rows_with(Status.PENDING, start=start, stop=stop)
+            if len(rows):
+                yield self.task(rows)
+
+    def write(self, rows: np.ndarray, outcome: Outcome) -> Outcome:
+        """Write what became of `rows`; the status comes last.
+
+        Returns:
+            The outcome, as a failure if x does not have the shape of earlier rows.
+        """
+        outcome = self._with_known_shape(outcome)
+        for name in ("x", "x_coarse"):
+            values = getattr(outcome, name)
+            if values is not None:
+                if name not in self.columns:
+                    self.columns.create(name, (len(self), *values.shape[1:]))
+                self._write(name, rows, values)
+        self._write("seconds", rows, outcome.seconds)
+        if outcome.error is not None:
+            self._write("error", rows, np.full(len(rows), outcome.error, object))
+        self._write("status", rows, outcome.status)
+        return outcome
+
+    def reset(self, *statuses: Status) -> int:
+        """Make rows with these statuses pending again; returns how many."""
+        rows = self.rows_with(*statuses)
+        if len(rows):
+            self._write("error", rows, np.full(len(rows), "", object))
+            self.mark(rows, Status.PENDING)
+        return len(rows)
+
+    def mark(self, rows: np.ndarray, status: Status) -> None:
+        """Give rows a status."""
+        if len(rows):
+            self._write("status", rows, np.full(len(rows), status, np.uint8))
+
+    def failures(self) -> Iterator[Failure]:
+        """The rows that failed or timed out, with the reason."""
+        rows = self.rows_with(Status.FAILED, Status.TIMED_OUT)
+        for row, status, error in zip(
+            rows, self._read("status", rows), self._read("error", rows)
+        ):
+            yield Failure(self.level, int(row), Status(int(status)).label, str(error))
+
+    def seconds(self) -> tuple[np.ndarray, int]:
+        """Seconds spent on both sides, shape `(2,)`, by so many rows that came back."""
+        rows = self.rows_with(Status.OK, Status.INVALID)
+        return self._read("seconds", rows).sum(axis=0), len(rows)
+
+    def total_seconds(self) -> float:
+        """Seconds spent by all rows, those of failed ones included."""
+        return float(
+            sum(
+                self.columns["seconds"][i : i + _BLOCK].sum()
+                for i in range(0, len(self), _BLOCK)
+            )
+        )
+
+    def simulations(self, num_rows: int | None = None) -> LevelSimulations:
+        """The rows that came back; `LevelSimulations` drops the invalid ones.
+
+        Raises:
+            ValueError: If none did.
+        """
+        rows = self.rows_with(Status.OK, Status.INVALID, stop=num_rows)
+        if len(rows) == 0:
+            raise ValueError(
+                f"Level {self.level} has 0 valid rows of {len(self)}: none has been "
+                "simulated, or all failed. Run the pending rows, or `retry` the others."
+            )
+        return self.read(rows)
+
+    def read(self, rows: np.ndarray) -> LevelSimulations:
+        """The rows of these numbers."""
+        x_coarse = self.tensor("x_coarse", rows) if self.is_paired else None
+        theta, x = self.tensor("theta", rows), self.tensor("x", rows)
+        return LevelSimulations(self.level, theta, x, x_coarse)
+
+    def tensor(self, name: str, rows: np.ndarray) -> Tensor:
+        """A column at `rows`."""
+        return torch.from_numpy(self._read(name, rows))
+
+    def _with_known_shape(self, outcome: Outcome) -> Outcome:
+        if outcome.x is None or "x" not in self.columns:
+            return outcome
+        known, new = tuple(self.columns["x"].shape[1:]), outcome.x.shape[1:]
+        if known == new:
+            return outcome
+        error = f"x has shape {new} a row, but that of earlier rows is {known}"
+        seconds = float(outcome.seconds.sum())
+        return Outcome.failed(len(outcome.status), Status.FAILED, error, seconds)
+
+    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        return self._at(name, contiguous(rows))
+
+    def _at(self, name: str, index: slice | np.ndarray) -> np.ndarray:
+        try:
+            # a copy that the caller may change
+            return np.array(self.columns[name][index])
+        except (ValueError, RuntimeError) as error:  # of zarr's codecs
+            raise OSError(
+                f"{name} of level {self.level} cannot be read in some of the rows "
+                f"{index}: {error}. `SimulationStore.repair` makes damaged rows "
+                "pending again."
+            ) from error
+
+    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        self.columns[name][contiguous(rows)] = values
+
+
+def contiguous(rows: np.ndarray) -> slice | np.ndarray:
+    """Rows, ascending, as a slice where they are one, which is faster."""
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows

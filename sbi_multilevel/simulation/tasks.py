@@ -1,0 +1,199 @@
+"""Runs one batch of rows of one level, and says what became of each of them.
+
+Nothing that a simulator does leaves this module as an exception: an error, a run beyond
+its time, NaN and infinity end as the `Status` of the rows. So a bad row can be told
+from a broken worker, and never stops a run.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, draw_noise
+from sbi_multilevel.simulation.time_limit import TimeIsUp, call_within
+
+
+class Status(IntEnum):
+    """What became of a row."""
+
+    PENDING = 0
+    OK = 1
+    FAILED = 2  # the simulator raised, returned a wrong shape, or killed its worker
+    TIMED_OUT = 3
+    INVALID = 4  # NaN or infinity in x or x_coarse
+
+    @classmethod
+    def named(cls, name: str) -> Status:
+        """The status called `name`, e.g. "timed out".
+
+        Raises:
+            ValueError: If there is none of this name.
+        """
+        names = {status.label: status for status in cls}
+        if name not in names:
+            raise ValueError(f"status {name!r} is unknown. Use one of {sorted(names)}.")
+        return names[name]
+
+    @property
+    def label(self) -> str:
+        """Its name in words."""
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A batch of rows of one level, ready to run anywhere.
+
+    Args:
+        level: Level of the rows.
+        rows: Their numbers, ascending, shape `(n,)`.
+        theta: Their parameters, shape `(n, d_theta)`.
+        seeds: Their seeds, shape `(n,)`.
+    """
+
+    level: int
+    rows: np.ndarray
+    theta: Tensor
+    seeds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def halves(self) -> tuple[Task, Task]:
+        """Two tasks with half of the rows each."""
+        middle = len(self) // 2
+        return self._part(slice(None, middle)), self._part(slice(middle, None))
+
+    def _part(self, part: slice) -> Task:
+        return Task(self.level, self.rows[part], self.theta[part], self.seeds[part])
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a task returns.
+
+    Args:
+        status: `Status` of each row, shape `(n,)`, uint8.
+        seconds: Seconds a row spent in the simulator of the level and in the one below,
+            shape `(n, 2)`.
+        x: Outputs, shape `(n, *x_shape)`; `None` if the batch failed.
+        x_coarse: Outputs of the level below; `None` at level 0 or if the batch failed.
+        error: What went wrong, if the batch failed as a whole.
+    """
+
+    status: np.ndarray
+    seconds: np.ndarray
+    x: np.ndarray | None = None
+    x_coarse: np.ndarray | None = None
+    error: str | None = None
+
+    def take(self, index: np.ndarray) -> Outcome:
+        """The rows at `index`."""
+        x = None if self.x is None else self.x[index]
+        x_coarse = None if self.x_coarse is None else self.x_coarse[index]
+        return Outcome(self.status[index], self.seconds[index], x, x_coarse, self.error)
+
+    @classmethod
+    def failed(
+        cls, num_rows: int, status: Status, error: str, seconds: float = 0.0
+    ) -> Outcome:
+        """All rows have come to the same end."""
+        spent = np.zeros((num_rows, 2))
+        spent[:, 0] = seconds / num_rows
+        return cls(np.full(num_rows, status, np.uint8), spent, error=error)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Runs a task: the simulator of its level, and the one below on the same noise.
+
+    Args:
+        simulators: Those of all levels; `None` where the level below is not wanted.
+        noise: Noise sampler, or `None` for seeds.
+        timeout: Seconds that one call of a simulator may take, if limited.
+    """
+
+    simulators: tuple[Simulator | None, ...]
+    noise: NoiseSampler | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout must be > 0 seconds, but is {self.timeout}.")
+
+    def __call__(self, task: Task) -> Outcome:
+        start = time.perf_counter()
+        try:
+            return self._run(task)
+        except TimeIsUp as error:
+            status, text = Status.TIMED_OUT, str(error)
+        # a simulator that exits must not take its worker along
+        except (Exception, SystemExit) as error:
+            status, text = Status.FAILED, describe(error)
+        return Outcome.failed(len(task), status, text, time.perf_counter() - start)
+
+    def _run(self, task: Task) -> Outcome:
+        x, seconds = self._side(task, task.level)
+        spent = np.zeros((len(task), 2))
+        spent[:, 0] = seconds / len(task)
+        x_coarse = None
+        if task.level > 0 and self.simulators[task.level - 1] is not None:
+            x_coarse, seconds = self._side(task, task.level - 1)
+            spent[:, 1] = seconds / len(task)
+            if x.shape != x_coarse.shape:
+                raise ValueError(
+                    f"x of level {task.level} has shape {x.shape[1:]} a row and x of "
+                    f"level {task.level - 1} {x_coarse.shape[1:]}. All levels must "
+                    "return x of one shape."
+                )
+        status = status_of(x, x_coarse)
+        return Outcome(status, spent, x, x_coarse)
+
+    def _side(self, task: Task, level: int) -> tuple[np.ndarray, float]:
+        # drawn anew for each simulator: one that writes to its noise spoils no other
+        drawn = draw_noise(self.noise, task.seeds.clone())
+        start = time.perf_counter()
+        x = call_within(self.timeout, self.simulators[level], task.theta.clone(), drawn)
+        seconds = time.perf_counter() - start
+        return _checked(x, len(task), level), seconds
+
+
+def status_of(x: np.ndarray, x_coarse: np.ndarray | None) -> np.ndarray:
+    """`OK` where all features of both sides are finite, else `INVALID`; shape `(n,)`.
+
+    Args:
+        x: Outputs, shape `(n, *x_shape)`.
+        x_coarse: Outputs of the level below, if paired.
+    """
+    sides = (x,) if x_coarse is None else (x, x_coarse)
+    finite = [np.isfinite(side).reshape(len(x), -1).all(axis=1) for side in sides]
+    valid = np.logical_and.reduce(finite)
+    return np.where(valid, Status.OK, Status.INVALID).astype(np.uint8)
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and last place of an exception, in one line."""
+    message = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message}{place}"
+
+
+def _checked(x: Any, num_rows: int, level: int) -> np.ndarray:
+    x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy()
+    if x.ndim < 2 or x.shape[0] != num_rows:
+        raise ValueError(
+            f"The simulator of level {level} returned x of shape {tuple(x.shape)} for "
+            f"{num_rows} rows of theta. Return shape (n, *x_shape) with n = "
+            f"{num_rows}; a simulator of one row at a time can be wrapped by "
+            "`one_at_a_time`."
+        )
+    return x

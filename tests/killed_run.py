@@ -1,0 +1,55 @@
+"""A run that tests kill: `python -m tests.killed_run PATH LOG`.
+
+Each row that is simulated leaves a line in LOG before its result can come back.
+"""
+
+import os
+import sys
+import time
+
+import torch
+from sbi.utils import BoxUniform
+
+from sbi_multilevel import simulate_multilevel
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+ROWS, BATCH = (600, 150), 5
+
+
+def normal_noise(n, generator):
+    return torch.randn(n, 4, generator=generator)
+
+
+class Logged:
+    """A simulator that takes a moment and notes its rows."""
+
+    def __init__(self, scale, log):
+        self.scale, self.log = scale, log
+
+    def __call__(self, theta, noise):
+        if self.log is not None:
+            time.sleep(0.02 * len(theta))
+            lines = "".join(f"{self.scale} {row.tolist()}\n" for row in theta)
+            file = os.open(self.log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+            os.write(file, lines.encode())  # one write: whole lines
+            os.close(file)
+        return theta + noise[:, :2] + self.scale * noise[:, 2:]
+
+
+def run(path, log=None, **options):
+    return simulate_multilevel(
+        [Logged(0.0, log), Logged(0.1, log)],
+        PRIOR,
+        ROWS,
+        noise=normal_noise,
+        store=path,
+        simulation_batch_size=BATCH,
+        show_progress_bars=False,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    print("started", flush=True)
+    run(sys.argv[1], sys.argv[2], num_workers=2)
+    print("done", flush=True)

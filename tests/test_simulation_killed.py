@@ -1,0 +1,171 @@
+"""Runs killed without warning, and clusters that lose a worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+
+from sbi_multilevel import SimulationStore, simulate_multilevel
+from tests.killed_run import BATCH, PRIOR, ROWS, Logged, normal_noise, run
+
+pytest.importorskip("zarr")
+
+
+def assert_same(a, b):
+    for left, right in zip(a, b, strict=True):
+        assert torch.equal(left.theta, right.theta) and torch.equal(left.x, right.x)
+        assert left.level == 0 or torch.equal(left.x_coarse, right.x_coarse)
+
+
+def start(path, log):
+    command = [sys.executable, "-m", "tests.killed_run", str(path), str(log)]
+    process = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def kill(process):
+    """The process and its workers, at once."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def rows_in(path):
+    if not path.exists():
+        return 0
+    try:
+        store = SimulationStore.open(path, read_only=True)
+        return sum(len(table.rows_with(1)) for table in store.tables)
+    except (ValueError, FileNotFoundError, KeyError):  # not made yet
+        return 0
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_random_moments(tmp_path):
+    """One run is killed again and again, each time a bit after it got somewhere.
+
+    Its rows are those of an unbroken run bit for bit; what was reported as done stays;
+    and no row runs twice but those under way.
+    """
+    path, log = tmp_path / "run.zarr", tmp_path / "log"
+    generator = np.random.default_rng(0)
+    done, kills = [0], 0
+    while kills < 20:
+        process = start(path, log)
+        deadline = time.monotonic() + 120
+        # a random moment, once the run has moved: workers take seconds to start
+        wanted = rows_in(path) + int(generator.integers(0, 20))
+        while rows_in(path) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.1))
+        assert process.poll() is None, "the run ended before it was killed 20 times"
+        kill(process)
+        kills += 1
+        done.append(rows_in(path))
+        assert done[-1] >= done[-2]  # nothing that was reported is lost
+    assert sum(now > before for before, now in zip(done, done[1:])) >= 10
+    assert done[-1] < sum(ROWS)
+    resumed = run(path, log, num_workers=2)
+    assert_same(resumed, run(tmp_path / "unbroken.zarr"))
+    runs = Counter(log.read_text().splitlines())
+    sides = ROWS[0] + 2 * ROWS[1]
+    assert len(runs) == sides
+    # two workers with a batch each, and what joblib had queued or not yet handed over
+    under_way = 8 * 2 * BATCH * 2
+    assert runs.total() - sides <= 20 * under_way
+    assert_same(run(path), resumed)
+
+
+@pytest.mark.parametrize("backend", ("loky", "threading"))
+def test_rows_do_not_depend_on_the_backend(backend):
+    def rows(**options):
+        return simulate_multilevel(
+            [Logged(0.0, None), Logged(0.1, None)],
+            PRIOR,
+            (20, 10),
+            noise=normal_noise,
+            show_progress_bars=False,
+            **options,
+        )
+
+    with joblib.parallel_config(backend=backend):
+        assert_same(rows(num_workers=4, simulation_batch_size=7), rows())
+        assert_same(rows(num_workers=4, simulation_batch_size=(1, 1_000)), rows())
+
+
+# ---------------------------------------------------------------------- Dask
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def killing_one_worker(path, client):
+    """Kill a worker of the cluster once some rows are in the store."""
+    import threading
+
+    victim = next(iter(client.run(os.getpid).values()))
+
+    def wait_and_kill():
+        while rows_in(path) < 20:
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+    return victim, thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", (1, 7, 1_000))
+def test_rows_are_the_same_on_dask(cluster, batch_size, tmp_path):
+    with joblib.parallel_config(backend="dask"):
+        on_dask = run(tmp_path / "run.zarr") if batch_size == BATCH else None
+        on_dask = simulate_multilevel(
+            [Logged(0.0, None), Logged(0.1, None)],
+            PRIOR,
+            ROWS,
+            noise=normal_noise,
+            simulation_batch_size=batch_size,
+            show_progress_bars=False,
+        )
+    assert_same(on_dask, run(tmp_path / "here.zarr"))
+
+
+@pytest.mark.slow
+def test_a_dask_worker_killed_half_way_loses_nothing(cluster, tmp_path):
+    path = tmp_path / "run.zarr"
+    victim, thread = killing_one_worker(path, cluster)
+    with joblib.parallel_config(backend="dask"):
+        sims = run(path)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert victim not in cluster.run(os.getpid).values()
+    assert_same(sims, run(tmp_path / "here.zarr"))

@@ -1,0 +1,326 @@
+"""Stores: resumed runs equal unbroken ones, and nothing is lost or run twice."""
+
+import json
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sbi.utils import BoxUniform
+
+from sbi_multilevel import SimulationStore, TooManyFailures, simulate_multilevel
+
+zarr = pytest.importorskip("zarr")
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+ROWS = (60, 25)
+
+
+def coarse(theta, noise):
+    return theta + noise[:, :2]
+
+
+def fine(theta, noise):
+    return theta + noise[:, :2] + 0.1 * noise[:, 2:]
+
+
+def normal_noise(n, generator):
+    return torch.randn(n, 4, generator=generator)
+
+
+def run(n=ROWS, simulators=(coarse, fine), prior=PRIOR, **options):
+    options = {"noise": normal_noise, "show_progress_bars": False, **options}
+    return simulate_multilevel(simulators, prior, n, **options)
+
+
+def same(a, b):
+    for left, right in zip(a, b, strict=True):
+        for name in ("theta", "x", "x_coarse"):
+            one, other = getattr(left, name), getattr(right, name)
+            assert one is other is None or torch.equal(one, other), name
+    return True
+
+
+class Counted:
+    """A simulator that notes the rows it runs, and interrupts after some."""
+
+    def __init__(self, simulator, stop_after=None):
+        self.simulator, self.stop_after, self.rows = simulator, stop_after, []
+        self.__qualname__ = simulator.__qualname__
+
+    def __call__(self, theta, noise):
+        if self.stop_after is not None and len(self.rows) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.rows += [tuple(row) for row in theta.tolist()]
+        return self.simulator(theta, noise)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.zarr"
+
+
+# ------------------------------------------------------------- the same arrays
+
+
+@settings(max_examples=10, deadline=None)
+@given(batch=st.integers(1, 70), chunk=st.integers(1, 70), seed=st.integers(0, 2**40))
+def test_a_store_holds_what_memory_would(tmp_path_factory, batch, chunk, seed):
+    path = tmp_path_factory.mktemp("store") / "run.zarr"
+    SimulationStore.create(
+        path, PRIOR, ROWS, noise=normal_noise, seed=seed, chunk_rows=chunk
+    )
+    stored = run(store=path, seed=seed, simulation_batch_size=batch)
+    assert same(stored, run(seed=seed))
+
+
+@pytest.mark.parametrize("stop_after", (0, 1, 13, 59))
+def test_an_interrupted_run_goes_on_and_runs_no_row_twice(path, stop_after):
+    first = Counted(coarse, stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        run(simulators=(first, fine), store=path, simulation_batch_size=1)
+    second = Counted(coarse)
+    resumed = run(simulators=(second, fine), store=path, simulation_batch_size=1)
+    assert same(resumed, run())
+    level_0 = [row for row in first.rows + second.rows]
+    assert len(level_0) == len(set(level_0)) == sum(ROWS)
+
+
+def test_a_finished_run_is_read_and_not_run_again(path):
+    before = run(store=path)
+    again = Counted(coarse)
+    assert same(run(simulators=(again, fine), store=path), before)
+    assert again.rows == []
+
+
+def test_more_rows_add_to_a_store_and_fewer_read_the_first(path):
+    run(store=path)
+    counted = Counted(coarse)
+    more = run(n=(2_500, 30), simulators=(counted, fine), store=path)
+    assert same(more, run(n=(2_500, 30)))
+    assert len(counted.rows) == 2_500 - ROWS[0] + 30 - ROWS[1]
+    assert same(run(n=(10, 5), store=path), run(n=(10, 5)))
+
+
+def test_plain_zarr_reads_it(path):
+    sims = run(store=path, costs=(1.0, 2.0))
+    group = zarr.open_group(str(path), mode="r")
+    assert group.attrs["statuses"]["1"] == "ok"
+    assert np.array_equal(group["level_1/x"][:], sims[1].x.numpy())
+    assert np.array_equal(group["level_1/x_coarse"][:], sims[1].x_coarse.numpy())
+    assert (group["level_0/status"][:] == 1).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing in it that zarr does not know
+        assert {name for name, _ in group.members()} == {"level_0", "level_1"}
+
+
+def test_memory_mapped_rows_and_batches(path, tmp_path):
+    def sometimes_nan(theta, noise):
+        return torch.where(theta[:, :1] > 0.8, torch.nan, fine(theta, noise))
+
+    with pytest.warns(UserWarning, match="NaN or inf"):
+        sims = run(simulators=(coarse, sometimes_nan), store=path)
+    store = SimulationStore.open(path)
+    mapped = store.to_simulations(memory_map=tmp_path / "map")
+    assert same(mapped, sims) and mapped.costs == sims.costs
+    mapped[0].x[:] = 0  # changes no file
+    assert same(store.to_simulations(memory_map=tmp_path / "map"), sims)
+    parts = list(store.batches(1, batch_size=4))
+    assert len(parts) > 5
+    assert torch.equal(torch.cat([part.x for part in parts]), sims[1].x)
+
+
+# ------------------------------------------------------------ another run
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        (dict(seed=3), "seed: 0 stored, 3 asked"),
+        (
+            dict(prior=BoxUniform(-2 * torch.ones(2), torch.ones(2))),
+            "draws from the pri",
+        ),
+        (dict(prior=BoxUniform(-torch.ones(3), torch.ones(3))), "draws from the prior"),
+        (dict(noise=None), "draws of the noise: .*'seeds' asked"),
+        (dict(noise=lambda n, g: torch.rand(n, 4, generator=g)), "draws of the noise"),
+        (dict(simulators=(fine, coarse)), r"simulators: \['coarse', 'fine'\] stored"),
+        (
+            dict(simulators=(coarse, fine, fine), n=(60, 25, 2)),
+            "number of levels: 2 stored, 3 asked",
+        ),
+    ],
+)
+def test_a_store_of_another_run_is_refused_and_left_alone(path, other, named):
+    run(store=path)
+    before = contents(path)
+    with pytest.raises(ValueError, match=named):
+        run(store=path, **{"n": (70, 25), **other})
+    if "simulators" not in other or len(other["simulators"]) == 3:
+        assert contents(path) == before
+    assert same(run(store=path), run())
+
+
+def contents(path):
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p): p.read_bytes() for p in files}
+
+
+def test_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is no store"):
+        run(store=tmp_path)
+    with pytest.raises(ValueError, match="holds no store"):
+        SimulationStore.open(tmp_path / "nothing")
+    zarr.open_group(str(tmp_path / "other.zarr"), mode="w")
+    with pytest.raises(ValueError, match="exists and is no store"):
+        run(store=tmp_path / "other.zarr")
+    assert [p.name for p in tmp_path.glob("*.txt")] == ["notes.txt"]
+
+
+def test_a_newer_format_is_refused(path):
+    run(store=path)
+    meta = json.loads((path / "zarr.json").read_text())
+    meta["attributes"]["version"] = 99
+    (path / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="version 99"):
+        SimulationStore.open(path)
+
+
+def test_without_zarr_the_remedy_is_named(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ImportError, match=r"pip install 'sbi_multilevel\[store\]'"):
+        run(store=path)
+    assert len(run()) == 2  # memory needs none
+
+
+# ------------------------------------------------------------- elsewhere
+
+
+def test_rows_run_elsewhere_equal_those_run_here(path):
+    store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
+    generator = np.random.default_rng(0)
+    for level, simulator in enumerate((coarse, fine)):
+        rows = store.pending(level)
+        assert len(rows) == ROWS[level]
+        for part in np.array_split(generator.permutation(len(rows)), 7):
+            theta, noise = rows.theta[part], rows.noise[part]
+            below = coarse(theta, noise) if level else None
+            record = dict(x=simulator(theta, noise), x_coarse=below, cost=2.0)
+            assert store.record(rows.ids[part], **record) == len(part)
+            assert store.record(rows.ids[part], **record) == 0  # twice harmlessly
+        assert len(store.pending(level)) == 0
+    sims = store.to_simulations()
+    assert same(sims, run())
+    assert sims.costs == (2.0 * 60 / 85, 2.0)
+
+
+def test_ids_stay_the_same_when_the_store_grows(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    few = [store.pending(level) for level in (0, 1)]
+    grown = SimulationStore.create(path, PRIOR, (9, 8))
+    many = [grown.pending(level) for level in (0, 1)]
+    for a, b in zip(few, many):
+        assert np.array_equal(a.ids, b.ids[: len(a)])
+        assert torch.equal(a.theta, b.theta[: len(a)])
+        assert torch.equal(a.noise, b.noise[: len(a)])
+    everything = np.concatenate([rows.ids for rows in many])
+    assert len(np.unique(everything)) == 17
+    assert len(grown.pending(0, max_rows=3)) == 3
+
+
+def test_another_answer_for_a_row_is_told_and_the_first_kept(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    rows = store.pending(0)
+    store.record(rows.ids, rows.theta)
+    with pytest.warns(UserWarning, match="4 rows of level 0 were recorded before"):
+        assert store.record(rows.ids[::-1], rows.theta) == 0
+    assert torch.equal(torch.cat([b.x for b in store.batches(0)]), rows.theta)
+
+
+def test_pairs_recorded_with_nan_are_invalid_together(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    rows = store.pending(1)
+    bad = rows.theta.clone()
+    bad[1] = torch.nan
+    assert store.record(rows.ids, rows.theta + 1, x_coarse=bad) == 3
+    assert "2 ok, 1 invalid" in store.summary()
+    assert store.retry("invalid") == 1
+    assert store.pending(1).ids.tolist() == [rows.ids[1]]
+
+
+def test_failures_elsewhere_are_kept_with_their_reason(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    ids = store.pending(1).ids
+    assert store.record_failures(ids[:2], "node down") == 2
+    assert {(f.level, f.row, f.error) for f in store.failures()} == {
+        (1, 0, "node down"),
+        (1, 1, "node down"),
+    }
+    assert store.retry("failed") == 2 and store.failures() == []
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(ids=[]), "ids must be one or more integers"),
+        (dict(ids=[1.5]), "ids must be one or more integers"),
+        (dict(ids=[1, 1, 3]), "twice"),
+        (dict(ids=[1, 3, 999_999]), "999999"),
+        (dict(ids=[1, 3, -1]), "-1"),
+        (dict(ids=[0, 1, 3]), "belong to the levels"),
+        (dict(x=torch.zeros(2, 2)), r"x has shape \(2, 2\)"),
+        (dict(x=torch.zeros(3)), r"x has shape \(3,\)"),
+        (dict(x_coarse=None), "need x_coarse"),
+        (dict(x_coarse=torch.zeros(3, 5)), "one row of each"),
+        (dict(cost=-1.0), "cost"),
+        (dict(cost=[1.0, 2.0, 3.0, 4.0]), "cost"),
+    ],
+)
+def test_bad_records_are_refused_by_name_and_write_nothing(path, change, named):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    good = dict(ids=[1, 3, 5], x=torch.ones(3, 2), x_coarse=torch.zeros(3, 2), cost=1)
+    before = contents(path)
+    with pytest.raises(ValueError, match=named):
+        store.record(**{**good, **change})
+    assert contents(path) == before
+    assert store.record(**good) == 3
+    with pytest.raises(ValueError, match="must have shape"):
+        store.record([0], torch.ones(1, 7))
+
+
+def test_a_store_with_a_sampler_wants_it_back(path):
+    SimulationStore.create(path, PRIOR, (4, 3), noise=normal_noise)
+    with pytest.raises(ValueError, match="noise=sampler"):
+        SimulationStore.open(path).pending(0)
+    with pytest.raises(ValueError, match="draws of the noise"):
+        SimulationStore.open(path, noise=lambda n, g: torch.rand(n, 4, generator=g))
+    assert len(SimulationStore.open(path, noise=normal_noise).pending(0)) == 4
+
+
+def test_simulators_must_be_as_many_as_levels(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3), noise=normal_noise)
+    with pytest.raises(ValueError, match="2 levels"):
+        store.run([coarse], show_progress_bars=False)
+
+
+def test_all_rows_failed_says_so(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    with pytest.raises(ValueError, match="Level 0 has 0 valid rows of 4"):
+        store.to_simulations()
+
+
+def test_too_many_failures_keep_what_was_done(path):
+    def bad(theta, noise):
+        raise ArithmeticError("step size 0")
+
+    bad.__qualname__ = "fine"
+    with pytest.raises(TooManyFailures, match="5 x ArithmeticError: step size 0"):
+        run(simulators=(coarse, bad), store=path, simulation_batch_size=1)
+    store = SimulationStore.open(path)
+    assert "level 0: 60 ok" in store.summary() and "5 failed" in store.summary()
+    resumed = run(store=path, retry=("failed",))
+    assert same(resumed, run())
