@@ -4,6 +4,15 @@ Level 0 is the cheapest simulator, level L the one to infer with. Start at
 `simulate_multilevel` for data and at `MLNPE` or `MFNPE` for inference.
 """
 
+from sbi_multilevel.budget import (
+    Advice,
+    BudgetedSimulations,
+    Pilot,
+    advise,
+    allocate,
+    pilot,
+    simulate_budget,
+)
 from sbi_multilevel.estimators import unconstrained
 from sbi_multilevel.recipes import Multilevel, Transfer
 from sbi_multilevel.sequential import MFTSNPE, Acquisition, Truncation
@@ -32,15 +41,22 @@ __all__ = [
     "MLNLE",
     "MLNPE",
     "Acquisition",
+    "Advice",
+    "BudgetedSimulations",
     "Ensemble",
     "LevelSimulations",
     "Multilevel",
     "MultilevelSimulations",
+    "Pilot",
     "SimulationStore",
     "TooManyFailures",
     "Transfer",
     "Truncation",
+    "advise",
+    "allocate",
     "one_at_a_time",
+    "pilot",
+    "simulate_budget",
     "simulate_multilevel",
     "train_ensemble",
     "unconstrained",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from sbi_multilevel.benchmark.allocation import allocation_table, run_allocations
 from sbi_multilevel.benchmark.cost import step_costs
 from sbi_multilevel.benchmark.methods import METHODS
+from sbi_multilevel.benchmark.overhead import overheads
 from sbi_multilevel.benchmark.run import Run, run_all, table, write
 from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, TASKS, get_task
 
@@ -17,12 +20,23 @@ def _rows(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def _command(given: Sequence[str]) -> str:
+    """The command line, to be written beside what came of it."""
+    words = list(given)
+    for option in ("--data", "--out"):  # paths of this machine concern nobody else
+        if option in words:
+            words[words.index(option) + 1] = "FILE"
+    return f"python -m sbi_multilevel.benchmark {shlex.join(words)}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run `python -m sbi_multilevel.benchmark TASK --methods ... --rows ...`."""
     parser = argparse.ArgumentParser(
         prog="python -m sbi_multilevel.benchmark", description=__doc__
     )
-    parser.add_argument("task", choices=(*TASKS, *POSTERIOR_TASKS, "cost"))
+    parser.add_argument(
+        "task", choices=(*TASKS, *POSTERIOR_TASKS, "cost", "allocation", "overhead")
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["high", "ml"])
     parser.add_argument(
         "--rows",
@@ -44,8 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
     if options.task == "cost":
         print(step_costs())
         return
-    rows = options.rows or [get_task(options.task, options.data).num_simulations]
+    if options.task == "overhead":
+        print(overheads())
+        return
     seeds = range(options.first_seed, options.first_seed + options.seeds)
+    command = _command(arguments if arguments is not None else sys.argv[1:])
+    if options.task == "allocation":
+        records = run_allocations(seeds, options.workers)
+        if options.out:
+            write(options.out, records, command)
+        print(allocation_table(records))
+        return
+    rows = options.rows or [get_task(options.task, options.data).num_simulations]
     runs = [
         Run(options.task, method, n, seed, options.data, options.observations)
         for n in rows
@@ -56,11 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
     for run in {run.method: run for run in runs}.values():
         run.build_task()
     records = run_all(runs, options.workers)
-    given = list(arguments if arguments is not None else sys.argv[1:])
-    for option in ("--data", "--out"):  # paths of this machine concern nobody else
-        if option in given:
-            given[given.index(option) + 1] = "FILE"
-    command = f"python -m sbi_multilevel.benchmark {shlex.join(given)}"
     if options.out:
         write(options.out, records, command)
     print(table(records))

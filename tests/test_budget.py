@@ -1,0 +1,246 @@
+"""Budgets: never exceeded, nothing made twice, taken up again, honest about levels."""
+
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sbi.inference import NLE
+
+from sbi_multilevel.budget.allocation import row_costs
+from sbi_multilevel.budget.spending import simulate_budget
+from tests.exact_likelihood import trained
+from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
+
+COSTS = (1.0, 5.0, 20.0)
+PILOT = (60, 30, 20)
+# 60 + 30 (5 + 1) + 20 (20 + 5), and level 0 at the rows of level 2
+PILOT_COST = 760.0
+
+
+def run(budget=4_000.0, rows=PILOT, **options):
+    arguments = dict(
+        simulators=SIMULATORS,
+        prior=prior(),
+        noise=noise,
+        inference=trained(),
+        costs=COSTS,
+        show_progress_bars=False,
+    )
+    with warnings.catch_warnings():
+        # on these levels, level 0 does not help
+        warnings.filterwarnings("ignore", message="Level 0 is not worth having")
+        warnings.filterwarnings("ignore", message="Plain high-fidelity")
+        return simulate_budget(
+            budget=budget, pilot_simulations=rows, **{**arguments, **options}
+        )
+
+
+class Counting:
+    """Counts the rows it is run at, and can be interrupted."""
+
+    def __init__(self, level, stop_after=None):
+        self.level, self.rows, self.stop_after = level, 0, stop_after
+        self.__name__ = f"level {level}"
+
+    def __call__(self, theta, u):
+        if self.stop_after is not None and self.rows >= self.stop_after:
+            raise KeyboardInterrupt
+        self.rows += len(theta)
+        return SIMULATORS[self.level](theta, u)
+
+
+def counting(**stops):
+    return tuple(Counting(level, stops.get(f"level_{level}")) for level in range(3))
+
+
+def assert_same(a, b):
+    for left, right in zip(a.simulations, b.simulations, strict=True):
+        assert torch.equal(left.theta, right.theta) and torch.equal(left.x, right.x)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    budget=st.floats(800.0, 5_000.0),
+    costs=st.tuples(st.floats(0.1, 3), st.floats(0.1, 5), st.floats(1, 20)),
+)
+def test_a_budget_is_never_exceeded_and_mostly_spent(budget, costs):
+    rows = (10, 10, 10)
+    pilot_cost = np.dot(row_costs(costs), rows) + 10 * costs[0]
+    if budget < pilot_cost:
+        with pytest.raises(ValueError, match="does not pay the pilot"):
+            run(budget, rows, costs=costs)
+        return
+    done = run(budget, rows, costs=costs)
+    n = np.array(done.num_simulations)
+    assert (n >= 10).all() and n.tolist() == list(done.simulations.num_simulations)
+    assert done.spent == pytest.approx(np.dot(row_costs(costs), n) + 10 * costs[0])
+    assert done.spent <= budget * (1 + 1e-9)
+    assert budget - done.spent < max(row_costs(costs))
+
+
+def test_what_is_spent_is_what_is_run():
+    simulators = counting()
+    done = run(simulators=simulators)
+    calls = np.array([simulator.rows for simulator in simulators])
+    assert done.spent == pytest.approx(float(calls @ COSTS))
+    # in memory, too, no row is made twice
+    n = done.num_simulations
+    assert calls.tolist() == [n[0] + n[1] + PILOT[2], n[1] + n[2], n[2]]
+    assert len(done.steps) == 2 and done.steps[1].num_simulations == n
+    halfway = np.dot(row_costs(COSTS), done.steps[0].num_simulations) + PILOT[2]
+    assert halfway == pytest.approx((4_000 + PILOT_COST) / 2, abs=25)
+
+
+def test_the_second_step_uses_all_rows():
+    done = run()
+    assert done.steps[0].variances == done.pilot.variances
+    assert done.steps[1].variances == done.estimates.variances != done.pilot.variances
+    assert done.pilot.cost == PILOT_COST
+
+
+def test_runs_are_the_same_by_seed():
+    assert_same(run(), run())
+    assert run(seed=1).num_simulations != run().num_simulations
+
+
+@pytest.mark.parametrize("stop", [dict(level_1=40), dict(level_2=20), dict(level_0=90)])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not(tmp_path, stop):
+    pytest.importorskip("zarr")
+    store = tmp_path / "run.zarr"
+    options = dict(store=store, simulation_batch_size=20)
+    first, second = counting(**stop), counting()
+    with pytest.raises(KeyboardInterrupt):
+        run(simulators=first, **options)
+    resumed = run(simulators=second, **options)
+    plain = run(simulation_batch_size=20)
+    assert_same(resumed, plain)
+    assert resumed.num_simulations == plain.num_simulations
+    assert resumed.steps == plain.steps and resumed.spent == plain.spent
+    # what was there is not made again, but for one batch and one run beside the pilot
+    expected = [n + m for n, m in zip(plain.num_simulations, plain.num_simulations[1:])]
+    expected = [expected[0] + PILOT[2], expected[1], plain.num_simulations[2]]
+    calls = [a.rows + b.rows for a, b in zip(first, second)]
+    assert all(c <= e + max(20, PILOT[2]) for c, e in zip(calls, expected))
+
+
+def test_a_finished_run_is_read_again_and_a_larger_budget_adds(tmp_path):
+    pytest.importorskip("zarr")
+    store = tmp_path / "run.zarr"
+    done = run(store=store)
+    again = run(store=store)
+    assert_same(done, again)
+    assert again.steps == done.steps
+    more = run(8_000.0, store=store)
+    n, m = np.array(done.num_simulations), np.array(more.num_simulations)
+    assert (m >= n).all() and 7_975 < more.spent <= 8_000
+    for few, many in zip(done.simulations, more.simulations):
+        assert torch.equal(few.x, many.x[: len(few)])
+    # a smaller one keeps what is there
+    assert run(3_000.0, store=store).num_simulations == more.num_simulations
+
+
+def test_measured_costs_are_watched_on_the_way():
+    class Slow:
+        def __init__(self, level, seconds):
+            self.level, self.seconds = level, seconds
+
+        def __call__(self, theta, u):
+            time.sleep(self.seconds * len(theta))
+            return SIMULATORS[self.level](theta, u)
+
+    simulators = (Slow(1, 2e-4), Slow(2, 2e-3))
+    done = run(0.6, (20, 20), simulators=simulators, costs=None)
+    assert len(done.steps) == 3 and done.simulations.costs == done.estimates.costs
+    assert 0.45 < done.spent < 0.66
+    with pytest.raises(ValueError, match="does not pay the pilot"):
+        run(0.03, (20, 20), simulators=simulators, costs=None)
+
+
+def test_failed_rows_count_as_spent():
+    def failing(theta, u):
+        x = SIMULATORS[2](theta, u)
+        return torch.where(theta[:, :1] > 1.0, torch.nan, x)
+
+    with pytest.warns(UserWarning, match="rows of level 2: NaN"):
+        done = run(simulators=(*SIMULATORS[:2], failing))
+    assert done.simulations.num_simulations[2] < done.num_simulations[2]
+    n = np.array(done.num_simulations)
+    assert done.spent == np.dot(row_costs(COSTS), n) + PILOT[2] <= 4_000
+
+
+class Off:
+    """The highest level with an error in its matrix."""
+
+    def __init__(self, gap):
+        self.gap = gap
+
+    def __call__(self, theta, u):
+        return SIMULATORS[2](theta, u) + self.gap * theta
+
+
+def test_a_useless_level_is_told_and_its_healthy_twin_is_not():
+    def spend(*gaps, costs):
+        return simulate_budget(
+            (*(Off(gap) for gap in gaps), SIMULATORS[2]),
+            prior(),
+            20_000.0,
+            (200, 60, 60),
+            noise=noise,
+            inference=trained(),
+            costs=costs,
+            show_progress_bars=False,
+        )
+
+    with pytest.warns(UserWarning, match="Level 1 is not worth having"):
+        done = spend(0.2, 0.19, costs=(1.0, 45.0, 50.0))
+    # it says so, and leaves the levels as they are
+    assert len(done.simulations) == 3 and "Level 1 is not worth" in str(done)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = spend(0.2, 0.04, costs=(1.0, 5.0, 50.0))
+    assert "All levels are worth having." in str(done)
+    assert f"of 20000 on {done.num_simulations} rows" in str(done)
+
+
+def test_the_norm_needs_no_trainer():
+    done = run(inference=None, method="norm")
+    # every simulator once more at the rows of the pilot
+    beside = 60 + 30 * 6 + 20 * 26 + 20
+    n = np.array(done.num_simulations)
+    assert done.spent == np.dot(row_costs(COSTS), n) + beside <= 4_000
+    assert done.estimates.variances == done.pilot.variances
+
+
+def test_a_trainer_is_fitted_anew_with_all_rows():
+    trainer = NLE(
+        prior(),
+        density_estimator="mdn",
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        done = run(inference=trainer, train_options={"max_num_epochs": 3})
+    assert done.steps[0].variances != done.steps[1].variances
+    assert trainer._neural_net is None
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(budget=700.0), "budget=700 does not pay the pilot.*cost 760"),
+        (dict(budget=float("nan")), "budget"),
+        (dict(budget=-1.0), "budget"),
+        (dict(rows=(20, 20)), "pilot_simulations"),
+        (dict(rows=(20, 20, 2)), "pilot_simulations"),
+        (dict(method="other"), "method"),
+        (dict(costs=(1.0, 2.0)), "costs"),
+        (dict(seed=-2), "seed"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(options, named):
+    with pytest.raises(ValueError, match=named):
+        run(**options)
