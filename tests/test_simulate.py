@@ -185,3 +185,28 @@ def test_failed_rows_are_dropped_and_counted():
     with pytest.warns(UserWarning, match="rows of level 1: NaN or inf"):
         sims = run(simulators=(coarse, failing), n=(50, 200))
     assert sims[1].theta[:, 0].max() <= 0.9
+
+
+def test_bars_by_rows_and_by_cost_and_a_summary(capfd):
+    def sometimes(theta, noise):
+        return torch.where(theta[:, :1] > 0.9, torch.nan, fine(theta, noise))
+
+    with pytest.warns(UserWarning, match="NaN or inf"):
+        run(
+            simulators=(coarse, sometimes),
+            n=(60, 40),
+            costs=(1, 10),
+            show_progress_bars=True,
+            simulation_batch_size=20,
+        )
+    out, err = capfd.readouterr()
+    assert "Level 0: 100%" in err and "60/60" in err
+    assert "Level 1: 100%" in err and "40/40" in err and "bad=" in err
+    assert "Cost: 100%" in err and "500/500" in err  # 60 * 1 + 40 * (10 + 1)
+    (line,) = out.strip().splitlines()
+    assert line.startswith("level 0: 60 ok, ") and " invalid, " in line
+
+
+def test_no_bars_when_not_asked_for(capfd):
+    run()
+    assert capfd.readouterr() == ("", "")
