@@ -43,7 +43,7 @@ ACTIVE = {"num_members": 2, "acquisition": Acquisition(pool_size=50)}
 settings = pytest.mark.parametrize("options", ({}, ACTIVE), ids=("single", "active"))
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     pass
 
 

@@ -165,7 +165,7 @@ def test_noise_may_be_several_tensors():
     "options, named",
     [
         (dict(n=(10,)), "2 levels, num_simulations 1"),
-        (dict(n=(10, 1)), "at least 2 rows"),
+        (dict(n=(10, 1)), "at least 2"),
         (dict(seed=-1), "seed"),
         (dict(seed=1.5), "seed"),
         (dict(simulation_batch_size=0), "simulation_batch_size"),

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -396,3 +397,209 @@ def test_statuses_have_the_names_of_the_docs():
     assert [status.label for status in Status] == names
     assert [Status.named(name) for name in names] == list(Status)
     assert np.uint8(Status.OK) == 1
+
+
+# ------------------------------------------- found by reviewers, each with its test
+
+
+def deaf(theta, noise):
+    """Hangs as code in C does that no signal interrupts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    if is_bad(theta).any():
+        time.sleep(1_000)
+    return fine(theta, noise)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hears_no_signal_is_killed(healthy, monkeypatch):
+    monkeypatch.setattr("sbi_multilevel.simulation.engine._GRACE_SECONDS", 5.0)
+    options = dict(num_workers=2, timeout=0.5, max_failure_share=1.0)
+    with pytest.warns(UserWarning, match="did not answer"):
+        sims = run(deaf, simulation_batch_size=20, **options)
+    assert_all_but_bad(sims, healthy)
+
+
+def test_what_is_no_exception_is_a_failure_too(healthy):
+    class Panic(BaseException):
+        """As of simulators in Rust."""
+
+    def panicking(theta, noise):
+        if is_bad(theta).any():
+            raise Panic("index out of bounds")
+        return fine(theta, noise)
+
+    with pytest.warns(UserWarning, match="Panic: index out of bounds"):
+        assert_all_but_bad(run(panicking, max_failure_share=1.0), healthy)
+
+
+def test_a_simulator_may_use_its_output_again(healthy):
+    buffer = torch.zeros(1_000, 2)
+
+    def reusing(simulator):
+        def simulate(theta, noise):
+            buffer[: len(theta)] = simulator(theta, noise)
+            return buffer[: len(theta)]
+
+        return simulate
+
+    sims = simulate_multilevel(
+        [reusing(coarse), reusing(fine)],
+        PRIOR,
+        ROWS,
+        noise=normal_noise,
+        show_progress_bars=False,
+    )
+    for a, b in zip(sims, healthy):
+        assert torch.equal(a.x, b.x)
+    assert torch.equal(sims[1].x_coarse, healthy[1].x_coarse)
+
+
+def test_a_first_row_of_a_wrong_shape_does_not_spoil_the_store(healthy, tmp_path):
+    path = tmp_path / "run.zarr"
+
+    def wrong_at_first(theta, noise):
+        x = fine(theta, noise)
+        return x[:, :1] if (theta[:, 0] == first).any() else x
+
+    def coarse_too(theta, noise):
+        x = coarse(theta, noise)
+        return x[:, :1] if (theta[:, 0] == first).any() else x
+
+    first = float(healthy[1].theta[0, 0])
+    store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
+    with pytest.raises(TooManyFailures, match="of earlier rows .*'ok' or 'invalid'"):
+        store.run(
+            [coarse_too, wrong_at_first],
+            simulation_batch_size=1,
+            show_progress_bars=False,
+        )
+    store.rename_simulators([coarse, fine])
+    store.retry("ok", "failed")
+    sims = run(store=path)
+    for a, b in zip(sims, healthy):
+        assert torch.equal(a.x, b.x)
+
+
+def test_tasks_are_taken_as_workers_need_them():
+    from sbi_multilevel.simulation.engine import run_tasks
+    from sbi_multilevel.simulation.table import memory_table
+    from sbi_multilevel.simulation.tasks import Work
+
+    taken, table = (
+        [],
+        memory_table(
+            0, torch.zeros(10_000, 2), torch.arange(10_000, dtype=torch.int64)
+        ),
+    )
+
+    def noted():
+        for task in table.tasks(10_000, 1):
+            taken.append(task)
+            yield task
+
+    results = run_tasks(noted(), Work((lambda theta, seeds: theta,)), None)
+    for done in range(1_000):
+        next(results)
+        assert len(taken) <= done + 64
+    results.close()
+
+
+def test_the_limit_of_failures_is_not_met_by_chance():
+    from sbi_multilevel.simulation.accounting import FailureLimit
+    from sbi_multilevel.simulation.table import memory_table
+    from sbi_multilevel.simulation.tasks import Outcome
+
+    def stopped(rate, seed, rows=1_000):
+        failed = np.random.default_rng(seed).random(rows) < rate
+        table = memory_table(0, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+        limit = FailureLimit(table, 0.2)
+        good = Outcome(np.array([Status.OK], np.uint8), np.zeros((1, 2)))
+        bad = Outcome.failed(1, Status.FAILED, "why")
+        try:
+            for is_failed in failed:
+                limit.check(bad if is_failed else good)
+        except TooManyFailures:
+            return True
+        return False
+
+    assert sum(stopped(0.15, seed) for seed in range(50)) <= 2
+    assert all(stopped(0.3, seed) for seed in range(20))
+
+
+def test_timers_of_others_go_on():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(TimeIsUp):
+            call_within(0.05, time.sleep, 20)
+        assert not rung
+        time.sleep(0.5)
+        assert rung
+        assert call_within(float("inf"), lambda: 3) == 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_bell_rings_again_for_whoever_catches_everything():
+    def stubborn():
+        for _ in range(3):
+            try:
+                time.sleep(20)
+            except:  # noqa: E722
+                continue
+
+    start = time.perf_counter()
+    call_within(0.1, stubborn)
+    assert time.perf_counter() - start < 10
+
+
+def test_a_repair_that_is_killed_is_done_again(healthy, tmp_path, monkeypatch):
+    from sbi_multilevel.simulation.store import repairing
+
+    path = tmp_path / "run.zarr"
+    run(store=path, simulation_batch_size=5)
+    chunk_files(path, 1, "x")[1].write_bytes(b"")
+    store = SimulationStore.open(path)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repairing, "_empty", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.repair()
+    store.repair()
+    for a, b in zip(run(store=path), healthy):
+        assert torch.equal(a.x, b.x)
+
+
+def test_a_chunk_that_is_gone_is_found(healthy, tmp_path):
+    path = tmp_path / "run.zarr"
+    run(store=path, simulation_batch_size=5)
+    chunk_files(path, 1, "x")[1].unlink()
+    assert SimulationStore.open(path).repair() == 5
+    for a, b in zip(run(store=path), healthy):
+        assert torch.equal(a.x, b.x)
+
+
+def test_a_damaged_chunk_that_is_written_to_is_told(tmp_path):
+    path = tmp_path / "run.zarr"
+    SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise, chunk_rows=10)
+    run(store=path, num_simulations=(5, 5))
+    chunk_files(path, 0, "x")[0].write_bytes(b"")
+    with pytest.raises(OSError, match="x of level 0 cannot be read .*repair"):
+        run(store=path)
+    SimulationStore.open(path).repair()
+    run(store=path)
+
+
+def test_a_link_to_a_store_has_its_lock(tmp_path):
+    from sbi_multilevel.simulation.store.locking import writing
+
+    path, link = tmp_path / "run.zarr", tmp_path / "link.zarr"
+    run(store=path)
+    link.symlink_to(path, target_is_directory=True)
+    with writing(path.resolve()), pytest.raises(RuntimeError, match="another process"):
+        SimulationStore.open(link, noise=normal_noise).run([coarse, fine])

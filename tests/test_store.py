@@ -215,7 +215,88 @@ def test_rows_run_elsewhere_equal_those_run_here(path):
         assert len(store.pending(level)) == 0
     sims = store.to_simulations()
     assert same(sims, run())
-    assert sims.costs == (2.0 * 60 / 85, 2.0)
+    assert sims.costs == (2.0, 2.0)  # the coarse side of a pair has no cost of its own
+
+
+def test_costs_are_those_of_known_runs(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    low, high = store.pending(0), store.pending(1)
+    store.record(low.ids, low.theta)
+    store.record(high.ids, high.theta + 1, x_coarse=high.theta, cost=10.0)
+    assert store.costs is None and store.to_simulations().costs is None
+    store.retry("ok")
+    store.record(low.ids, low.theta, cost=[1.0, 2.0, 1.0, 2.0])
+    cost = [[10.0, 3.0]] * 3
+    store.record(high.ids, high.theta + 1, x_coarse=high.theta, cost=cost)
+    assert store.costs == pytest.approx(((6 + 9) / 7, 10.0))
+
+
+def test_growing_leaves_what_is_there(path):
+    store = SimulationStore.create(path, PRIOR, (30, 3))
+    marked = np.full((20, 2), 0.5, "float32")
+    store.tables[0].columns["theta"][:20] = marked
+    with pytest.raises(ValueError, match="prior draws other parameters"):
+        SimulationStore.create(path, PRIOR, (40, 3))
+    assert store.num_simulations == (30, 3)
+
+
+def test_the_start_of_a_store_that_was_killed_is_none(path):
+    path.mkdir()
+    (path / "zarr.123.partial").write_text("{")
+    assert same(run(store=path), run())
+
+
+def test_a_half_made_store_is_told_and_completed(path):
+    from sbi_multilevel.simulation.store import layout
+    from sbi_multilevel.simulation.store.fingerprint import Fingerprint
+
+    fingerprint = Fingerprint.of(PRIOR, 2, 0, normal_noise)
+    layout.make(path, fingerprint, (5, 5))
+    with pytest.raises(ValueError, match="lacks its level 0.*Run it again"):
+        SimulationStore.open(path, read_only=True).summary()
+    assert same(run(store=path), run())
+
+
+def test_mapped_tensors_keep_their_file(path, tmp_path):
+    run(store=path)
+    store = SimulationStore.open(path)
+    first = store.to_simulations(memory_map=tmp_path / "map")
+    again = store.to_simulations((10, 2), memory_map=tmp_path / "map")
+    assert same(first, run()) and same(again, run(n=(10, 2)))
+    empty = SimulationStore.create(tmp_path / "empty.zarr", PRIOR, (5, 5))
+    with pytest.raises(ValueError, match="0 valid rows"):
+        empty.to_simulations(memory_map=tmp_path / "map")
+
+
+def test_names_of_simulators_are_read_anew_and_may_be_changed(path):
+    store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
+    run(store=path)
+    with pytest.raises(ValueError, match="or `rename_simulators`, if only names"):
+        store.run([fine, coarse], show_progress_bars=False)
+    store.rename_simulators([fine, coarse])
+    store.run([fine, coarse], show_progress_bars=False)
+
+
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        (lambda s: s.run([coarse, fine], num_simulations=(5,)), "no more than"),
+        (lambda s: s.run([coarse, fine], num_simulations=(500, 500)), "no more than"),
+        (lambda s: s.to_simulations((4,)), "no more than"),
+        (lambda s: s.create(s.path, PRIOR, (-5, 10)), "num_simulations"),
+        (lambda s: s.retry("lost"), "'lost' is unknown"),
+    ],
+)
+def test_bad_numbers_are_refused_by_name(path, call, named):
+    run(store=path)
+    store = SimulationStore.open(path, noise=normal_noise)
+    with pytest.raises(ValueError, match=named):
+        call(store)
+
+
+def test_numbers_may_be_numpys_and_one_status_a_word(path):
+    sims = run(n=np.array(ROWS), store=path, simulation_batch_size=np.int64(7))
+    assert same(sims, run(store=path, retry="ok"))
 
 
 def test_ids_stay_the_same_when_the_store_grows(path):

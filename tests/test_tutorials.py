@@ -46,6 +46,36 @@ def test_the_transfer_tutorial_runs(tmp_path):
     assert nlpd["MFNPE"] < nlpd["MFNPE, useless cheap rows"]
 
 
+def test_the_budget_tutorial_runs(tmp_path):
+    notebook = nbformat.read(FOLDER / "budget.ipynb", as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}  # sbi writes its logs there
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=where
+    ).execute()
+    text = printed(notebook)
+    # the pilot's advice, and the budget
+    assert "Level 0 is not worth having" in text
+    assert 199 <= float(re.search(r"rows for ([\d.]+) hours", text)[1]) <= 200
+    # interrupted in the middle of level 1, resumed, and nothing simulated twice
+    interrupted = re.search(r"^interrupted\n(.+)$", text, flags=re.M)[1]
+    assert re.search(r"level 1: [1-9]\d* pending, [1-9]\d* ok", interrupted)
+    runs = re.findall(r"level \d: (\d+) runs finished, needed (\d+)", text)
+    assert len(runs) == 3
+    assert all(finished == needed for finished, needed in runs)
+    # what failed is named, run again, and then in; what is NaN stays so
+    assert len(re.findall(r"failed, OSError: no answer from the licence", text)) == 3
+    summaries = re.findall(r"^level 0: .+level 2: (.+)$", text, flags=re.M)
+    assert "3 failed" in summaries[-2] and "failed" not in summaries[-1]
+    assert "pending" not in summaries[-1] and "invalid" in summaries[-1]
+    nlpd = re.findall(r"^(.+?) +NLPD (-?[\d.]+)", text, flags=re.M)
+    nlpd = {name: float(value) for name, value in nlpd}
+    # what the text claims: better than dear rows, worse than level 1 alone
+    assert nlpd["NPE, 2000 medium rows"] < nlpd["MLNPE"] < nlpd["NPE, 200 dear rows"]
+    assert nlpd["NPE, 200 dear rows"] < nlpd["prior"]
+    # and worse than the prior where cheap levels fail
+    assert nlpd["MLNPE, cheap levels fail"] > nlpd["prior"]
+
+
 def test_committed_outputs_name_no_files_of_a_machine():
     for path in FOLDER.glob("*.ipynb"):
         text = path.read_text()

@@ -18,6 +18,7 @@ from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 
 from sbi_multilevel.simulation.accounting import measured_costs
+from sbi_multilevel.simulation.arguments import per_level
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -27,7 +28,7 @@ from sbi_multilevel.simulation.noise import (
     seeded,
 )
 from sbi_multilevel.simulation.reading import simulations_of
-from sbi_multilevel.simulation.store import SimulationStore, per_level
+from sbi_multilevel.simulation.store import SimulationStore
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.simulations import MultilevelSimulations

@@ -56,8 +56,12 @@ class Proposals:
     def note(self, task: Task, outcome: Outcome) -> None:
         """Keep what became of some rows."""
         sides = [side for side in (outcome.x, outcome.x_coarse) if side is not None]
+        known = next(iter(self.outputs.values()), None)
+        fits = known is None or not sides or sides[0].shape[1:] == known[0].shape
         for i, (row, status) in enumerate(zip(task.rows.tolist(), outcome.status)):
-            if status == Status.OK:
+            if not fits:
+                self.failures[row] = "x has another shape than that of earlier rows"
+            elif status == Status.OK:
                 self.outputs[row] = tuple(torch.from_numpy(side[i]) for side in sides)
             else:
                 self.failures[row] = outcome.error or "NaN or inf in x"

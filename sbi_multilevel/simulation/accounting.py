@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import binom
 
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Outcome, Status
 
-_FAILURES = (Status.FAILED, Status.TIMED_OUT)
-# below so many rows a share of failures says little
-_MIN_ROWS = 20
+_CHANCE = 1e-3
 
 
 class TooManyFailures(RuntimeError):
@@ -23,17 +22,20 @@ class TooManyFailures(RuntimeError):
 
 
 class FailureLimit:
-    """Stops a run once more than a share of the rows of a level have failed.
+    """Stops a run once clearly more than a share of the rows of a level fail.
+
+    Clearly: had each row failed with probability `max_share`, so many failures would
+    come about once in a thousand times.
 
     Args:
-        level: The level.
-        max_share: The share, of all rows done in this run, 20 at least.
+        table: The level; rows that are done already count.
+        max_share: The share.
     """
 
-    def __init__(self, level: int, max_share: float):
-        self._level = level
+    def __init__(self, table: LevelTable, max_share: float):
+        self._level = table.level
         self._max_share = max_share
-        self._done = 0
+        self._done = len(table.rows_with(Status.OK, Status.INVALID))
         self._reasons: Counter[str] = Counter()
 
     def check(self, outcome: Outcome) -> None:
@@ -43,10 +45,11 @@ class FailureLimit:
             TooManyFailures: If too many have failed; says how many, and why.
         """
         self._done += len(outcome.status)
-        if outcome.error is not None:
-            self._reasons[outcome.error] += len(outcome.status)
+        if outcome.error is None:
+            return
+        self._reasons[outcome.error] += len(outcome.status)
         failed = self._reasons.total()
-        if failed <= self._max_share * max(self._done, _MIN_ROWS):
+        if binom.sf(failed - 1, self._done, self._max_share) > _CHANCE:
             return
         reasons = "; ".join(
             f"{number} x {text}" for text, number in self._reasons.most_common(3)
@@ -59,17 +62,20 @@ class FailureLimit:
         )
 
 
-def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...]:
-    r"""Mean seconds :math:`C_l` of a run of each simulator, on both sides of pairs."""
+def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
+    r"""Mean seconds :math:`C_l` of a run of each simulator, on both sides of pairs.
+
+    `None` if that of some level is not known.
+    """
     seconds, runs = np.zeros(len(tables)), np.zeros(len(tables))
     for level, table in enumerate(tables):
-        spent, rows = table.seconds()
+        spent, known = table.seconds()
         seconds[level] += spent[0]
-        runs[level] += rows
+        runs[level] += known[0]
         if level > 0:
             seconds[level - 1] += spent[1]
-            runs[level - 1] += rows
-    return tuple((seconds / np.maximum(runs, 1)).tolist())
+            runs[level - 1] += known[1]
+    return tuple((seconds / runs).tolist()) if runs.all() else None
 
 
 def summary(tables: Sequence[LevelTable], num_rows: Sequence[int]) -> str:

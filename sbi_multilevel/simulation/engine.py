@@ -1,16 +1,17 @@
 """Runs tasks by joblib, and survives workers that do not.
 
-Tasks go out in waves, so that results which wait to be stored take bounded memory; the
-outcomes come back as they are ready. A batch that fails is halved until the bad row is
-alone. When a worker dies nobody knows which of the tasks under way killed it: each of
-them is run again alone, and halved likewise.
+Tasks go out in waves, so that those that wait, and results that wait to be stored, take
+bounded memory; the outcomes come back as they are ready. A batch that fails is halved
+until the bad row is alone. When a worker dies nobody knows which of the tasks under way
+killed it: they are run again in two groups, and a group in which a worker dies is
+halved likewise.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
 import joblib
@@ -20,10 +21,18 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work
 
 Result = tuple[Task, Outcome]
 
+_TASKS_PER_WORKER = 64
 _BYTES_UNDER_WAY = 2**27
-_MIN_TASKS_PER_WORKER = 8
 # beyond two calls of the simulators, for what cannot be interrupted from inside
 _GRACE_SECONDS = 30.0
+
+
+class _WorkerDied(Exception):
+    """A worker died or does not answer."""
+
+    def __init__(self, status: Status, reason: str):
+        super().__init__(reason)
+        self.status = status
 
 
 def run_tasks(
@@ -32,7 +41,7 @@ def run_tasks(
     """Run all tasks, and yield what became of them as they end, in any order.
 
     Args:
-        tasks: What to run; consumed as workers become free.
+        tasks: What to run; consumed wave by wave.
         work: Runs one task.
         num_workers: Workers of joblib; `None` for what `joblib.parallel_config` says, 1
             otherwise.
@@ -40,84 +49,94 @@ def run_tasks(
     Yields:
         Tasks, or parts of them, with their outcomes. Every row comes once.
     """
-    tasks = iter(tasks)
-    size = smallest = _MIN_TASKS_PER_WORKER * joblib.effective_n_jobs(num_workers)
-    while wave := list(islice(tasks, size)):
+    tasks, bytes_a_task = iter(tasks), 0.0
+    while True:
+        # asked anew each time: a cluster may have grown
+        workers = max(1, joblib.effective_n_jobs(num_workers))
+        size = _TASKS_PER_WORKER * workers
+        if bytes_a_task > 0:
+            size = max(2 * workers, min(size, int(_BYTES_UNDER_WAY / bytes_a_task)))
+        wave = list(islice(tasks, size))
+        if not wave:
+            return
         bytes_back = 0
         for task, outcome in _run_wave(wave, work, num_workers):
-            bytes_back += sum(
-                side.nbytes
-                for side in (outcome.x, outcome.x_coarse)
-                if side is not None
-            )
+            bytes_back += outcome.nbytes
             yield task, outcome
-        size = max(smallest, _BYTES_UNDER_WAY * len(wave) // max(bytes_back, 1))
+        bytes_a_task = bytes_back / len(wave)
 
 
 def _run_wave(
     wave: Sequence[Task], work: Work, num_workers: int | None
 ) -> Iterator[Result]:
-    waiting = list(wave)
-    while waiting:
-        halves, started, returned = [], set(), set()
+    groups = [list(wave)]
+    while groups:
+        group = groups.pop()
+        started: set[int] = set()
+        finished: set[int] = set()
         try:
-            for index, outcome in _parallel(waiting, work, num_workers, started):
-                returned.add(index)
-                if outcome.error is not None and len(waiting[index]) > 1:
-                    halves.extend(waiting[index].halves())
-                else:
-                    yield waiting[index], outcome
-        except Exception as error:
-            if not _is_dead_worker(error):
-                raise
-            suspects = [waiting[index] for index in sorted(started - returned)]
-            yield from _run_alone(suspects, work, num_workers)
-            returned |= started
-        rest = [task for index, task in enumerate(waiting) if index not in returned]
-        waiting = rest + halves
+            halves = yield from _run_group(group, work, num_workers, started, finished)
+            groups += [halves] if halves else []
+        except _WorkerDied as death:
+            suspects = [group[index] for index in sorted(started - finished)]
+            rest = [task for i, task in enumerate(group) if i not in started]
+            groups += [rest] if rest else []
+            if len(suspects) == 1 and len(suspects[0]) == 1:
+                outcome = Outcome.failed(1, death.status, str(death))
+                yield suspects[0], outcome
+                continue
+            if len(suspects) == 1:
+                suspects = list(suspects[0].halves())
+            middle = len(suspects) // 2
+            groups += [suspects[:middle], suspects[middle:]]
 
 
-def _run_alone(
-    suspects: Sequence[Task], work: Work, num_workers: int | None
-) -> Iterator[Result]:
-    """Run one task after the other, so that a dead worker tells which one killed it."""
-    waiting = list(suspects)
-    while waiting:
-        task = waiting.pop(0)
-        try:
-            [(_, outcome)] = _parallel([task], work, num_workers, set())
-        except Exception as error:
-            if not _is_dead_worker(error):
-                raise
-            status = Status.FAILED
-            if isinstance(error, TimeoutError):
-                status = Status.TIMED_OUT
-            reason = f"its worker died or did not answer ({type(error).__name__})"
-            outcome = Outcome.failed(len(task), status, reason)
-        if outcome.error is not None and len(task) > 1:
-            waiting = [*task.halves(), *waiting]
-        else:
-            yield task, outcome
+def _run_group(
+    group: Sequence[Task],
+    work: Work,
+    num_workers: int | None,
+    started: set[int],
+    finished: set[int],
+) -> Generator[Result, None, list[Task]]:
+    """Run tasks in parallel; returns the halves of those that failed as a batch.
+
+    Notes in `started` what was sent out, and in `finished` what came back.
+
+    Raises:
+        _WorkerDied: If a worker died, or does not answer.
+    """
+    halves: list[Task] = []
+    try:
+        for index, outcome in _parallel(group, work, num_workers, started):
+            finished.add(index)
+            if outcome.error is not None and len(group[index]) > 1:
+                halves.extend(group[index].halves())
+            else:
+                yield group[index], outcome
+    except Exception as error:
+        status = _end_of_worker(error)
+        if status is None or not started - finished:
+            raise
+        reason = f"its worker died or did not answer ({type(error).__name__})"
+        raise _WorkerDied(status, reason) from error
+    return halves
 
 
 def _parallel(
     tasks: Sequence[Task], work: Work, num_workers: int | None, started: set[int]
 ) -> Iterator[tuple[int, Outcome]]:
-    """Outcomes with the index of their task; notes in `started` what was sent out."""
+    """Outcomes with the index of their task, in any order."""
 
     def calls() -> Iterator:
         for index, task in enumerate(tasks):
             started.add(index)
             yield delayed(_numbered)(index, task, work)
 
-    limit = None
-    if work.timeout is not None and joblib.effective_n_jobs(num_workers) > 1:
-        limit = 2 * work.timeout + _GRACE_SECONDS
     parallel = Parallel(
         n_jobs=num_workers,
         batch_size=1,
         return_as="generator_unordered",
-        timeout=limit,
+        timeout=_limit(work, num_workers),
     )
     outcomes = parallel(calls())
     try:
@@ -130,12 +149,27 @@ def _parallel(
             outcomes.close()
 
 
+def _limit(work: Work, num_workers: int | None) -> float | None:
+    """Seconds after which a worker that does not answer is killed.
+
+    Only joblib's own processes can be; on a cluster, a task may wait for hours.
+    """
+    if work.timeout is None or joblib.effective_n_jobs(num_workers) == 1:
+        return None
+    backend, _ = joblib.parallel.get_active_backend()
+    if type(backend).__name__ != "LokyBackend":
+        return None
+    return 2 * work.timeout + _GRACE_SECONDS
+
+
 def _numbered(index: int, task: Task, work: Work) -> tuple[int, Outcome]:
     return index, work(task)
 
 
-def _is_dead_worker(error: Exception) -> bool:
-    """Whether a worker died or hangs, in joblib's processes or those of Dask."""
-    return isinstance(error, (BrokenExecutor, TimeoutError)) or (
-        type(error).__name__ in ("KilledWorker", "CommClosedError")
-    )
+def _end_of_worker(error: Exception) -> Status | None:
+    """What becomes of a row that ended its worker so; `None` for any other error."""
+    if isinstance(error, multiprocessing.TimeoutError):  # of joblib
+        return Status.TIMED_OUT
+    # of joblib's processes, and of Dask's
+    deaths = ("TerminatedWorkerError", "KilledWorker")
+    return Status.FAILED if type(error).__name__ in deaths else None

@@ -68,7 +68,7 @@ def fill(
     ]
     with Progress(remaining, costs, effort.show_progress_bars) as progress:
         for table, stop, size in zip(tables, num_rows, effort.batch_sizes):
-            limit = FailureLimit(table.level, effort.max_failure_share)
+            limit = FailureLimit(table, effort.max_failure_share)
             results = run_tasks(table.tasks(stop, size), work, effort.num_workers)
             with contextlib.closing(results):
                 for task, outcome in results:

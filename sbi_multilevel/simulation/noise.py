@@ -59,7 +59,7 @@ def draw_theta(
         with seeded(derive_seed(root, _THETA_STREAM, level, block)):
             blocks.append(prior.sample((_THETA_BLOCK,)))
     offset = first * _THETA_BLOCK
-    return torch.cat(blocks)[start - offset : stop - offset].to(torch.float32)
+    return torch.cat(blocks)[start - offset : stop - offset].to("cpu", torch.float32)
 
 
 class one_at_a_time:

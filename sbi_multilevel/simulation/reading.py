@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sbi_multilevel.simulation.accounting import failure_text
-from sbi_multilevel.simulation.table import LevelTable
+from sbi_multilevel.simulation.table import LevelTable, no_valid_rows
 from sbi_multilevel.simulation.tasks import Status
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
@@ -30,22 +30,19 @@ def valid_blocks(
 
 
 def simulations_of(
-    tables: Sequence[LevelTable], stops: Sequence[int], costs: tuple[float, ...]
+    tables: Sequence[LevelTable], stops: Sequence[int], costs: tuple[float, ...] | None
 ) -> MultilevelSimulations:
     """The rows that came back, in memory; warns of those that failed.
 
     Args:
         tables: The levels.
         stops: How many rows of each, the first ones.
-        costs: Cost of each level.
+        costs: Cost of each level, if known.
 
     Raises:
         ValueError: If a level has fewer than two valid rows.
     """
-    for table, stop in zip(tables, stops):
-        text = failure_text(table, stop)
-        if text is not None:
-            warnings.warn(text, stacklevel=3)
+    _warn_of_failures(tables, stops)
     levels = tuple(table.simulations(stop) for table, stop in zip(tables, stops))
     return MultilevelSimulations(levels, costs)
 
@@ -53,7 +50,7 @@ def simulations_of(
 def memory_mapped(
     tables: Sequence[LevelTable],
     stops: Sequence[int],
-    costs: tuple[float, ...],
+    costs: tuple[float, ...] | None,
     folder: str | os.PathLike,
 ) -> MultilevelSimulations:
     """The valid rows as tensors whose memory is a file in `folder`.
@@ -61,17 +58,27 @@ def memory_mapped(
     Args:
         tables: The levels.
         stops: How many rows of each, the first ones.
-        costs: Cost of each level.
+        costs: Cost of each level, if known.
         folder: Where the files are written, one `.npy` a column.
     """
+    _warn_of_failures(tables, stops)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     levels = tuple(_mapped(t, stop, folder) for t, stop in zip(tables, stops))
     return MultilevelSimulations(levels, costs)
 
 
+def _warn_of_failures(tables: Sequence[LevelTable], stops: Sequence[int]) -> None:
+    for table, stop in zip(tables, stops):
+        text = failure_text(table, stop)
+        if text is not None:
+            warnings.warn(text, stacklevel=4)
+
+
 def _mapped(table: LevelTable, stop: int, folder: Path) -> LevelSimulations:
     total = len(table.rows_with(Status.OK, stop=stop))
+    if total == 0:
+        raise ValueError(no_valid_rows(table))
     names = ("theta", "x", "x_coarse") if table.is_paired else ("theta", "x")
     paths = {name: folder / f"level_{table.level}_{name}.npy" for name in names}
     files: dict[str, np.memmap] = {}
@@ -80,16 +87,22 @@ def _mapped(table: LevelTable, stop: int, folder: Path) -> LevelSimulations:
         for name, path in paths.items():
             values = getattr(block, name).numpy()
             if name not in files:
+                shape = (total, *values.shape[1:])
                 files[name] = np.lib.format.open_memmap(
-                    path, "w+", values.dtype, (total, *values.shape[1:])
+                    _new(path), "w+", values.dtype, shape
                 )
             files[name][position : position + len(block)] = values
         position += len(block)
-    for file in files.values():
-        file.flush()
-    # copy on write: whoever changes a tensor changes no file
-    columns = {
-        name: torch.from_numpy(np.load(path, mmap_mode="c"))
-        for name, path in paths.items()
-    }
+    columns = {}
+    for name, path in paths.items():
+        files[name].flush()
+        # tensors that map an older file of this name keep it
+        os.replace(_new(path), path)
+        # copy on write: whoever changes a tensor changes no file
+        columns[name] = torch.from_numpy(np.load(path, mmap_mode="c"))
     return LevelSimulations.trusted(table.level, **columns)
+
+
+def _new(path: Path) -> Path:
+    """Where a file is written before it takes its name."""
+    return path.with_name(f".{path.name}.partial")

@@ -10,6 +10,7 @@ import numpy as np
 from sbi.utils.user_input_checks import process_prior
 
 from sbi_multilevel.simulation.accounting import measured_costs
+from sbi_multilevel.simulation.arguments import per_level, rows_per_level
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -19,7 +20,7 @@ from sbi_multilevel.simulation.noise import (
     seeded,
 )
 from sbi_multilevel.simulation.reading import simulations_of
-from sbi_multilevel.simulation.store import SimulationStore, per_level
+from sbi_multilevel.simulation.store import SimulationStore
 from sbi_multilevel.simulation.table import memory_table
 from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.simulations import MultilevelSimulations
@@ -36,7 +37,7 @@ def simulate_multilevel(
     num_workers: int | None = None,
     costs: Sequence[float] | None = None,
     store: str | os.PathLike | None = None,
-    retry: Sequence[str] = (),
+    retry: str | Sequence[str] = (),
     timeout: float | None = None,
     max_failure_share: float = 0.2,
     show_progress_bars: bool = True,
@@ -74,7 +75,8 @@ def simulate_multilevel(
         retry: Rows of the store to run again, with the same theta and noise: any of
             "failed", "timed out", "invalid".
         timeout: Seconds that one call of a simulator may take. A batch that takes
-            longer is halved until the rows that hang are alone.
+            longer is halved until the rows that hang are alone. In threads, as of Dask,
+            a call beyond it is left behind and goes on using its core.
         max_failure_share: Share of failed rows of a level, those with NaN not counted,
             above which the run stops.
         show_progress_bars: Whether to show one progress bar a level.
@@ -108,6 +110,7 @@ def simulate_multilevel(
         >>> sims.num_simulations
         (100, 10)
     """
+    num_simulations = rows_per_level(num_simulations, least=2)
     _check_arguments(simulators, num_simulations, seed)
     sizes = per_level(simulation_batch_size, len(simulators))
     if store is not None:
@@ -154,11 +157,6 @@ def _check_arguments(
             f"simulators has {len(simulators)} levels, num_simulations "
             f"{len(num_simulations)}. Pass one simulator and one number a level, the "
             "cheapest first."
-        )
-    if min(num_simulations) < 2:
-        raise ValueError(
-            f"num_simulations is {tuple(num_simulations)}, but each level needs at "
-            "least 2 rows. Leave a level out to do without it."
         )
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, but is {seed!r}.")

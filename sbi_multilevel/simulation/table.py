@@ -6,8 +6,10 @@ same way: data first, then the status that speaks of it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +30,7 @@ class Columns(Protocol):
     def __getitem__(self, name: str) -> Any: ...
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Make an array in which nothing is written yet, unless there is one."""
+        """Make an array in which nothing is written yet, in place of an old one."""
         ...
 
 
@@ -125,11 +127,18 @@ class LevelTable:
 
     def tasks(self, num_rows: int, batch_size: int) -> Iterator[Task]:
         """Pending rows of the first `num_rows`, in batches on a fixed grid."""
-        for start in range(0, num_rows, batch_size):
-            stop = min(start + batch_size, num_rows)
-            rows = self.rows_with(Status.PENDING, start=start, stop=stop)
-            if len(rows):
-                yield self.task(rows)
+        block = batch_size * max(1, _BLOCK // batch_size)  # read at once
+        for first in range(0, num_rows, block):
+            pending = self.rows_with(
+                Status.PENDING, start=first, stop=min(first + block, num_rows)
+            )
+            if len(pending) == 0:
+                continue
+            task = self.task(pending)
+            edges = np.arange(first, first + block + batch_size, batch_size)
+            for start, stop in pairwise(np.searchsorted(pending, edges)):
+                if stop > start:
+                    yield task.part(slice(start, stop))
 
     def write(self, rows: np.ndarray, outcome: Outcome) -> Outcome:
         """Write what became of `rows`; the status comes last.
@@ -141,7 +150,7 @@ class LevelTable:
         for name in ("x", "x_coarse"):
             values = getattr(outcome, name)
             if values is not None:
-                if name not in self.columns:
+                if name not in self.columns or not self._fits(name, values):
                     self.columns.create(name, (len(self), *values.shape[1:]))
                 self._write(name, rows, values)
         self._write("seconds", rows, outcome.seconds)
@@ -171,16 +180,20 @@ class LevelTable:
         ):
             yield Failure(self.level, int(row), Status(int(status)).label, str(error))
 
-    def seconds(self) -> tuple[np.ndarray, int]:
-        """Seconds spent on both sides, shape `(2,)`, by so many rows that came back."""
+    def seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds spent on both sides, and rows for which they are known, shape `(2,)`.
+
+        Of the rows that came back; failed ones may have ended early.
+        """
         rows = self.rows_with(Status.OK, Status.INVALID)
-        return self._read("seconds", rows).sum(axis=0), len(rows)
+        seconds = self._read("seconds", rows)
+        return np.nansum(seconds, axis=0), np.isfinite(seconds).sum(axis=0)
 
     def total_seconds(self) -> float:
         """Seconds spent by all rows, those of failed ones included."""
         return float(
             sum(
-                self.columns["seconds"][i : i + _BLOCK].sum()
+                np.nansum(self._at("seconds", slice(i, i + _BLOCK)))
                 for i in range(0, len(self), _BLOCK)
             )
         )
@@ -193,10 +206,7 @@ class LevelTable:
         """
         rows = self.rows_with(Status.OK, Status.INVALID, stop=num_rows)
         if len(rows) == 0:
-            raise ValueError(
-                f"Level {self.level} has 0 valid rows of {len(self)}: none has been "
-                "simulated, or all failed. Run the pending rows, or `retry` the others."
-            )
+            raise ValueError(no_valid_rows(self))
         return self.read(rows)
 
     def read(self, rows: np.ndarray) -> LevelSimulations:
@@ -209,13 +219,20 @@ class LevelTable:
         """A column at `rows`."""
         return torch.from_numpy(self._read(name, rows))
 
+    def _fits(self, name: str, values: np.ndarray) -> bool:
+        return self.columns[name].shape[1:] == values.shape[1:]
+
     def _with_known_shape(self, outcome: Outcome) -> Outcome:
-        if outcome.x is None or "x" not in self.columns:
+        """The outcome, or a failure if x has another shape than rows that are there."""
+        if outcome.x is None or "x" not in self.columns or self._fits("x", outcome.x):
             return outcome
-        known, new = tuple(self.columns["x"].shape[1:]), outcome.x.shape[1:]
-        if known == new:
+        if len(self.rows_with(Status.OK, Status.INVALID)) == 0:
             return outcome
-        error = f"x has shape {new} a row, but that of earlier rows is {known}"
+        error = (
+            f"x has shape {outcome.x.shape[1:]} a row, but that of earlier rows is "
+            f"{self.columns['x'].shape[1:]}. If those are wrong, retry them: they are "
+            "'ok' or 'invalid'"
+        )
         seconds = float(outcome.seconds.sum())
         return Outcome.failed(len(outcome.status), Status.FAILED, error, seconds)
 
@@ -223,9 +240,19 @@ class LevelTable:
         return self._at(name, contiguous(rows))
 
     def _at(self, name: str, index: slice | np.ndarray) -> np.ndarray:
-        try:
+        with self._damage_explained(name, index):
             # a copy that the caller may change
             return np.array(self.columns[name][index])
+
+    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        index = contiguous(rows)
+        with self._damage_explained(name, index):  # chunks are read to be changed
+            self.columns[name][index] = values
+
+    @contextlib.contextmanager
+    def _damage_explained(self, name: str, index: slice | np.ndarray) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, RuntimeError) as error:  # of zarr's codecs
             raise OSError(
                 f"{name} of level {self.level} cannot be read in some of the rows "
@@ -233,12 +260,17 @@ class LevelTable:
                 "pending again."
             ) from error
 
-    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
-        self.columns[name][contiguous(rows)] = values
-
 
 def contiguous(rows: np.ndarray) -> slice | np.ndarray:
     """Rows, ascending, as a slice where they are one, which is faster."""
     if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows
+
+
+def no_valid_rows(table: LevelTable) -> str:
+    """What to say of a level without rows."""
+    return (
+        f"Level {table.level} has 0 valid rows of {len(table)}: none has been "
+        "simulated, or all failed. Run the pending rows, or `retry` the others."
+    )

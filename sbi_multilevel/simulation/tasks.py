@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -42,6 +43,12 @@ class Status(IntEnum):
             raise ValueError(f"status {name!r} is unknown. Use one of {sorted(names)}.")
         return names[name]
 
+    @classmethod
+    def all_named(cls, names: str | Sequence[str]) -> list[Status]:
+        """The statuses called so; one name stands for itself."""
+        names = (names,) if isinstance(names, str) else names
+        return [cls.named(name) for name in names]
+
     @property
     def label(self) -> str:
         """Its name in words."""
@@ -70,9 +77,10 @@ class Task:
     def halves(self) -> tuple[Task, Task]:
         """Two tasks with half of the rows each."""
         middle = len(self) // 2
-        return self._part(slice(None, middle)), self._part(slice(middle, None))
+        return self.part(slice(None, middle)), self.part(slice(middle, None))
 
-    def _part(self, part: slice) -> Task:
+    def part(self, part: slice) -> Task:
+        """Some of the rows."""
         return Task(self.level, self.rows[part], self.theta[part], self.seeds[part])
 
 
@@ -100,6 +108,12 @@ class Outcome:
         x = None if self.x is None else self.x[index]
         x_coarse = None if self.x_coarse is None else self.x_coarse[index]
         return Outcome(self.status[index], self.seconds[index], x, x_coarse, self.error)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the outputs."""
+        sides = (self.x, self.x_coarse)
+        return sum(side.nbytes for side in sides if side is not None)
 
     @classmethod
     def failed(
@@ -135,8 +149,10 @@ class Work:
             return self._run(task)
         except TimeIsUp as error:
             status, text = Status.TIMED_OUT, str(error)
-        # a simulator that exits must not take its worker along
-        except (Exception, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        # a simulator that exits or panics must not take its worker along
+        except BaseException as error:
             status, text = Status.FAILED, describe(error)
         return Outcome.failed(len(task), status, text, time.perf_counter() - start)
 
@@ -188,7 +204,8 @@ def describe(error: BaseException) -> str:
 
 
 def _checked(x: Any, num_rows: int, level: int) -> np.ndarray:
-    x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy()
+    # a copy: simulators may use their output again
+    x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy().copy()
     if x.ndim < 2 or x.shape[0] != num_rows:
         raise ValueError(
             f"The simulator of level {level} returned x of shape {tuple(x.shape)} for "

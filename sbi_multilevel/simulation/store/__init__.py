@@ -1,5 +1,5 @@
 """Simulations on disk: status a row, resumption, rows made elsewhere."""
 
-from sbi_multilevel.simulation.store.store import SimulationStore, per_level
+from sbi_multilevel.simulation.store.store import SimulationStore
 
-__all__ = ["SimulationStore", "per_level"]
+__all__ = ["SimulationStore"]

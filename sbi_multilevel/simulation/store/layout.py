@@ -7,6 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from sbi_multilevel.simulation.noise import draw_theta, row_seeds
 from sbi_multilevel.simulation.store.fingerprint import Fingerprint
 from sbi_multilevel.simulation.store.zarr_columns import ZarrColumns, import_zarr
@@ -16,6 +19,7 @@ from sbi_multilevel.simulation.tasks import Status
 FORMAT = "sbi_multilevel simulations"
 VERSION = 1
 _GROW_BY = 10_000  # rows that are planned at once
+_COMPARED = 100  # rows whose theta must be drawn again when a store grows
 
 
 def is_store(path: Path) -> bool:
@@ -24,7 +28,10 @@ def is_store(path: Path) -> bool:
     Raises:
         ValueError: If there is something else, which is left as it is.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
+        return False
+    # a run that was killed may have left a file that it was writing
+    if path.is_dir() and all(p.name.endswith(".partial") for p in path.iterdir()):
         return False
     try:
         attributes = json.loads((path / "zarr.json").read_text())["attributes"]
@@ -63,37 +70,67 @@ def read_root(path: Path, mode: str) -> Any:
     return import_zarr().open_group(str(path), mode=mode)
 
 
-def tables(root: Any, d_theta: int) -> tuple[LevelTable, ...]:
-    """The table of each level; arrays that are missing yet are made, with no rows."""
+def tables(root: Any) -> tuple[LevelTable, ...]:
+    """The table of each level.
+
+    Raises:
+        ValueError: If the store was not made to the end.
+    """
     found = []
     for level, rows in enumerate(root.attrs["chunk_rows"]):
-        group = root.require_group(f"level_{level}")
-        columns = ZarrColumns(group, rows)
-        if "status" not in columns:  # made last
-            for name, shape in {
-                "theta": (0, d_theta),
-                "seed": (0,),
-                "seconds": (0, 2),
-                "error": (0,),
-                "status": (0,),
-            }.items():
-                columns.create(name, shape)
+        name = f"level_{level}"
+        columns = ZarrColumns(root[name], rows) if name in root else ()
+        if "status" not in columns:
+            raise ValueError(
+                f"The store lacks its level {level}: the run that made it was killed. "
+                "Run it again, or call `SimulationStore.create`, to complete it."
+            )
         found.append(LevelTable(level, columns))
     return tuple(found)
 
 
+def complete(root: Any, d_theta: int) -> None:
+    """Make the arrays that a store lacks yet, without rows."""
+    for level, rows in enumerate(root.attrs["chunk_rows"]):
+        columns = ZarrColumns(root.require_group(f"level_{level}"), rows)
+        shapes = {
+            "theta": (0, d_theta),
+            "seed": (0,),
+            "seconds": (0, 2),
+            "error": (0,),
+            "status": (0,),  # the last one
+        }
+        if "status" not in columns:
+            for name, shape in shapes.items():
+                columns.create(name, shape)
+
+
 def grow(table: LevelTable, num_rows: int, prior: Any, seed: int) -> None:
-    """Draw theta and seeds of more rows; they are pending once the status has room."""
+    """Draw theta and seeds of more rows; they are pending once the status has room.
+
+    Raises:
+        ValueError: If the prior no longer draws the theta of the rows that are there.
+    """
     columns, planned = table.columns, len(table)
     if num_rows <= planned:
         return
     assert isinstance(columns, ZarrColumns)
+    # the last rows are drawn with the next ones, and must be what they were
+    start = max(0, planned - _COMPARED)
+    if planned > 0 and not torch.allclose(
+        table.tensor("theta", np.arange(start, planned)),
+        draw_theta(prior, seed, table.level, planned, start=start),
+        rtol=1e-4,
+    ):
+        raise ValueError(
+            f"The prior draws other parameters for rows of level {table.level} than "
+            "those that the store holds. Nothing was touched; use the prior and the "
+            "versions of torch and sbi that the store was made with."
+        )
     for name in ("theta", "seed", "seconds", "error", "x", "x_coarse"):
         if name in columns:
             columns.resize(name, num_rows)
-    # from a multiple of the size of theta's blocks, which are then drawn once
-    start = planned - planned % _GROW_BY
-    for first in range(start, num_rows, _GROW_BY):
+    for first in range(planned, num_rows, _GROW_BY):
         stop = min(first + _GROW_BY, num_rows)
         theta = draw_theta(prior, seed, table.level, stop, start=first)
         columns["theta"][first:stop] = theta.numpy()

@@ -33,6 +33,9 @@ def writing(path: Path, wait: float = _WAIT_SECONDS) -> Iterator[None]:
             "has ended, or use another store."
         ) from error
     except OSError as error:
+        # not of the disk: those of a cluster, and what says already what it is
+        if isinstance(error, (TimeoutError, ConnectionError)) or error.errno is None:
+            raise
         raise OSError(
             error.errno,
             f"store={str(path)!r} cannot be read or written: "

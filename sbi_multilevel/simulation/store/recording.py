@@ -153,8 +153,8 @@ def _checked(
 
 
 def _seconds(cost: Any, num_rows: int) -> np.ndarray:
-    """Cost of the level and of the one below, shape `(n, 2)`."""
-    seconds = np.zeros((num_rows, 2))
+    """Cost of the level and of the one below, shape `(n, 2)`; NaN where not known."""
+    seconds = np.full((num_rows, 2), np.nan)
     if cost is None:
         return seconds
     cost = np.asarray(cost, float)

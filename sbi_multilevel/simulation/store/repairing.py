@@ -16,7 +16,8 @@ _BLOCK = 10_000  # rows of x that are read at once
 def repair_table(table: LevelTable) -> int:
     """Empty damaged chunks of a level; rows whose x was in one are pending again.
 
-    Where the chunk of the status is damaged, rows with a whole x are "ok".
+    So are rows whose file is gone. Where the chunk of the status is damaged, rows with
+    a whole x are "ok". Rows are marked before their data is touched.
 
     Returns:
         The number of rows that must be run again.
@@ -32,16 +33,26 @@ def repair_table(table: LevelTable) -> int:
                 "this one that can be read."
             )
     for name in ("seconds", "error"):
-        _empty(table, name)
-    unknown = _empty(table, "status")
+        _empty(table, name, _damaged_rows(table, name))
+    unknown = _damaged_rows(table, "status")
+    _empty(table, "status", unknown)
+    without_x = [_damaged_rows(table, name) for name in ("x", "x_coarse")]
     done = table.rows_with(Status.OK, Status.INVALID)
-    without_x = np.concatenate([_empty(table, "x"), _empty(table, "x_coarse")])
-    lost = np.intersect1d(done, without_x)
+    lost = np.intersect1d(done, np.concatenate(without_x))
     table.mark(lost, Status.PENDING)
-    whole = [rows for rows in np.split(unknown, range(_BLOCK, len(unknown), _BLOCK))]
-    found = np.concatenate([rows[_has_x(table, rows)] for rows in whole])
-    table.mark(found, Status.OK)
-    return len(lost) + len(unknown) - len(found)
+    for name, rows in zip(("x", "x_coarse"), without_x):
+        _empty(table, name, rows)
+    gone = _without(table, table.rows_with(Status.OK))
+    table.mark(gone, Status.PENDING)
+    still_unknown = _without(table, unknown)
+    table.mark(np.setdiff1d(unknown, still_unknown), Status.OK)
+    return len(lost) + len(gone) + len(still_unknown)
+
+
+def _without(table: LevelTable, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows whose x (or x_coarse) is not written, or not finite."""
+    parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+    return np.concatenate([part[~_has_x(table, part)] for part in parts])
 
 
 def _has_x(table: LevelTable, rows: np.ndarray) -> np.ndarray:
@@ -52,16 +63,22 @@ def _has_x(table: LevelTable, rows: np.ndarray) -> np.ndarray:
     return status_of(table.tensor("x", rows).numpy(), coarse) == Status.OK
 
 
-def _empty(table: LevelTable, name: str) -> np.ndarray:
-    """Write "nothing" to the damaged chunks of a column; returns their rows."""
+def _damaged_rows(table: LevelTable, name: str) -> np.ndarray:
+    """Rows of a column in chunks that cannot be read."""
     if name not in table.columns:
         return np.zeros(0, np.int64)
+    ranges = [np.arange(*ends) for ends in _damaged(table.columns[name])]
+    return np.concatenate([np.zeros(0, np.int64), *ranges])
+
+
+def _empty(table: LevelTable, name: str, rows: np.ndarray) -> None:
+    """Write "nothing" to the chunks that hold `rows`, which are whole chunks."""
+    if len(rows) == 0:
+        return
     array = table.columns[name]
-    rows = [np.zeros(0, np.int64)]
-    for start, stop in list(_damaged(array)):
-        array[start:stop] = KINDS[name][1]
-        rows.append(np.arange(start, stop))
-    return np.concatenate(rows)
+    for start in np.unique(rows // array.chunks[0]) * array.chunks[0]:
+        stop = min(start + array.chunks[0], array.shape[0])
+        array[int(start) : int(stop)] = KINDS[name][1]
 
 
 def _damaged(array: Any) -> Iterator[tuple[int, int]]:

@@ -23,12 +23,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sbi.utils.user_input_checks import process_prior
 
 from sbi_multilevel.simulation.accounting import measured_costs, summary
+from sbi_multilevel.simulation.arguments import per_level, rows_per_level
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, seeded
 from sbi_multilevel.simulation.reading import (
@@ -114,19 +116,18 @@ class SimulationStore:
             ImportError: If zarr is missing.
             RuntimeError: If another process writes to the store.
         """
-        path = Path(path)
+        path = Path(path).resolve()
+        planned = rows_per_level(num_simulations, least=0)
         with seeded(seed):  # sbi draws from the prior to check it
             prior, *_ = process_prior(prior)
-        fingerprint = Fingerprint.of(prior, len(num_simulations), seed, noise)
+        fingerprint = Fingerprint.of(prior, len(planned), seed, noise)
         with writing(path):
             if not layout.is_store(path):
-                layout.make(
-                    path, fingerprint, per_level(chunk_rows, len(num_simulations))
-                )
+                layout.make(path, fingerprint, per_level(chunk_rows, len(planned)))
             store = cls(path, noise, is_writable=True)
             store._check_is_same(fingerprint)
-            tables = layout.tables(store._root, len(fingerprint.prior[0]))
-            for table, num_rows in zip(tables, num_simulations):
+            layout.complete(store._root, len(fingerprint.prior[0]))
+            for table, num_rows in zip(store.tables, planned):
                 layout.grow(table, num_rows, prior, seed)
         return store
 
@@ -148,20 +149,20 @@ class SimulationStore:
         Raises:
             ValueError: If there is no store at `path`, or the noise is another one.
         """
-        path = Path(path)
+        path = Path(path).resolve()
         if not layout.is_store(path):
             raise ValueError(f"path={str(path)!r} holds no store. Use `create`.")
         store = cls(path, noise, not read_only)
         if noise is not None:
             stored = store.fingerprint
-            asked = Fingerprint(**{**vars(stored), "noise": noise_draws(noise)})
+            asked = replace(stored, noise=noise_draws(noise))
             store._check_is_same(asked)
         return store
 
     @property
     def tables(self) -> tuple[LevelTable, ...]:
         """The rows of each level as they are on disk."""
-        return layout.tables(self._root, len(self.fingerprint.prior[0]))
+        return layout.tables(self._root)
 
     @property
     def num_simulations(self) -> tuple[int, ...]:
@@ -169,8 +170,8 @@ class SimulationStore:
         return tuple(len(table) for table in self.tables)
 
     @property
-    def costs(self) -> tuple[float, ...]:
-        """Mean seconds (or recorded cost) of a run of each simulator."""
+    def costs(self) -> tuple[float, ...] | None:
+        """Mean seconds (or recorded cost) of a run of each simulator, if known."""
         return measured_costs(self.tables)
 
     def run(
@@ -180,7 +181,7 @@ class SimulationStore:
         num_simulations: Sequence[int] | None = None,
         simulation_batch_size: int | Sequence[int] | None = None,
         num_workers: int | None = None,
-        retry: Sequence[str] = (),
+        retry: str | Sequence[str] = (),
         timeout: float | None = None,
         max_failure_share: float = 0.2,
         costs: Sequence[float] | None = None,
@@ -215,13 +216,13 @@ class SimulationStore:
             max_failure_share,
             show_progress_bars,
         )
-        statuses = [Status.named(name) for name in retry]
+        statuses = Status.all_named(retry)
         with self._writing(wait=0.0):
             self._note_simulators(simulators)
             tables = self.tables
             for table in tables:
                 table.reset(*statuses)
-            stops = num_simulations or self.num_simulations
+            stops = self._checked_stops(num_simulations)
             fill(tables, stops, work, effort, costs)
         return self
 
@@ -274,7 +275,7 @@ class SimulationStore:
 
         Theta and noise stay the same. Returns how many rows there are.
         """
-        chosen = [Status.named(name) for name in statuses]
+        chosen = Status.all_named(statuses)
         with self._writing():
             return sum(table.reset(*chosen) for table in self.tables)
 
@@ -313,7 +314,7 @@ class SimulationStore:
             ValueError: If a level has fewer than two valid rows.
             OSError: If a chunk cannot be read; `repair` then says what is lost.
         """
-        tables, stops = self.tables, num_simulations or self.num_simulations
+        tables, stops = self.tables, self._checked_stops(num_simulations)
         chosen = tuple(costs) if costs is not None else self.costs
         if memory_map is not None:
             return memory_mapped(tables, stops, chosen, memory_map)
@@ -338,25 +339,52 @@ class SimulationStore:
             )
         return writing(self.path) if wait is None else writing(self.path, wait)
 
-    def _check_is_same(self, asked: Fingerprint) -> None:
+    def _check_is_same(self, asked: Fingerprint, remedy: str = "") -> None:
         differences = self.fingerprint.differences(asked)
         if differences:
             raise ValueError(
                 f"store={str(self.path)!r} belongs to another run; "
                 f"{'; '.join(differences)}. Name another path, or ask for the same "
-                "run. Nothing was touched."
+                f"run{remedy}. Nothing was touched."
             )
+
+    def rename_simulators(self, simulators: Sequence[Simulator]) -> None:
+        """Take simulators of other names for those of earlier runs.
+
+        For code that was moved or mended. Rows that are there are not run again.
+        """
+        with self._writing():
+            self.fingerprint = replace(self.fingerprint, simulators=None)
+            self._root.attrs["fingerprint"] = vars(self.fingerprint)
+            self._note_simulators(simulators)
+
+    def _checked_stops(self, asked: Sequence[int] | None) -> tuple[int, ...]:
+        """Rows of each level to use, the first ones."""
+        planned = self.num_simulations
+        if asked is None:
+            return planned
+        stops = rows_per_level(asked, least=0)
+        if len(stops) != len(planned) or any(a > b for a, b in zip(stops, planned)):
+            raise ValueError(
+                f"num_simulations={stops} must be a number for each level, no more "
+                f"than the {planned} rows of store={str(self.path)!r}. `create` adds "
+                "rows."
+            )
+        return stops
 
     def _note_simulators(self, simulators: Sequence[Simulator]) -> None:
         names = [name_of(simulator) for simulator in simulators]
+        # as it is now: another process may have written it
+        self._root = layout.read_root(self.path, "r+")
+        self.fingerprint = Fingerprint(**self._root.attrs["fingerprint"])
         known = self.fingerprint
         if len(names) != known.num_levels:
             raise ValueError(
                 f"simulators has {len(names)} entries, and store={str(self.path)!r} "
                 f"{known.num_levels} levels. Pass one simulator a level."
             )
-        asked = Fingerprint(**{**vars(known), "simulators": names})
-        self._check_is_same(asked)
+        asked = replace(known, simulators=names)
+        self._check_is_same(asked, "; or `rename_simulators`, if only names changed")
         if known.simulators is None:
             self._root.attrs["fingerprint"] = vars(asked)
             self.fingerprint = asked
@@ -368,18 +396,3 @@ class SimulationStore:
                 "`SimulationStore.open(path, noise=sampler)`."
             )
         return self._noise
-
-
-def per_level(sizes: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """A number a level.
-
-    Raises:
-        ValueError: If there is another number of them.
-    """
-    sizes = (sizes,) * num_levels if isinstance(sizes, int) else tuple(sizes)
-    if len(sizes) != num_levels or min(sizes) < 1:
-        raise ValueError(
-            f"simulation_batch_size must be an integer >= 1, or one for each of the "
-            f"{num_levels} levels, but is {sizes}."
-        )
-    return sizes

@@ -54,9 +54,7 @@ class ZarrColumns:
         return self._arrays[name]
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Make an array in which nothing is written yet, unless there is one."""
-        if name in self:
-            return
+        """Make an array in which nothing is written yet, in place of an old one."""
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
         dtype, fill = KINDS[name]
@@ -67,6 +65,7 @@ class ZarrColumns:
             chunks=(rows, *shape[1:]),
             dtype=dtype,
             fill_value=fill,
+            overwrite=True,
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
         )
 
