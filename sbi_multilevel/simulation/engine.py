@@ -23,8 +23,9 @@ Result = tuple[Task, Outcome]
 
 _TASKS_PER_WORKER = 64
 _BYTES_UNDER_WAY = 2**27
-# beyond two calls of the simulators, for what cannot be interrupted from inside
-_GRACE_SECONDS = 30.0
+# beyond two calls of the simulators, for what cannot be interrupted from inside: workers
+# may take minutes to start where files are far away
+_GRACE_SECONDS = 300.0
 
 
 class _WorkerDied(Exception):
