@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes every figure of the README's tables: some four hours on 2 cores.
+# Makes every figure of the README's tables: some seven hours on 2 cores.
 # SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra, SBI_MULTILEVEL_OU2
 # that of the published OU2 sets.
 set -euo pipefail
@@ -32,4 +32,11 @@ for task in ou2-useless ou2-delta1-reversed; do
     run "$task" "$task" --rows 10000,50 --methods high mf mf-unaligned
 done
 
+run ou2-rounds ou2-published --rows 10000,50 10000,100 --observations 10 \
+    --methods mf mf-ensemble mf-tsnpe mf-tsnpe-af
+run ou2-high-ensembles ou2-published --rows 10000,50 10000,100 --observations 10 \
+    --methods high high-ensemble
+run allocation allocation
+
+"$python" -m sbi_multilevel.benchmark overhead | tee "$out/overhead.md"
 "$python" -m sbi_multilevel.benchmark cost | tee "$out/cost.md"

@@ -177,10 +177,24 @@ def valid_rows(columns: dict[str, Tensor], level: int) -> Tensor:
             f"Dropped {num_dropped} of {num_rows} rows of level {level}: NaN or inf "
             f"({why}).{together * (len(columns) == 3)} Likelihoods learned from the "
             "remaining rows are those of valid outputs only: if failing depends on "
-            "theta, they are biased.",
+            f"theta, they are biased.{_of_unbounded_loss(invalid)}",
             stacklevel=5,
         )
     return ~dropped
+
+
+def _of_unbounded_loss(invalid: dict[str, Tensor]) -> str:
+    """What to add where a cheap side fails and the dear side of the pair does not."""
+    if "x_coarse" not in invalid:
+        return ""
+    number = int((invalid["x_coarse"] & ~invalid["x"]).sum())
+    if number == 0:
+        return ""
+    return (
+        f" In {number} of them x_coarse alone is invalid: with a level above this one, "
+        "the minus terms there lack their counterpart and the multilevel loss has no "
+        "lower bound. Let the cheaper simulator return something finite instead."
+    )
 
 
 def warn_if_pairing_looks_broken(x: Tensor, x_coarse: Tensor, level: int) -> None:

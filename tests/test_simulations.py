@@ -81,6 +81,9 @@ def test_pairs_are_masked_together(bad_fine, bad_coarse, bad_theta):
         return
     assert f"Dropped {len(bad)} of {N}" in messages[0]
     assert f"{len(bad_coarse)} in x_coarse" in messages[0]
+    alone = len(bad_coarse - bad_fine)
+    assert ("no lower bound" in messages[0]) == (alone > 0)
+    assert alone == 0 or f"In {alone} of them x_coarse alone" in messages[0]
 
 
 def broken_pairing_warnings(x, x_coarse):

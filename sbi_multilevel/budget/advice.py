@@ -18,6 +18,9 @@ C_L / B`. A level is worth having if no chain without it has less variance. All 
 have the same factor 1/B, so the verdict does not depend on the budget, as long as it
 pays some rows of each level.
 
+Chains that end below L are not compared: whether a cheaper level alone would do is a
+question of bias, which held-out high-fidelity rows answer.
+
 This is the variance of the loss at one :math:`\phi`. It says how well the loss is known
 there, not how a network generalises from few rows: low-fidelity rows also teach it
 what they share with the high-fidelity ones, which the loss alone does not show.
