@@ -23,8 +23,8 @@ Result = tuple[Task, Outcome]
 
 _TASKS_PER_WORKER = 64
 _BYTES_UNDER_WAY = 2**27
-# beyond two calls of the simulators, for what cannot be interrupted from inside: workers
-# may take minutes to start where files are far away
+# beyond two calls of the simulators, for what cannot be interrupted from inside: where
+# files are far away, workers may take minutes to start
 _GRACE_SECONDS = 300.0
 
 
