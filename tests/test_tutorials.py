@@ -30,6 +30,7 @@ def test_the_toggle_switch_tutorial_runs(executed):
     assert nlpd["MLNPE, aligned"] < nlpd["MLNPE"]
 
 
+@pytest.mark.slow
 def test_the_transfer_tutorial_runs(tmp_path):
     notebook = nbformat.read(FOLDER / "transfer.ipynb", as_version=4)
     where = {"metadata": {"path": str(tmp_path)}}  # sbi writes its logs there
@@ -46,6 +47,7 @@ def test_the_transfer_tutorial_runs(tmp_path):
     assert nlpd["MFNPE"] < nlpd["MFNPE, useless cheap rows"]
 
 
+@pytest.mark.slow
 def test_the_budget_tutorial_runs(tmp_path):
     notebook = nbformat.read(FOLDER / "budget.ipynb", as_version=4)
     where = {"metadata": {"path": str(tmp_path)}}  # sbi writes its logs there
