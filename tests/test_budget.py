@@ -244,3 +244,19 @@ def test_a_trainer_is_fitted_anew_with_all_rows():
 def test_bad_arguments_are_refused_by_name(options, named):
     with pytest.raises(ValueError, match=named):
         run(**options)
+
+
+def test_rows_recorded_without_a_cost_ask_for_costs(tmp_path):
+    from sbi_multilevel import SimulationStore
+
+    pytest.importorskip("zarr")
+    path = tmp_path / "run.zarr"
+    store = SimulationStore.create(path, prior(), (40, 20))
+    for level in (0, 1):
+        rows = store.pending(level)
+        store.record(rows.ids, rows.theta + 1, x_coarse=rows.theta if level else None)
+    simulators = [lambda theta, seeds: theta, lambda theta, seeds: theta + 1]
+    with pytest.raises(ValueError, match="recorded without. Pass costs"):
+        simulate_budget(
+            simulators, prior(), 1e6, (40, 20), store=path, show_progress_bars=False
+        )

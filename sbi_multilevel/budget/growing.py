@@ -94,7 +94,20 @@ class GrowingSimulations:
         self._memory: tuple[LevelTable, ...] = ()
 
     def simulate(self, num_simulations: Sequence[int]) -> MultilevelSimulations:
-        """The first rows of each level; only those that are new are simulated."""
+        """The first rows of each level; only those that are new are simulated.
+
+        Raises:
+            ValueError: If the cost of a level is neither given nor measured.
+        """
+        simulations = self._simulated(num_simulations)
+        if simulations.costs is None:
+            raise ValueError(
+                "costs is None and the cost of some level is unknown: the store holds "
+                "rows that were recorded without. Pass costs, a number a level."
+            )
+        return simulations
+
+    def _simulated(self, num_simulations: Sequence[int]) -> MultilevelSimulations:
         source = self.source
         if source.store is not None:
             store = self._store(num_simulations)
@@ -117,7 +130,7 @@ class GrowingSimulations:
         effort = source.effort(source.batch_sizes, source.show_progress_bars)
         fill(self._memory, num_simulations, work, effort, source.costs)
         costs = source.costs or measured_costs(self._memory)
-        return simulations_of(self._memory, num_simulations, tuple(costs))
+        return simulations_of(self._memory, num_simulations, costs)
 
     def existing(self) -> tuple[int, ...]:
         """Rows of each level up to the last that was run before, e.g. in the store."""
