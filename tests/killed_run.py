@@ -7,17 +7,9 @@ import os
 import sys
 import time
 
-import torch
-from sbi.utils import BoxUniform
+from tests.two_levels import simulate
 
-from sbi_multilevel import simulate_multilevel
-
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 ROWS, BATCH = (600, 150), 5
-
-
-def normal_noise(n, generator):
-    return torch.randn(n, 4, generator=generator)
 
 
 class Logged:
@@ -37,16 +29,9 @@ class Logged:
 
 
 def run(path, log=None, **options):
-    return simulate_multilevel(
-        [Logged(0.0, log), Logged(0.1, log)],
-        PRIOR,
-        ROWS,
-        noise=normal_noise,
-        store=path,
-        simulation_batch_size=BATCH,
-        show_progress_bars=False,
-        **options,
-    )
+    simulators = (Logged(0.0, log), Logged(0.1, log))
+    options = {"simulation_batch_size": BATCH, **options}
+    return simulate(simulators, n=ROWS, store=path, **options)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,7 @@ from sbi.utils import BoxUniform
 from scipy.stats import uniform
 
 from sbi_multilevel import one_at_a_time, simulate_multilevel
-
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
-
-
-def coarse(theta, noise):
-    return theta + noise[:, :2]
-
-
-def fine(theta, noise):
-    return theta + noise[:, :2] + 0.1 * noise[:, 2:]
-
-
-def normal_noise(n, generator):
-    return torch.randn(n, 4, generator=generator)
+from tests.two_levels import PRIOR, coarse, fine, normal_noise
 
 
 def seeded_coarse(theta, seed):

@@ -1,41 +1,23 @@
 """Faults injected into runs: each ends in a clear status or error, nothing is lost."""
 
 import contextlib
-import errno
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
-from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 import torch
-from sbi.utils import BoxUniform
 
-from sbi_multilevel import SimulationStore, TooManyFailures, simulate_multilevel
+from sbi_multilevel import SimulationStore, TooManyFailures
 from sbi_multilevel.simulation.tasks import Status
-from sbi_multilevel.simulation.time_limit import TimeIsUp, call_within
+from tests.two_levels import PRIOR, assert_same, coarse, fine, normal_noise
+from tests.two_levels import simulate as run_
 
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 ROWS = (40, 20)
-
-
-def coarse(theta, noise):
-    return theta + noise[:, :2]
-
-
-def fine(theta, noise):
-    return theta + noise[:, :2] + 0.1 * noise[:, 2:]
-
-
-def normal_noise(n, generator):
-    return torch.randn(n, 4, generator=generator)
 
 
 def is_bad(theta):
@@ -96,11 +78,8 @@ FAULTS = {
 }
 
 
-def run(simulator=fine, **options):
-    options = {"num_simulations": ROWS, "noise": normal_noise, **options}
-    return simulate_multilevel(
-        [coarse, simulator], PRIOR, show_progress_bars=False, **options
-    )
+def run(simulator=fine, num_simulations=ROWS, **options):
+    return run_((coarse, simulator), n=num_simulations, **options)
 
 
 @pytest.fixture(scope="module")
@@ -240,158 +219,6 @@ def test_retry_needs_a_store():
         run(retry=("failed",))
 
 
-# ------------------------------------------------------------- time limits
-
-
-def test_a_limit_leaves_results_and_errors_alone():
-    for where in (_here, _in_thread):
-        assert where(lambda: call_within(5.0, lambda a: a + 1, 2)) == 3
-        with pytest.raises(ZeroDivisionError):
-            where(lambda: call_within(5.0, lambda: 1 / 0))
-        start = time.perf_counter()
-        with pytest.raises(TimeIsUp):
-            where(lambda: call_within(0.05, time.sleep, 20))
-        assert time.perf_counter() - start < 10
-
-
-def _here(function):
-    return function()
-
-
-def _in_thread(function):
-    ended = []
-
-    def call():
-        try:
-            ended.append((function(), None))
-        except BaseException as error:
-            ended.append((None, error))
-
-    thread = threading.Thread(target=call)
-    thread.start(), thread.join()
-    result, error = ended[0]
-    if error is not None:
-        raise error
-    return result
-
-
-# ------------------------------------------------------------------ the disk
-
-
-def chunk_files(path, level, name):
-    return sorted(
-        p for p in (path / f"level_{level}" / name / "c").rglob("*") if p.is_file()
-    )
-
-
-@pytest.mark.parametrize("kept", (0, 0.5))
-@pytest.mark.parametrize("name", ("x", "x_coarse", "status", "seconds"))
-def test_a_truncated_chunk_is_told_and_repaired(name, kept, healthy, tmp_path):
-    path = tmp_path / "run.zarr"
-    run(store=path, simulation_batch_size=5)
-    file = chunk_files(path, 1, name)[-1]
-    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
-    with pytest.raises(OSError, match=f"{name} of level 1 .*repair"):
-        SimulationStore.open(path).to_simulations()
-    store = SimulationStore.open(path)
-    assert store.repair() == (5 if name.startswith("x") else 0)
-    again = run(store=path)
-    for a, b in zip(again, healthy):
-        assert torch.equal(a.theta, b.theta) and torch.equal(a.x, b.x)
-    assert store.repair() == 0
-
-
-def test_damaged_parameters_are_told(tmp_path):
-    path = tmp_path / "run.zarr"
-    run(store=path)
-    chunk_files(path, 0, "theta")[0].write_bytes(b"")
-    with pytest.raises(OSError, match="theta of level 0"):
-        SimulationStore.open(path).to_simulations()
-    with pytest.raises(OSError, match="theta of level 0 is damaged"):
-        SimulationStore.open(path).repair()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-def test_a_full_disk_keeps_what_was_done(healthy, tmp_path):
-    """A limit on the size of files stands for the disk: chunk 3 no longer fits."""
-    script = """
-        import resource, sys
-        from tests.test_simulation_faults import *
-        path = sys.argv[1]
-        def coarse_(theta, noise):
-            if theta[0, 0] == stop_at:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
-            return coarse(theta, noise)
-        coarse_.__qualname__ = "coarse"
-        stop_at = float(run().levels[0].theta[25, 0])
-        simulate_multilevel([coarse_, fine], PRIOR, ROWS, noise=normal_noise,
-            store=path, simulation_batch_size=5, show_progress_bars=False)
-    """
-    path = tmp_path / "run.zarr"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(path)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert done.returncode != 0
-    assert "cannot be read or written: File too large" in done.stderr, done.stderr
-    assert "kept; mend it and run again" in done.stderr
-    assert "25 ok" in SimulationStore.open(path).summary()
-    for a, b in zip(run(store=path), healthy):
-        assert torch.equal(a.x, b.x)
-
-
-def test_a_store_that_cannot_be_written_says_so(healthy, tmp_path, monkeypatch):
-    from zarr.storage import _local
-
-    path = tmp_path / "run.zarr"
-    run(store=path, num_simulations=(30, 10))
-
-    def refuse(*arguments, **options):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_local, "_put", refuse)
-        with pytest.raises(OSError, match="cannot be read or written: Read-only"):
-            run(store=path)
-    store = SimulationStore.open(path, read_only=True)
-    assert len(store.to_simulations([30, 10])[0]) == 30
-    with pytest.raises(ValueError, match="read-only"):
-        store.retry("ok")
-    for a, b in zip(run(store=path), healthy):
-        assert torch.equal(a.x, b.x)
-
-
-def _hold(path, is_open, may_end):
-    def slow(theta, noise):
-        is_open.set()
-        may_end.wait(60)
-        return fine(theta, noise)
-
-    slow.__qualname__ = "fine"
-    run(slow, store=path)
-
-
-def test_another_process_on_the_same_store_is_refused(healthy, tmp_path):
-    path = tmp_path / "run.zarr"
-    context = multiprocessing.get_context("fork")
-    is_open, may_end = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(path, is_open, may_end))
-    other.start()
-    try:
-        assert is_open.wait(60)
-        with pytest.raises(RuntimeError, match="written by another process"):
-            SimulationStore.open(path, noise=normal_noise).run([coarse, fine])
-        # reading is allowed
-        assert "40 ok" in SimulationStore.open(path, read_only=True).summary()
-    finally:
-        may_end.set()
-        other.join()
-    for a, b in zip(run(store=path), healthy):
-        assert torch.equal(a.x, b.x)
-
-
 def test_statuses_have_the_names_of_the_docs():
     names = ["pending", "ok", "failed", "timed out", "invalid"]
     assert [status.label for status in Status] == names
@@ -444,16 +271,7 @@ def test_a_simulator_may_use_its_output_again(healthy):
 
         return simulate
 
-    sims = simulate_multilevel(
-        [reusing(coarse), reusing(fine)],
-        PRIOR,
-        ROWS,
-        noise=normal_noise,
-        show_progress_bars=False,
-    )
-    for a, b in zip(sims, healthy):
-        assert torch.equal(a.x, b.x)
-    assert torch.equal(sims[1].x_coarse, healthy[1].x_coarse)
+    assert_same(run_((reusing(coarse), reusing(fine)), n=ROWS), healthy)
 
 
 def test_a_first_row_of_a_wrong_shape_does_not_spoil_the_store(healthy, tmp_path):
@@ -478,130 +296,4 @@ def test_a_first_row_of_a_wrong_shape_does_not_spoil_the_store(healthy, tmp_path
     store.rename_simulators([coarse, fine])
     store.retry("ok", "failed")
     sims = run(store=path)
-    for a, b in zip(sims, healthy):
-        assert torch.equal(a.x, b.x)
-
-
-def test_tasks_are_taken_as_workers_need_them():
-    from sbi_multilevel.simulation.engine import run_tasks
-    from sbi_multilevel.simulation.table import memory_table
-    from sbi_multilevel.simulation.tasks import Work
-
-    taken, table = (
-        [],
-        memory_table(
-            0, torch.zeros(10_000, 2), torch.arange(10_000, dtype=torch.int64)
-        ),
-    )
-
-    def noted():
-        for task in table.tasks(10_000, 1):
-            taken.append(task)
-            yield task
-
-    results = run_tasks(noted(), Work((lambda theta, seeds: theta,)), None)
-    for done in range(1_000):
-        next(results)
-        assert len(taken) <= done + 64
-    results.close()
-
-
-def test_the_limit_of_failures_is_not_met_by_chance():
-    from sbi_multilevel.simulation.accounting import FailureLimit
-    from sbi_multilevel.simulation.table import memory_table
-    from sbi_multilevel.simulation.tasks import Outcome
-
-    def stopped(rate, seed, rows=1_000):
-        failed = np.random.default_rng(seed).random(rows) < rate
-        table = memory_table(0, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-        limit = FailureLimit(table, 0.2)
-        good = Outcome(np.array([Status.OK], np.uint8), np.zeros((1, 2)))
-        bad = Outcome.failed(1, Status.FAILED, "why")
-        try:
-            for is_failed in failed:
-                limit.check(bad if is_failed else good)
-        except TooManyFailures:
-            return True
-        return False
-
-    assert sum(stopped(0.15, seed) for seed in range(50)) <= 2
-    assert all(stopped(0.3, seed) for seed in range(20))
-
-
-def test_timers_of_others_go_on():
-    rung = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        with pytest.raises(TimeIsUp):
-            call_within(0.05, time.sleep, 20)
-        assert not rung
-        time.sleep(0.5)
-        assert rung
-        assert call_within(float("inf"), lambda: 3) == 3
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_the_bell_rings_again_for_whoever_catches_everything():
-    def stubborn():
-        for _ in range(3):
-            try:
-                time.sleep(20)
-            except:  # noqa: E722
-                continue
-
-    start = time.perf_counter()
-    call_within(0.1, stubborn)
-    assert time.perf_counter() - start < 10
-
-
-def test_a_repair_that_is_killed_is_done_again(healthy, tmp_path, monkeypatch):
-    from sbi_multilevel.simulation.store import repairing
-
-    path = tmp_path / "run.zarr"
-    run(store=path, simulation_batch_size=5)
-    chunk_files(path, 1, "x")[1].write_bytes(b"")
-    store = SimulationStore.open(path)
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(repairing, "_empty", killed)
-        with pytest.raises(KeyboardInterrupt):
-            store.repair()
-    store.repair()
-    for a, b in zip(run(store=path), healthy):
-        assert torch.equal(a.x, b.x)
-
-
-def test_a_chunk_that_is_gone_is_found(healthy, tmp_path):
-    path = tmp_path / "run.zarr"
-    run(store=path, simulation_batch_size=5)
-    chunk_files(path, 1, "x")[1].unlink()
-    assert SimulationStore.open(path).repair() == 5
-    for a, b in zip(run(store=path), healthy):
-        assert torch.equal(a.x, b.x)
-
-
-def test_a_damaged_chunk_that_is_written_to_is_told(tmp_path):
-    path = tmp_path / "run.zarr"
-    SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise, chunk_rows=10)
-    run(store=path, num_simulations=(5, 5))
-    chunk_files(path, 0, "x")[0].write_bytes(b"")
-    with pytest.raises(OSError, match="x of level 0 cannot be read .*repair"):
-        run(store=path)
-    SimulationStore.open(path).repair()
-    run(store=path)
-
-
-def test_a_link_to_a_store_has_its_lock(tmp_path):
-    from sbi_multilevel.simulation.store.locking import writing
-
-    path, link = tmp_path / "run.zarr", tmp_path / "link.zarr"
-    run(store=path)
-    link.symlink_to(path, target_is_directory=True)
-    with writing(path.resolve()), pytest.raises(RuntimeError, match="another process"):
-        SimulationStore.open(link, noise=normal_noise).run([coarse, fine])
+    assert_same(sims, healthy)

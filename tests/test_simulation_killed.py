@@ -11,18 +11,12 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-import torch
 
-from sbi_multilevel import SimulationStore, simulate_multilevel
-from tests.killed_run import BATCH, PRIOR, ROWS, Logged, normal_noise, run
+from sbi_multilevel import SimulationStore
+from tests.killed_run import BATCH, ROWS, Logged, run
+from tests.two_levels import assert_same, simulate
 
 pytest.importorskip("zarr")
-
-
-def assert_same(a, b):
-    for left, right in zip(a, b, strict=True):
-        assert torch.equal(left.theta, right.theta) and torch.equal(left.x, right.x)
-        assert left.level == 0 or torch.equal(left.x_coarse, right.x_coarse)
 
 
 def start(path, log):
@@ -95,14 +89,7 @@ def test_kill_9_at_20_random_moments(tmp_path):
 @pytest.mark.parametrize("backend", ("loky", "threading"))
 def test_rows_do_not_depend_on_the_backend(backend):
     def rows(**options):
-        return simulate_multilevel(
-            [Logged(0.0, None), Logged(0.1, None)],
-            PRIOR,
-            (20, 10),
-            noise=normal_noise,
-            show_progress_bars=False,
-            **options,
-        )
+        return simulate((Logged(0.0, None), Logged(0.1, None)), n=(20, 10), **options)
 
     with joblib.parallel_config(backend=backend):
         assert_same(rows(num_workers=4, simulation_batch_size=7), rows())
@@ -147,15 +134,7 @@ def killing_one_worker(path, client):
 @pytest.mark.parametrize("batch_size", (1, 7, 1_000))
 def test_rows_are_the_same_on_dask(cluster, batch_size, tmp_path):
     with joblib.parallel_config(backend="dask"):
-        on_dask = run(tmp_path / "run.zarr") if batch_size == BATCH else None
-        on_dask = simulate_multilevel(
-            [Logged(0.0, None), Logged(0.1, None)],
-            PRIOR,
-            ROWS,
-            noise=normal_noise,
-            simulation_batch_size=batch_size,
-            show_progress_bars=False,
-        )
+        on_dask = run(tmp_path / "run.zarr", simulation_batch_size=batch_size)
     assert_same(on_dask, run(tmp_path / "here.zarr"))
 
 

@@ -11,37 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import SimulationStore, TooManyFailures, simulate_multilevel
+from sbi_multilevel import SimulationStore, TooManyFailures
+from tests.two_levels import PRIOR, assert_same, coarse, contents, fine, normal_noise
+from tests.two_levels import simulate as run_
 
 zarr = pytest.importorskip("zarr")
 
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 ROWS = (60, 25)
 
 
-def coarse(theta, noise):
-    return theta + noise[:, :2]
-
-
-def fine(theta, noise):
-    return theta + noise[:, :2] + 0.1 * noise[:, 2:]
-
-
-def normal_noise(n, generator):
-    return torch.randn(n, 4, generator=generator)
-
-
-def run(n=ROWS, simulators=(coarse, fine), prior=PRIOR, **options):
-    options = {"noise": normal_noise, "show_progress_bars": False, **options}
-    return simulate_multilevel(simulators, prior, n, **options)
-
-
-def same(a, b):
-    for left, right in zip(a, b, strict=True):
-        for name in ("theta", "x", "x_coarse"):
-            one, other = getattr(left, name), getattr(right, name)
-            assert one is other is None or torch.equal(one, other), name
-    return True
+def run(n=ROWS, **options):
+    return run_(n=n, **options)
 
 
 class Counted:
@@ -74,7 +54,7 @@ def test_a_store_holds_what_memory_would(tmp_path_factory, batch, chunk, seed):
         path, PRIOR, ROWS, noise=normal_noise, seed=seed, chunk_rows=chunk
     )
     stored = run(store=path, seed=seed, simulation_batch_size=batch)
-    assert same(stored, run(seed=seed))
+    assert_same(stored, run(seed=seed))
 
 
 @pytest.mark.parametrize("stop_after", (0, 1, 13, 59))
@@ -84,7 +64,7 @@ def test_an_interrupted_run_goes_on_and_runs_no_row_twice(path, stop_after):
         run(simulators=(first, fine), store=path, simulation_batch_size=1)
     second = Counted(coarse)
     resumed = run(simulators=(second, fine), store=path, simulation_batch_size=1)
-    assert same(resumed, run())
+    assert_same(resumed, run())
     level_0 = [row for row in first.rows + second.rows]
     assert len(level_0) == len(set(level_0)) == sum(ROWS)
 
@@ -92,7 +72,7 @@ def test_an_interrupted_run_goes_on_and_runs_no_row_twice(path, stop_after):
 def test_a_finished_run_is_read_and_not_run_again(path):
     before = run(store=path)
     again = Counted(coarse)
-    assert same(run(simulators=(again, fine), store=path), before)
+    assert_same(run(simulators=(again, fine), store=path), before)
     assert again.rows == []
 
 
@@ -100,9 +80,9 @@ def test_more_rows_add_to_a_store_and_fewer_read_the_first(path):
     run(store=path)
     counted = Counted(coarse)
     more = run(n=(2_500, 30), simulators=(counted, fine), store=path)
-    assert same(more, run(n=(2_500, 30)))
+    assert_same(more, run(n=(2_500, 30)))
     assert len(counted.rows) == 2_500 - ROWS[0] + 30 - ROWS[1]
-    assert same(run(n=(10, 5), store=path), run(n=(10, 5)))
+    assert_same(run(n=(10, 5), store=path), run(n=(10, 5)))
 
 
 def test_plain_zarr_reads_it(path):
@@ -125,9 +105,10 @@ def test_memory_mapped_rows_and_batches(path, tmp_path):
         sims = run(simulators=(coarse, sometimes_nan), store=path)
     store = SimulationStore.open(path)
     mapped = store.to_simulations(memory_map=tmp_path / "map")
-    assert same(mapped, sims) and mapped.costs == sims.costs
+    assert_same(mapped, sims)
+    assert mapped.costs == sims.costs
     mapped[0].x[:] = 0  # changes no file
-    assert same(store.to_simulations(memory_map=tmp_path / "map"), sims)
+    assert_same(store.to_simulations(memory_map=tmp_path / "map"), sims)
     parts = list(store.batches(1, batch_size=4))
     assert len(parts) > 5
     assert torch.equal(torch.cat([part.x for part in parts]), sims[1].x)
@@ -161,12 +142,7 @@ def test_a_store_of_another_run_is_refused_and_left_alone(path, other, named):
         run(store=path, **{"n": (70, 25), **other})
     if "simulators" not in other or len(other["simulators"]) == 3:
         assert contents(path) == before
-    assert same(run(store=path), run())
-
-
-def contents(path):
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return {str(p): p.read_bytes() for p in files}
+    assert_same(run(store=path), run())
 
 
 def test_something_else_is_refused_and_left_alone(tmp_path):
@@ -197,38 +173,23 @@ def test_without_zarr_the_remedy_is_named(path, monkeypatch):
     assert len(run()) == 2  # memory needs none
 
 
-# ------------------------------------------------------------- elsewhere
-
-
-def test_rows_run_elsewhere_equal_those_run_here(path):
-    store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
-    generator = np.random.default_rng(0)
-    for level, simulator in enumerate((coarse, fine)):
-        rows = store.pending(level)
-        assert len(rows) == ROWS[level]
-        for part in np.array_split(generator.permutation(len(rows)), 7):
-            theta, noise = rows.theta[part], rows.noise[part]
-            below = coarse(theta, noise) if level else None
-            record = dict(x=simulator(theta, noise), x_coarse=below, cost=2.0)
-            assert store.record(rows.ids[part], **record) == len(part)
-            assert store.record(rows.ids[part], **record) == 0  # twice harmlessly
-        assert len(store.pending(level)) == 0
-    sims = store.to_simulations()
-    assert same(sims, run())
-    assert sims.costs == (2.0, 2.0)  # the coarse side of a pair has no cost of its own
-
-
-def test_costs_are_those_of_known_runs(path):
+def test_all_rows_failed_says_so(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
-    low, high = store.pending(0), store.pending(1)
-    store.record(low.ids, low.theta)
-    store.record(high.ids, high.theta + 1, x_coarse=high.theta, cost=10.0)
-    assert store.costs is None and store.to_simulations().costs is None
-    store.retry("ok")
-    store.record(low.ids, low.theta, cost=[1.0, 2.0, 1.0, 2.0])
-    cost = [[10.0, 3.0]] * 3
-    store.record(high.ids, high.theta + 1, x_coarse=high.theta, cost=cost)
-    assert store.costs == pytest.approx(((6 + 9) / 7, 10.0))
+    with pytest.raises(ValueError, match="Level 0 has 0 valid rows of 4"):
+        store.to_simulations()
+
+
+def test_too_many_failures_keep_what_was_done(path):
+    def bad(theta, noise):
+        raise ArithmeticError("step size 0")
+
+    bad.__qualname__ = "fine"
+    with pytest.raises(TooManyFailures, match="5 x ArithmeticError: step size 0"):
+        run(simulators=(coarse, bad), store=path, simulation_batch_size=1)
+    store = SimulationStore.open(path)
+    assert "level 0: 60 ok" in store.summary() and "5 failed" in store.summary()
+    resumed = run(store=path, retry=("failed",))
+    assert_same(resumed, run())
 
 
 def test_growing_leaves_what_is_there(path):
@@ -243,7 +204,7 @@ def test_growing_leaves_what_is_there(path):
 def test_the_start_of_a_store_that_was_killed_is_none(path):
     path.mkdir()
     (path / "zarr.123.partial").write_text("{")
-    assert same(run(store=path), run())
+    assert_same(run(store=path), run())
 
 
 def test_a_half_made_store_is_told_and_completed(path):
@@ -254,7 +215,7 @@ def test_a_half_made_store_is_told_and_completed(path):
     layout.make(path, fingerprint, (5, 5))
     with pytest.raises(ValueError, match="lacks its level 0.*Run it again"):
         SimulationStore.open(path, read_only=True).summary()
-    assert same(run(store=path), run())
+    assert_same(run(store=path), run())
 
 
 def test_mapped_tensors_keep_their_file(path, tmp_path):
@@ -262,7 +223,8 @@ def test_mapped_tensors_keep_their_file(path, tmp_path):
     store = SimulationStore.open(path)
     first = store.to_simulations(memory_map=tmp_path / "map")
     again = store.to_simulations((10, 2), memory_map=tmp_path / "map")
-    assert same(first, run()) and same(again, run(n=(10, 2)))
+    assert_same(first, run())
+    assert_same(again, run(n=(10, 2)))
     empty = SimulationStore.create(tmp_path / "empty.zarr", PRIOR, (5, 5))
     with pytest.raises(ValueError, match="0 valid rows"):
         empty.to_simulations(memory_map=tmp_path / "map")
@@ -296,112 +258,4 @@ def test_bad_numbers_are_refused_by_name(path, call, named):
 
 def test_numbers_may_be_numpys_and_one_status_a_word(path):
     sims = run(n=np.array(ROWS), store=path, simulation_batch_size=np.int64(7))
-    assert same(sims, run(store=path, retry="ok"))
-
-
-def test_ids_stay_the_same_when_the_store_grows(path):
-    store = SimulationStore.create(path, PRIOR, (4, 3))
-    few = [store.pending(level) for level in (0, 1)]
-    grown = SimulationStore.create(path, PRIOR, (9, 8))
-    many = [grown.pending(level) for level in (0, 1)]
-    for a, b in zip(few, many):
-        assert np.array_equal(a.ids, b.ids[: len(a)])
-        assert torch.equal(a.theta, b.theta[: len(a)])
-        assert torch.equal(a.noise, b.noise[: len(a)])
-    everything = np.concatenate([rows.ids for rows in many])
-    assert len(np.unique(everything)) == 17
-    assert len(grown.pending(0, max_rows=3)) == 3
-
-
-def test_another_answer_for_a_row_is_told_and_the_first_kept(path):
-    store = SimulationStore.create(path, PRIOR, (4, 3))
-    rows = store.pending(0)
-    store.record(rows.ids, rows.theta)
-    with pytest.warns(UserWarning, match="4 rows of level 0 were recorded before"):
-        assert store.record(rows.ids[::-1], rows.theta) == 0
-    assert torch.equal(torch.cat([b.x for b in store.batches(0)]), rows.theta)
-
-
-def test_pairs_recorded_with_nan_are_invalid_together(path):
-    store = SimulationStore.create(path, PRIOR, (4, 3))
-    rows = store.pending(1)
-    bad = rows.theta.clone()
-    bad[1] = torch.nan
-    assert store.record(rows.ids, rows.theta + 1, x_coarse=bad) == 3
-    assert "2 ok, 1 invalid" in store.summary()
-    assert store.retry("invalid") == 1
-    assert store.pending(1).ids.tolist() == [rows.ids[1]]
-
-
-def test_failures_elsewhere_are_kept_with_their_reason(path):
-    store = SimulationStore.create(path, PRIOR, (4, 3))
-    ids = store.pending(1).ids
-    assert store.record_failures(ids[:2], "node down") == 2
-    assert {(f.level, f.row, f.error) for f in store.failures()} == {
-        (1, 0, "node down"),
-        (1, 1, "node down"),
-    }
-    assert store.retry("failed") == 2 and store.failures() == []
-
-
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        (dict(ids=[]), "ids must be one or more integers"),
-        (dict(ids=[1.5]), "ids must be one or more integers"),
-        (dict(ids=[1, 1, 3]), "twice"),
-        (dict(ids=[1, 3, 999_999]), "999999"),
-        (dict(ids=[1, 3, -1]), "-1"),
-        (dict(ids=[0, 1, 3]), "belong to the levels"),
-        (dict(x=torch.zeros(2, 2)), r"x has shape \(2, 2\)"),
-        (dict(x=torch.zeros(3)), r"x has shape \(3,\)"),
-        (dict(x_coarse=None), "need x_coarse"),
-        (dict(x_coarse=torch.zeros(3, 5)), "one row of each"),
-        (dict(cost=-1.0), "cost"),
-        (dict(cost=[1.0, 2.0, 3.0, 4.0]), "cost"),
-    ],
-)
-def test_bad_records_are_refused_by_name_and_write_nothing(path, change, named):
-    store = SimulationStore.create(path, PRIOR, (4, 3))
-    good = dict(ids=[1, 3, 5], x=torch.ones(3, 2), x_coarse=torch.zeros(3, 2), cost=1)
-    before = contents(path)
-    with pytest.raises(ValueError, match=named):
-        store.record(**{**good, **change})
-    assert contents(path) == before
-    assert store.record(**good) == 3
-    with pytest.raises(ValueError, match="must have shape"):
-        store.record([0], torch.ones(1, 7))
-
-
-def test_a_store_with_a_sampler_wants_it_back(path):
-    SimulationStore.create(path, PRIOR, (4, 3), noise=normal_noise)
-    with pytest.raises(ValueError, match="noise=sampler"):
-        SimulationStore.open(path).pending(0)
-    with pytest.raises(ValueError, match="draws of the noise"):
-        SimulationStore.open(path, noise=lambda n, g: torch.rand(n, 4, generator=g))
-    assert len(SimulationStore.open(path, noise=normal_noise).pending(0)) == 4
-
-
-def test_simulators_must_be_as_many_as_levels(path):
-    store = SimulationStore.create(path, PRIOR, (4, 3), noise=normal_noise)
-    with pytest.raises(ValueError, match="2 levels"):
-        store.run([coarse], show_progress_bars=False)
-
-
-def test_all_rows_failed_says_so(path):
-    store = SimulationStore.create(path, PRIOR, (4, 3))
-    with pytest.raises(ValueError, match="Level 0 has 0 valid rows of 4"):
-        store.to_simulations()
-
-
-def test_too_many_failures_keep_what_was_done(path):
-    def bad(theta, noise):
-        raise ArithmeticError("step size 0")
-
-    bad.__qualname__ = "fine"
-    with pytest.raises(TooManyFailures, match="5 x ArithmeticError: step size 0"):
-        run(simulators=(coarse, bad), store=path, simulation_batch_size=1)
-    store = SimulationStore.open(path)
-    assert "level 0: 60 ok" in store.summary() and "5 failed" in store.summary()
-    resumed = run(store=path, retry=("failed",))
-    assert same(resumed, run())
+    assert_same(sims, run(store=path, retry="ok"))

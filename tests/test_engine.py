@@ -1,0 +1,117 @@
+"""The engine's parts: time limits, waves of tasks, the limit of failures."""
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sbi_multilevel import TooManyFailures
+from sbi_multilevel.simulation.accounting import FailureLimit
+from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.table import memory_table
+from sbi_multilevel.simulation.tasks import Outcome, Status, Work
+from sbi_multilevel.simulation.time_limit import TimeIsUp, call_within
+
+
+def test_a_limit_leaves_results_and_errors_alone():
+    for where in (_here, _in_thread):
+        assert where(lambda: call_within(5.0, lambda a: a + 1, 2)) == 3
+        with pytest.raises(ZeroDivisionError):
+            where(lambda: call_within(5.0, lambda: 1 / 0))
+        start = time.perf_counter()
+        with pytest.raises(TimeIsUp):
+            where(lambda: call_within(0.05, time.sleep, 20))
+        assert time.perf_counter() - start < 10
+
+
+def _here(function):
+    return function()
+
+
+def _in_thread(function):
+    ended = []
+
+    def call():
+        try:
+            ended.append((function(), None))
+        except BaseException as error:
+            ended.append((None, error))
+
+    thread = threading.Thread(target=call)
+    thread.start(), thread.join()
+    result, error = ended[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def test_timers_of_others_go_on():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(TimeIsUp):
+            call_within(0.05, time.sleep, 20)
+        assert not rung
+        time.sleep(0.5)
+        assert rung
+        assert call_within(float("inf"), lambda: 3) == 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_bell_rings_again_for_whoever_catches_everything():
+    def stubborn():
+        for _ in range(3):
+            try:
+                time.sleep(20)
+            except:  # noqa: E722
+                continue
+
+    start = time.perf_counter()
+    call_within(0.1, stubborn)
+    assert time.perf_counter() - start < 10
+
+
+def test_tasks_are_taken_as_workers_need_them():
+
+    taken, table = (
+        [],
+        memory_table(
+            0, torch.zeros(10_000, 2), torch.arange(10_000, dtype=torch.int64)
+        ),
+    )
+
+    def noted():
+        for task in table.tasks(10_000, 1):
+            taken.append(task)
+            yield task
+
+    results = run_tasks(noted(), Work((lambda theta, seeds: theta,)), None)
+    for done in range(1_000):
+        next(results)
+        assert len(taken) <= done + 64
+    results.close()
+
+
+def test_the_limit_of_failures_is_not_met_by_chance():
+
+    def stopped(rate, seed, rows=1_000):
+        failed = np.random.default_rng(seed).random(rows) < rate
+        table = memory_table(0, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+        limit = FailureLimit(table, 0.2)
+        good = Outcome(np.array([Status.OK], np.uint8), np.zeros((1, 2)))
+        bad = Outcome.failed(1, Status.FAILED, "why")
+        try:
+            for is_failed in failed:
+                limit.check(bad if is_failed else good)
+        except TooManyFailures:
+            return True
+        return False
+
+    assert sum(stopped(0.15, seed) for seed in range(50)) <= 2
+    assert all(stopped(0.3, seed) for seed in range(20))
