@@ -20,7 +20,6 @@ where it was when its store is opened again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from typing import Any
 
 from sbi.utils.user_input_checks import process_prior
 
-from sbi_multilevel.simulation.accounting import measured_costs, summary
+from sbi_multilevel.simulation.accounting import summary
 from sbi_multilevel.simulation.arguments import per_level, rows_per_level
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, seeded
@@ -41,18 +40,18 @@ from sbi_multilevel.simulation.reading import (
 from sbi_multilevel.simulation.store import layout, recording
 from sbi_multilevel.simulation.store.fingerprint import (
     Fingerprint,
-    name_of,
     noise_draws,
 )
 from sbi_multilevel.simulation.store.locking import writing
+from sbi_multilevel.simulation.store.opened import OpenStore
 from sbi_multilevel.simulation.store.recording import PendingRows
 from sbi_multilevel.simulation.store.repairing import repair_table
-from sbi_multilevel.simulation.table import Failure, LevelTable
+from sbi_multilevel.simulation.table import Failure
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
 
-class SimulationStore:
+class SimulationStore(OpenStore):
     r"""Rows of all levels on disk, each with its status.
 
     Make one by `create`, or by `simulate_multilevel(..., store=path)`; open an existing
@@ -76,15 +75,6 @@ class SimulationStore:
         >>> print(store.summary())
         level 0: 100 pending, 0 ok, 0 s; level 1: 10 ok, 0 s
     """
-
-    def __init__(self, path: Path, noise: NoiseSampler | None, is_writable: bool):
-        self.path = path
-        self._noise = noise
-        self._is_writable = is_writable
-        # open files nowhere: zarr reads and writes each chunk as it is asked for
-        self._root = layout.read_root(path, "r+" if is_writable else "r")
-        fingerprint = self._root.attrs["fingerprint"]
-        self.fingerprint = Fingerprint(**fingerprint)
 
     @classmethod
     def create(
@@ -158,21 +148,6 @@ class SimulationStore:
             asked = replace(stored, noise=noise_draws(noise))
             store._check_is_same(asked)
         return store
-
-    @property
-    def tables(self) -> tuple[LevelTable, ...]:
-        """The rows of each level as they are on disk."""
-        return layout.tables(self._root)
-
-    @property
-    def num_simulations(self) -> tuple[int, ...]:
-        """Rows of each level that are planned, whatever became of them."""
-        return tuple(len(table) for table in self.tables)
-
-    @property
-    def costs(self) -> tuple[float, ...] | None:
-        """Mean seconds (or recorded cost) of a run of each simulator, if known."""
-        return measured_costs(self.tables)
 
     def run(
         self,
@@ -279,6 +254,16 @@ class SimulationStore:
         with self._writing():
             return sum(table.reset(*chosen) for table in self.tables)
 
+    def rename_simulators(self, simulators: Sequence[Simulator]) -> None:
+        """Take simulators of other names for those of earlier runs.
+
+        For code that was moved or mended. Rows that are there are not run again.
+        """
+        with self._writing():
+            self.fingerprint = replace(self.fingerprint, simulators=None)
+            self._root.attrs["fingerprint"] = vars(self.fingerprint)
+            self._note_simulators(simulators)
+
     def repair(self) -> int:
         """Make rows pending again whose chunks cannot be read; returns how many.
 
@@ -330,69 +315,3 @@ class SimulationStore:
             batch_size: Rows of the store that are read at once.
         """
         return valid_blocks(self.tables[level], size=batch_size)
-
-    def _writing(self, wait: float | None = None) -> contextlib.AbstractContextManager:
-        if not self._is_writable:
-            raise ValueError(
-                f"store={str(self.path)!r} was opened read-only. Open it "
-                "without `read_only`, to write."
-            )
-        return writing(self.path) if wait is None else writing(self.path, wait)
-
-    def _check_is_same(self, asked: Fingerprint, remedy: str = "") -> None:
-        differences = self.fingerprint.differences(asked)
-        if differences:
-            raise ValueError(
-                f"store={str(self.path)!r} belongs to another run; "
-                f"{'; '.join(differences)}. Name another path, or ask for the same "
-                f"run{remedy}. Nothing was touched."
-            )
-
-    def rename_simulators(self, simulators: Sequence[Simulator]) -> None:
-        """Take simulators of other names for those of earlier runs.
-
-        For code that was moved or mended. Rows that are there are not run again.
-        """
-        with self._writing():
-            self.fingerprint = replace(self.fingerprint, simulators=None)
-            self._root.attrs["fingerprint"] = vars(self.fingerprint)
-            self._note_simulators(simulators)
-
-    def _checked_stops(self, asked: Sequence[int] | None) -> tuple[int, ...]:
-        """Rows of each level to use, the first ones."""
-        planned = self.num_simulations
-        if asked is None:
-            return planned
-        stops = rows_per_level(asked, least=0)
-        if len(stops) != len(planned) or any(a > b for a, b in zip(stops, planned)):
-            raise ValueError(
-                f"num_simulations={stops} must be a number for each level, no more "
-                f"than the {planned} rows of store={str(self.path)!r}. `create` adds "
-                "rows."
-            )
-        return stops
-
-    def _note_simulators(self, simulators: Sequence[Simulator]) -> None:
-        names = [name_of(simulator) for simulator in simulators]
-        # as it is now: another process may have written it
-        self._root = layout.read_root(self.path, "r+")
-        self.fingerprint = Fingerprint(**self._root.attrs["fingerprint"])
-        known = self.fingerprint
-        if len(names) != known.num_levels:
-            raise ValueError(
-                f"simulators has {len(names)} entries, and store={str(self.path)!r} "
-                f"{known.num_levels} levels. Pass one simulator a level."
-            )
-        asked = replace(known, simulators=names)
-        self._check_is_same(asked, "; or `rename_simulators`, if only names changed")
-        if known.simulators is None:
-            self._root.attrs["fingerprint"] = vars(asked)
-            self.fingerprint = asked
-
-    def _checked_noise(self) -> NoiseSampler | None:
-        if self._noise is None and self.fingerprint.noise != "seeds":
-            raise ValueError(
-                f"store={str(self.path)!r} draws its noise by a sampler. Open it by "
-                "`SimulationStore.open(path, noise=sampler)`."
-            )
-        return self._noise
