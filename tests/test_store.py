@@ -259,3 +259,20 @@ def test_bad_numbers_are_refused_by_name(path, call, named):
 def test_numbers_may_be_numpys_and_one_status_a_word(path):
     sims = run(n=np.array(ROWS), store=path, simulation_batch_size=np.int64(7))
     assert_same(sims, run(store=path, retry="ok"))
+
+
+def test_a_store_whose_growth_was_killed_is_grown_again(path, monkeypatch):
+    from sbi_multilevel.simulation.store import layout
+
+    run(store=path)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "row_seeds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(n=(100, 40), store=path)
+    assert SimulationStore.open(path).num_simulations == ROWS
+    assert_same(run(store=path), run())
+    assert_same(run(n=(100, 40), store=path), run(n=(100, 40)))

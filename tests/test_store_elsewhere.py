@@ -53,6 +53,14 @@ def test_costs_are_those_of_known_runs(path):
     assert store.costs == pytest.approx(((6 + 9) / 7, 10.0))
 
 
+def test_rows_out_of_order_go_where_they_belong(path):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    rows = store.pending(0)
+    order = [0, 2, 1, 3]  # between the first and the last all are there
+    store.record(rows.ids[order], rows.theta[order])
+    assert torch.equal(next(store.batches(0)).x, rows.theta)
+
+
 def test_ids_stay_the_same_when_the_store_grows(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     few = [store.pending(level) for level in (0, 1)]
