@@ -32,6 +32,9 @@ for task in ou2-useless ou2-delta1-reversed; do
     run "$task" "$task" --rows 10000,50 --methods high mf mf-unaligned
 done
 
+for task in ou2-delta0.1 ou2-delta1 ou-reverse; do
+    run "$task" "$task" --rows 10000,50 --methods high mf
+done
 run ou2-rounds ou2-published --rows 10000,50 10000,100 --observations 10 \
     --methods mf mf-ensemble mf-tsnpe mf-tsnpe-af
 run ou2-high-ensembles ou2-published --rows 10000,50 10000,100 --observations 10 \
