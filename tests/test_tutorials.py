@@ -30,13 +30,20 @@ def test_the_toggle_switch_tutorial_runs(executed):
     assert nlpd["MLNPE, aligned"] < nlpd["MLNPE"]
 
 
+def execute(name, folder):
+    """A tutorial after it ran in `folder`, where sbi writes its logs."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=where
+    )
+    client.execute()
+    return notebook
+
+
 @pytest.mark.slow
 def test_the_transfer_tutorial_runs(tmp_path):
-    notebook = nbformat.read(FOLDER / "transfer.ipynb", as_version=4)
-    where = {"metadata": {"path": str(tmp_path)}}  # sbi writes its logs there
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=where
-    ).execute()
+    notebook = execute("transfer", tmp_path)
     text = re.sub(r"Neural network .+? epochs\.", "", printed(notebook))
     nlpd = re.findall(r"^\s*(.+?) +NLPD +(-?[\d.]+) ±", text, flags=re.M)
     nlpd = {name: float(value) for name, value in nlpd}
@@ -49,11 +56,7 @@ def test_the_transfer_tutorial_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_budget_tutorial_runs(tmp_path):
-    notebook = nbformat.read(FOLDER / "budget.ipynb", as_version=4)
-    where = {"metadata": {"path": str(tmp_path)}}  # sbi writes its logs there
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=where
-    ).execute()
+    notebook = execute("budget", tmp_path)
     text = printed(notebook)
     # the pilot's advice, and the budget
     assert "Level 0 is not worth having" in text

@@ -105,16 +105,23 @@ class LevelTable:
         self, *statuses: Status, start: int = 0, stop: int | None = None
     ) -> np.ndarray:
         """Numbers of the rows that have one of the statuses, ascending."""
-        stop = len(self) if stop is None else min(stop, len(self))
         found = [np.zeros(0, np.int64)]
-        for first in range(start, stop, _BLOCK):
-            status = self._at("status", slice(first, min(first + _BLOCK, stop)))
+        for first, status in self._status(start, stop):
             found.append(first + np.flatnonzero(np.isin(status, statuses)))
         return np.concatenate(found)
 
     def counts(self, num_rows: int | None = None) -> dict[Status, int]:
         """Number of rows with each status, of the first `num_rows`."""
-        return {s: len(self.rows_with(s, stop=num_rows)) for s in Status}
+        totals = np.zeros(len(Status), np.int64)
+        for _, status in self._status(0, num_rows):
+            totals += np.bincount(status, minlength=len(Status))
+        return {status: int(totals[status]) for status in Status}
+
+    def _status(self, start: int, stop: int | None) -> Iterator[tuple[int, np.ndarray]]:
+        """Blocks of the status of some rows, each with the number of its first row."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        for first in range(start, stop, _BLOCK):
+            yield first, self._at("status", slice(first, min(first + _BLOCK, stop)))
 
     def task(self, rows: np.ndarray) -> Task:
         """The rows, ready to run."""
