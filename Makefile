@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-sbi lint types benchmark install clean
+.PHONY: demo test test-slow test-sbi lint types benchmark report install clean
 
 install: $(INSTALLED)
 
@@ -40,9 +40,15 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# the tables of the README; SBI_MULTILEVEL_CAMELS and SBI_MULTILEVEL_OU2 name the files
+# the tables of the README; SBI_MULTILEVEL_CAMELS and SBI_MULTILEVEL_OU2 name the files.
+# Goes on where it was stopped, and ends with the report.
 benchmark: $(INSTALLED)
-	bash benchmarks/reproduce.sh $(BIN)/python
+	bash benchmarks/reproduce.sh $(abspath $(BIN)/python)
+
+# tables and curves of what the repository has, in results/report/index.html
+report: $(INSTALLED)
+	$(BIN)/python -m sbi_multilevel.benchmark report benchmarks/results/*.jsonl \
+	    --out results/report
 
 clean:
 	rm -rf $(VENV) .sbi-tests results build *.egg-info

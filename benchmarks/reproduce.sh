@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes every figure of the README's tables: some seven hours on 2 cores.
+# Makes every figure of the README's tables: some seven hours on 2 cores. What
+# results/*.jsonl have is not run again: to make them anew, remove them first.
 # SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra, SBI_MULTILEVEL_OU2
 # that of the published OU2 sets.
 set -euo pipefail
@@ -7,11 +8,14 @@ cd "$(dirname "$0")"
 mkdir -p results
 python=${1:-python}
 out=results
+failed=0
 
 run() { # name, then the arguments of the benchmark
     name=$1
     shift
-    "$python" -m sbi_multilevel.benchmark "$@" --workers 2 --out "$out/$name.json"
+    # the others go on where one fails
+    "$python" -m sbi_multilevel.benchmark "$@" --workers 2 --out "$out/$name.jsonl" ||
+        failed=1
 }
 
 for task in camels camels-shuffled; do
@@ -43,3 +47,5 @@ run allocation allocation
 
 "$python" -m sbi_multilevel.benchmark overhead | tee "$out/overhead.md"
 "$python" -m sbi_multilevel.benchmark cost | tee "$out/cost.md"
+"$python" -m sbi_multilevel.benchmark report "$out"/*.jsonl --out ../results/report
+exit "$failed"

@@ -1,7 +1,5 @@
 """Tasks, metrics and the command line of the benchmark, against analytic truths."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,11 @@ from torch.distributions import MultivariateNormal
 
 from sbi_multilevel.benchmark import __main__ as command_line
 from sbi_multilevel.benchmark import cost, demo
+from sbi_multilevel.benchmark.journal import read_records
 from sbi_multilevel.benchmark.methods import METHODS, fit
 from sbi_multilevel.benchmark.metrics import grid_kl, nlpd, summarise
 from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
-from sbi_multilevel.benchmark.run import plus_minus
+from sbi_multilevel.benchmark.records import over_seeds
 from sbi_multilevel.benchmark.tasks import TASKS, get_task, ou
 from sbi_multilevel.benchmark.tasks.camels import Camels
 from sbi_multilevel.benchmark.tasks.g_and_k import (
@@ -54,6 +53,7 @@ def test_every_task_keeps_the_contract(name, spectra):
     assert torch.isfinite(task.prior.log_prob(sims[0].theta)).all()
     other = task.simulate(counts, seed=2)
     assert torch.equal(sims[0].x, other[0].x) == (name == "camels")
+    assert sims[1].x_coarse is not None
     correlation = np.corrcoef(sims[1].x.flatten(), sims[1].x_coarse.flatten())[0, 1]
     assert correlation > 0.5
     theta, x = task.simulate_high(8, seed=1)
@@ -193,36 +193,59 @@ def test_every_method_returns_an_estimator(method, monkeypatch):
     theta, x = task.simulate_high(5, seed=3)
     assert torch.isfinite(nlpd(result.judged, theta, x)).all()
     assert result.num_epochs > 0
+    # of each level; both sides of pairs only where both are used
+    runs = {"high": (0, 20), "low": (60, 0), "oracle": (0, 50), "equal-cost": (0, 20)}
+    runs["high-ensemble"] = (0, 20)
+    other = (60, 20) if method.startswith("mf") else (80, 20)
+    assert result.runs == runs.get(method, other)
 
 
-def test_the_command_line_writes_json_and_prints_a_table(tmp_path, capsys, spectra):
-    out = tmp_path / "deep" / "out.json"
+def test_the_command_line_writes_lines_and_prints_a_table(tmp_path, capsys, spectra):
+    out = tmp_path / "deep" / "out.jsonl"
     options = ["--methods", "high", "ml", "--rows", "40,10", "--seeds", "2"]
     given = ["camels", *options, "--data", str(spectra), "--out", str(out)]
     command_line.main(given)
-    content = json.loads(out.read_text())
-    assert content["versions"]["sbi"].startswith("0.27")
-    records = content["records"]
-    assert [r["seed"] for r in records] == [0, 1, 0, 1]
-    assert str(spectra) not in json.dumps(content)
+    records = read_records(out)
+    assert sorted((r["method"], r["seed"]) for r in records) == [
+        (method, seed) for method in ("high", "ml") for seed in (0, 1)
+    ]
+    assert str(spectra) not in out.read_text()
     printed = capsys.readouterr().out
-    means = [r["nlpd"]["mean"] for r in records if r["method"] == "ml"]
-    assert f"| camels | 40 + 10 | ml | 2 | {plus_minus(means)} |" in printed
+    means = [r["metrics"]["nlpd"]["mean"] for r in records if r["method"] == "ml"]
+    assert f"| camels | 40 + 10 | ml | 2 | {over_seeds(means)}† |" in printed
 
 
 def test_runs_are_the_same_by_seed(tmp_path, spectra):
     values = []
     for name in ("a", "b"):
         options = ["camels", "--methods", "ml", "--rows", "40,10", "--seeds", "1"]
-        out = tmp_path / f"{name}.json"
+        out = tmp_path / f"{name}.jsonl"
         command_line.main([*options, "--data", str(spectra), "--out", str(out)])
-        values.append(json.loads(out.read_text())["records"][0]["nlpd"])
+        values.append(read_records(out)[0]["metrics"])
     assert values[0] == values[1]
+
+
+def test_a_failure_does_not_tell_where_the_data_lie(tmp_path, spectra, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    options = ["--methods", "high", "--rows", "40,10", "--seeds", "1"]
+    fit = "sbi_multilevel.benchmark.run.fit"
+
+    def fail(*given):
+        raise OSError(f"{spectra} is gone")
+
+    monkeypatch.setattr(fit, fail)
+    with pytest.raises(SystemExit):
+        command_line.main([
+            "camels",
+            *options,
+            *("--data", str(spectra)),
+            *("--out", str(out)),
+        ])
+    assert read_records(out)[0]["error"] == "OSError: FILE is gone"
 
 
 def test_summaries():
     assert summarise([1.0, 2.0, 9.0]) == {"mean": 4.0, "median": 2.0}
-    assert plus_minus([1.0, 2.0, 3.0]) == "2.000 ± 0.577"
 
 
 def test_cost_of_a_step_is_a_ratio(capsys):

@@ -1,6 +1,5 @@
 """Rows by a pilot against rules of thumb: equal budgets, and the command line."""
 
-import json
 import warnings
 
 import numpy as np
@@ -15,6 +14,7 @@ from sbi_multilevel.benchmark.allocation import (
     allocation_table,
     by_pilot,
 )
+from sbi_multilevel.benchmark.journal import read_records
 from sbi_multilevel.benchmark.tasks import get_task
 from sbi_multilevel.budget.allocation import row_costs
 
@@ -43,12 +43,41 @@ def test_the_pilot_counts():
 @pytest.mark.slow
 def test_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(allocation, "SETTINGS", {"g-and-k": Setting(600.0, (60, 20))})
-    out = tmp_path / "allocation.json"
+    out = tmp_path / "allocation.jsonl"
     command_line.main(["allocation", "--seeds", "1", "--out", str(out)])
-    content = json.loads(out.read_text())
-    records = content["records"]
+    records = read_records(out)
     assert [r["scheme"] for r in records] == list(allocation.SCHEMES)
-    assert all(np.isfinite(record["kl"]["mean"]) for record in records)
-    assert "--out FILE" in content["command"]
-    table = allocation_table(records)
-    assert table.count("\n") == 5 and table in capsys.readouterr().out
+    assert all(np.isfinite(record["metrics"]["kl"]["mean"]) for record in records)
+    assert "--out FILE" in records[0]["command"]
+    given = allocation_table(records)
+    assert len(given.rows) == 4 and str(given) in capsys.readouterr().out
+
+
+def test_what_the_file_has_is_not_run_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(allocation, "SETTINGS", {"g-and-k": Setting(600.0, (60, 20))})
+    seen = []
+
+    def stub(run):
+        seen.append((run.scheme, run.seed))
+        if run.scheme == "pilot" and len(seen) < 6:
+            raise RuntimeError("no luck")
+        result = {"kl": {"mean": 2.0 + run.seed, "median": 1.0}}
+        return {
+            **dict(task=run.task, scheme=run.scheme, seed=run.seed, budget=600.0),
+            **dict(num_simulations=[60 + run.seed, 20], metric="kl", metrics=result),
+            "seconds": 1.0,
+        }
+
+    monkeypatch.setattr(allocation, "run_allocation", stub)
+    given = ["allocation", "--out", str(tmp_path / "a.jsonl"), "--seeds"]
+    with pytest.raises(SystemExit):
+        command_line.main([*given, "1"])
+    assert seen == [(scheme, 0) for scheme in allocation.SCHEMES]
+    with pytest.raises(SystemExit):
+        command_line.main([*given, "1"])
+    assert seen[4:] == [("pilot", 0)]
+    command_line.main([*given, "2"])
+    assert seen[5:] == [("pilot", 0), *((scheme, 1) for scheme in allocation.SCHEMES)]
+    rows = allocation_table(read_records(tmp_path / "a.jsonl")).rows
+    cells = ("g-and-k, kl", "600", "pilot", "60 + 20", "2", "2.500 ± 0.500", "1")
+    assert cells in rows and len(rows) == 4

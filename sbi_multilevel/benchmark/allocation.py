@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 
 from sbi_multilevel import MLNLE, MultilevelSimulations
 from sbi_multilevel.benchmark.methods import METHODS
 from sbi_multilevel.benchmark.metrics import summarise
-from sbi_multilevel.benchmark.run import plus_minus
+from sbi_multilevel.benchmark.pool import Failure, run_groups
+from sbi_multilevel.benchmark.records import Table, over_seeds
 from sbi_multilevel.benchmark.tasks import BenchmarkTask, get_task
 from sbi_multilevel.budget.allocation import row_costs
 from sbi_multilevel.budget.spending import BudgetedSimulations, simulate_budget
@@ -116,16 +116,16 @@ def run_allocation(run: AllocationRun) -> dict[str, Any]:
     rows = simulations.num_simulations
     if run.scheme == "high only":
         rows = (int((simulations.total_cost or 0.0) // task.costs[-1]),)
-    record = {
+    return {
         **asdict(run),
         "budget": setting.budget,
-        "num_simulations": rows,
+        "num_simulations": list(rows),
+        "metric": task.metric,
+        "metrics": {metric: summarise(values) for metric, values in errors.items()},
         "seconds": round(time.perf_counter() - start, 1),
         "epochs": fit.num_epochs,
-        **{metric: summarise(values) for metric, values in errors.items()},
+        "threads": torch.get_num_threads(),
     }
-    print(json.dumps(record), flush=True)
-    return record
 
 
 def _simulate(
@@ -137,36 +137,61 @@ def _simulate(
     return task.simulate(rule(task, setting.budget), run.seed)
 
 
-def run_allocations(seeds: Sequence[int], num_workers: int = 1) -> list[dict[str, Any]]:
-    """All tasks and schemes, `num_workers` at a time, each on one thread."""
+def run_allocations(
+    seeds: Sequence[int],
+    num_workers: int = 1,
+    before: Sequence[dict[str, Any]] = (),
+) -> Iterator[dict[str, Any]]:
+    """All tasks and schemes, `num_workers` at a time, each on one thread.
+
+    Args:
+        seeds: Seeds.
+        num_workers: Processes.
+        before: Records of what was done before, and is not done again.
+
+    Yields:
+        A record of each as it ends; that of one that fails has an `error`, and its
+        traceback is printed.
+    """
+    done = {_identity(record) for record in before if "error" not in record}
     runs = [
         AllocationRun(task, scheme, seed)
         for task in SETTINGS
         for seed in seeds
         for scheme in SCHEMES
+        if (task, scheme, seed) not in done
     ]
-    parallel = Parallel(n_jobs=num_workers, batch_size=1)
-    return parallel(delayed(run_allocation)(run) for run in runs)
+    groups = [[run] for run in runs]
+    for run, result in run_groups(run_allocation, groups, num_workers):
+        if isinstance(result, Failure):
+            print(result.trace, file=sys.stderr, flush=True)
+            result = {**asdict(run), "error": result.reason}
+        yield result
 
 
-def allocation_table(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown table: mean rows, and mean error ± standard error over seeds."""
+def allocation_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Mean rows, and mean error ± standard error over seeds, by task and scheme."""
+    last = {_identity(r): r for r in records if "scheme" in r and "error" not in r}
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
+    for record in last.values():
         groups[record["task"], record["scheme"]].append(record)
-    lines = ["| task | budget | rows by | rows (mean) | seeds | error | seconds |"]
-    lines.append("| --- " * 7 + "|")
-    for (name, scheme), group in groups.items():
-        rows = np.mean([record["num_simulations"] for record in group], axis=0)
-        metric = get_task(name).metric
-        cells = [
+    rows = []
+    for (name, scheme), group in sorted(groups.items()):
+        numbers = np.mean([record["num_simulations"] for record in group], axis=0)
+        metric = group[0]["metric"]
+        errors = over_seeds([record["metrics"][metric]["mean"] for record in group])
+        rows.append((
             f"{name}, {metric}",
             f"{group[0]['budget']:g}",
             scheme,
-            " + ".join(f"{count:.0f}" for count in rows),
+            " + ".join(f"{count:.0f}" for count in numbers),
             str(len(group)),
-            plus_minus([record[metric]["mean"] for record in group]),
+            str(errors),
             f"{np.mean([record['seconds'] for record in group]):.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ))
+    header = ("task", "budget", "rows by", "rows (mean)", "seeds", "error", "seconds")
+    return Table(header, tuple(rows))
+
+
+def _identity(record: dict[str, Any]) -> tuple:
+    return record["task"], record.get("scheme"), record["seed"]

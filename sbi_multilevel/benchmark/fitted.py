@@ -25,15 +25,39 @@ class Fit:
         trained_on: The x of the highest level it saw, shape `(n, *x_shape)`.
         num_epochs: Epochs trained, in all stages; the mean over members.
         seconds_before: Seconds of its training that an earlier run has spent.
+        runs: Runs of the simulator of each level that it took; where each observation
+            has simulations of its own, those for one. `None` for all simulations it
+            was given, both sides of pairs.
     """
 
     judged: Any
     trained_on: Tensor
     num_epochs: int
     seconds_before: float = 0.0
+    runs: tuple[int, ...] | None = None
 
 
 Method = Callable[[BenchmarkTask, MultilevelSimulations, int], Fit]
+
+
+def runs_of(simulations: MultilevelSimulations) -> tuple[int, ...]:
+    """Runs of the simulator of each level behind all rows: a pair is one of each."""
+    rows = [len(level) for level in simulations]
+    pairs = [len(level) * level.is_paired for level in simulations]
+    return tuple(n + above for n, above in zip(rows, (*pairs[1:], 0)))
+
+
+def only(level: int, num_runs: int, task: BenchmarkTask) -> tuple[int, ...]:
+    """Runs of the simulator of each level, if they are of one only.
+
+    Args:
+        level: The level; -1 for the highest.
+        num_runs: Its runs.
+        task: The task, which says how many levels there are.
+    """
+    runs = [0] * len(task.num_simulations)
+    runs[level] = num_runs
+    return tuple(runs)
 
 
 def judged(task: BenchmarkTask, estimators: Sequence[Any]) -> Any:

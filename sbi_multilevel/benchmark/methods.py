@@ -8,21 +8,19 @@ import torch
 from sbi.inference import NLE, NPE
 from torch import Tensor
 
-from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations, Transfer
-from sbi_multilevel.benchmark.fitted import Fit, Method, judged
+from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations
+from sbi_multilevel.benchmark.fitted import Fit, judged, only, runs_of
 from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
+from sbi_multilevel.benchmark.registry import METHODS, register_method
 from sbi_multilevel.benchmark.tasks import BenchmarkTask, PosteriorTask
-from sbi_multilevel.benchmark.transfer_methods import (
-    NUM_MEMBERS,
-    TransferMethod,
-    high_ensemble,
-    joint,
-)
+from sbi_multilevel.benchmark.transfer_methods import TRANSFER_METHODS
 from sbi_multilevel.gradients import ADJUSTMENTS
 from sbi_multilevel.trainers.tracking import SilentTracker
 
 
-def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> Fit:
+def _train_single(
+    task: BenchmarkTask, theta: Tensor, x: Tensor, level: int = -1
+) -> Fit:
     trainer = {"nle": NLE, "npe": NPE}[task.family](
         task.prior,
         density_estimator=task.build_network(),
@@ -31,7 +29,8 @@ def _train_single(task: BenchmarkTask, theta: Tensor, x: Tensor) -> Fit:
     )
     estimator = trainer.append_simulations(theta, x).train()
     epochs = trainer.summary["epochs_trained"][-1]
-    return Fit(judged(task, [estimator]), x, epochs)
+    runs = only(level, len(x), task)
+    return Fit(judged(task, [estimator]), x, epochs, runs=runs)
 
 
 def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
@@ -43,7 +42,7 @@ def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> 
 def low(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """sbi's NPE/NLE, as it is, on the rows of level 0."""
     rows = simulations[0]
-    fit = _train_single(task, rows.theta, rows.x)
+    fit = _train_single(task, rows.theta, rows.x, level=0)
     return replace(fit, trained_on=rows.x[:0])
 
 
@@ -112,7 +111,7 @@ def _name(adjustment: str) -> str:
     return "" if adjustment == "rescale_project" else f"-{adjustment}"
 
 
-METHODS: dict[str, Method] = {
+for _method_name, _method in {
     "high": high,
     "low": low,
     "equal-cost": equal_cost,
@@ -127,14 +126,11 @@ METHODS: dict[str, Method] = {
     "ml-paper-paired": _paper("rescale_project", "paired"),
     "ml-paper-unaligned": _paper("rescale_project", None),
     # transfer, and ensembles
-    "high-ensemble": high_ensemble,
-    "mf": TransferMethod(Transfer()),
-    "mf-unaligned": TransferMethod(Transfer(alignment=None)),
-    "mf-joint": joint,
-    "mf-ensemble": TransferMethod(Transfer(), NUM_MEMBERS),
+    **TRANSFER_METHODS,
     # those for tasks scored by posteriors only
     **POSTERIOR_METHODS,
-}
+}.items():
+    register_method(_method_name, _method)
 
 
 def check_method(method: str, task: BenchmarkTask) -> None:
@@ -173,4 +169,5 @@ def fit(method: str, task: BenchmarkTask, n: tuple[int, ...], seed: int) -> Fit:
     check_method(method, task)
     simulations = task.simulate(n, seed)
     torch.manual_seed(seed)
-    return METHODS[method](task, simulations, seed)
+    result = METHODS[method](task, simulations, seed)
+    return replace(result, runs=result.runs or runs_of(simulations))

@@ -116,7 +116,8 @@ class RoundsMethod:
         for x_o in task.observations:  # here, so that the seconds are those of training
             posterior.at(x_o.unsqueeze(0))
         epochs = round(sum(n.num_epochs for n in networks) / len(networks))
-        return Fit(posterior, simulations[-1].x, epochs, before)
+        runs = simulations.num_simulations
+        return Fit(posterior, simulations[-1].x, epochs, before, runs)
 
 
 def mf_abc(task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
@@ -124,7 +125,7 @@ def mf_abc(task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
     posterior = MFABCPosterior(
         task.prior, task.simulators, task.noise, *simulations.num_simulations, seed=seed
     )
-    return Fit(posterior, simulations[-1].x, 0)
+    return Fit(posterior, simulations[-1].x, 0, runs=simulations.num_simulations)
 
 
 POSTERIOR_METHODS = {

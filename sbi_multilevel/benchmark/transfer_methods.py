@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ from sbi_multilevel import (
     Transfer,
     train_ensemble,
 )
-from sbi_multilevel.benchmark.fitted import Fit, judged
+from sbi_multilevel.benchmark.fitted import Fit, judged, only
 from sbi_multilevel.benchmark.tasks import BenchmarkTask
 from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.trainers.batches import Fold
@@ -125,7 +125,8 @@ class TransferMethod:
         folds = _folds(self.num_members, derive_seed(seed, _FINE_TUNE))
         trained = train_members(trainers, folds, 1, {})
         epochs = round(np.mean([network.num_epochs for network in networks]))
-        return _fit(task, simulations, trained, epochs, before)
+        fit = _fit(task, simulations, trained, epochs, before)
+        return replace(fit, runs=simulations.num_simulations)
 
     def _fine_tuner(
         self,
@@ -148,7 +149,8 @@ def joint(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) ->
         trainer.append_lowfidelity_simulations(rows.theta, rows.x, level)
     trainer.append_simulations(high.theta, high.x)
     folds = _folds(1, derive_seed(seed, _FINE_TUNE))
-    return _fit(task, simulations, train_members([trainer], folds, 1, {}))
+    fit = _fit(task, simulations, train_members([trainer], folds, 1, {}))
+    return replace(fit, runs=simulations.num_simulations)
 
 
 def high_ensemble(
@@ -158,7 +160,8 @@ def high_ensemble(
     rows = simulations[-1]
     trainer = build_trainer(task).append_simulations(rows.theta, rows.x)
     ensemble = train_ensemble(trainer, NUM_MEMBERS, seed=seed)
-    return _fit(task, simulations, ensemble.members)
+    fit = _fit(task, simulations, ensemble.members)
+    return replace(fit, runs=only(-1, len(rows), task))
 
 
 def _folds(num_members: int, seed: int) -> list[Fold]:
@@ -180,3 +183,12 @@ def _fit(
 
 def _epochs(trained: Sequence[MultilevelMixin]) -> int:
     return round(np.mean([sum(each.summary["epochs_trained"]) for each in trained]))
+
+
+TRANSFER_METHODS = {
+    "high-ensemble": high_ensemble,
+    "mf": TransferMethod(Transfer()),
+    "mf-unaligned": TransferMethod(Transfer(alignment=None)),
+    "mf-joint": joint,
+    "mf-ensemble": TransferMethod(Transfer(), NUM_MEMBERS),
+}

@@ -33,6 +33,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.posterior import PosteriorTask, build_flow
 
 HIGH_SIDE, LOW_SIDE = 256, 32
@@ -146,3 +147,6 @@ def _pixels(seed: Tensor) -> torch.Generator:
 
 def _draw(trials: int, p: Tensor, generator: torch.Generator) -> Tensor:
     return torch.binomial(torch.full_like(p, trials), p, generator=generator) / trials
+
+
+register_task("blob", lambda data: GaussianBlob())

@@ -23,6 +23,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel.benchmark.metrics import nlpd
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
@@ -111,3 +112,7 @@ class Camels(BenchmarkTask):
             return torch.arange(len(self._theta))
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(len(self._theta), generator=generator)
+
+
+register_task("camels", lambda data: Camels(data))
+register_task("camels-shuffled", lambda data: Camels(data, shuffle=True))

@@ -26,6 +26,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel.benchmark.metrics import grid_kl
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulation.noise import seeded
 
@@ -132,3 +133,6 @@ def _log_prob(estimator: Any, x: Tensor, theta: Tensor) -> Tensor:
     with torch.no_grad():
         inputs = x.float().reshape(-1, 1, 1)
         return estimator.log_prob(inputs, theta.float().unsqueeze(0))[:, 0].double()
+
+
+register_task("g-and-k", lambda data: GAndK())

@@ -22,6 +22,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel.benchmark.metrics import c2st, nlpd
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulation.noise import seeded
 
@@ -108,3 +109,6 @@ class OrnsteinUhlenbeck(BenchmarkTask):
         with seeded(0):
             chosen = torch.multinomial(weights, num_samples, replacement=True)
             return grid[chosen] + width * (torch.rand(num_samples, 3) - 0.5)
+
+
+register_task("ou", lambda data: OrnsteinUhlenbeck())

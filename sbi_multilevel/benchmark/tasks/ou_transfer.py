@@ -29,6 +29,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Normal
 
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.posterior import PosteriorTask, sample_density
 from sbi_multilevel.simulation import simulate_multilevel
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
@@ -280,3 +281,14 @@ class OUPublished(OUTransfer):
             theta = self._arrays[f"{kind}{n}_theta"]
             levels.append(LevelSimulations(level, theta, self._arrays[f"{kind}{n}_x"]))
         return MultilevelSimulations(tuple(levels), self.costs)
+
+
+register_task("ou2", lambda data: OUTransfer(2))
+register_task("ou3", lambda data: OUTransfer(3))
+register_task("ou4", lambda data: OUTransfer(4))
+register_task("ou2-published", lambda data: OUPublished(data))
+register_task("ou-reverse", lambda data: OUReverse())
+register_task("ou2-delta0.1", lambda data: OUPerturbed(0.1))
+register_task("ou2-delta1", lambda data: OUPerturbed(1.0))
+register_task("ou2-delta1-reversed", lambda data: OUPerturbed(1.0, reversed_order=True))
+register_task("ou2-useless", lambda data: OUUseless())

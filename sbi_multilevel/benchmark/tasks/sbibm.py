@@ -34,6 +34,7 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Independent, LogNormal
 
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.posterior import PosteriorTask
 
 POPULATION, INFECTED, TRIALS = 1e6, 1.0, 1000
@@ -204,3 +205,7 @@ class SIR(SBIBMTask):
     @staticmethod
     def noise(n: int, generator: torch.Generator) -> Tensor:
         return torch.rand(n, 10, dtype=torch.float64, generator=generator)
+
+
+register_task("slcp", lambda data: SLCP())
+register_task("sir", lambda data: SIR())

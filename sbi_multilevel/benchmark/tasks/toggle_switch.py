@@ -31,6 +31,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel.benchmark.metrics import biased_mmd
+from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulation.noise import seeded
 
@@ -113,3 +114,6 @@ def _median_scale(x: Tensor) -> float:
     distances = torch.cdist(x, x)
     distances = distances[distances > 0]
     return float(distances.median() / 2**0.5) if len(distances) > 0 else 1.0
+
+
+register_task("toggle-switch", lambda data: ToggleSwitch())

@@ -1,0 +1,284 @@
+"""Runs of the benchmark: a plugin, going on after a kill, failures, processes."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbi_multilevel import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.benchmark import __main__ as command_line
+from sbi_multilevel.benchmark import registry, run
+from sbi_multilevel.benchmark.fitted import Fit, runs_of
+from sbi_multilevel.benchmark.journal import Journal, read_records
+from sbi_multilevel.benchmark.pool import Failure, run_groups
+from sbi_multilevel.benchmark.records import finished, key
+
+PLUGIN = Path(__file__).parent / "benchmark_plugin.py"
+TINY = ["middle", "--methods", "average", "of-all", "--seeds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """What a test registers is forgotten after it."""
+    kept = [(known, known.copy()) for known in (registry.TASKS, registry.METHODS)]
+    yield
+    for known, before in kept:
+        known.clear()
+        known.update(before)
+    registry._plugins.clear()
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "deep" / "out.jsonl"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Keys of the runs that are run."""
+    seen, run_one = [], run.run_one
+
+    def count(given):
+        seen.append(key(given.identity))
+        return run_one(given)
+
+    monkeypatch.setattr(run, "run_one", count)
+    return seen
+
+
+def _command(*words, out):
+    command_line.main([*words, "--plugin", str(PLUGIN), "--out", str(out)])
+
+
+def _timeless(records):
+    return [
+        {k: v for k, v in record.items() if k not in ("seconds", "date")}
+        for record in records
+    ]
+
+
+# ------------------------------------------------------------- plugins
+
+
+def test_a_plugin_adds_tasks_and_methods(out, capsys):
+    _command("middle", "middle-again", *TINY[1:], out=out)
+    records = read_records(out)
+    named = {(r["task"], r["method"], r["seed"]) for r in records}
+    tasks, methods = ("middle", "middle-again"), ("average", "of-all")
+    assert named == {(t, m, s) for t in tasks for m in methods for s in (0, 1)}
+    assert len(records) == 8
+    assert all(r["num_simulations"] == [6, 3] for r in records)
+    assert records[0]["metric"] == "gap" and list(records[0]["metrics"]) == [
+        "gap",
+        "other",
+    ]
+    runs = {r["method"]: (r["runs"], r["cost"]) for r in records}
+    # a pair of level 1 is a run of level 0, too
+    assert runs == {"average": ([0, 3], 30.0), "of-all": ([9, 3], 39.0)}
+    assert "| middle-again | 6 + 3 | of-all | 2 |" in capsys.readouterr().out
+
+
+def test_a_record_says_where_it_comes_from_and_names_no_path(out):
+    _command(*TINY, "--seeds=1", out=out)
+    record = read_records(out)[0]
+    assert record["versions"]["sbi"].startswith("0.27")
+    assert record["python"].startswith("3.") and record["threads"] == 1
+    assert record["date"].endswith("+00:00")
+    assert record["command"].endswith("--seeds=1 --plugin FILE --out FILE")
+    assert str(out.parent) not in out.read_text()
+    assert str(PLUGIN.parent) not in out.read_text()
+    assert command_line._command(["ou", "--data=/home/me"]).endswith(" ou --data=FILE")
+
+
+def test_names_are_given_once_and_plugins_exist(tmp_path):
+    registry.load_plugin(PLUGIN)
+    registry.load_plugin(PLUGIN)  # not run twice
+    with pytest.raises(ValueError, match="name='middle' is the name of another task"):
+        registry.register_task("middle", lambda data: None)
+    with pytest.raises(ValueError, match="name='ml' is the name of another method"):
+        registry.register_method("ml", lambda *given: None)
+    with pytest.raises(ValueError, match="is a command"):
+        registry.register_task("report", lambda data: None)
+    with pytest.raises(ValueError, match="is no file"):
+        registry.load_plugin(tmp_path / "none.py")
+
+
+def test_all_methods_have_the_same_rows_and_test_points(out):
+    registry.load_plugin(PLUGIN)
+    given, judged = [], []
+
+    def spy(task, simulations, seed):
+        torch.rand(1 + len(given))  # a method that draws must not change the others
+        given.append(simulations)
+        simulate = task.simulate_high
+
+        def simulate_high(*arguments, **options):
+            judged.append(simulate(*arguments, **options))
+            return judged[-1]
+
+        task.simulate_high = simulate_high
+        return Fit(torch.zeros(1), simulations[-1].x, 1)
+
+    for name in ("spy", "spy-again"):
+        registry.register_method(name, spy)
+    _command("middle", "--methods", "spy", "spy-again", "--seeds", "1", out=out)
+    for one, other in zip(*given):
+        for column in ("theta", "x", "x_coarse"):
+            values = getattr(one, column), getattr(other, column)
+            assert values == (None, None) or torch.equal(*values)
+    assert all(torch.equal(*pair) for pair in zip(*judged))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_runs_make_the_cost_of_all_simulations(paired):
+    theta, x = torch.rand(7, 2), torch.rand(7, 3)
+    levels = [LevelSimulations(0, theta, x)]
+    for level in (1, 2):
+        n = 7 - 2 * level
+        coarse = x[:n] + 0.01 * level if paired else None
+        levels.append(LevelSimulations(level, theta[:n], x[:n], coarse))
+    simulations = MultilevelSimulations(tuple(levels), (1.0, 5.0, 25.0))
+    runs = runs_of(simulations)
+    assert runs == ((12, 8, 3) if paired else (7, 5, 3))
+    cost = sum(n * cost for n, cost in zip(runs, (1.0, 5.0, 25.0)))
+    assert cost == simulations.total_cost
+
+
+# ------------------------------------------------------------- going on
+
+
+def test_the_same_command_runs_what_the_file_lacks(out, counted):
+    _command(*TINY, out=out)
+    before, lines = read_records(out), out.read_bytes().splitlines(keepends=True)
+    assert len(counted) == 4
+    # killed while it wrote the third
+    out.write_bytes(b"".join(lines[:2]) + lines[2][:50])
+    counted.clear()
+    _command(*TINY, out=out)
+    assert counted == [key(record) for record in before[2:]]
+    assert out.read_bytes().splitlines(keepends=True)[:2] == lines[:2]
+    assert _timeless(read_records(out)) == _timeless(before)
+    counted.clear()
+    _command(*TINY[:-1], "3", out=out)
+    assert [seed for _, _, _, seed, _ in counted] == [2, 2]
+    counted.clear()
+    _command(*TINY, "--rows", "6,3", "6,4", out=out)
+    assert [rows for _, _, rows, _, _ in counted] == [(6, 4)] * 4
+
+
+def test_each_record_is_on_disk_before_the_next_run(out, monkeypatch):
+    seen, run_one = [], run.run_one
+
+    def look(given):
+        seen.append(len(read_records(out)))
+        return run_one(given)
+
+    monkeypatch.setattr(run, "run_one", look)
+    _command(*TINY, out=out)
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "end, kept",
+    [(b'{"a": 1}\n{"b"', 1), (b'{"a": 1}\n{"b": 2}', 2), (b"", 0), (b'{"a', 0)],
+)
+def test_half_a_line_at_the_end_is_cut_off(tmp_path, end, kept):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(end)
+    assert len(read_records(path)) == kept and path.read_bytes() == end
+    journal = Journal(path)
+    assert len(journal.records) == kept
+    journal.append({"c": "é"})
+    assert len(read_records(path)) == kept + 1 and read_records(path)[-1]["c"] == "é"
+
+
+def test_other_bad_lines_are_refused(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"a": 1}\n[2]\n{"b": 2}\n')
+    with pytest.raises(ValueError, match="Line 2 of path"):
+        Journal(path)
+    with pytest.raises(ValueError, match="is no file"):
+        read_records(tmp_path / "none.jsonl")
+
+
+# ------------------------------------------------------------- failures
+
+
+def test_a_failure_is_recorded_costs_no_other_run_and_is_tried_again(
+    out, counted, monkeypatch, capsys
+):
+    command = ["middle", "--methods", "unlucky", "average", "--seeds", "2"]
+    monkeypatch.setenv("UNLUCKY", "0")
+    with pytest.raises(SystemExit) as ended:
+        _command(*command, out=out)
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "1 runs failed" in printed.out
+    assert "middle unlucky (6, 3) seed 0: RuntimeError: no luck today" in printed.out
+    assert 'raise RuntimeError("no luck today")' in printed.err
+    records = read_records(out)
+    (failure,) = [record for record in records if "error" in record]
+    assert failure["error"] == "RuntimeError: no luck today" and "date" in failure
+    assert len(finished(records)) == 3
+    counted.clear()
+    monkeypatch.delenv("UNLUCKY")
+    _command(*command, out=out)
+    assert counted == [("middle", "unlucky", (6, 3), 0, None)]
+    assert len(finished(read_records(out))) == 4
+
+
+def test_what_cannot_run_is_told_before_anything_runs(out, counted):
+    with pytest.raises(ValueError, match="has 3 numbers, but task='middle' has 2"):
+        _command(*TINY, "--rows", "6,3", "6,3,2", out=out)
+    with pytest.raises(ValueError, match="infers one observation"):
+        _command("middle", "--methods", "average", "mf-abc", out=out)
+    assert counted == []
+
+
+# ------------------------------------------------------------- processes
+
+
+def test_processes_give_the_same_records_and_one_that_dies_loses_one_run(out, tmp_path):
+    alone = tmp_path / "alone.jsonl"
+    _command(*TINY, out=alone)
+    methods = ["--methods", "average", "deadly", "of-all", "--seeds", "2"]
+    with pytest.raises(SystemExit):
+        _command("middle", *methods, "--workers", "2", out=out)
+    records = read_records(out)
+    deaths = [record for record in records if "error" in record]
+    assert [record["method"] for record in deaths] == ["deadly"] * 2
+    assert all("process died" in record["error"] for record in deaths)
+    given = [
+        sorted(
+            (json.dumps({**r, "command": ""}, sort_keys=True) for r in _timeless(some))
+        )
+        for some in (finished(records), read_records(alone))
+    ]
+    assert given[0] == given[1]
+
+
+def test_groups_stay_in_one_process_and_stopping_ends_all():
+    def call(item):
+        import os
+
+        time.sleep(60 if item == "long" else 0)
+        if item == "bad":
+            raise KeyError(item)
+        return {"item": item, "process": os.getpid()}
+
+    groups = [["a", "bad", "b", "long"], ["c", "d", "long"], ["never"]]
+    results = {}
+    start = time.monotonic()
+    running = run_groups(call, groups, num_workers=2)
+    while len(results) < 5:
+        item, result = next(running)
+        results[item] = result
+    running.close()
+    assert time.monotonic() - start < 50
+    assert set(results) == {"a", "bad", "b", "c", "d"}
+    assert isinstance(results["bad"], Failure)
+    assert results["bad"].reason == "KeyError: 'bad'"
+    processes = {item: results[item]["process"] for item in "abcd"}
+    assert processes["a"] == processes["b"] != processes["c"] == processes["d"]
