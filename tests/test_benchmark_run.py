@@ -1,13 +1,14 @@
 """Runs of the benchmark: a plugin, going on after a kill, failures, processes."""
 
 import json
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from sbi_multilevel import LevelSimulations, MultilevelSimulations
+from sbi_multilevel import LevelSimulations, MultilevelSimulations, benchmark
 from sbi_multilevel.benchmark import __main__ as command_line
 from sbi_multilevel.benchmark import registry, run
 from sbi_multilevel.benchmark.fitted import Fit, runs_of
@@ -78,6 +79,19 @@ def test_a_plugin_adds_tasks_and_methods(out, capsys):
     # a pair of level 1 is a run of level 0, too
     assert runs == {"average": ([0, 3], 30.0), "of-all": ([9, 3], 39.0)}
     assert "| middle-again | 6 + 3 | of-all | 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+def test_the_example_of_the_documentation_runs(out, tmp_path):
+    text = benchmark.__doc__ or ""
+    _, _, example = text.partition("::\n\n")
+    example, _, _ = example.partition("\nA task whose")
+    file = tmp_path / "my.py"
+    file.write_text(textwrap.dedent(example))
+    rows = ["--rows", "60,20", "--seeds", "1", "--plugin", str(file), "--out", str(out)]
+    command_line.main(["my-task", "--methods", "high", "my-method", *rows])
+    costs = {r["method"]: r["cost"] for r in read_records(out)}
+    assert costs == {"high": 400.0, "my-method": 200.0}
 
 
 def test_a_record_says_where_it_comes_from_and_names_no_path(out):
@@ -249,7 +263,9 @@ def test_processes_give_the_same_records_and_one_that_dies_loses_one_run(out, tm
     records = read_records(out)
     deaths = [record for record in records if "error" in record]
     assert [record["method"] for record in deaths] == ["deadly"] * 2
-    assert all("process died" in record["error"] for record in deaths)
+    assert all(
+        "its process ended with exit code 1" in record["error"] for record in deaths
+    )
     given = [
         sorted(
             (json.dumps({**r, "command": ""}, sort_keys=True) for r in _timeless(some))

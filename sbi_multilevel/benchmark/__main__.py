@@ -16,7 +16,7 @@ from sbi_multilevel.benchmark.cost import step_costs
 from sbi_multilevel.benchmark.journal import Journal
 from sbi_multilevel.benchmark.methods import METHODS
 from sbi_multilevel.benchmark.overhead import overheads
-from sbi_multilevel.benchmark.records import cells, finished, key, table
+from sbi_multilevel.benchmark.records import by_title, cells, finished, key, table
 from sbi_multilevel.benchmark.registry import COMMANDS, TASKS, load_plugin
 from sbi_multilevel.benchmark.run import Run, run_all
 from sbi_multilevel.benchmark.tasks import get_task
@@ -90,7 +90,9 @@ def _benchmark(given: Sequence[str]) -> None:
     records = run_all(missing, options.workers, plugins)
     failures = _write(journal, records, num_done=len(runs) - len(missing))
     asked = {key(run.identity) for run in runs}
-    print(table(cells(r for r in finished(journal.records) if key(r) in asked)))
+    done_now = cells(r for r in finished(journal.records) if key(r) in asked)
+    for group in by_title(done_now).values():
+        print(table(group))
     _end(failures)
 
 

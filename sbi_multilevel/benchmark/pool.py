@@ -1,18 +1,25 @@
-"""Calls in processes that take group after group, and may fail or die."""
+"""Calls in processes that take group after group, and may fail or die.
+
+A process is told each item by a pipe, and answers by it, so what ends is known at once,
+one after the other, and a process that dies loses one item. Pools of the standard
+library and of joblib hand back a group as a whole, or lose all that is under way.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import queue
+import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from joblib.externals.loky import ProcessPoolExecutor
+import cloudpickle
 
 from sbi_multilevel.benchmark.registry import load_plugin
 
@@ -47,9 +54,9 @@ def run_groups(
     has cached serves the others. A process that dies takes one item with it.
 
     Args:
-        call: Function of an item, on one thread.
+        call: Function of an item.
         groups: The items.
-        num_workers: Processes; with 1, all runs in this one.
+        num_workers: Processes, each of one thread; with 1, all runs in this one.
         plugins: Files that a process must have loaded.
 
     Yields:
@@ -60,90 +67,118 @@ def run_groups(
             for item in group:
                 yield item, _attempt(call, item, plugins)
         return
-    pool = _Pool(call, deque(groups), tuple(plugins))
-    threads = [
-        threading.Thread(target=pool.serve, daemon=True)
-        for _ in range(min(num_workers, len(groups)))
-    ]
-    for thread in threads:
-        thread.start()
+    waiting = deque(deque(group) for group in groups)
+    workers: list[_Worker[T]] = []
     try:
-        ended = 0
-        while ended < len(threads):
-            result = pool.results.get()
-            if result is None:
-                ended += 1
-            else:
-                yield result
+        for _ in range(min(num_workers, len(groups))):
+            workers.append(_Worker(call, plugins, waiting.popleft()))
+        while workers:
+            ready = wait([worker.connection for worker in workers])
+            for worker in [each for each in workers if each.connection in ready]:
+                yield worker.take()
+                worker.group = worker.group or (waiting.popleft() if waiting else None)
+                if worker.group:
+                    worker.begin()
+                else:
+                    workers.remove(worker)
+                    worker.end()
     finally:
-        pool.stop()
-        for thread in threads:
-            thread.join()
+        for worker in workers:
+            worker.kill()
 
 
-@dataclass
-class _Pool(Generic[T]):
-    """Groups to do, and a thread for each process that does them.
+class _Worker(Generic[T]):
+    """A process, and the group it is at.
 
-    A process is a pool of one: joblib's would hand back a group as a whole, and all
-    would be lost with one process.
+    Args:
+        call: Function of an item.
+        plugins: Files to load first.
+        group: What to do, the first of which begins.
     """
 
-    call: Callable[[T], Record]
-    waiting: deque[Sequence[T]]
-    plugins: tuple[str | os.PathLike, ...]
-    # None where a thread ends
-    results: queue.Queue[Any] = field(default_factory=queue.Queue)
-    _stopped: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _processes: list[ProcessPoolExecutor] = field(default_factory=list)
+    def __init__(
+        self,
+        call: Callable[[T], Record],
+        plugins: Sequence[str | os.PathLike],
+        group: deque[T],
+    ):
+        self.group: deque[T] | None = group
+        self._call, self._plugins = call, tuple(plugins)
+        self._start()
+        self.begin()
 
-    def serve(self) -> None:
-        """Take groups while there are any."""
-        process = None
+    def begin(self) -> None:
+        """Send the next item of the group."""
+        assert self.group
+        self._item = self.group.popleft()
+        message = cloudpickle.dumps((self._call, self._item, self._plugins))
+        with suppress(BrokenPipeError):  # if it died in between: `take` finds out
+            self.connection.send_bytes(message)
+
+    def take(self) -> tuple[T, Record | Failure]:
+        """The item under way, and what came of it; a new process if this one died."""
         try:
-            while not self._stopped.is_set():
-                try:
-                    group = self.waiting.popleft()
-                except IndexError:
-                    return
-                for item in group:
-                    process = process or self._start()
-                    if process is None:
-                        return
-                    try:
-                        future = process.submit(_attempt, self.call, item, self.plugins)
-                        result = future.result()
-                    except Exception as error:
-                        if self._stopped.is_set():
-                            return
-                        result = Failure(f"{type(error).__name__}: its process died")
-                        if not isinstance(error, BrokenProcessPool):
-                            result = _failure(error)
-                        process.shutdown(kill_workers=True)
-                        process = None
-                    self.results.put((item, result))
-        finally:
-            self.results.put(None)
-            if process is not None:
-                process.shutdown(kill_workers=True)
+            return self._item, self.connection.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            code = self._process.exitcode
+            self.kill()
+            self._start()
+            return self._item, Failure(f"Died: its process ended with exit code {code}")
 
-    def stop(self) -> None:
-        """Let nothing begin, and end what runs."""
-        with self._lock:  # none may start unseen
-            self._stopped.set()
-        self.waiting.clear()
-        for process in self._processes:
-            process.shutdown(wait=False, kill_workers=True)
+    def end(self) -> None:
+        """Let the process end, which waits for the next item."""
+        self.connection.close()
+        self._process.join(timeout=5)
+        self.kill()
 
-    def _start(self) -> ProcessPoolExecutor | None:
-        env = {name: "1" for name in _ONE_THREAD}
-        with self._lock:
-            if self._stopped.is_set():
-                return None
-            process = ProcessPoolExecutor(max_workers=1, env=env)
-            self._processes.append(process)
-            return process
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other,), daemon=True)
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+            self._process.start()
+        other.close()  # so that its end is the end of the connection
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment that processes begin with: libraries read it when imported."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(connection: Connection) -> None:
+    """Call for each item that comes, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: for the parent
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except EOFError:
+            return
+        connection.send(_attempt(*cloudpickle.loads(message)))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _attempt(
@@ -154,9 +189,5 @@ def _attempt(
             load_plugin(plugin)
         return call(item)
     except Exception as error:
-        return _failure(error)
-
-
-def _failure(error: Exception) -> Failure:
-    trace = "".join(traceback.format_exception(error))
-    return Failure(f"{type(error).__name__}: {error}", trace)
+        trace = "".join(traceback.format_exception(error))
+        return Failure(f"{type(error).__name__}: {error}", trace)
