@@ -1,6 +1,7 @@
 """Runs of the benchmark: a plugin, going on after a kill, failures, processes."""
 
 import json
+import os
 import textwrap
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from sbi_multilevel.benchmark.fitted import Fit, runs_of
 from sbi_multilevel.benchmark.journal import Journal, read_records
 from sbi_multilevel.benchmark.pool import Failure, run_groups
 from sbi_multilevel.benchmark.records import finished, key
+from sbi_multilevel.benchmark.tasks import get_task
 
 PLUGIN = Path(__file__).parent / "benchmark_plugin.py"
 TINY = ["middle", "--methods", "average", "of-all", "--seeds", "2"]
@@ -79,6 +81,8 @@ def test_a_plugin_adds_tasks_and_methods(out, capsys):
     # a pair of level 1 is a run of level 0, too
     assert runs == {"average": ([0, 3], 30.0), "of-all": ([9, 3], 39.0)}
     assert "| middle-again | 6 + 3 | of-all | 2 |" in capsys.readouterr().out
+    # what is cached is told apart by it
+    assert get_task("middle-again").name == "middle-again"
 
 
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -183,15 +187,18 @@ def test_the_same_command_runs_what_the_file_lacks(out, counted):
 
 
 def test_each_record_is_on_disk_before_the_next_run(out, monkeypatch):
-    seen, run_one = [], run.run_one
+    seen, synced, run_one = [], [], run.run_one
 
     def look(given):
-        seen.append(len(read_records(out)))
+        seen.append((len(read_records(out)), len(synced)))
         return run_one(given)
 
     monkeypatch.setattr(run, "run_one", look)
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
     _command(*TINY, out=out)
-    assert seen == [0, 1, 2, 3]
+    assert seen == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    # of the whole line, not of what was left in a buffer
+    assert synced == sorted(set(synced)) and synced[-1] == out.stat().st_size
 
 
 @pytest.mark.parametrize(

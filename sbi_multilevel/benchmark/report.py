@@ -47,7 +47,8 @@ code { overflow-wrap: anywhere; }
 </head>
 <body>
 <h1>Benchmark of sbi_multilevel</h1>
-<p>Lower is better. A value is the mean over test points, its mean ± standard error over
+<p>Lower is better (but <em>atc</em> is 0 at best). A value is the
+mean over test points, its mean ± standard error over
 seeds; <em>median</em> is that over test points, likewise. $few marks fewer than $seeds
 seeds. All methods of a task have the same simulations, noise, network and test points.
 <em>Cost</em> is that of the simulations a method takes, in the unit of the task; where
