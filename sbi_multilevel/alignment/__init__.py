@@ -1,0 +1,28 @@
+"""Maps that bring levels together.
+
+`affine`: the maps of the papers' recipes, by mean and standard deviation. `conditional`
+and `paired`: maps that know theta, which turn rows of a cheaper simulator into
+pseudo-high-fidelity rows; `choice` says which of them fits the rows at hand, by the
+`synthetic` likelihood of high-fidelity rows held out. `tails` tames heavy tails. All of
+it is pure: rows in, maps out.
+"""
+
+from sbi_multilevel.alignment.affine import (
+    ALIGNMENTS,
+    AffineMap,
+    Alignment,
+    AlignmentKind,
+    Moments,
+    fit_alignments,
+    standardise_to,
+)
+
+__all__ = [
+    "ALIGNMENTS",
+    "AffineMap",
+    "Alignment",
+    "AlignmentKind",
+    "Moments",
+    "fit_alignments",
+    "standardise_to",
+]

@@ -1,0 +1,47 @@
+"""Rows as the maps see them: double precision, one vector of features a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sbi_multilevel.simulations import LevelSimulations
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one level.
+
+    Args:
+        theta: Parameters, shape `(n, d_theta)`.
+        x: Outputs, shape `(n, k)`.
+        x_coarse: Outputs of the level below at the same theta and noise, shape
+            `(n, k)`; `None` where rows are not paired.
+    """
+
+    theta: np.ndarray
+    x: np.ndarray
+    x_coarse: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rows: LevelSimulations) -> Rows:
+        """The rows of a level, flattened."""
+        coarse = rows.x_coarse
+        return cls(
+            _flat(rows.theta),
+            _flat(rows.x),
+            None if coarse is None else _flat(coarse),
+        )
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    def __getitem__(self, index: np.ndarray) -> Rows:
+        coarse = None if self.x_coarse is None else self.x_coarse[index]
+        return Rows(self.theta[index], self.x[index], coarse)
+
+
+def _flat(rows: Tensor) -> np.ndarray:
+    return rows.detach().cpu().double().flatten(1).numpy()

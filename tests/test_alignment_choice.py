@@ -1,0 +1,327 @@
+"""Which map is chosen, on levels where the right one is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from sbi_multilevel.alignment.choice import (
+    MAP_KINDS,
+    MapChoice,
+    MapFitter,
+    score_maps,
+    share_out,
+)
+from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
+from sbi_multilevel.alignment.tails import Tails
+
+UNPAIRED = ("none", "shift", "full", "scaled")
+both = pytest.mark.parametrize("modelled", ("theta", "x"))
+
+
+def choices_of(*kinds):
+    return [MapChoice(kind) for kind in kinds]
+
+
+def judge(low, high, kinds, modelled, num_folds=4, tails=None):
+    """Mean score of each kind of map."""
+    folds = np.array_split(np.arange(len(high)), num_folds)
+    scores = score_maps(
+        MapFitter(low, tails), choices_of(*kinds), high, folds, modelled
+    )
+    return {choice.kind: score.mean() for choice, score in scores.items()}
+
+
+def best(means):
+    return max(means, key=means.__getitem__)
+
+
+def level(n, seed, covariance, shift=0.0):
+    generator = np.random.default_rng(seed)
+    dim = len(covariance)
+    theta = generator.normal(size=(n, 1))
+    noise = generator.multivariate_normal(np.zeros(dim), covariance, n)
+    return Rows(theta, theta + shift + noise)
+
+
+def correlated(rho):
+    return 0.5 * np.array([[1.0, rho], [rho, 1.0]])
+
+
+# ------------------------------------------------------------- the right map
+
+
+@both
+def test_shared_noise_calls_for_a_paired_map(modelled):
+    generator = np.random.default_rng(0)
+    theta, noise = generator.normal(size=(1_050, 1)), generator.normal(size=(1_050, 2))
+    coarse = theta + noise * [1.0, 0.3]
+    # a nonlinear function of the noise, which no map of mean and covariance makes
+    fine = coarse + 0.8 * (coarse - 1.0) ** 2
+    low = Rows(theta[50:], coarse[50:])
+    means = judge(low, Rows(theta[:50], fine[:50], coarse[:50]), MAP_KINDS, modelled)
+    assert best(means).startswith("paired_")
+    assert means[best(means)] > max(means[kind] for kind in UNPAIRED) + 0.1
+
+
+@both
+def test_a_change_of_covariance_calls_for_the_full_map(modelled):
+    low, high = level(1_500, 0, correlated(0.8)), level(60, 1, correlated(-0.8))
+    means = judge(low, high, UNPAIRED[:3], modelled)
+    assert best(means) == "full"
+    assert means["full"] > means["shift"] + 0.2
+
+
+@both
+def test_a_shift_calls_for_no_more_than_a_shift(modelled):
+    covariance = 0.5 * np.eye(2)
+    low, high = level(1_500, 0, covariance), level(30, 1, covariance, shift=1.0)
+    means = judge(low, high, UNPAIRED, modelled)
+    assert best(means) == "shift"
+    assert means["none"] < means["shift"] - 0.2
+
+
+def test_a_scale_that_depends_on_theta_calls_for_the_scaled_map():
+    def rows(n, slope, seed):
+        generator = np.random.default_rng(seed)
+        theta = generator.uniform(-1, 1, size=(n, 1))
+        return Rows(
+            theta, theta + np.exp(slope * theta) * generator.normal(size=(n, 2))
+        )
+
+    means = judge(rows(1_500, 0.0, 0), rows(80, 1.2, 1), UNPAIRED, "x")
+    assert best(means) == "scaled"
+
+
+@both
+def test_nothing_beats_no_map_by_much_where_levels_agree(modelled):
+    low, high = level(1_500, 0, correlated(0.3)), level(40, 1, correlated(0.3))
+    means = judge(low, high, UNPAIRED, modelled)
+    assert max(means.values()) < means["none"] + 0.05
+
+
+@both
+def test_more_features_than_rows_call_for_no_covariance(modelled):
+    covariance = 0.5 * np.eye(20)
+    covariance[:10, :10] += 0.4
+    low, high = level(1_500, 0, covariance), level(12, 1, covariance, shift=2.0)
+    means = judge(low, high, UNPAIRED, modelled)
+    assert best(means) == "shift"
+    assert means["full"] < means["shift"]
+
+
+@both
+def test_a_constant_feature_changes_no_choice(modelled):
+    low, high = level(600, 0, correlated(0.8)), level(40, 1, correlated(-0.8))
+    kinds = ("none", "shift", "full")
+    without = judge(low, high, kinds, modelled)
+    padded = [
+        Rows(rows.theta, np.column_stack((rows.x, np.full(len(rows), 0.1))))
+        for rows in (low, high)
+    ]
+    means = judge(*padded, kinds, modelled)
+    for kind in kinds:
+        gap = means[kind] - means["none"]
+        assert gap == pytest.approx(without[kind] - without["none"], abs=0.05)
+
+
+# ------------------------------------------------------------- judging
+
+
+class Recorder(MapFitter):
+    """Notes the rows that maps are fitted to."""
+
+    def fit(self, choice, high):
+        seen.append(high)
+        return super().fit(choice, high)
+
+
+seen: list[Rows] = []
+
+
+def test_maps_are_judged_by_rows_that_they_have_not_seen():
+    low, high = level(200, 0, correlated(0.3)), level(11, 1, correlated(0.3))
+    folds = np.array_split(np.random.default_rng(0).permutation(11), 3)
+    seen.clear()
+    score_maps(Recorder(low), choices_of("shift", "full"), high, folds, "x")
+    assert len(seen) == 6
+    for fold, fitted in zip(np.repeat(np.arange(3), 2), seen):
+        together = np.concatenate((fitted.x, high.x[folds[fold]]))
+        assert np.array_equal(np.sort(together[:, 0]), np.sort(high.x[:, 0]))
+
+
+def test_scores_are_those_of_the_synthetic_likelihood_fold_by_fold():
+    low, high = level(300, 0, correlated(0.3)), level(9, 1, correlated(0.3))
+    order = np.random.default_rng(0).permutation(9)
+    folds = np.array_split(order, 2)
+    (none,) = choices_of("none")
+    model = SyntheticLikelihood.fit(low)
+    scores = score_maps(MapFitter(low), [none], high, folds, "x")
+    assert np.allclose(scores[none], model.log_likelihood(high)[order])
+    scores = score_maps(MapFitter(low), [none], high, folds, "theta")
+    expected = model.log_posterior_ratio(high, low.theta)[order]
+    assert np.allclose(scores[none], expected)
+
+
+def test_many_features_are_judged_by_their_principal_components():
+    generator = np.random.default_rng(0)
+    loadings = generator.normal(size=(2, 150))
+
+    def rows(n, shift):
+        theta = generator.normal(size=(n, 1))
+        factors = theta + [shift, 0.0] + 0.3 * generator.normal(size=(n, 2))
+        return Rows(theta, factors @ loadings + generator.normal(size=(n, 150)))
+
+    means = judge(rows(500, 0.0), rows(30, 2.0), ("none", "shift"), "theta", 2)
+    assert means["shift"] > means["none"] + 0.5
+
+
+# ------------------------------------------------------------- members
+
+
+def scores_of(*means, num_rows=40):
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=num_rows)
+    return {MapChoice(kind): rows + mean for kind, mean in zip(MAP_KINDS, means)}
+
+
+def counted(choices):
+    return [sum(c.kind == kind for c in choices) for kind in MAP_KINDS[:3]]
+
+
+@pytest.mark.parametrize("num_members", (1, 2, 5, 10))
+def test_as_many_maps_as_members(num_members):
+    generator = np.random.default_rng(num_members)
+    for _ in range(20):
+        scores = {c: generator.normal(size=6) for c in choices_of(*MAP_KINDS)}
+        assert len(share_out(scores, num_members)) == num_members
+
+
+def test_maps_that_rows_cannot_tell_apart_share_members():
+    assert counted(share_out(scores_of(0.0, 0.0, 0.0), 9)) == [3, 3, 3]
+    assert sorted(counted(share_out(scores_of(0.0, 0.0, 0.0), 10))) == [3, 3, 4]
+
+
+def test_the_map_that_is_best_by_far_has_all_members():
+    assert counted(share_out(scores_of(-2.0, 0.0, -1.5), 10)) == [0, 10, 0]
+
+
+def disjoint(first, third, num_rows=20):
+    """Scores of three maps: two fit some rows each, and one fits none."""
+    table = np.full((num_rows, 3), -30.0)
+    table[:first, 0], table[-third:, 2] = 0.0, 0.0
+    return dict(zip(choices_of("none", "shift", "full"), table.T))
+
+
+def test_maps_that_fit_different_rows_share_members_by_their_rows():
+    shared = share_out(disjoint(8, 12), 10)
+    assert [choice.kind for choice in shared] == ["full"] * 6 + ["none"] * 4
+
+
+def test_a_map_worse_by_more_than_a_standard_error_has_no_members():
+    assert counted(share_out(disjoint(6, 14), 10)) == [0, 0, 10]
+
+
+def test_the_first_member_has_the_map_of_the_greatest_weight():
+    shared = share_out(disjoint(9, 11), 2)
+    assert [choice.kind for choice in shared] == ["full", "none"]
+
+
+# ------------------------------------------------------------- what rows allow
+
+HEAVY = Tails(torch.zeros(2), torch.ones(2), torch.ones(2))
+
+
+def blank(num_features, paired):
+    x = np.zeros((5, num_features))
+    return Rows(np.zeros((5, 1)), x, x if paired else None)
+
+
+def kinds_of(num_features, paired, kinds=MAP_KINDS):
+    high = blank(num_features, paired)
+    return [c.kind for c in MapFitter(high).candidates(kinds, high)]
+
+
+@pytest.mark.parametrize(
+    "num_features, paired, without",
+    (
+        (12, True, ()),
+        (12, False, MAP_KINDS[4:]),
+        (13, True, ("paired_process",)),
+        (100, True, ("paired_process",)),
+        (101, True, ("paired_process", "paired_quadratic")),
+        (
+            2_001,
+            True,
+            ("paired_process", "paired_quadratic", "full", "scaled"),
+        ),
+    ),
+)
+def test_maps_that_rows_do_not_allow_are_left_out(num_features, paired, without):
+    expected = [kind for kind in MAP_KINDS if kind not in without]
+    assert kinds_of(num_features, paired) == expected
+
+
+def test_no_map_is_left_where_none_is_allowed():
+    assert kinds_of(3, False, ("paired",)) == ["none"]
+    assert kinds_of(3, False, ("shift",)) == ["shift"]
+
+
+def test_heavy_tails_double_the_maps_but_none():
+    high = blank(2, paired=False)
+    choices = MapFitter(high, HEAVY).candidates(("none", "shift"), high)
+    assert list(map(str, choices)) == ["none", "shift", "shift (tails tamed)"]
+
+
+def test_maps_that_cannot_be_are_refused():
+    rows = level(20, 0, correlated(0.3))
+    with pytest.raises(ValueError, match="alignment must be one of .*'affine'"):
+        MapFitter(rows).fit(MapChoice("affine"), rows)
+    with pytest.raises(ValueError, match="'paired_process' needs pairs"):
+        MapFitter(rows).fit(MapChoice("paired_process"), rows)
+
+
+# ------------------------------------------------------------- tamed tails
+
+
+def untamed(rows, tame=HEAVY.inverse):
+    return Rows(rows.theta, tame(torch.from_numpy(rows.x)).numpy())
+
+
+def test_a_tamed_map_acts_in_tamed_space_and_returns_x():
+    theta = np.random.default_rng(0).normal(size=(400, 1))
+    noise = np.random.default_rng(1).normal(size=(400, 2))
+    low, moved = (untamed(Rows(theta, theta + noise + s)) for s in (0.0, 1.5))
+    dear = np.linspace(-2, 2, 200)[:, None]
+    spread = np.tile([[1.0, -1.0], [-1.0, 1.0]], (100, 1))
+    high = untamed(Rows(dear, dear + spread + 1.5))
+    fitter = MapFitter(low, HEAVY)
+    gaps = {}
+    for choice in (MapChoice("shift", True), MapChoice("shift")):
+        x = fitter.fit(choice, high)(theta, low.x)
+        tamed = HEAVY(torch.from_numpy(x)) - HEAVY(torch.from_numpy(moved.x))
+        gaps[choice.is_tamed] = np.sqrt((tamed.numpy() ** 2).mean())
+    assert gaps[True] < 0.15 < 0.4 < gaps[False]
+
+
+def test_heavy_tails_call_for_a_tamed_map():
+    low = untamed(level(1_500, 0, 2 * correlated(0.3)))
+    high = untamed(level(40, 1, 2 * correlated(0.3), shift=1.0))
+    folds = np.array_split(np.arange(40), 4)
+    fitter = MapFitter(low, HEAVY)
+    choices = fitter.candidates(("none", "shift"), high)
+    for modelled in ("theta", "x"):
+        scores = score_maps(fitter, choices, high, folds, modelled)
+        means = {str(choice): score.mean() for choice, score in scores.items()}
+        assert best(means) == "shift (tails tamed)"
+        assert means["shift (tails tamed)"] > means["none"] + 0.1
+
+
+def test_pairs_are_tamed_on_both_sides():
+    theta = np.random.default_rng(0).normal(size=(300, 1))
+    coarse = theta + np.random.default_rng(1).normal(size=(300, 2))
+    low = untamed(Rows(theta, coarse))
+    fine = untamed(Rows(theta, 0.5 * coarse + theta))
+    high = Rows(theta[:60], fine.x[:60], low.x[:60])
+    move = MapFitter(low, HEAVY).fit(MapChoice("paired", True), high)
+    assert np.allclose(move(theta, low.x), fine.x, rtol=1e-2, atol=1e-2)
