@@ -1,0 +1,79 @@
+"""The number of high-fidelity rows that lower levels stand for."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sbi_multilevel.diagnostics import effective_rows
+
+
+def law(rows, limit=1.0, slope=50.0):
+    return np.full(80, limit + slope / rows)
+
+
+def noisy(rows, seed, deviation=0.05):
+    return law(rows) + deviation * np.random.default_rng(seed).normal(size=80)
+
+
+@pytest.mark.parametrize("limit", (-3.0, 0.0, 10.0))
+@pytest.mark.parametrize("worth", (30, 100, 1_000))
+def test_exact_on_the_law(limit, worth):
+    losses = [law(rows, limit) for rows in (worth, 100, 50)]
+    result = effective_rows(*losses, num_rows=100)
+    assert result.estimate == pytest.approx(worth)
+    assert result.interval == pytest.approx((worth, worth), rel=1e-6)
+    assert result.gain == pytest.approx(50 / 100 - 50 / worth)
+    assert result.gain_error == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", (1.0, 0.9))
+def test_infinite_at_or_below_the_limit(loss):
+    result = effective_rows(np.full(80, loss), law(100), law(50), num_rows=100)
+    assert result.estimate == math.inf
+    assert result.interval == (math.inf, math.inf)
+
+
+def test_nothing_is_said_where_rows_do_not_help():
+    result = effective_rows(law(400), law(100), law(120), num_rows=100)
+    assert math.isnan(result.estimate)
+    assert all(math.isnan(end) for end in result.interval)
+    assert result.gain == pytest.approx(50 / 100 - 50 / 400)
+
+
+@pytest.mark.parametrize("deviation", (0.05, 0.3))
+def test_the_interval_holds_the_estimate_on_noisy_rows(deviation):
+    losses = [noisy(rows, rows, deviation) for rows in (150, 100, 50)]
+    result = effective_rows(*losses, num_rows=100)
+    low, high = result.interval
+    assert 0 < low < result.estimate < high
+    assert low < 150 < high
+
+
+def test_the_interval_may_end_at_infinity():
+    losses = [noisy(rows, rows, 0.5) for rows in (1_000, 100, 50)]
+    low, high = effective_rows(*losses, num_rows=100).interval
+    assert math.isfinite(low) and high == math.inf
+
+
+def test_common_noise_of_rows_cancels():
+    common = 5 * np.random.default_rng(0).normal(size=80)
+    losses = [law(rows) + common for rows in (400, 100, 50)]
+    result = effective_rows(*losses, num_rows=100)
+    assert result.estimate == pytest.approx(400)
+    assert result.interval == pytest.approx((400, 400), rel=1e-6)
+
+
+def test_the_error_of_the_gain_is_its_standard_error():
+    plain = noisy(100, 0, deviation=1.0)
+    result = effective_rows(law(400), plain, law(50), num_rows=100)
+    gain = plain - law(400)
+    assert result.gain == pytest.approx(gain.mean())
+    assert result.gain_error == pytest.approx(gain.std(ddof=1) / np.sqrt(80))
+
+
+def test_results_are_plain_numbers_that_read_well():
+    result = effective_rows(law(400), law(100), law(50), num_rows=100)
+    text = "100 high-fidelity rows count as about 400 (400 to 400); log score +0.38"
+    assert str(result).startswith(text)
+    assert type(result.estimate) is float and type(result.gain) is float
