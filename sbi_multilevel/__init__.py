@@ -14,7 +14,7 @@ from sbi_multilevel.budget import (
     simulate_budget,
 )
 from sbi_multilevel.estimators import unconstrained
-from sbi_multilevel.recipes import Multilevel, Transfer
+from sbi_multilevel.recipes import Hybrid, Multilevel, Transfer
 from sbi_multilevel.sequential import MFTSNPE, Acquisition, Truncation
 from sbi_multilevel.simulation import (
     SimulationStore,
@@ -44,6 +44,7 @@ __all__ = [
     "Advice",
     "BudgetedSimulations",
     "Ensemble",
+    "Hybrid",
     "LevelSimulations",
     "Multilevel",
     "MultilevelSimulations",

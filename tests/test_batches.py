@@ -1,10 +1,11 @@
 """Splits, batch sizes and the sampler of batches."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbi_multilevel.recipes import Multilevel
+from sbi_multilevel.recipes import Multilevel, Stage, Term, Transfer
 from sbi_multilevel.trainers.batches import (
     LevelBatchSampler,
     LevelSplit,
@@ -86,3 +87,35 @@ def test_full_batch_holds_everything_once():
     _, split, rows = term_rows(fraction=0.0)
     (batch,) = LevelBatchSampler(rows, split.train, batch_size=10_000, stage=STAGE)
     assert sorted(batch.tolist()) == list(range(72))
+
+
+@pytest.mark.parametrize("at_most, expected", ((1, 1), (3, 3), (1_000, 7), (None, 7)))
+def test_a_stage_may_limit_the_batches_of_an_epoch(at_most, expected):
+    _, split, rows = term_rows(Transfer(alignment=None))
+    stage = Stage((Term(0),), num_batches=at_most)
+    sampler = LevelBatchSampler(rows, split.train, batch_size=5, stage=stage)
+    assert len(split.train[0]) // 5 == 7
+    assert len(list(sampler)) == len(sampler) == expected
+
+
+def test_limited_epochs_draw_other_rows_each_time():
+    _, split, rows = term_rows(Transfer(alignment=None))
+    stage = Stage((Term(0),), num_batches=1)
+    sampler = LevelBatchSampler(rows, split.train, batch_size=5, stage=stage)
+    drawn = torch.cat([batch for _ in range(60) for batch in sampler])
+    assert set(drawn.tolist()) == set(split.train[0].tolist())
+
+
+def test_batches_of_a_rehearsing_stage_hold_rows_of_all_its_levels():
+    recipe = Transfer(alignment=None, rehearsal=0.4)
+    sims, split, rows = term_rows(recipe)
+    stage = recipe.stages(3)[2]
+    positions = rows.positions(stage.terms)
+    assert len(set(positions)) == 3
+    for batch in LevelBatchSampler(rows, split.train, batch_size=12, stage=stage):
+        _, x, *_, marks = rows.dataset[batch]
+        assert set(marks.tolist()) == set(positions)
+        for level, position in enumerate(positions):
+            known = sims[level].x
+            for row in x[marks == position]:
+                assert (known == row).all(dim=1).any()

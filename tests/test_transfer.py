@@ -23,6 +23,7 @@ pytestmark = [
 BOX = BoxUniform(torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0]))
 both = pytest.mark.parametrize("cls", (MFNPE, MFNLE))
 SIMS = simulations((400, 60, 60))
+QUIET = {"show_progress_bars": False}
 
 
 def make(cls=MFNPE, the_prior=None, density_estimator="mdn", low=True, **options):
@@ -53,6 +54,32 @@ def test_stages_of_the_recipe():
     assert joint.stages(1)[0].terms == (Term(0),)
     (only,) = joint.stages(1, is_pretrained=True)
     assert (only.rate, only.is_warm) == (0.1, True)
+
+
+def test_stages_of_rehearsal():
+    first, second, third = Transfer(rehearsal=0.4, freeze=("a",)).stages(3)
+    assert first.terms == (Term(0),) and first.num_batches is None
+    assert second.terms == (Term(0, 0.4), Term(1, 0.6))
+    assert third.terms == (Term(0, 0.2), Term(1, 0.2), Term(2, 0.6))
+    assert (third.freeze, third.is_warm, third.adjustment) == (("a",), True, "none")
+    assert third.num_batches == 10
+
+
+def test_without_rehearsal_stages_are_those_of_the_paper():
+    for stage in (*Transfer().stages(3), *Transfer().stages(2, is_pretrained=True)):
+        assert len(stage.terms) == 1 and stage.terms[0].weight == 1.0
+        assert stage.num_batches is None
+
+
+def test_only_levels_above_the_first_rehearse():
+    recipe = Transfer(rehearsal=0.4)
+    (only,) = recipe.stages(1, is_pretrained=True)
+    assert only.terms == (Term(0),) and only.is_warm
+    joint = Transfer(rehearsal=0.4, joint_pretraining=True)
+    for is_pretrained in (False, True):
+        first, last = joint.stages(3, is_pretrained)
+        assert first.terms == (Term(0), Term(1), Term(2))
+        assert last.terms == recipe.stages(3)[-1].terms
 
 
 @both
@@ -176,6 +203,37 @@ def test_freezing_nothing_or_all_is_refused(freeze, named):
         make(recipe=Transfer(freeze=freeze)).train(**FEW)
 
 
+@both
+def test_rehearsed_levels_enter_the_held_out_loss_by_their_shares(cls):
+    trainer = make(cls, recipe=Transfer(rehearsal=0.4, alignment=None))
+    trainer.train(**FEW)
+    network, split = trainer._neural_net.eval(), trainer._split
+    assert split is not None
+    shares = []
+    for level in range(3):
+        theta = SIMS[level].theta[split.validation[level]]
+        x = SIMS[level].x[split.validation[level]]
+        pair = (theta, x) if cls is MFNPE else (x, theta)
+        shares.append(network.loss(*pair).mean().item() * (0.2, 0.2, 0.6)[level])
+    loader, arguments = trainer._held_out
+    found = trainer._held_out_means(loader, arguments)
+    assert found.tolist() == pytest.approx(shares, rel=1e-4, abs=1e-4)
+
+
+def test_rehearsal_holds_the_network_near_what_it_learned_below():
+    """Few high-fidelity rows far away cost less on level 0 where it is rehearsed."""
+    losses = {}
+    for rehearsal in (0.0, 0.5):
+        torch.manual_seed(0)
+        recipe = Transfer(rehearsal=rehearsal, alignment=None, early_stopping=False)
+        trainer = MFNPE(prior(), "mdn", recipe=recipe, tracker=SilentTracker(), **QUIET)
+        trainer.append_lowfidelity_simulations(SIMS[0].theta, SIMS[0].x)
+        trainer.append_simulations(SIMS[2].theta[:12], SIMS[2].x[:12] + 3.0)
+        network = trainer.train(learning_rate=0.01, max_num_epochs=40).eval()
+        losses[rehearsal] = network.loss(SIMS[0].theta, SIMS[0].x).mean().item()
+    assert losses[0.5] < losses[0.0] - 0.1
+
+
 def test_the_rate_of_fine_tuning_reaches_the_optimizer():
     trainer = make(recipe=Transfer(fine_tuning_rate=0.1))
     trainer.train(learning_rate=2e-3, **FEW)
@@ -183,7 +241,15 @@ def test_the_rate_of_fine_tuning_reaches_the_optimizer():
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(alignment="paired"), dict(fine_tuning_rate=0.0), dict(freeze="net*")]
+    "bad",
+    [
+        dict(alignment="paired"),
+        dict(fine_tuning_rate=0.0),
+        dict(freeze="net*"),
+        dict(rehearsal=-0.1),
+        dict(rehearsal=1.0),
+        dict(rehearsal=float("nan")),
+    ],
 )
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -192,6 +192,8 @@ class LevelBatchSampler(Sampler[Tensor]):
         sizes = rows_per_level(counts, batch_size, sides)
         self._sizes = dict(zip(levels, sizes))
         self._num_batches = max(n // m for n, m in zip(counts, sizes))
+        if stage.num_batches is not None:
+            self._num_batches = min(self._num_batches, stage.num_batches)
 
     def __len__(self) -> int:
         return self._num_batches

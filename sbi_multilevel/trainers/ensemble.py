@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import torch
@@ -23,10 +23,13 @@ from joblib import Parallel, delayed
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
+from sbi_multilevel.recipes import Hybrid
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.trainers.batches import Fold
-from sbi_multilevel.trainers.mixin import MultilevelMixin
 from sbi_multilevel.trainers.tracking import SilentTracker
+
+if TYPE_CHECKING:
+    from sbi_multilevel.trainers.mixin import MultilevelMixin
 
 # what a copy of a trainer goes without: a tracker has open files, and the builder of
 # the network is handed over beside it, as is the prior, which is told by identity
@@ -124,6 +127,11 @@ def train_ensemble(
             "inference was trained already. Pass a new trainer with the same "
             "simulations; to start from its weights use `warm_start`."
         )
+    if isinstance(inference._recipe, Hybrid):
+        raise ValueError(
+            "recipe='hybrid' is an ensemble already. Call `inference.train()`; "
+            "`Hybrid(num_members=...)` sets its size."
+        )
     folds = [Fold(index, seed) for index in range(num_members)]
     members = train_members(
         [inference] * num_members, folds, num_workers, train_options or {}
@@ -134,7 +142,7 @@ def train_ensemble(
 def train_members(
     trainers: Sequence[MultilevelMixin],
     folds: Sequence[Fold],
-    num_workers: int,
+    num_workers: int | None,
     train_options: Mapping[str, Any],
 ) -> list[MultilevelMixin]:
     """Train a copy of each trainer on its own fold, seeded by the fold.
@@ -142,7 +150,7 @@ def train_members(
     Args:
         trainers: Trainers with simulations; they stay as they are.
         folds: A fold for each.
-        num_workers: Processes, one thread each.
+        num_workers: Processes, one thread each; `None` leaves it to joblib.
         train_options: Arguments of `train`.
 
     Returns:

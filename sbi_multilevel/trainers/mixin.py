@@ -24,7 +24,10 @@ from typing_extensions import Self
 
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
-from sbi_multilevel.recipes import Recipe, Stage, get_recipe
+from sbi_multilevel.hybrid.summary import HybridSummary
+from sbi_multilevel.hybrid.training import train_hybrid
+from sbi_multilevel.mixture import MixtureEstimator
+from sbi_multilevel.recipes import Hybrid, Recipe, Stage, get_recipe
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
 from sbi_multilevel.trainers.data import MultilevelDataMixin
 from sbi_multilevel.trainers.epochs import EpochMixin
@@ -68,6 +71,7 @@ class MultilevelMixin(EpochMixin):
         self._warm_start: WarmStart | None = None
         self._stage_index = 0
         self._trained: dict[Stage, tuple[int, ...]] = {}
+        self.hybrid_summary: HybridSummary | None = None
         given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
         self._is_named = isinstance(given.get("density_estimator", ""), str)
         super().__init__(*args, parameters=parameters, **kwargs)
@@ -103,12 +107,17 @@ class MultilevelMixin(EpochMixin):
             The trainer (so that calls can be chained).
 
         Raises:
-            ValueError: If the trainer was trained already.
+            ValueError: If the trainer was trained already, or its recipe cannot.
         """
         if self._neural_net is not None:
             raise ValueError(
                 "warm_start was called after training. Call it before, on a new "
                 "trainer with the same simulations."
+            )
+        if isinstance(self._recipe, Hybrid):
+            raise ValueError(
+                "warm_start was called, but recipe='hybrid' trains networks of its own "
+                "on rows that it moves. Use the recipe 'transfer'."
             )
         if isinstance(source, (str, os.PathLike)):
             source = torch.load(Path(source), weights_only=True, map_location="cpu")
@@ -237,6 +246,8 @@ class MultilevelMixin(EpochMixin):
             return run(
                 train_loader, val_loader, train_config, loss_args, summarization_kwargs
             )
+        if isinstance(self._recipe, Hybrid):
+            return self._train_hybrid(train_config, loss_args)
         if train_config.retrain_from_scratch:
             self._trained.clear()
         resume, network = train_config.resume_training, self._neural_net
@@ -261,6 +272,36 @@ class MultilevelMixin(EpochMixin):
         finally:
             self._align_network(self._stages[-1])
         return network
+
+    def _train_hybrid(
+        self, train_config: TrainConfig, loss_args: LossArgs | None
+    ) -> MixtureEstimator:
+        """Train the members of the recipe `Hybrid`, anew whenever it is called."""
+        if train_config.resume_training:
+            raise ValueError(
+                "resume_training=True was passed, but recipe='hybrid' trains many "
+                "networks to their end. Call `train()` again to train anew."
+            )
+        batch_size, loader_options = self._loader_options
+        options = {
+            "training_batch_size": batch_size,
+            "learning_rate": train_config.learning_rate,
+            "validation_fraction": train_config.validation_fraction,
+            "stop_after_epochs": train_config.stop_after_epochs,
+            "max_num_epochs": train_config.max_num_epochs,
+            "clip_max_norm": train_config.clip_max_norm,
+            "dataloader_kwargs": loader_options,
+        }
+        kernel = getattr(loss_args, "calibration_kernel", None)
+        if kernel is not None:
+            options["calibration_kernel"] = kernel
+        self._neural_net, self.hybrid_summary = train_hybrid(
+            self, self._check_trainable(), options
+        )
+        summary = self.hybrid_summary
+        self._summary["epochs_trained"].append(summary.num_epochs)
+        self._summary["best_validation_loss"].append(-summary.log_scores["mixture"])
+        return self._neural_net
 
     def _stages_to_run(self, resume: bool) -> range | list[int]:
         """Indices of the stages to train; all but the last only on new rows."""

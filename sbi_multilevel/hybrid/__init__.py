@@ -1,0 +1,5 @@
+"""The recipe `Hybrid` at work: the pool, the members, their mixture, and a summary."""
+
+from sbi_multilevel.hybrid.summary import HybridSummary
+
+__all__ = ["HybridSummary"]

@@ -1,0 +1,42 @@
+"""What the recipe `Hybrid` chose, and what it was worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbi_multilevel.diagnostics import EffectiveRows
+
+
+@dataclass(frozen=True)
+class HybridSummary:
+    """What was chosen, and what it was worth; `print` shows it.
+
+    Args:
+        alignments: The maps from each level to the next that members use.
+        alignment_scores: For each of these steps the mean held-out score of each map,
+            in nats, higher is better (`sbi_multilevel.alignment.synthetic`).
+        weights: Weight of each component of the mixture.
+        log_scores: Mean log density of held-out high-fidelity rows under each
+            component, and under the mixture; of tamed x where likelihoods are learned.
+        effective_rows: High-fidelity rows that plain training would need.
+        num_epochs: Epochs trained, the mean over members.
+    """
+
+    alignments: tuple[str, ...]
+    alignment_scores: tuple[dict[str, float], ...]
+    weights: dict[str, float]
+    log_scores: dict[str, float]
+    effective_rows: EffectiveRows
+    num_epochs: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"level {level} moved to level {level + 1} by: {names}"
+            for level, names in enumerate(self.alignments)
+        ]
+        lines += [
+            f"{name}: weight {weight:.2f}, held-out log score "
+            f"{self.log_scores[name]:.2f}"
+            for name, weight in self.weights.items()
+        ]
+        return "\n".join([*lines, str(self.effective_rows)])

@@ -1,0 +1,160 @@
+"""The members of a hybrid ensemble: trainers like the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+
+from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.alignment.tails import Tails
+from sbi_multilevel.hybrid.pool import Step
+from sbi_multilevel.recipes import Hybrid, Transfer
+from sbi_multilevel.simulations import LevelSimulations
+from sbi_multilevel.trainers.batches import Fold
+from sbi_multilevel.trainers.ensemble import train_members
+from sbi_multilevel.trainers.tracking import SilentTracker
+
+if TYPE_CHECKING:
+    from sbi_multilevel.trainers.mixin import MultilevelMixin
+
+_FEWEST_ROWS = 3  # two to train a network on, one to stop by
+_NO_DENSITY = 1e6  # the loss of a row whose density is no number
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """Estimators that share a weight in the mixture.
+
+    Args:
+        estimators: The estimators; none for the prior.
+        losses: Loss of each high-fidelity row under one that has not seen it.
+        num_epochs: Epochs trained, the mean over estimators.
+    """
+
+    estimators: list[ConditionalDensityEstimator]
+    losses: np.ndarray
+    num_epochs: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Team:
+    """Trains members, each without one fold of the high-fidelity rows.
+
+    A member also holds out rows of its own for early stopping, so that the fold it is
+    weighed by has had no part in it.
+
+    Args:
+        trainer: The user's trainer, whose prior and builder the members share.
+        recipe: The recipe.
+        level: The high-fidelity rows.
+        folds: Their indices, fold by fold.
+        tails: What tames the tails of x; `None` where all are light.
+        seed: Seed of the members.
+        options: Arguments of `train` for the members.
+    """
+
+    trainer: MultilevelMixin
+    recipe: Hybrid
+    level: LevelSimulations
+    folds: Sequence[np.ndarray]
+    tails: Tails | None
+    seed: int
+    options: Mapping[str, Any]
+
+    @cached_property
+    def high(self) -> Rows:
+        """The high-fidelity rows, as maps see them."""
+        return Rows.of(self.level)
+
+    @cached_property
+    def others(self) -> list[np.ndarray]:
+        """For each fold the rows of all others."""
+        return [np.setdiff1d(np.arange(len(self.high)), fold) for fold in self.folds]
+
+    def pooled(self, step: Step) -> Component:
+        """Members that learn from the rows of all levels."""
+        start = self._start(step) if self.recipe.shared_start else None
+        trainers = []
+        for index, rows in enumerate(self.others):
+            member = self._member(self.recipe.member_recipe(len(rows)))
+            pool = step.move(self.high[rows], index)
+            member.append_lowfidelity_simulations(*self._network_rows(pool))
+            member.append_simulations(*self._network_rows(self.high[rows]))
+            if start is not None:
+                member.warm_start(start)
+            trainers.append(member)
+        return self._trained(trainers)
+
+    def _start(self, step: Step) -> ConditionalDensityEstimator:
+        """A network trained on the pool, which all members start from."""
+        member = self._member(self._plain_recipe)
+        pool = self._network_rows(step.move(self.high))
+        member.append_lowfidelity_simulations(*pool)
+        (trained,) = train_members([member], [Fold(0, self.seed)], 1, self.options)
+        return trained._neural_net
+
+    def alone(self) -> Component:
+        """Members that learn from high fidelity alone."""
+        return self._trained([self._plain(rows) for rows in self.others])
+
+    def on_half(self) -> Component:
+        """The same on half of the rows."""
+        draw = np.random.default_rng(self.seed).permutation
+        sizes = [max(len(rows) // 2, _FEWEST_ROWS) for rows in self.others]
+        halves = [draw(rows)[:size] for rows, size in zip(self.others, sizes)]
+        return self._trained([self._plain(rows) for rows in halves])
+
+    def prior(self, prior: Any) -> Component:
+        """The prior, as a density of theta."""
+        theta = self.level.theta.to(self.trainer._device)
+        return Component([], -prior.log_prob(theta).cpu().double().numpy())
+
+    def _plain(self, rows: np.ndarray) -> MultilevelMixin:
+        member = self._member(self._plain_recipe)
+        return member.append_lowfidelity_simulations(
+            *self._network_rows(self.high[rows])
+        )
+
+    @property
+    def _plain_recipe(self) -> Transfer:
+        return Transfer(alignment=None, unconstrained=self.recipe.unconstrained)
+
+    def _member(self, recipe: Transfer) -> MultilevelMixin:
+        owner = self.trainer
+        return type(owner)(
+            owner._prior,
+            density_estimator=owner._build_neural_net,
+            device=owner._device,
+            recipe=recipe,
+            tracker=SilentTracker(),
+            show_progress_bars=False,
+        )
+
+    def _network_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Theta and x as networks see them: tamed, of the user's shape and kind."""
+        theta = torch.as_tensor(rows.theta).to(self.level.theta)
+        x = torch.as_tensor(rows.x)
+        x = x if self.tails is None else self.tails(x)
+        return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
+
+    def _trained(self, trainers: Sequence[MultilevelMixin]) -> Component:
+        folds = [Fold(index, self.seed) for index in range(len(trainers))]
+        trained = train_members(trainers, folds, None, self.options)
+        networks = [member._neural_net.eval() for member in trained]
+        losses = np.empty(len(self.high))
+        for network, fold in zip(networks, self.folds):
+            columns = self._network_rows(self.high[fold])
+            rows = [column.to(self.trainer._device) for column in columns]
+            given = rows if self.trainer._modelled == "theta" else rows[::-1]
+            with torch.no_grad():
+                losses[fold] = network.loss(*given).cpu().double().numpy()
+        losses = np.nan_to_num(losses, nan=_NO_DENSITY, posinf=_NO_DENSITY)
+        epochs = [sum(member.summary["epochs_trained"]) for member in trained]
+        return Component(networks, losses, float(np.mean(epochs)))

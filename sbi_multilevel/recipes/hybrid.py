@@ -1,0 +1,148 @@
+r"""The recipe to start with: cheap rows made to look dear, and rules for trusting them.
+
+What it does, step by step:
+
+1. **Tails.** Features of x with heavy tails are tamed (`alignment.tails`).
+2. **Alignment.** Each level's rows are moved to the level above by the kind of map that
+   high-fidelity rows held out like best (`alignment.choice`): from no map at all over
+   conditional means and covariances to Gaussian processes on pairs. Rows of all lower
+   levels end as one pool of pseudo-high-fidelity rows :math:`\tilde x`.
+3. **Members.** The high-fidelity rows are cut into E folds. For each, a map is fitted
+   to the other folds, a network is trained on the pool it moves, and then fine-tuned on
+
+   .. math:: (1 - w)\, \mathbb{E}_\text{pool} f + w\, \mathbb{E}_\text{high} f,
+       \qquad w = \frac{n_L}{n_L + 50},
+
+   until the same loss of held-out rows stops falling: rehearsing, so that ten rows
+   cannot pull it far. Another E networks are trained on the high-fidelity rows alone.
+4. **Stacking.** The three components (networks with cheap rows, networks without,
+   and for posteriors the prior itself) are mixed with the weights under which the rows
+   that each has not seen are most likely (`sbi_multilevel.stacking`).
+
+A useless cheap level loses its weight in step 4; ten misleading rows cannot beat the
+prior by chance. What the cheap rows were worth is in `trainer.hybrid_summary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sbi_multilevel.alignment import Alignment, Moments
+from sbi_multilevel.alignment.choice import MAP_KINDS
+from sbi_multilevel.recipes.base import Recipe, Stage, Term
+from sbi_multilevel.recipes.transfer import Transfer
+from sbi_multilevel.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    merge_levels,
+)
+
+_HALF_TRUSTED = 50  # high-fidelity rows that weigh as much as the whole pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid(Recipe):
+    """Aligned pool, rehearsed fine-tuning, stacked ensemble; see the module.
+
+    There is nothing to tune: what differs between tasks is chosen from the rows. The
+    settings are there to switch parts off.
+
+    Args:
+        alignments: Kinds of map to choose from, see `sbi_multilevel.alignment.choice`.
+        num_members: Folds E, and networks of each component.
+        shared_start: Whether members start from one network trained on the pool, at a
+            third of the time, rather than each from scratch.
+        rehearse: Whether the pool keeps its share in fine-tuning.
+        mix: Whether networks without lower levels, and the prior, join the mixture.
+        tame_tails: Whether heavy tails of x are tamed.
+        unconstrained: Whether NPE models theta in unconstrained space, so that nothing
+            leaks out of the prior. Switch it off where `density_estimator` is a builder
+            that does so itself.
+
+    Other arguments are those of `Recipe`; with `early_stopping=False` nothing would be
+    held out, which this recipe cannot do without.
+
+    Raises:
+        ValueError: If a setting is none of those listed.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Hybrid(alignments=("none", "shift")).member_recipe(num_high=50)
+        Transfer(early_stopping=True, betas=(0.9, 0.999), weight_decay=0.0, \
+alignment=None, unconstrained=True, joint_pretraining=False, rehearsal=0.5, \
+fine_tuning_rate=1.0, freeze=())
+    """
+
+    needs_pairs: ClassVar[bool] = False
+
+    alignments: tuple[str, ...] = MAP_KINDS
+    num_members: int = 5
+    shared_start: bool = True
+    rehearse: bool = True
+    mix: bool = True
+    tame_tails: bool = True
+    unconstrained: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = set(self.alignments) - set(MAP_KINDS)
+        if unknown or not self.alignments or isinstance(self.alignments, str):
+            raise ValueError(
+                f"alignments must be a tuple of some of {MAP_KINDS}, but is "
+                f"{self.alignments!r}."
+            )
+        if self.num_members < 2:
+            raise ValueError(
+                f"num_members must be at least 2, but is {self.num_members}: each "
+                "holds out rows that the others are trained on."
+            )
+        if not self.early_stopping:
+            raise ValueError(
+                "early_stopping=False leaves no rows to weigh the members by. Choose "
+                "'multilevel' or 'transfer' to train without held-out rows."
+            )
+
+    def member_recipe(self, num_high: int) -> Transfer:
+        """How a member is trained: level 0 is the pool, level 1 high fidelity.
+
+        Args:
+            num_high: High-fidelity rows that it is trained on.
+        """
+        return Transfer(
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            alignment=None,
+            unconstrained=self.unconstrained,
+            rehearsal=self.rehearse * _HALF_TRUSTED / (num_high + _HALF_TRUSTED),
+        )
+
+    def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
+        """One stage over all levels, for the loaders; members have their own."""
+        return (Stage(tuple(Term(level) for level in range(num_levels))),)
+
+    def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
+        """The rows as they are, pairs where there are pairs.
+
+        Raises:
+            ValueError: If rows have weights, which the maps do not know.
+        """
+        if any(part.weights is not None for part in parts):
+            raise ValueError(
+                "Rows with weights were appended, but recipe='hybrid' fits maps to "
+                "rows that are draws from the prior. Use the recipe 'transfer'."
+            )
+        return merge_levels(parts)
+
+    def align(
+        self,
+        simulations: MultilevelSimulations,
+        terms: Sequence[Term],
+        moments: Moments | None,
+    ) -> list[Alignment]:
+        """Rows as they are; the maps are chosen in training."""
+        return [Alignment() for _ in terms]

@@ -1,0 +1,97 @@
+"""The multilevel Monte Carlo recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sbi_multilevel.alignment import (
+    ALIGNMENTS,
+    Alignment,
+    AlignmentKind,
+    Moments,
+    fit_alignments,
+)
+from sbi_multilevel.gradients import ADJUSTMENTS, Adjustment
+from sbi_multilevel.recipes.base import Recipe, Stage, Term
+from sbi_multilevel.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    merge_levels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multilevel(Recipe):
+    r"""The multilevel Monte Carlo recipe of Hikida et al. (2025).
+
+    .. math::
+
+        \ell(\phi) = \frac1{n_0}\sum f_0
+        + \sum_{l=1}^{L} \frac1{n_l} \sum \left( f_l - f_{l-1} \right)
+
+    One stage on the rows of all levels. Rows above level 0 must be paired.
+
+    Args:
+        adjustment: How the gradients of the terms are combined (their Algorithm 1):
+            `"rescale_project"`, `"rescale"`, `"project"` or `"none"`.
+        alignment: How rows of lower levels are moved before use, see
+            `sbi_multilevel.alignment`: not at all (`None`), `"paired"` (affine, from
+            the pairs), or `"own"` (each level standardised by its own mean and standard
+            deviation, as in the reference code).
+
+    Other arguments are those of `Recipe`.
+
+    Raises:
+        ValueError: If a setting is none of those listed.
+
+    Example:
+    --------
+
+    ::
+
+        >>> (stage,) = Multilevel(adjustment="project").stages(num_levels=2)
+        >>> stage.terms
+        (Term(level=0, weight=1.0, coarse=False),
+         Term(level=1, weight=1.0, coarse=False),
+         Term(level=1, weight=-1.0, coarse=True))
+    """
+
+    needs_pairs: ClassVar[bool] = True
+
+    adjustment: Adjustment = "rescale_project"
+    alignment: AlignmentKind | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adjustment not in ADJUSTMENTS:
+            raise ValueError(
+                f"adjustment must be one of {ADJUSTMENTS}, but is {self.adjustment!r}."
+            )
+        if self.alignment is not None and self.alignment not in ALIGNMENTS:
+            raise ValueError(
+                f"alignment must be None or one of {ALIGNMENTS}, but is "
+                f"{self.alignment!r}."
+            )
+
+    def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
+        """One stage: base, then fine and coarse of each level."""
+        terms = [Term(level=0)]
+        for level in range(1, num_levels):
+            terms += [Term(level), Term(level, weight=-1.0, coarse=True)]
+        return (Stage(tuple(terms), self.adjustment, is_warm=is_pretrained),)
+
+    def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
+        """The rows as they are."""
+        return merge_levels(parts)
+
+    def align(
+        self,
+        simulations: MultilevelSimulations,
+        terms: Sequence[Term],
+        moments: Moments | None,
+    ) -> list[Alignment]:
+        """Maps to the scale of the highest level, see `fit_alignments`."""
+        places = [(term.level, term.coarse) for term in terms]
+        return fit_alignments(self.alignment, simulations, places)

@@ -1,0 +1,140 @@
+"""The transfer recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sbi_multilevel.alignment import Alignment, Moments, standardise_to
+from sbi_multilevel.recipes.base import Recipe, Stage, Term
+from sbi_multilevel.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    merge_levels,
+    split_pairs,
+)
+
+_REHEARSED_BATCHES = 10  # of an epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Recipe):
+    r"""The transfer recipe of Krouglova et al. (2026): pre-train cheap, fine-tune dear.
+
+    One stage a level: the network is trained on level 0 until early stopping, from
+    those weights on level 1, and so on to the highest level. Rows need not be paired;
+    of paired ones, the coarse sides join the rows of the level below.
+
+    Args:
+        alignment: `"own"`: each level's x is standardised by its own mean and standard
+            deviation, as in the reference code, which takes the new ones before
+            fine-tuning; posteriors read x at that scale. `None`: x stays as it is,
+            better with some ten high-fidelity rows, whose moments are noise.
+        unconstrained: Whether NPE models theta in unconstrained space, so that nothing
+            leaks out of the prior. By default (`None`) it does if `density_estimator`
+            is the name of a network; a builder is taken as it is (wrap it by
+            `unconstrained(builder, prior)` where it has no such option).
+        joint_pretraining: Whether the first stage trains on the rows of all levels, the
+            mean loss of each level with equal weight, rather than on level 0 alone;
+            fine-tuning on the highest level follows.
+        rehearsal: Share of the loss of fine-tuning that rows of the lower levels keep,
+            so that few high-fidelity rows cannot pull the network far; 0 in the paper.
+            Rehearsing, early stopping looks at the held-out rows every ten batches.
+        fine_tuning_rate: Factor to the learning rate in all stages but the first.
+        freeze: Patterns of the names of parameters that all stages but the first leave
+            as they are, e.g. `("*embedding_net*",)`; for the names see
+            `estimator.named_parameters()`.
+
+    Other arguments are those of `Recipe`.
+
+    Raises:
+        ValueError: If a setting is none of those listed.
+
+    Example:
+    --------
+
+    ::
+
+        >>> pretrain, fine_tune = Transfer(fine_tuning_rate=0.1).stages(num_levels=2)
+        >>> pretrain.levels, fine_tune.levels, fine_tune.rate
+        ((0,), (1,), 0.1)
+    """
+
+    needs_pairs: ClassVar[bool] = False
+
+    alignment: Literal["own"] | None = "own"
+    unconstrained: bool | None = None
+    joint_pretraining: bool = False
+    rehearsal: float = 0.0
+    fine_tuning_rate: float = 1.0
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alignment not in (None, "own"):
+            raise ValueError(
+                f"alignment must be None or 'own', but is {self.alignment!r}."
+            )
+        if not self.fine_tuning_rate > 0:
+            raise ValueError(
+                f"fine_tuning_rate must be > 0, but is {self.fine_tuning_rate}."
+            )
+        if not 0 <= self.rehearsal < 1:
+            raise ValueError(
+                f"rehearsal must be in [0, 1), but is {self.rehearsal}. It is the "
+                "share of lower levels in the loss of fine-tuning."
+            )
+        if isinstance(self.freeze, str):
+            raise ValueError(
+                f"freeze must be a tuple of patterns, but is the text {self.freeze!r}. "
+                f"Pass ({self.freeze!r},)."
+            )
+
+    def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
+        """Pre-training, then fine-tuning of each higher level."""
+        levels = [(level,) for level in range(num_levels)]
+        if self.joint_pretraining and num_levels > 1:
+            levels = [tuple(range(num_levels)), (num_levels - 1,)]
+        stages = []
+        for index, group in enumerate(levels):
+            terms = tuple(Term(level) for level in group)
+            if index == 0 and not is_pretrained:
+                stages.append(Stage(terms))
+            else:
+                stages.append(self._fine_tuning(terms))
+        return tuple(stages)
+
+    def _fine_tuning(self, terms: tuple[Term, ...]) -> Stage:
+        lower = range(terms[0].level)
+        if self.rehearsal > 0 and lower:
+            share = self.rehearsal / len(lower)
+            terms = (
+                *(Term(level, share) for level in lower),
+                *(Term(term.level, 1 - self.rehearsal) for term in terms),
+            )
+        return Stage(
+            terms,
+            rate=self.fine_tuning_rate,
+            freeze=self.freeze,
+            is_warm=True,
+            num_batches=_REHEARSED_BATCHES if self.rehearsal > 0 else None,
+        )
+
+    def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
+        """The rows without pairs."""
+        return merge_levels(split_pairs(parts))
+
+    def align(
+        self,
+        simulations: MultilevelSimulations,
+        terms: Sequence[Term],
+        moments: Moments | None,
+    ) -> list[Alignment]:
+        """Maps to the scale of the x that the network was built on."""
+        levels = [term.level for term in terms]
+        if self.alignment is None:
+            return [Alignment() for _ in levels]
+        if moments is None:
+            moments = Moments.of(simulations[0].x)
+        return standardise_to(moments, simulations, levels)

@@ -1,0 +1,273 @@
+"""The recipe `Hybrid`: what goes into its members, and what comes out."""
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.embedding_nets import CNNEmbedding
+from sbi.utils import BoxUniform
+
+from sbi_multilevel import (
+    MFNLE,
+    MFNPE,
+    MLNLE,
+    MLNPE,
+    Hybrid,
+    LevelSimulations,
+    MultilevelSimulations,
+    train_ensemble,
+)
+from sbi_multilevel.hybrid import team as team_module
+from sbi_multilevel.mixture import MixtureEstimator
+from tests import linear_gaussian
+
+PRIOR = BoxUniform(-torch.ones(1), torch.ones(1))
+QUICK = Hybrid(num_members=2)
+BRIEF = {"max_num_epochs": 2}
+
+
+def rows(n_low=200, n_high=20, paired=True, seed=0, useless=False):
+    """x of level 1 is that of level 0, shifted and turned round theta."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n, *shape):
+        return torch.rand(n, *shape, generator=generator)
+
+    levels = []
+    for level, n in enumerate((n_low, n_high)):
+        theta = 2 * draw(n, 1) - 1
+        noise = torch.randn(n, 2, generator=generator)
+        low = torch.cat((theta, -theta), dim=1) + 0.3 * noise
+        high = 2 * low + torch.cat((theta, theta), dim=1) + 1
+        if useless:
+            low = 10 * torch.randn(n, 2, generator=generator)
+        coarse = low if paired and level == 1 else None
+        levels.append(LevelSimulations(level, theta, high if level else low, coarse))
+    return MultilevelSimulations(tuple(levels))
+
+
+def make(cls=MLNPE, simulations=None, recipe=QUICK, density_estimator="mdn"):
+    trainer = cls(
+        PRIOR,
+        density_estimator=density_estimator,
+        recipe=recipe,
+        show_progress_bars=False,
+    )
+    return trainer.append_multilevel_simulations(simulations or rows())
+
+
+def trained(*args, seed=0, options=BRIEF, **kwargs):
+    trainer = make(*args, **kwargs)
+    torch.manual_seed(seed)
+    trainer.train(**options)
+    return trainer
+
+
+@pytest.mark.parametrize("cls", [MLNPE, MLNLE, MFNPE, MFNLE])
+@pytest.mark.parametrize("paired", [True, False])
+def test_every_trainer_ends_with_one_mixture(cls, paired):
+    inference = trained(cls, rows(paired=paired))
+    assert isinstance(inference._neural_net, MixtureEstimator)
+    names = ["with lower levels", "high fidelity alone"]
+    names += ["prior"] * (inference._modelled == "theta")
+    assert set(inference.hybrid_summary.log_scores) == {*names, "mixture"}
+    assert sum(inference.hybrid_summary.weights.values()) == pytest.approx(1)
+    posterior = inference.build_posterior()
+    log_prob = posterior.log_prob(torch.zeros(3, 1), x=torch.ones(1, 2))
+    assert log_prob.shape == (3,) and log_prob.isfinite().all()
+
+
+def test_three_levels_are_moved_step_by_step():
+    inference = MLNPE(
+        linear_gaussian.prior(), "mdn", recipe=QUICK, show_progress_bars=False
+    ).append_multilevel_simulations(linear_gaussian.simulations())
+    inference.train(**BRIEF)
+    assert len(inference.hybrid_summary.alignments) == 2
+    printed = str(inference.hybrid_summary)
+    assert "level 0 moved to level 1 by" in printed and "count as about" in printed
+
+
+def test_members_learn_from_the_pool_of_all_lower_levels(monkeypatch):
+    seen = []
+    original = team_module.train_members
+
+    def spy(trainers, *args):
+        seen.append([t.multilevel_simulations.num_simulations for t in trainers])
+        return original(trainers, *args)
+
+    monkeypatch.setattr(team_module, "train_members", spy)
+    inference = MLNPE(
+        linear_gaussian.prior(), "mdn", recipe=QUICK, show_progress_bars=False
+    ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
+    inference.train(**BRIEF)
+    # the start; members with the pool (high rows are kept apart); alone; on half
+    assert seen == [[(460,)], [(460,), (460,)], [(20,), (20,)], [(10,), (10,)]]
+
+
+def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
+    originals, simulations = team_module.train_members, rows(paired=False)
+    judged = []
+
+    def spy(trainers, folds, *args):
+        members = originals(trainers, folds, *args)
+        for member in members:
+            judged.append(torch.cat(member._theta_roundwise))
+        return members
+
+    monkeypatch.setattr(team_module, "train_members", spy)
+    inference = make(simulations=simulations)
+    team = []
+    original = team_module.Team._trained
+
+    def keep(self, trainers):
+        team.append(self)
+        return original(self, trainers)
+
+    monkeypatch.setattr(team_module.Team, "_trained", keep)
+    inference.train(**BRIEF)
+    folds = team[0].folds
+    theta = simulations[1].theta
+    assert sorted(np.concatenate(folds)) == list(range(20))
+    for index, member_theta in enumerate(judged[1:]):  # the first is the start
+        held_out = theta[folds[index % 2]]
+        assert not torch.isin(held_out, member_theta).any()
+
+
+def test_training_is_deterministic_by_seed_whatever_the_workers():
+    one = trained()
+    with joblib.parallel_config(n_jobs=2):
+        two = trained()
+    three = trained(seed=1)
+    first, second, other = (
+        list(inference._neural_net.state_dict().values())
+        for inference in (one, two, three)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other))
+
+
+def test_posteriors_stay_inside_the_prior():
+    posterior = trained().build_posterior()
+    samples = posterior.sample((500,), x=torch.ones(1, 2), show_progress_bars=False)
+    assert (samples.abs() <= 1).all()
+    batch = posterior.sample_batched((5,), x=torch.ones(3, 2), show_progress_bars=False)
+    assert batch.shape == (5, 3, 1)
+
+
+def test_heavy_tails_are_tamed_and_the_density_is_still_one_of_x():
+    simulations = MultilevelSimulations(
+        tuple(
+            LevelSimulations(r.level, r.theta, torch.sinh(3 * r.x[:, :1]))
+            for r in rows(400, 40, paired=False)
+        )
+    )
+    estimator = trained(MLNLE, simulations)._neural_net
+    assert estimator.tails is not None
+    grid = torch.sinh(torch.linspace(-40, 40, 40_001, dtype=torch.float64))
+    log_prob = estimator.log_prob(grid.float().reshape(-1, 1, 1), torch.zeros(1, 1))
+    mass = torch.trapezoid(log_prob[:, 0].double().exp(), grid)
+    assert mass.item() == pytest.approx(1, abs=0.01)
+    assert (
+        trained(
+            MLNLE, simulations, Hybrid(num_members=2, tame_tails=False)
+        )._neural_net.tails
+        is None
+    )
+
+
+def test_images_with_an_embedding_net():
+    simulations = MultilevelSimulations(
+        tuple(
+            LevelSimulations(r.level, r.theta, r.x.repeat(1, 50).reshape(-1, 10, 10))
+            for r in rows(100, 20, paired=False)
+        )
+    )
+    net = CNNEmbedding(
+        (10, 10),
+        out_channels_per_layer=[2],
+        num_conv_layers=1,
+        num_linear_layers=1,
+        output_dim=4,
+    )
+    inference = trained(
+        simulations=simulations,
+        density_estimator=posterior_nn("mdn", embedding_net=net),
+    )
+    samples = inference.build_posterior().sample(
+        (7,), x=torch.ones(1, 10, 10), show_progress_bars=False
+    )
+    assert samples.shape == (7, 1)
+
+
+def test_more_rows_train_anew():
+    inference = trained()
+    inference.append_multilevel_simulations(
+        torch.zeros(9, 1), torch.randn(9, 2), torch.randn(9, 2), level=1
+    )
+    inference.train(**BRIEF, force_first_round_loss=True)
+    assert inference.hybrid_summary.effective_rows.num_rows == 29
+
+
+def test_four_high_fidelity_rows_are_enough_to_run():
+    inference = trained(simulations=rows(100, 4), recipe=Hybrid())
+    assert inference.hybrid_summary.effective_rows.num_rows == 4
+    with pytest.raises(ValueError, match="at least 4"):
+        trained(simulations=rows(100, 3), recipe=Hybrid())
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda: make().warm_start({}),
+        lambda: train_ensemble(make()),
+        lambda: trained().train(resume_training=True),
+        lambda: (
+            make(MFNPE)
+            .append_weighted_simulations(
+                torch.zeros(3, 1), torch.ones(3, 2), torch.ones(3)
+            )
+            .train()
+        ),
+        lambda: Hybrid(num_members=1),
+        lambda: Hybrid(alignments=("paired", "magic")),
+        lambda: Hybrid(alignments="paired"),
+        lambda: Hybrid(early_stopping=False),
+    ],
+)
+def test_what_it_cannot_do_is_refused(break_it):
+    with pytest.raises(ValueError, match="hybrid|num_members|alignments|early"):
+        break_it()
+
+
+def test_the_summary_survives_pickling(tmp_path):
+    inference = trained()
+    path = tmp_path / "trainer.pkl"
+    joblib.dump(inference, path)
+    assert str(joblib.load(path).hybrid_summary) == str(inference.hybrid_summary)
+
+
+@pytest.mark.slow
+def test_cheap_rows_are_worth_many_dear_ones_and_useless_ones_do_no_harm():
+    theta = torch.linspace(-0.9, 0.9, 200).unsqueeze(1)
+    test = rows(2, 2_000, seed=9)[1]
+    scores = {}
+    for name, simulations in (
+        ("good", rows(2_000, 20)),
+        ("useless", rows(2_000, 20, useless=True)),
+    ):
+        inference = trained(simulations=simulations, recipe=Hybrid(), options={})
+        with torch.no_grad():
+            values = inference._neural_net.log_prob(test.theta.unsqueeze(0), test.x)[0]
+        scores[name] = values.mean().item()
+        weights = inference.hybrid_summary.weights
+        scores[name + " alone"] = inference.hybrid_summary.log_scores[
+            "high fidelity alone"
+        ]
+        if name == "good":
+            assert weights["with lower levels"] > 0.8
+            assert inference.hybrid_summary.effective_rows.estimate > 40
+    assert theta.shape == (200, 1)
+    assert scores["good"] > scores["useless"] + 0.1
+    # log score of the prior, which is uniform on [-1, 1]
+    assert scores["useless"] > -np.log(2)
