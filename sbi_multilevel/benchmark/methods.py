@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations
 from sbi_multilevel.benchmark.fitted import Fit, judged, only, runs_of
+from sbi_multilevel.benchmark.hybrid_methods import HYBRID_METHODS
 from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
 from sbi_multilevel.benchmark.registry import METHODS, register_method
 from sbi_multilevel.benchmark.tasks import BenchmarkTask, PosteriorTask
@@ -127,6 +128,8 @@ for _method_name, _method in {
     "ml-paper-unaligned": _paper("rescale_project", None),
     # transfer, and ensembles
     **TRANSFER_METHODS,
+    # our recipe, and what its parts are worth
+    **HYBRID_METHODS,
     # those for tasks scored by posteriors only
     **POSTERIOR_METHODS,
 }.items():

@@ -135,4 +135,22 @@ def _log_prob(estimator: Any, x: Tensor, theta: Tensor) -> Tensor:
         return estimator.log_prob(inputs, theta.float().unsqueeze(0))[:, 0].double()
 
 
+def unrelated(theta: Tensor, noise: Tensor) -> Tensor:
+    """A level 0 that ignores theta and shares no noise: a standard normal."""
+    return torch.special.ndtri(noise[:, 1:])
+
+
+class GAndKUseless(GAndK):
+    """The same with a level 0 that has nothing to do with level 1."""
+
+    name = "g-and-k-useless"
+    simulators = (unrelated, high_fidelity)
+
+    @staticmethod
+    def noise(n: int, generator: torch.Generator) -> Tensor:
+        u = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+        return u.clamp(min=1e-12)
+
+
 register_task("g-and-k", lambda data: GAndK())
+register_task("g-and-k-useless", lambda data: GAndKUseless())

@@ -111,4 +111,21 @@ class OrnsteinUhlenbeck(BenchmarkTask):
             return grid[chosen] + width * (torch.rand(num_samples, 3) - 0.5)
 
 
+def unrelated(theta: Tensor, noise: Tensor) -> Tensor:
+    """A level 0 that ignores theta and shares no noise: standard normals around 2."""
+    return START + noise[:, NUM_STEPS:]
+
+
+class UselessOrnsteinUhlenbeck(OrnsteinUhlenbeck):
+    """The same with a level 0 that has nothing to do with level 1."""
+
+    name = "ou-useless"
+    simulators = (unrelated, process)
+
+    @staticmethod
+    def noise(n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, NUM_STEPS + len(OBSERVED), generator=generator)
+
+
 register_task("ou", lambda data: OrnsteinUhlenbeck())
+register_task("ou-useless", lambda data: UselessOrnsteinUhlenbeck())

@@ -1,0 +1,58 @@
+"""The recipe `Hybrid` in the benchmark, and with one part after the other off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbi_multilevel import MLNLE, MLNPE, Hybrid, LevelSimulations, MultilevelSimulations
+from sbi_multilevel.benchmark.fitted import Fit, Method, judged
+from sbi_multilevel.benchmark.tasks import BenchmarkTask
+from sbi_multilevel.trainers.tracking import SilentTracker
+
+
+@dataclass(frozen=True)
+class HybridMethod:
+    """ML-NPE or ML-NLE with the recipe.
+
+    Args:
+        recipe: The recipe.
+        high_only: Whether it has the high-fidelity rows alone: what the ensemble, tamed
+            tails and the prior are worth without any lower level.
+    """
+
+    recipe: Hybrid = Hybrid()
+    high_only: bool = False
+
+    def __call__(
+        self, task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
+    ) -> Fit:
+        trainer = {"nle": MLNLE, "npe": MLNPE}[task.family](
+            task.prior,
+            density_estimator=task.build_network(),
+            recipe=self.recipe,
+            tracker=SilentTracker(),
+            show_progress_bars=False,
+        )
+        high = simulations[-1]
+        if self.high_only:
+            rows = LevelSimulations(0, high.theta, high.x)
+            trainer.append_multilevel_simulations(MultilevelSimulations((rows,)))
+        else:
+            trainer.append_multilevel_simulations(simulations)
+        estimator = trainer.train()
+        epochs = trainer.summary["epochs_trained"][-1]
+        return Fit(judged(task, [estimator]), high.x, epochs)
+
+
+HYBRID_METHODS: dict[str, Method] = {
+    "hybrid": HybridMethod(),
+    "high-hybrid": HybridMethod(high_only=True),
+    "hybrid-unaligned": HybridMethod(Hybrid(alignments=("none",))),
+    "hybrid-unpaired": HybridMethod(
+        Hybrid(alignments=("none", "shift", "full", "scaled"))
+    ),
+    "hybrid-untamed": HybridMethod(Hybrid(tame_tails=False)),
+    "hybrid-unrehearsed": HybridMethod(Hybrid(rehearse=False)),
+    "hybrid-unmixed": HybridMethod(Hybrid(mix=False)),
+    "hybrid-scratch": HybridMethod(Hybrid(shared_start=False)),
+}
