@@ -45,6 +45,22 @@ run ou2-high-ensembles ou2-published --rows 10000,50 10000,100 --observations 10
     --methods high high-ensemble
 run allocation allocation
 
+# the default recipe: found on the first four, run once on the others
+run ou2-published ou2-published --rows 10000,50 10000,100 10000,1000 --methods hybrid
+run camels camels camels-shuffled --methods hybrid
+run g-and-k g-and-k --rows 10000,50 10000,100 10000,300 --methods hybrid
+run ou ou --rows 1000,10 1000,50 1000,100 --methods high ml mf hybrid
+for task in slcp sir ou4; do
+    run "$task" "$task" --rows 10000,50 10000,100 --methods hybrid
+done
+run toggle-switch toggle-switch --methods hybrid
+run useless ou-useless g-and-k-useless --methods high high-hybrid hybrid
+run ou2-useless ou2-useless --rows 10000,50 --methods high-hybrid hybrid
+run blob blob --rows 1000,50 1000,100 --methods high mf hybrid
+run ablation camels-shuffled g-and-k --methods hybrid hybrid-unaligned hybrid-unpaired \
+    hybrid-untamed hybrid-unrehearsed hybrid-unmixed hybrid-scratch high-hybrid
+run oracles slcp sir ou4 ou2-published --methods oracle
+
 "$python" -m sbi_multilevel.benchmark overhead | tee "$out/overhead.md"
 "$python" -m sbi_multilevel.benchmark cost | tee "$out/cost.md"
 "$python" -m sbi_multilevel.benchmark report "$out"/*.jsonl --out ../results/report

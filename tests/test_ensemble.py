@@ -17,7 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 
 
 def make(cls, density_estimator="mdn"):
-    trainer = cls(prior(), density_estimator, **OPTIONS)
+    # the default recipe of the first two is an ensemble already
+    recipe = "multilevel" if cls in (MLNPE, MLNLE) else None
+    trainer = cls(prior(), density_estimator, recipe=recipe, **OPTIONS)
     return trainer.append_multilevel_simulations(SIMS)
 
 

@@ -27,6 +27,8 @@ pytestmark = [
 
 def make(cls, density_estimator="maf", sims=None, **options):
     options = {"tracker": SilentTracker(), "show_progress_bars": False, **options}
+    if cls in (MLNPE, MLNLE):  # the default is tested in test_hybrid.py
+        options.setdefault("recipe", "multilevel")
     trainer = cls(prior(), density_estimator=density_estimator, **options)
     return trainer.append_multilevel_simulations(sims or simulations())
 
@@ -148,7 +150,13 @@ def test_training_is_deterministic_by_seed(cls):
 
 def test_rows_in_parts_are_the_same_rows(cls):
     sims = simulations()
-    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    trainer = cls(
+        prior(),
+        density_estimator="maf",
+        recipe="multilevel" if cls in (MLNPE, MLNLE) else "transfer",
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
     trainer.append_lowfidelity_simulations(sims[0].theta[:150], sims[0].x[:150])
     trainer.append_multilevel_simulations(sims[0].theta[150:], sims[0].x[150:], level=0)
     for rows in sims.levels[1:]:

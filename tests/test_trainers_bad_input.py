@@ -52,7 +52,7 @@ def test_bad_rows_are_refused_and_nothing_is_lost(cls, bad, named):
 
 
 def test_levels_come_in_rising_order(cls):
-    trainer = cls(prior(), tracker=SilentTracker())
+    trainer = cls(prior(), recipe="multilevel", tracker=SilentTracker())
     with pytest.raises(ValueError, match=r"levels must be 0.*\[1\]"):
         trainer.append_multilevel_simulations(**rows())
 
@@ -62,15 +62,20 @@ def test_unpaired_rows_enter_at_level_0_only(cls):
         make(cls).append_lowfidelity_simulations(*single_level_rows(), level=1)
 
 
-def test_level_0_alone_is_not_enough(cls):
-    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+@pytest.mark.parametrize("recipe", ("multilevel", "hybrid"))
+def test_level_0_alone_is_not_enough(cls, recipe):
+    trainer = cls(
+        prior(), recipe=recipe, tracker=SilentTracker(), show_progress_bars=False
+    )
     trainer.append_lowfidelity_simulations(*single_level_rows())
-    with pytest.raises(ValueError, match="Only level 0 was appended"):
+    with pytest.raises(ValueError, match="Only (level 0 was|lower levels were)"):
         trainer.train(**FEW)
 
 
 def test_rows_without_a_level_do_not_mix_with_levels(cls):
-    trainer = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    trainer = cls(
+        prior(), recipe="multilevel", tracker=SilentTracker(), show_progress_bars=False
+    )
     trainer.append_simulations(*single_level_rows())
     with pytest.raises(ValueError, match="`append_simulations` was called before"):
         trainer.append_multilevel_simulations(simulations())

@@ -42,10 +42,15 @@ def train_hybrid(
         options: Arguments of `train` for the members.
 
     Raises:
-        ValueError: If there are too few high-fidelity rows.
+        ValueError: If there are no or too few high-fidelity rows.
     """
     recipe, high = trainer._recipe, simulations[-1]
     assert isinstance(recipe, Hybrid)
+    if high.level in trainer._low_levels:
+        raise ValueError(
+            f"Only lower levels were appended, up to level {high.level}. Append rows of "
+            "the highest simulator by `append_simulations`, or pairs."
+        )
     if len(high) < _FEWEST_ROWS:
         raise ValueError(
             f"The highest level has {len(high)} rows, but recipe='hybrid' needs at "

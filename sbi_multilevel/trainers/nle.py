@@ -21,8 +21,9 @@ from sbi_multilevel.trainers.mixin import MultilevelMixin
 class MLNLE(MultilevelMixin, NLE):
     r"""NLE that also learns from cheaper simulators.
 
-    Takes every argument of `sbi.inference.NLE`, and `recipe`. With
-    `append_simulations` alone it *is* NLE, weight by weight.
+    Takes every argument of `sbi.inference.NLE`, `recipe` and `parameters`. As with
+    `MLNPE` the default recipe is `"hybrid"`, and `recipe="multilevel"` is ML-NLE as
+    above. With `append_simulations` alone it *is* NLE, weight by weight.
 
     Example:
     --------

@@ -33,8 +33,11 @@ from sbi_multilevel.trainers.mixin import MultilevelMixin
 class MLNPE(MultilevelMixin, NPE):
     r"""NPE that also learns from cheaper simulators.
 
-    Takes every argument of `sbi.inference.NPE`, and `recipe`. With
-    `append_simulations` alone it *is* NPE, weight by weight.
+    Takes every argument of `sbi.inference.NPE`, `recipe` and `parameters`. The default
+    recipe is `"hybrid"` (`sbi_multilevel.recipes.hybrid`): an ensemble that needs no
+    pairs, though it uses them, and says in `hybrid_summary` what the lower levels were
+    worth. `recipe="multilevel"` is ML-NPE as above. With `append_simulations` alone it
+    *is* NPE, weight by weight.
 
     Example:
     --------

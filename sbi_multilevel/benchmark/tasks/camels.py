@@ -22,6 +22,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
+from sbi_multilevel.benchmark.calibration import calibration_of_network
 from sbi_multilevel.benchmark.metrics import nlpd
 from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
@@ -104,8 +105,11 @@ class Camels(BenchmarkTask):
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
         """NLPD at all rows not trained on."""
         test = ~(self._high[:, None] == trained_on[None]).all(dim=-1).any(dim=1)
-        values = nlpd(estimator, self._theta[test], self._high[test])
-        return {"nlpd": values.tolist()}
+        rows = self._theta[test], self._high[test]
+        return {
+            "nlpd": nlpd(estimator, *rows).tolist(),
+            **calibration_of_network(estimator, self.prior, *rows),
+        }
 
     def _order(self, seed: int) -> Tensor:
         if not self._shuffle:

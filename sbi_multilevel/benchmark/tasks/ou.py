@@ -21,6 +21,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
+from sbi_multilevel.benchmark.calibration import calibration_of_network
 from sbi_multilevel.benchmark.metrics import c2st, nlpd
 from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
@@ -96,7 +97,11 @@ class OrnsteinUhlenbeck(BenchmarkTask):
             with seeded(1):
                 estimate = estimator.sample((self.num_samples,), x_o.unsqueeze(0))
             scores.append(c2st(exact, estimate[:, 0].detach(), classifier="mlp").item())
-        return {"nlpd": nlpd(estimator, theta, x).tolist(), "c2st": scores}
+        return {
+            "nlpd": nlpd(estimator, theta, x).tolist(),
+            "c2st": scores,
+            **calibration_of_network(estimator, self.prior, theta, x),
+        }
 
     def exact_posterior(self, x_o: Tensor, num_samples: int, size: int = 100) -> Tensor:
         """Samples of the exact posterior, from a grid of `size` cells a parameter."""
