@@ -48,8 +48,8 @@ def train_hybrid(
     assert isinstance(recipe, Hybrid)
     if high.level in trainer._low_levels:
         raise ValueError(
-            f"Only lower levels were appended, up to level {high.level}. Append rows of "
-            "the highest simulator by `append_simulations`, or pairs."
+            f"Only lower levels were appended, up to level {high.level}. Append rows "
+            "of the highest simulator by `append_simulations`, or pairs."
         )
     if len(high) < _FEWEST_ROWS:
         raise ValueError(

@@ -45,8 +45,9 @@ class MultilevelMixin(EpochMixin):
     """Trains a network of sbi on rows of several levels, as a recipe says.
 
     Args:
-        recipe: Name of a recipe (`"hybrid"`, `"multilevel"`, `"transfer"`), or a recipe,
-            e.g. `Multilevel(adjustment="project")` or `Transfer(fine_tuning_rate=0.1)`.
+        recipe: Name of a recipe (`"hybrid"`, `"multilevel"`, `"transfer"`), or a
+            recipe, e.g. `Multilevel(adjustment="project")` or
+            `Transfer(fine_tuning_rate=0.1)`.
         parameters: Names of the columns of theta that each level has, the highest
             included, where levels differ, e.g. `{0: ("mu",), 1: ("mu", "sigma")}`. See
             `sbi_multilevel.parameters`.
