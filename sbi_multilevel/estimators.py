@@ -142,9 +142,16 @@ def mapped_builder(build: Builder, modelled: Modelled, prior: Any | None) -> Bui
         estimator = build(free, x)
         if isinstance(estimator, MappedEstimator):  # the user wrapped the builder
             return estimator
+        if transform is not None and _frees_theta_itself(estimator):
+            transform, estimator = None, build(theta, x)
         return MappedEstimator(estimator, modelled, transform, Moments.of(x))
 
     return build_mapped
+
+
+def _frees_theta_itself(estimator: ConditionalDensityEstimator) -> bool:
+    """Whether it was built with `z_score_theta="transform_to_unconstrained"`."""
+    return any(isinstance(part, CallableTransform) for part in estimator.modules())
 
 
 def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:

@@ -83,7 +83,11 @@ class MixtureEstimator(ConditionalDensityEstimator):
                 tamed = self.tails(input)
             else:
                 given = self.tails(condition)
-        values = [member.log_prob(tamed, given) for member in self.members]
+        # where one member has no density the others still have
+        values = [
+            torch.nan_to_num(member.log_prob(tamed, given), nan=-torch.inf)
+            for member in self.members
+        ]
         if self.prior is not None:
             values.append(self._prior_log_prob(input).expand_as(values[0]))
         log_weights = self.weights.log().reshape(-1, *[1] * values[0].ndim)
@@ -101,17 +105,22 @@ class MixtureEstimator(ConditionalDensityEstimator):
     ) -> Tensor:
         """Samples, shapes as in `ConditionalDensityEstimator.sample`.
 
-        Each sample has a component of its own, the same for all rows of `condition`.
+        Each has a component of its own.
         """
         count = torch.Size(sample_shape).numel()
         given = condition
         if self.tails is not None and self.modelled == "theta":
             given = self.tails(condition)
-        chosen = torch.multinomial(self.weights, count, replacement=True)
+        chosen = torch.multinomial(self.weights, count * len(given), replacement=True)
+        chosen = chosen.reshape(count, len(given))
         samples = given.new_empty(count, len(given), *self.input_shape)
         for component in chosen.unique().tolist():
-            places = (chosen == component).nonzero()[:, 0]
-            samples[places] = self._draw(component, len(places), given)
+            places = chosen == component
+            # as many for each row as the row that needs most
+            nth = places.cumsum(dim=0) - 1
+            drawn = self._draw(component, int(nth.max()) + 1, given)
+            row = torch.arange(len(given), device=given.device).expand_as(nth)
+            samples[places] = drawn[nth[places], row[places]]
         if self.tails is not None and self.modelled == "x":
             samples = self.tails.inverse(samples)
         return samples.reshape(*sample_shape, len(given), *self.input_shape)
@@ -130,5 +139,6 @@ class MixtureEstimator(ConditionalDensityEstimator):
         flat = theta.reshape(-1, theta.shape[-1])
         inside = within_support(self.prior, flat)
         values = flat.new_full((len(flat),), -torch.inf)
-        values[inside] = self.prior.log_prob(flat[inside])  # pyright: ignore[reportOptionalMemberAccess]
+        if inside.any():
+            values[inside] = self.prior.log_prob(flat[inside])  # pyright: ignore[reportOptionalMemberAccess]
         return values.reshape(theta.shape[:-1])

@@ -139,7 +139,7 @@ def check_inside(prior: Any, rows: LevelSimulations) -> None:
             f"theta of {int(outside.sum())} of {len(rows)} rows of level {rows.level} "
             f"lies outside the support of the prior, e.g. {first}, but is modelled "
             "inside it. Leave these rows out, pass the prior they were drawn from, or "
-            "use the recipe `Transfer(unconstrained=False)`."
+            "set `unconstrained=False` in the recipe."
         )
 
 

@@ -248,12 +248,13 @@ def kinds_of(num_features, paired, kinds=MAP_KINDS):
         (12, True, ()),
         (12, False, MAP_KINDS[4:]),
         (13, True, ("paired_process",)),
-        (100, True, ("paired_process",)),
-        (101, True, ("paired_process", "paired_quadratic")),
+        (50, True, ("paired_process",)),
+        (51, True, ("paired_process", "paired_quadratic")),
+        (201, True, ("paired_process", "paired_quadratic", "full", "scaled")),
         (
             2_001,
             True,
-            ("paired_process", "paired_quadratic", "full", "scaled"),
+            ("paired_process", "paired_quadratic", "full", "scaled", "paired"),
         ),
     ),
 )

@@ -19,6 +19,7 @@ from sbi_multilevel import (
     train_ensemble,
 )
 from sbi_multilevel.hybrid import team as team_module
+from sbi_multilevel.hybrid.pool import Step
 from sbi_multilevel.mixture import MixtureEstimator
 from tests import linear_gaussian
 
@@ -71,7 +72,7 @@ def test_every_trainer_ends_with_one_mixture(cls, paired):
     assert isinstance(inference._neural_net, MixtureEstimator)
     names = ["with lower levels", "high fidelity alone"]
     names += ["prior"] * (inference._modelled == "theta")
-    assert set(inference.hybrid_summary.log_scores) == {*names, "mixture"}
+    assert set(inference.hybrid_summary.log_scores) == set(names)
     assert sum(inference.hybrid_summary.weights.values()) == pytest.approx(1)
     posterior = inference.build_posterior()
     log_prob = posterior.log_prob(torch.zeros(3, 1), x=torch.ones(1, 2))
@@ -103,37 +104,103 @@ def test_members_learn_from_the_pool_of_all_lower_levels(monkeypatch):
         linear_gaussian.prior(), "mdn", recipe=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
     inference.train(**BRIEF)
-    # the start; members with the pool (high rows are kept apart); alone; on half
-    assert seen == [[(460,)], [(460,), (460,)], [(20,), (20,)], [(10,), (10,)]]
+    # the starts; members with the pool (high rows are kept apart); alone; on half
+    pooled = [(460,), (460,)]
+    assert seen == [pooled, pooled, [(20,), (20,)], [(10,), (10,)]]
 
 
 def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
-    originals, simulations = team_module.train_members, rows(paired=False)
-    judged = []
+    train, move = team_module.train_members, Step.move
+    teams, trained_on, mapped = [], [], []
 
-    def spy(trainers, folds, *args):
-        members = originals(trainers, folds, *args)
-        for member in members:
-            judged.append(torch.cat(member._theta_roundwise))
+    def spy_on_training(trainers, folds, *args):
+        members = train(trainers, folds, *args)
+        trained_on.append([torch.cat(member._theta_roundwise) for member in members])
         return members
 
-    monkeypatch.setattr(team_module, "train_members", spy)
-    inference = make(simulations=simulations)
-    team = []
-    original = team_module.Team._trained
+    def spy_on_maps(self, high, member=0):
+        mapped.append(torch.as_tensor(high.theta).float())
+        return move(self, high, member)
 
-    def keep(self, trainers):
-        team.append(self)
-        return original(self, trainers)
+    def keep(self, step, original=team_module.Team.pooled):
+        teams.append(self)
+        return original(self, step)
 
-    monkeypatch.setattr(team_module.Team, "_trained", keep)
-    inference.train(**BRIEF)
-    folds = team[0].folds
-    theta = simulations[1].theta
+    monkeypatch.setattr(team_module, "train_members", spy_on_training)
+    monkeypatch.setattr(Step, "move", spy_on_maps)
+    monkeypatch.setattr(team_module.Team, "pooled", keep)
+    simulations = rows(paired=False)
+    make(simulations=simulations, recipe=Hybrid(num_members=3)).train(**BRIEF)
+
+    theta, folds = simulations[1].theta, teams[0].folds
     assert sorted(np.concatenate(folds)) == list(range(20))
-    for index, member_theta in enumerate(judged[1:]):  # the first is the start
-        held_out = theta[folds[index % 2]]
-        assert not torch.isin(held_out, member_theta).any()
+    starts, members = mapped[:2], mapped[2:]
+    for index, fold in enumerate(folds):
+        others = len(theta) - len(fold)
+        # its map, the map of the rows its start was trained on, itself, and alone
+        assert len(members[index]) == others
+        for seen in (members[index], starts[index % 2]):
+            assert not torch.isin(theta[fold], seen).any()
+        for component in trained_on[1:]:
+            assert not torch.isin(theta[fold], component[index]).any()
+
+
+def test_what_noise_is_worth_is_not_claimed():
+    """Without lower levels there is nothing to tell; useless ones gain nothing."""
+    alone = rows()[1]
+    alone = LevelSimulations(0, alone.theta, alone.x)
+    inference = trained(simulations=MultilevelSimulations((alone,)))
+    assert inference.hybrid_summary.effective_rows is None
+    assert set(inference.hybrid_summary.weights) <= {"high fidelity alone", "prior"}
+
+
+def test_without_a_prior_the_prior_is_no_component():
+    inference = MLNPE(density_estimator="mdn", recipe=QUICK, show_progress_bars=False)
+    inference.append_multilevel_simulations(rows()).train(**BRIEF)
+    assert "prior" not in inference.hybrid_summary.weights
+
+
+def test_a_builder_that_frees_theta_itself_does_so_once():
+    build = posterior_nn(
+        "mdn", z_score_theta="transform_to_unconstrained", x_dist=PRIOR
+    )
+    inference = trained(density_estimator=build)
+    grid = torch.linspace(-0.999, 0.999, 2_001)
+    log_prob = inference._neural_net.log_prob(grid.reshape(-1, 1, 1), torch.ones(1, 2))
+    mass = torch.trapezoid(log_prob[:, 0].exp(), grid)
+    assert mass.item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_refused_training_leaves_no_network():
+    inference = make(simulations=rows(100, 3))
+    with pytest.raises(ValueError, match="at least 4"):
+        inference.train(**BRIEF)
+    assert inference._neural_net is None
+    more = rows(100, 20)[1]
+    inference.append_multilevel_simulations(
+        more.theta, more.x, more.x_coarse, level=1
+    ).train(**BRIEF)
+    assert inference._neural_net is not None
+
+
+def test_rows_with_and_without_pairs_are_told():
+    inference = make()
+    inference.append_simulations(torch.zeros(1, 1), torch.zeros(1, 2))
+    with pytest.warns(UserWarning, match="Level 1 has rows with and without x_coarse"):
+        inference.train(**BRIEF)
+
+
+def test_the_order_of_rows_says_nothing_to_the_maps():
+    simulations = rows(400, 30)
+    in_order = MultilevelSimulations(
+        tuple(level[level.theta[:, 0].argsort()] for level in simulations)
+    )
+    scores = [
+        trained(simulations=each).hybrid_summary.alignment_scores[0]
+        for each in (simulations, in_order)
+    ]
+    for kind, score in scores[0].items():
+        assert scores[1][kind] == pytest.approx(score, abs=0.4)
 
 
 def test_training_is_deterministic_by_seed_whatever_the_workers():
@@ -154,7 +221,19 @@ def test_posteriors_stay_inside_the_prior():
     samples = posterior.sample((500,), x=torch.ones(1, 2), show_progress_bars=False)
     assert (samples.abs() <= 1).all()
     batch = posterior.sample_batched((5,), x=torch.ones(3, 2), show_progress_bars=False)
-    assert batch.shape == (5, 3, 1)
+    assert batch.shape == (5, 3, 1) and (batch.abs() <= 1).all()
+    outside = posterior.log_prob(torch.tensor([[1.5]]), x=torch.ones(1, 2))
+    assert outside.item() == -torch.inf
+
+
+def test_each_row_of_a_batch_is_drawn_by_itself():
+    posterior = trained().build_posterior()
+    x = torch.ones(1, 2)
+    wanted = posterior.sample((4_000,), x=x, show_progress_bars=False).std()
+    drawn = posterior.sample_batched(
+        (1,), x=x.repeat(1_000, 1), show_progress_bars=False
+    )
+    assert drawn.std().item() == pytest.approx(wanted.item(), rel=0.15)
 
 
 def test_heavy_tails_are_tamed_and_the_density_is_still_one_of_x():
@@ -223,7 +302,7 @@ def test_four_high_fidelity_rows_are_enough_to_run():
     [
         lambda: make().warm_start({}),
         lambda: train_ensemble(make()),
-        lambda: trained().train(resume_training=True),
+        lambda: trained().train(resume_training=True, force_first_round_loss=True),
         lambda: (
             make(MFNPE)
             .append_weighted_simulations(

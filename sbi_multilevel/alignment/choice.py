@@ -41,10 +41,12 @@ MAP_KINDS: tuple[str, ...] = get_args(MapKind)
 
 RowMap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# beyond so many features a covariance, products of features, and a process for each
-# are out of reach
-_MOST_FEATURES, _MOST_FOR_PRODUCTS, _MOST_FOR_PROCESSES = 200, 100, 12
+# features beyond which regressions on all, covariances, products, and a process for
+# each are out of reach
+_MOST_FEATURES, _MOST_FOR_COVARIANCES = 2_000, 200
+_MOST_FOR_PRODUCTS, _MOST_FOR_PROCESSES = 50, 12
 _FEWEST_ROWS = 4  # of which some are held out
+_MOST_HELD_OUT = 500  # rows that maps are judged by
 _MOST_JUDGED = 64  # features that moved rows are judged by
 
 
@@ -80,6 +82,7 @@ class MapFitter:
 
     def fit(self, choice: MapChoice, high: Rows) -> RowMap:
         """The map of a kind, from x to x whatever the space that it acts in."""
+        high = shuffled(high, self.seed)  # not all of them may be used
         if not choice.is_tamed or self.tails is None:
             return self._fit(choice.kind, high)
         tame, move = (
@@ -134,8 +137,10 @@ class MapFitter:
             denied.add("paired_process")
         if num_features > _MOST_FOR_PRODUCTS:
             denied.add("paired_quadratic")
-        if num_features > _MOST_FEATURES:
+        if num_features > _MOST_FOR_COVARIANCES:
             denied |= {"full", "scaled"}
+        if num_features > _MOST_FEATURES:
+            denied.add("paired")
         allowed = [kind for kind in kinds if kind not in denied] or ["none"]
         choices = [MapChoice(kind) for kind in allowed]
         if self.tails is not None:
@@ -173,24 +178,33 @@ def score_maps(
 
     Returns:
         For each map the score of each row held out, in nats, higher is better: all
-        folds one after the other.
+        folds one after the other, of many rows the first of each; -inf for a map that
+        cannot be fitted.
     """
     low = fitter.low
     compress = _compression(fitter.tame(np.concatenate((low.x, high.x))))
     scores: dict[MapChoice, list[np.ndarray]] = {choice: [] for choice in choices}
     for fold in folds:
         others = np.setdiff1d(np.arange(len(high)), fold)
-        held_out = high[fold]
+        held_out = high[fold[: _MOST_HELD_OUT // len(folds)]]
         judged = Rows(held_out.theta, compress(fitter.tame(held_out.x)))
         for choice in choices:
-            moved = fitter.fit(choice, high[others])(low.theta, low.x)
-            tamed = compress(fitter.tame(moved))
-            model = SyntheticLikelihood.fit(Rows(low.theta, tamed))
-            if modelled == "x":
-                scores[choice].append(model.log_likelihood(judged))
-            else:
-                scores[choice].append(model.log_posterior_ratio(judged, low.theta))
+            try:
+                moved = fitter.fit(choice, high[others])(low.theta, low.x)
+                rows = Rows(low.theta, compress(fitter.tame(moved)))
+                score = _score(rows, judged, modelled)
+            except (np.linalg.LinAlgError, ValueError):
+                # a map that cannot be fitted, or leads to inf, is none
+                score = np.full(len(judged), -np.inf)
+            scores[choice].append(np.nan_to_num(score, nan=-np.inf))
     return {choice: np.concatenate(parts) for choice, parts in scores.items()}
+
+
+def _score(rows: Rows, judged: Rows, modelled: Literal["theta", "x"]) -> np.ndarray:
+    model = SyntheticLikelihood.fit(rows)
+    if modelled == "x":
+        return model.log_likelihood(judged)
+    return model.log_posterior_ratio(judged, rows.theta)
 
 
 def share_out(
@@ -206,8 +220,11 @@ def share_out(
         scores: Score of each row held out under each map, as of `score_maps`.
         num_members: Members.
     """
-    best = max(scores.values(), key=lambda rows: rows.mean())
-    scores = {c: rows for c, rows in scores.items() if not _is_worse(rows, best)}
+    known = {c: rows for c, rows in scores.items() if np.isfinite(rows).all()}
+    if not known:
+        return [MapChoice("none")] * num_members
+    best = max(known.values(), key=lambda rows: rows.mean())
+    scores = {c: rows for c, rows in known.items() if not _is_worse(rows, best)}
     table = np.stack(list(scores.values()), axis=1)
     weights = stacking_weights(table, np.full(table.shape[1], 1 / table.shape[1]))
     wanted = weights * num_members
@@ -222,6 +239,11 @@ def share_out(
 def _is_worse(rows: np.ndarray, best: np.ndarray) -> bool:
     loss = best - rows
     return bool(loss.mean() > loss.std() / np.sqrt(len(loss)))
+
+
+def shuffled(rows: Rows, seed: int) -> Rows:
+    """The rows in an order that says nothing."""
+    return rows[np.random.default_rng(seed).permutation(len(rows))]
 
 
 def tame_rows(rows: Rows, tame: Callable[[np.ndarray], np.ndarray]) -> Rows:

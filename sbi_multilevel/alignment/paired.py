@@ -7,8 +7,8 @@ r"""Paired maps: what a cheap output lacks, regressed on it and on theta over pa
 
 `d` is linear (`"paired"`) or quadratic (`"paired_quadratic"`) in cheap output and
 theta, with a ridge penalty chosen by leave-one-out. What the cheap output cannot tell
-of the dear one is noise: :math:`\varepsilon` is a whole residual row, drawn with
-replacement from those of ten-fold cross-validation.
+of the dear one is noise: :math:`\varepsilon` is a whole row of leave-one-out
+residuals, drawn with replacement.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.alignment.regression import Regression, polynomials
 from sbi_multilevel.alignment.rows import Rows
-
-_NUM_FOLDS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +60,6 @@ def fit_paired(features: Pipeline, high: Rows, seed: int) -> PairedMap:
     assert high.x_coarse is not None
     inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
     gaps = high.x - high.x_coarse
-    residuals = np.zeros_like(gaps)
-    # KFold goes by order, and rows have none
-    for train, test in KFold(min(_NUM_FOLDS, len(high))).split(inputs):
-        fit = Regression.fit(features, inputs[train], gaps[train])
-        residuals[test] = gaps[test] - fit(inputs[test])
-    centred = residuals - residuals.mean(axis=0)
-    return PairedMap(Regression.fit(features, inputs, gaps), centred, seed)
+    difference = Regression.fit(features, inputs, gaps)
+    residuals = difference.left_out(inputs, gaps)
+    return PairedMap(difference, residuals - residuals.mean(axis=0), seed)

@@ -34,6 +34,7 @@ from sbi_multilevel.alignment.rows import Rows
 
 # cost grows with the cube of the pairs, and with the features
 _MOST_PAIRS, _MOST_ENTRIES = 400, 1_500
+_CHUNK = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class ProcessMap:
         generator = np.random.default_rng(self.seed)
         chosen = generator.integers(len(self.residuals), size=len(x))
         inputs = self.inputs.transform(np.concatenate((x, theta), axis=1))
-        told = [process.predict(inputs, return_std=True) for process in self.processes]
+        told = [_predict(process, inputs) for process in self.processes]
         mean, deviation = (np.stack(column, axis=1) for column in zip(*told))
         noise = deviation * self.residuals[chosen]
         return x + self.mean + self.scale * (mean + noise)
@@ -98,6 +99,16 @@ def _fit_one(inputs: np.ndarray, targets: np.ndarray) -> GaussianProcessRegresso
         # a length scale at its bound is an input that does not matter
         warnings.simplefilter("ignore", ConvergenceWarning)
         return GaussianProcessRegressor(kernel, alpha=1e-8).fit(inputs, targets)
+
+
+def _predict(
+    process: GaussianProcessRegressor, inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, in pieces that memory holds."""
+    pieces = np.array_split(inputs, len(inputs) // _CHUNK + 1)
+    told = [process.predict(piece, return_std=True) for piece in pieces]
+    mean, deviation = (np.concatenate(column) for column in zip(*told))
+    return mean, deviation
 
 
 def _leave_one_out(process: GaussianProcessRegressor) -> np.ndarray:

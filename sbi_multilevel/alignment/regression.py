@@ -72,6 +72,26 @@ class Regression:
             features, ridge.fit(features.transform(inputs), targets / scale), scale
         )
 
+    def left_out(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        r"""Residuals of rows under the regression without them, shape `(n, k)`.
+
+        With leverages :math:`h_i` they are :math:`(y_i - \hat y_i) / (1 - h_i)`.
+
+        Args:
+            inputs: The rows that it was fitted to.
+            targets: Their targets.
+        """
+        count = len(inputs)
+        leverages = np.full(count, 1 / count)
+        if not isinstance(self.model, np.ndarray):
+            features = self.features.transform(inputs)
+            features = features - features.mean(axis=0)
+            left, values, _ = np.linalg.svd(features, full_matrices=False)
+            shrunk = values**2 / (values**2 + self.model.alpha_)
+            leverages = leverages + (left**2 * shrunk).sum(axis=1)
+        residuals = targets - self(inputs)
+        return residuals / np.maximum(1 - leverages, 1e-3)[:, None]
+
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Predictions, shape `(n, k)`."""
         if isinstance(self.model, np.ndarray):

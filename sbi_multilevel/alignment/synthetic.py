@@ -77,15 +77,20 @@ class SyntheticLikelihood:
         return cls(mean, log_scale, scale, whiten, log_determinant, np.stack(densities))
 
     def log_prob(self, x: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """Log density of one x, shape `(k,)`, at each theta, shape `(m, d)`.
+        """Log density of each x, shape `(m, k)`, at its theta, shape `(m, d)`."""
+        return self._log_prob(x, *self._moments(theta))
 
-        Returns:
-            Shape `(m,)`. Either may also have one row a density, shapes `(m, k)` and
-            `(m, d)`.
-        """
-        scale = np.exp(self.log_scale(theta)) * self.scale
-        z = ((x - self.mean(theta)) / scale) @ self.whiten
-        near = [np.interp(column, _GRID, d) for column, d in zip(z.T, self.densities)]
+    def _moments(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.mean(theta), np.exp(self.log_scale(theta)) * self.scale
+
+    def _log_prob(
+        self, x: np.ndarray, mean: np.ndarray, scale: np.ndarray
+    ) -> np.ndarray:
+        z = ((x - mean) / scale) @ self.whiten
+        near = [
+            np.interp(column, _GRID, density, left=0.0, right=0.0)
+            for column, density in zip(z.T, self.densities)
+        ]
         far = norm.pdf(z, scale=_WIDE_SCALE).T
         density = (1 - _WIDE_SHARE) * np.stack(near) + _WIDE_SHARE * far
         log_density = np.log(np.maximum(density, 1e-300)).sum(axis=0)
@@ -100,10 +105,11 @@ class SyntheticLikelihood:
 
         Args:
             rows: The rows.
-            prior: Draws from the prior, shape `(m, d)`.
+            prior: Draws from the prior in any order that is random, shape `(m, d)`.
         """
         prior = prior[:_NUM_PRIOR]
-        evidence = [logsumexp(self.log_prob(x, prior)) for x in rows.x]
+        moments = self._moments(prior)
+        evidence = [logsumexp(self._log_prob(x, *moments)) for x in rows.x]
         return self.log_likelihood(rows) - np.array(evidence) + np.log(len(prior))
 
 
@@ -111,8 +117,8 @@ def _density(values: np.ndarray) -> np.ndarray:
     """Kernel density estimate at the nodes of the grid, by Silverman's rule."""
     step = _GRID[1] - _GRID[0]
     edges = np.append(_GRID - step / 2, _GRID[-1] + step / 2)
-    inside = np.clip(values, _GRID[0], _GRID[-1])
-    histogram, _ = np.histogram(inside, edges, density=True)
+    histogram, _ = np.histogram(values, edges)
+    histogram = histogram / (len(values) * step)
     width = min(values.std(), iqr(values) / 1.349 or np.inf)
     bandwidth = 0.9 * width * len(values) ** -0.2
     return gaussian_filter1d(histogram, max(bandwidth / step, 1.0))

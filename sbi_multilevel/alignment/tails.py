@@ -21,6 +21,7 @@ from torch import Tensor, nn
 _CANDIDATES = (0.0, 0.3, 1.0, 3.0, 10.0)
 _LEAST_GAIN = 0.1  # nats a row
 _MOST_EXPONENT = 40.0
+_FEWEST_VALUES = 10
 
 
 class Tails(nn.Module):
@@ -54,6 +55,8 @@ class Tails(nn.Module):
         scale = (high - low) / 1.349
         delta = np.zeros(len(scale))
         for feature in np.flatnonzero(scale > 0):
+            if len(np.unique(arrays[0][:, feature])) < _FEWEST_VALUES:
+                continue  # a few discrete values have no tails
             rows = [(x[:, feature] - centre[feature]) / scale[feature] for x in arrays]
             gains = [
                 np.mean([_log_likelihood(z, d) for z in rows]) for d in _CANDIDATES

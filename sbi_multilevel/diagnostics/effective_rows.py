@@ -50,10 +50,10 @@ class EffectiveRows:
         low, high = self.interval
         count = f"count as about {self.estimate:.0f} ({low:.0f} to {high:.0f})"
         if np.isnan(self.estimate):
-            count = "count for a number that plain training is too noisy to tell"
+            count = "count for a number too noisy to tell"
         return (
             f"{self.num_rows} high-fidelity rows {count}; log score {self.gain:+.2f} ± "
-            f"{self.gain_error:.2f} nats a row beside plain training"
+            f"{self.gain_error:.2f} nats a row beside training without lower levels"
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sbi_multilevel.alignment.choice import (
     MapFitter,
     score_maps,
     share_out,
+    shuffled,
 )
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
@@ -25,7 +26,7 @@ class Step:
 
     Args:
         fitter: Fits maps of the rows below.
-        choices: The map of each member, the one that held-out rows like best first.
+        choices: The map of each member.
         scores: Mean held-out score of each map, in nats, higher is better.
     """
 
@@ -64,7 +65,7 @@ class Aligner:
             return Step(fitter, choices * len(folds), {})
         scores = score_maps(fitter, choices, high, folds, self.modelled)
         means = {str(choice): float(row.mean()) for choice, row in scores.items()}
-        return Step(fitter, tuple(share_out(scores, len(folds))), means)
+        return Step(fitter, _choices(scores, folds), means)
 
     def below_the_highest(
         self, simulations: MultilevelSimulations, num_folds: int
@@ -74,17 +75,33 @@ class Aligner:
         Returns:
             The rows, and the steps on the way.
         """
-        pool, steps = Rows.of(simulations[0]), []
+        pool, steps = shuffled(Rows.of(simulations[0]), self.seed), []
         for level in list(simulations)[1:-1]:
             rows = Rows.of(level)
             folds = cut(len(rows), num_folds, self.seed)
-            steps.append(self.step(pool, rows, folds))
+            step = self.step(pool, rows, folds)
+            steps.append(replace(step, choices=step.choices[:1]))
             moved = steps[-1].move(rows)
             pool = Rows(
                 np.concatenate((moved.theta, rows.theta)),
                 np.concatenate((moved.x, rows.x)),
             )
+            pool = shuffled(pool, self.seed)
         return pool, steps
+
+
+def _choices(
+    scores: Mapping[MapChoice, np.ndarray], folds: Sequence[np.ndarray]
+) -> tuple[MapChoice, ...]:
+    """The map of each member, chosen without the fold that the member is weighed by."""
+    count = len(next(iter(scores.values())))
+    parts = np.array_split(np.arange(count), len(folds))
+    choices = []
+    for member, part in enumerate(parts):
+        kept = np.setdiff1d(np.arange(count), part)
+        others = {choice: row[kept] for choice, row in scores.items()}
+        choices.append(share_out(others, len(folds))[member])
+    return tuple(choices)
 
 
 def cut(count: int, num_folds: int, seed: int) -> list[np.ndarray]:

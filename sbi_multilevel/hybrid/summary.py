@@ -16,9 +16,11 @@ class HybridSummary:
         alignment_scores: For each of these steps the mean held-out score of each map,
             in nats, higher is better (`sbi_multilevel.alignment.synthetic`).
         weights: Weight of each component of the mixture.
-        log_scores: Mean log density of held-out high-fidelity rows under each
-            component, and under the mixture; of tamed x where likelihoods are learned.
-        effective_rows: High-fidelity rows that plain training would need.
+        log_scores: For each component the mean log density of high-fidelity rows under
+            the one member that has not seen them (the mixture of all is better); of
+            tamed x where likelihoods are learned.
+        effective_rows: What the lower levels were worth, beside the same mixture
+            without them; `None` where there are none.
         num_epochs: Epochs trained, the mean over members.
     """
 
@@ -26,7 +28,7 @@ class HybridSummary:
     alignment_scores: tuple[dict[str, float], ...]
     weights: dict[str, float]
     log_scores: dict[str, float]
-    effective_rows: EffectiveRows
+    effective_rows: EffectiveRows | None
     num_epochs: int
 
     def __str__(self) -> str:
@@ -39,4 +41,6 @@ class HybridSummary:
             f"{self.log_scores[name]:.2f}"
             for name, weight in self.weights.items()
         ]
-        return "\n".join([*lines, str(self.effective_rows)])
+        if self.effective_rows is not None:
+            lines.append(str(self.effective_rows))
+        return "\n".join(lines)

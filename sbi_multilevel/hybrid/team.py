@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 
 from sbi_multilevel.alignment.rows import Rows
@@ -48,7 +49,7 @@ class Team:
     """Trains members, each without one fold of the high-fidelity rows.
 
     A member also holds out rows of its own for early stopping, so that the fold it is
-    weighed by has had no part in it.
+    weighed by has had no part in it, but for the tails, which all rows share.
 
     Args:
         trainer: The user's trainer, whose prior and builder the members share.
@@ -80,25 +81,33 @@ class Team:
 
     def pooled(self, step: Step) -> Component:
         """Members that learn from the rows of all levels."""
-        start = self._start(step) if self.recipe.shared_start else None
+        starts = self._starts(step) if self.recipe.shared_start else None
         trainers = []
         for index, rows in enumerate(self.others):
             member = self._member(self.recipe.member_recipe(len(rows)))
             pool = step.move(self.high[rows], index)
             member.append_lowfidelity_simulations(*self._network_rows(pool))
             member.append_simulations(*self._network_rows(self.high[rows]))
-            if start is not None:
-                member.warm_start(start)
+            if starts is not None:
+                member.warm_start(starts[index % len(starts)])
             trainers.append(member)
         return self._trained(trainers)
 
-    def _start(self, step: Step) -> ConditionalDensityEstimator:
-        """A network trained on the pool, which all members start from."""
-        member = self._member(self._plain_recipe)
-        pool = self._network_rows(step.move(self.high))
-        member.append_lowfidelity_simulations(*pool)
-        (trained,) = train_members([member], [Fold(0, self.seed)], 1, self.options)
-        return trained._neural_net
+    def _starts(self, step: Step) -> list[ConditionalDensityEstimator]:
+        """Two networks trained on the pool: members start from one or the other.
+
+        Each is trained on a pool moved by what the folds of the other one's members
+        say, so that no member starts from anything that its own fold has touched.
+        """
+        trainers = []
+        for half in range(2):
+            rows = np.concatenate(self.folds[1 - half :: 2])
+            member = self._member(self._plain_recipe)
+            pool = self._network_rows(step.move(self.high[rows], half))
+            trainers.append(member.append_lowfidelity_simulations(*pool))
+        folds = [Fold(half, self.seed) for half in range(2)]
+        trained = train_members(trainers, folds, None, self.options)
+        return [member._neural_net for member in trained]
 
     def alone(self) -> Component:
         """Members that learn from high fidelity alone."""
@@ -114,7 +123,7 @@ class Team:
     def prior(self, prior: Any) -> Component:
         """The prior, as a density of theta."""
         theta = self.level.theta.to(self.trainer._device)
-        return Component([], -prior.log_prob(theta).cpu().double().numpy())
+        return Component([], _finite(-prior.log_prob(theta)))
 
     def _plain(self, rows: np.ndarray) -> MultilevelMixin:
         member = self._member(self._plain_recipe)
@@ -128,8 +137,10 @@ class Team:
 
     def _member(self, recipe: Transfer) -> MultilevelMixin:
         owner = self.trainer
+        # without a prior sbi makes one of the rows, which no other trainer takes
+        is_given = not isinstance(owner._prior, ImproperEmpirical)
         return type(owner)(
-            owner._prior,
+            owner._prior if is_given else None,
             density_estimator=owner._build_neural_net,
             device=owner._device,
             recipe=recipe,
@@ -148,13 +159,18 @@ class Team:
         folds = [Fold(index, self.seed) for index in range(len(trainers))]
         trained = train_members(trainers, folds, None, self.options)
         networks = [member._neural_net.eval() for member in trained]
-        losses = np.empty(len(self.high))
+        losses = torch.empty(len(self.high))
         for network, fold in zip(networks, self.folds):
             columns = self._network_rows(self.high[fold])
             rows = [column.to(self.trainer._device) for column in columns]
             given = rows if self.trainer._modelled == "theta" else rows[::-1]
             with torch.no_grad():
-                losses[fold] = network.loss(*given).cpu().double().numpy()
-        losses = np.nan_to_num(losses, nan=_NO_DENSITY, posinf=_NO_DENSITY)
+                losses[fold] = network.loss(*given).cpu()
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
-        return Component(networks, losses, float(np.mean(epochs)))
+        return Component(networks, _finite(losses), float(np.mean(epochs)))
+
+
+def _finite(losses: Tensor) -> np.ndarray:
+    values = losses.detach().cpu().double().numpy()
+    limits = {"nan": _NO_DENSITY, "posinf": _NO_DENSITY, "neginf": -_NO_DENSITY}
+    return np.nan_to_num(values, **limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from sbi.utils.sbiutils import ImproperEmpirical
 from scipy.special import logsumexp
 
-from sbi_multilevel.diagnostics import effective_rows
+from sbi_multilevel.diagnostics import EffectiveRows, effective_rows
 from sbi_multilevel.hybrid.pool import Aligner, Step, cut, fit_tails
 from sbi_multilevel.hybrid.summary import HybridSummary
 from sbi_multilevel.hybrid.team import Component, Team
@@ -40,23 +40,9 @@ def train_hybrid(
         trainer: The user's trainer, whose prior and builder the members share.
         simulations: The rows.
         options: Arguments of `train` for the members.
-
-    Raises:
-        ValueError: If there are no or too few high-fidelity rows.
     """
     recipe, high = trainer._recipe, simulations[-1]
     assert isinstance(recipe, Hybrid)
-    if high.level in trainer._low_levels:
-        raise ValueError(
-            f"Only lower levels were appended, up to level {high.level}. Append rows "
-            "of the highest simulator by `append_simulations`, or pairs."
-        )
-    if len(high) < _FEWEST_ROWS:
-        raise ValueError(
-            f"The highest level has {len(high)} rows, but recipe='hybrid' needs at "
-            f"least {_FEWEST_ROWS}, as it holds some out twice. Simulate more, or use "
-            "the recipe 'transfer'."
-        )
     seed = int(torch.randint(2**31, ()))
     tails = fit_tails(simulations) if recipe.tame_tails else None
     folds = cut(len(high), recipe.num_members, seed)
@@ -83,7 +69,26 @@ def train_hybrid(
         prior if _PRIOR in weights else None,
     )
     estimator.to(trainer._device).eval()
-    return estimator, _summarise(components, weights, steps, team.on_half())
+    worth = None
+    if steps:
+        worth = _worth(components, team.on_half(), folds)
+    return estimator, _summarise(components, weights, steps, worth)
+
+
+def check_hybrid(trainer: MultilevelMixin, simulations: MultilevelSimulations) -> None:
+    """Raise if there are no, or too few, high-fidelity rows."""
+    high = simulations[-1]
+    if high.level in trainer._low_levels:
+        raise ValueError(
+            f"Only lower levels were appended, up to level {high.level}. Append rows "
+            "of the highest simulator by `append_simulations`, or pairs."
+        )
+    if len(high) < _FEWEST_ROWS:
+        raise ValueError(
+            f"The highest level has {len(high)} rows, but recipe='hybrid' needs at "
+            f"least {_FEWEST_ROWS}, as it holds some out twice. Simulate more, or use "
+            "the recipe 'transfer'."
+        )
 
 
 def weigh(components: Mapping[str, Component]) -> dict[str, float]:
@@ -122,34 +127,51 @@ def _shares(
     return shares
 
 
+def _worth(
+    components: Mapping[str, Component],
+    on_half: Component,
+    folds: Sequence[np.ndarray],
+) -> EffectiveRows:
+    """What the lower levels added to the same mixture without them."""
+    without = {k: each for k, each in components.items() if k != _POOLED}
+    half = {**without, _ALONE: on_half}
+    losses = [_held_out_losses(each, folds) for each in (components, without, half)]
+    return effective_rows(*losses, num_rows=len(losses[0]))
+
+
+def _held_out_losses(
+    components: Mapping[str, Component], folds: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Loss of each row under the mixture that is weighed by the other folds."""
+    table = -np.stack([each.losses for each in components.values()], axis=1)
+    losses = np.empty(len(table))
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(table)), fold)
+        kept = {
+            name: Component([], each.losses[others])
+            for name, each in components.items()
+        }
+        weights = weigh(kept)
+        values = np.array([weights.get(name, 0.0) for name in components])
+        losses[fold] = -_mixture(table[fold], values)
+    return losses
+
+
 def _summarise(
     components: Mapping[str, Component],
     weights: Mapping[str, float],
     steps: list[Step],
-    on_half: Component,
+    worth: EffectiveRows | None,
 ) -> HybridSummary:
-    losses = np.stack([components[name].losses for name in weights], axis=1)
-    mixture = _mixture(-losses, np.array(list(weights.values())))
     scores = {name: float(-each.losses.mean()) for name, each in components.items()}
-    plain = _bounded(components[_ALONE], components.get(_PRIOR), count=len(losses))
-    half = _bounded(on_half, components.get(_PRIOR), count=len(losses) // 2)
     return HybridSummary(
         tuple(", ".join(dict.fromkeys(map(str, step.choices))) for step in steps),
         tuple(step.scores for step in steps),
         dict(weights),
-        {**scores, "mixture": float(mixture.mean())},
-        effective_rows(-mixture, plain, half, len(losses)),
+        scores,
+        worth,
         round(next(iter(components.values())).num_epochs),
     )
-
-
-def _bounded(plain: Component, prior: Component | None, count: int) -> np.ndarray:
-    """Losses of plain training, with a share of the prior as the mixture has it."""
-    if prior is None:
-        return plain.losses
-    share = 1 / (count + 1)
-    losses = np.stack([plain.losses, prior.losses], axis=1)
-    return -_mixture(-losses, np.array([1 - share, share]))
 
 
 def _proper_prior(trainer: MultilevelMixin) -> Any | None:

@@ -8,23 +8,28 @@ What it does, step by step:
    conditional means and covariances to Gaussian processes on pairs. Rows of all lower
    levels end as one pool of pseudo-high-fidelity rows :math:`\tilde x`.
 3. **Members.** The high-fidelity rows are cut into E folds. For each, a map is fitted
-   to the other folds, a network is trained on the pool it moves, and then fine-tuned on
+   to the other folds, a network is trained on the pool it moves (from one of two starts
+   that have not seen the fold either), and then fine-tuned on
 
    .. math:: (1 - w)\, \mathbb{E}_\text{pool} f + w\, \mathbb{E}_\text{high} f,
        \qquad w = \frac{n_L}{n_L + 50},
 
    until the same loss of held-out rows stops falling: rehearsing, so that ten rows
    cannot pull it far. Another E networks are trained on the high-fidelity rows alone.
-4. **Stacking.** The three components (networks with cheap rows, networks without,
-   and for posteriors the prior itself) are mixed with the weights under which the rows
-   that each has not seen are most likely (`sbi_multilevel.stacking`).
+4. **Mixing.** Three components are weighed by the high-fidelity rows that each has not
+   seen: networks with cheap rows, networks without, and for posteriors the prior
+   itself. Stacking weights (`sbi_multilevel.stacking`) are taken if they raise the
+   held-out log score by more than its standard error. Else the networks with cheap
+   rows have all but the share :math:`1 / (n_L + 1)`, which is the prior's and bounds
+   the loss.
 
-A useless cheap level loses its weight in step 4; ten misleading rows cannot beat the
-prior by chance. What the cheap rows were worth is in `trainer.hybrid_summary`.
+A cheap level that is seen to do harm loses its weight in step 4. What it was worth
+beside training without it is in `trainer.hybrid_summary`, with its uncertainty.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,14 +57,13 @@ class Hybrid(Recipe):
     Args:
         alignments: Kinds of map to choose from, see `sbi_multilevel.alignment.choice`.
         num_members: Folds E, and networks of each component.
-        shared_start: Whether members start from one network trained on the pool, at a
-            third of the time, rather than each from scratch.
+        shared_start: Whether members start from two networks trained on the pool, in
+            half of the time, rather than each from scratch.
         rehearse: Whether the pool keeps its share in fine-tuning.
         mix: Whether networks without lower levels, and the prior, join the mixture.
         tame_tails: Whether heavy tails of x are tamed.
         unconstrained: Whether NPE models theta in unconstrained space, so that nothing
-            leaks out of the prior. Switch it off where `density_estimator` is a builder
-            that does so itself.
+            leaks out of the prior.
 
     Other arguments are those of `Recipe`; with `early_stopping=False` nothing would be
     held out, which this recipe cannot do without.
@@ -136,6 +140,15 @@ fine_tuning_rate=1.0, freeze=())
                 "Rows with weights were appended, but recipe='hybrid' fits maps to "
                 "rows that are draws from the prior. Use the recipe 'transfer'."
             )
+        highest = max(part.level for part in parts)
+        for level in range(1, highest + 1):
+            pairs = {part.is_paired for part in parts if part.level == level}
+            if len(pairs) > 1:
+                warnings.warn(
+                    f"Level {level} has rows with and without x_coarse, so none "
+                    "of them are used as pairs. Append pairs alone if they are many.",
+                    stacklevel=2,
+                )
         return merge_levels(parts)
 
     def align(

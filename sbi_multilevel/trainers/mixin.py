@@ -25,7 +25,7 @@ from typing_extensions import Self
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
 from sbi_multilevel.hybrid.summary import HybridSummary
-from sbi_multilevel.hybrid.training import train_hybrid
+from sbi_multilevel.hybrid.training import check_hybrid, train_hybrid
 from sbi_multilevel.mixture import MixtureEstimator
 from sbi_multilevel.recipes import Hybrid, Recipe, Stage, get_recipe
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
@@ -153,6 +153,14 @@ class MultilevelMixin(EpochMixin):
                 dataloader_kwargs,
             )
         simulations = self._check_trainable()
+        if isinstance(self._recipe, Hybrid):
+            check_hybrid(self, simulations)
+            if resume_training:
+                raise ValueError(
+                    "resume_training=True was passed, but recipe='hybrid' trains many "
+                    "networks to their end. Leave it out to train anew (for NPE with "
+                    "force_first_round_loss=True)."
+                )
         if frees_theta(self._recipe, self._modelled, self._prior, self._is_named):
             for level in simulations:
                 check_inside(self._prior, level)
@@ -214,6 +222,8 @@ class MultilevelMixin(EpochMixin):
                 retrain_from_scratch, start_idx
             )
             return
+        if isinstance(self._recipe, Hybrid):
+            return  # its members build theirs, on rows that are moved
         build, wanted = self._build_neural_net, self._network_builder
         rows = self._term_rows.dataset.tensors[:3]
         is_new = self._neural_net is None or retrain_from_scratch
@@ -278,11 +288,6 @@ class MultilevelMixin(EpochMixin):
         self, train_config: TrainConfig, loss_args: LossArgs | None
     ) -> MixtureEstimator:
         """Train the members of the recipe `Hybrid`, anew whenever it is called."""
-        if train_config.resume_training:
-            raise ValueError(
-                "resume_training=True was passed, but recipe='hybrid' trains many "
-                "networks to their end. Call `train()` again to train anew."
-            )
         batch_size, loader_options = self._loader_options
         options = {
             "training_batch_size": batch_size,
@@ -301,7 +306,10 @@ class MultilevelMixin(EpochMixin):
         )
         summary = self.hybrid_summary
         self._summary["epochs_trained"].append(summary.num_epochs)
-        self._summary["best_validation_loss"].append(-summary.log_scores["mixture"])
+        first = next(iter(summary.log_scores))
+        self._summary["best_validation_loss"].append(-summary.log_scores[first])
+        if train_config.show_train_summary:
+            print(summary)
         return self._neural_net
 
     def _stages_to_run(self, resume: bool) -> range | list[int]:

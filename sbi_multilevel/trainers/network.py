@@ -19,7 +19,7 @@ from sbi_multilevel.estimators import (
     Modelled,
     mapped_builder,
 )
-from sbi_multilevel.recipes import Recipe, Transfer
+from sbi_multilevel.recipes import Hybrid, Recipe, Transfer
 from sbi_multilevel.validation import has_support
 
 WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tensor]
@@ -27,7 +27,7 @@ WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tenso
 
 def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) -> bool:
     """Whether theta is modelled in unconstrained space; arguments as `builder_for`."""
-    if not isinstance(recipe, Transfer) or modelled == "x":
+    if not isinstance(recipe, (Hybrid, Transfer)) or modelled == "x":
         return False
     wanted = is_named if recipe.unconstrained is None else recipe.unconstrained
     return wanted and has_support(prior)
