@@ -213,6 +213,14 @@ def disjoint(first, third, num_rows=20):
     return dict(zip(choices_of("none", "shift", "full"), table.T))
 
 
+def test_a_map_that_could_not_be_fitted_has_no_member():
+    scores = scores_of(-1.0, 0.0, -1.0)
+    broken = {**scores, MapChoice("full"): np.full(20, -np.inf)}
+    assert MapChoice("full") not in share_out(broken, 5)
+    all_broken = {choice: np.full(20, -np.inf) for choice in scores}
+    assert share_out(all_broken, 3) == [MapChoice("none")] * 3
+
+
 def test_maps_that_fit_different_rows_share_members_by_their_rows():
     shared = share_out(disjoint(8, 12), 10)
     assert [choice.kind for choice in shared] == ["full"] * 6 + ["none"] * 4

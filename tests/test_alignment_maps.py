@@ -7,6 +7,7 @@ from scipy.integrate import trapezoid
 from scipy.stats import multivariate_normal, norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.linear_model import Ridge
 
 from sbi_multilevel import LevelSimulations
 from sbi_multilevel.alignment.conditional import LowMean, fit_conditional, transport
@@ -97,6 +98,21 @@ def test_regression_on_fewer_than_four_rows_is_their_mean():
 
 
 # ------------------------------------------------------------- conditional maps
+
+
+def test_rows_left_out_of_a_regression_are_judged_as_by_a_refit():
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(12, 2))
+    targets = inputs @ generator.normal(size=(2, 3)) + generator.normal(size=(12, 3))
+    features = polynomials(inputs, 2)
+    regression = Regression.fit(features, inputs, targets)
+    residuals = regression.left_out(inputs, targets)
+    design = features.transform(inputs)
+    for row in range(12):
+        kept = np.arange(12) != row
+        refit = Ridge(regression.model.alpha_).fit(design[kept], targets[kept])
+        expected = targets[row] - refit.predict(design[[row]])[0]
+        assert residuals[row] == pytest.approx(expected, rel=1e-6)
 
 
 def test_full_map_reproduces_mean_and_covariance_given_theta():
@@ -472,3 +488,16 @@ def test_the_posterior_it_implies_does_not_depend_on_units_of_x():
         densities.append(model.log_likelihood(moved))
     assert np.allclose(*ratios, atol=1e-5)
     assert np.allclose(densities[0] - densities[1], np.log(1e3), atol=1e-5)
+
+
+def test_the_synthetic_likelihood_has_mass_one_with_outliers_too():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(5_000, 1))
+    x[:50] *= 30
+    theta = generator.normal(size=(5_000, 1))
+    model = SyntheticLikelihood.fit(Rows(theta, x))
+    grid = np.linspace(-1_000, 1_000, 400_001)[:, None]
+    density = np.exp(model.log_prob(grid, np.zeros((len(grid), 1))))
+    assert trapezoid(density, grid[:, 0]) == pytest.approx(1, abs=0.03)
+    far = model.log_prob(np.array([[1e4], [1e5]]), np.zeros((2, 1)))
+    assert far[0] >= far[1]

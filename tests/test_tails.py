@@ -132,3 +132,9 @@ def test_units_of_x_do_not_matter():
     first, second = Tails.fit([x]), Tails.fit([1e-4 * x - 3.0])
     assert torch.equal(first.delta, second.delta)
     assert torch.allclose(first(x), second(1e-4 * x - 3.0))
+
+
+def test_a_few_discrete_values_have_no_tails():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.bernoulli(torch.full((2_000, 1), 0.45), generator=generator)
+    assert Tails.fit([x]).is_identity

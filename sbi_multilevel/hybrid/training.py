@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from sbi.utils.sbiutils import ImproperEmpirical
-from scipy.special import logsumexp
+from tqdm.auto import tqdm
 
-from sbi_multilevel.diagnostics import EffectiveRows, effective_rows
+from sbi_multilevel.diagnostics import EffectiveRows
 from sbi_multilevel.hybrid.pool import Aligner, Step, cut, fit_tails
 from sbi_multilevel.hybrid.summary import HybridSummary
 from sbi_multilevel.hybrid.team import Component, Team
+from sbi_multilevel.hybrid.weighing import (
+    ALONE,
+    POOLED,
+    PRIOR,
+    weigh,
+    worth_of_lower_levels,
+)
 from sbi_multilevel.mixture import MixtureEstimator
 from sbi_multilevel.recipes import Hybrid
 from sbi_multilevel.simulations import MultilevelSimulations
-from sbi_multilevel.stacking import stacking_weights
 
 if TYPE_CHECKING:
     from sbi_multilevel.trainers.mixin import MultilevelMixin
 
-_POOLED, _ALONE, _PRIOR = "with lower levels", "high fidelity alone", "prior"
-_PSEUDO_COUNT = 0.5
-# what takes time to evaluate must be worth it; the prior takes none
-_LEAST_WEIGHT = 0.02
 _FEWEST_ROWS = 4
 
 
@@ -50,15 +51,21 @@ def train_hybrid(
 
     components: dict[str, Component] = {}
     steps: list[Step] = []
-    if len(simulations) > 1:
-        aligner = Aligner(recipe.alignments, trainer._modelled, tails, seed)
-        pool, steps = aligner.below_the_highest(simulations, recipe.num_members)
-        steps.append(aligner.step(pool, team.high, folds))
-        components[_POOLED] = team.pooled(steps[-1])
-    prior = _proper_prior(trainer)
-    components[_ALONE] = team.alone()
+    on_half, prior = None, _proper_prior(trainer)
+    bar = tqdm(desc="Training members", disable=not trainer._show_progress_bars)
+    with bar:
+        if len(simulations) > 1:
+            aligner = Aligner(recipe.alignments, trainer._modelled, tails, seed)
+            pool, steps = aligner.below_the_highest(simulations, recipe.num_members)
+            steps.append(aligner.step(pool, team.high, folds))
+            components[POOLED] = team.pooled(steps[-1])
+            bar.update(2 + len(folds))
+            on_half = team.on_half()
+            bar.update(len(folds))
+        components[ALONE] = team.alone()
+        bar.update(len(folds))
     if prior is not None:
-        components[_PRIOR] = team.prior(prior)
+        components[PRIOR] = team.prior(prior)
 
     weights = weigh(components) if recipe.mix else {next(iter(components)): 1.0}
     estimator = MixtureEstimator(
@@ -66,12 +73,12 @@ def train_hybrid(
         torch.tensor(_shares(components, weights)),
         trainer._modelled,
         tails,
-        prior if _PRIOR in weights else None,
+        prior if PRIOR in weights else None,
     )
     estimator.to(trainer._device).eval()
     worth = None
-    if steps:
-        worth = _worth(components, team.on_half(), folds)
+    if on_half is not None:
+        worth = worth_of_lower_levels(components, on_half, folds)
     return estimator, _summarise(components, weights, steps, worth)
 
 
@@ -91,31 +98,6 @@ def check_hybrid(trainer: MultilevelMixin, simulations: MultilevelSimulations) -
         )
 
 
-def weigh(components: Mapping[str, Component]) -> dict[str, float]:
-    r"""Stacking weights of the components, where held-out rows ask for them.
-
-    The first component takes all but the share :math:`1 / (n + 1)` of the prior, which
-    bounds the loss, unless stacking weights raise the held-out log score by more than
-    its standard error.
-    """
-    log_densities = -np.stack([each.losses for each in components.values()], axis=1)
-    names, count = list(components), len(log_densities)
-    plain = np.zeros(len(names))
-    plain[names.index(_PRIOR) if _PRIOR in names else 0] = 1 / (count + 1)
-    plain[0] += 1 - plain.sum()
-    stacked = stacking_weights(log_densities, [_PSEUDO_COUNT] * len(names))
-    gain = _mixture(log_densities, stacked) - _mixture(log_densities, plain)
-    is_better = gain.mean() > gain.std() / np.sqrt(count)
-    weights = dict(zip(names, (stacked if is_better else plain).tolist()))
-    if _POOLED in weights and weights[_ALONE] < _LEAST_WEIGHT:
-        weights[_POOLED] += weights.pop(_ALONE)
-    return weights
-
-
-def _mixture(log_densities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return logsumexp(log_densities, axis=1, b=weights)
-
-
 def _shares(
     components: Mapping[str, Component], weights: Mapping[str, float]
 ) -> list[float]:
@@ -125,36 +107,6 @@ def _shares(
         count = max(len(components[name].estimators), 1)
         shares += [weight / count] * count
     return shares
-
-
-def _worth(
-    components: Mapping[str, Component],
-    on_half: Component,
-    folds: Sequence[np.ndarray],
-) -> EffectiveRows:
-    """What the lower levels added to the same mixture without them."""
-    without = {k: each for k, each in components.items() if k != _POOLED}
-    half = {**without, _ALONE: on_half}
-    losses = [_held_out_losses(each, folds) for each in (components, without, half)]
-    return effective_rows(*losses, num_rows=len(losses[0]))
-
-
-def _held_out_losses(
-    components: Mapping[str, Component], folds: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Loss of each row under the mixture that is weighed by the other folds."""
-    table = -np.stack([each.losses for each in components.values()], axis=1)
-    losses = np.empty(len(table))
-    for fold in folds:
-        others = np.setdiff1d(np.arange(len(table)), fold)
-        kept = {
-            name: Component([], each.losses[others])
-            for name, each in components.items()
-        }
-        weights = weigh(kept)
-        values = np.array([weights.get(name, 0.0) for name in components])
-        losses[fold] = -_mixture(table[fold], values)
-    return losses
 
 
 def _summarise(

@@ -308,6 +308,9 @@ class MultilevelMixin(EpochMixin):
         self._summary["epochs_trained"].append(summary.num_epochs)
         first = next(iter(summary.log_scores))
         self._summary["best_validation_loss"].append(-summary.log_scores[first])
+        for name, score in summary.log_scores.items():
+            self._tracker.log_metric(f"held_out_log_score/{name}", score)
+            self._tracker.log_metric(f"weight/{name}", summary.weights.get(name, 0.0))
         if train_config.show_train_summary:
             print(summary)
         return self._neural_net
