@@ -12,13 +12,16 @@ direct posteriors, MCMC, SBC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils.sbiutils import within_support
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from sbi_multilevel.alignment.tails import Tails
 from sbi_multilevel.estimators import Modelled
@@ -64,6 +67,15 @@ class MixtureEstimator(ConditionalDensityEstimator):
         self.tails = tails
         self.prior = prior
         self.register_buffer("weights", weights / weights.sum())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to another device with the prior, which is no module."""
+        super()._apply(fn, recurse)
+        if self.prior is not None:
+            # a copy: the prior is the user's
+            device = self.weights.device
+            self.prior = move_distribution_to_device(deepcopy(self.prior), device)
+        return self
 
     @property
     def members(self) -> list[ConditionalDensityEstimator]:

@@ -267,3 +267,12 @@ def test_weights_that_do_not_fit_are_refused(weights):
 def test_a_prior_in_a_likelihood_is_refused():
     with pytest.raises(ValueError, match="prior is a density of theta"):
         MixtureEstimator(make_members("x"), WEIGHTS, "x", prior=BOX)
+
+
+def test_the_prior_moves_with_the_estimator_and_the_users_own_stays():
+    prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    members = make_members("theta", count=1)
+    mixture = MixtureEstimator(members, torch.ones(2), "theta", prior=prior)
+    mixture.to("meta")
+    assert mixture.prior.mean.device.type == "meta"
+    assert prior.mean.device.type == "cpu"
