@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_multilevel.alignment.choice import (
-    MAP_KINDS,
-    MapChoice,
-    MapFitter,
-    score_maps,
-    share_out,
-)
+from sbi_multilevel.alignment.choice import score_maps, share_out
+from sbi_multilevel.alignment.fitting import MAP_KINDS, MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
 from sbi_multilevel.alignment.tails import Tails

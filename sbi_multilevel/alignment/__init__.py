@@ -1,10 +1,10 @@
 """Maps that bring levels together.
 
-`affine`: the maps of the papers' recipes, by mean and standard deviation. `conditional`
-and `paired`: maps that know theta, which turn rows of a cheaper simulator into
-pseudo-high-fidelity rows; `choice` says which of them fits the rows at hand, by the
-`synthetic` likelihood of high-fidelity rows held out. `tails` tames heavy tails. All of
-it is pure: rows in, maps out.
+`affine`: the maps of the papers' recipes, by mean and deviation. `conditional`,
+`paired` and `process`: maps that know theta, which turn rows of a cheaper simulator
+into pseudo-high-fidelity rows; `fitting` fits them by name, and `choice` says which
+fits the rows at hand, by the `synthetic` likelihood of high-fidelity rows held out.
+`tails` tames heavy tails. All of it is pure: rows in, maps out.
 """
 
 from sbi_multilevel.alignment.affine import (

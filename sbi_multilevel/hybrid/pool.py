@@ -7,13 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sbi_multilevel.alignment.choice import (
-    MapChoice,
-    MapFitter,
-    score_maps,
-    share_out,
-    shuffled,
-)
+from sbi_multilevel.alignment.choice import score_maps, share_out
+from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
 from sbi_multilevel.estimators import Modelled
@@ -75,7 +70,7 @@ class Aligner:
         Returns:
             The rows, and the steps on the way.
         """
-        pool, steps = shuffled(Rows.of(simulations[0]), self.seed), []
+        pool, steps = Rows.of(simulations[0]).shuffled(self.seed), []
         for level in list(simulations)[1:-1]:
             rows = Rows.of(level)
             folds = cut(len(rows), num_folds, self.seed)
@@ -86,7 +81,7 @@ class Aligner:
                 np.concatenate((moved.theta, rows.theta)),
                 np.concatenate((moved.x, rows.x)),
             )
-            pool = shuffled(pool, self.seed)
+            pool = pool.shuffled(self.seed)
         return pool, steps
 
 

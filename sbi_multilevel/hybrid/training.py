@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.utils.sbiutils import ImproperEmpirical
 from tqdm.auto import tqdm
 
@@ -82,8 +83,43 @@ def train_hybrid(
     return estimator, _summarise(components, weights, steps, worth)
 
 
-def check_hybrid(trainer: MultilevelMixin, simulations: MultilevelSimulations) -> None:
-    """Raise if there are no, or too few, high-fidelity rows."""
+def member_options(
+    config: TrainConfig,
+    loss_args: LossArgs | None,
+    batch_size: int,
+    dataloader_kwargs: dict,
+) -> dict[str, Any]:
+    """Arguments of `train` for the members, from those that the user passed.
+
+    Args:
+        config: What `train` of the user's trainer was called with.
+        loss_args: The same for the loss; a `calibration_kernel` sees tamed x.
+        batch_size: The same for batches.
+        dataloader_kwargs: The same for loaders.
+    """
+    options = {
+        "training_batch_size": batch_size,
+        "learning_rate": config.learning_rate,
+        "validation_fraction": config.validation_fraction,
+        "stop_after_epochs": config.stop_after_epochs,
+        "max_num_epochs": config.max_num_epochs,
+        "clip_max_norm": config.clip_max_norm,
+        "dataloader_kwargs": dataloader_kwargs,
+    }
+    kernel = getattr(loss_args, "calibration_kernel", None)
+    return options if kernel is None else {**options, "calibration_kernel": kernel}
+
+
+def check_hybrid(
+    trainer: MultilevelMixin, simulations: MultilevelSimulations, resume_training: bool
+) -> None:
+    """Raise if there are too few high-fidelity rows, or it should resume."""
+    if resume_training:
+        raise ValueError(
+            "resume_training=True was passed, but recipe='hybrid' trains many networks "
+            "to their end. Leave it out to train anew (for NPE with "
+            "force_first_round_loss=True)."
+        )
     high = simulations[-1]
     if high.level in trainer._low_levels:
         raise ValueError(

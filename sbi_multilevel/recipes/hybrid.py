@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sbi_multilevel.alignment import Alignment, Moments
-from sbi_multilevel.alignment.choice import MAP_KINDS
+from sbi_multilevel.alignment.fitting import MAP_KINDS
 from sbi_multilevel.recipes.base import Recipe, Stage, Term
 from sbi_multilevel.recipes.transfer import Transfer
 from sbi_multilevel.simulations import (
@@ -55,7 +55,7 @@ class Hybrid(Recipe):
     settings are there to switch parts off.
 
     Args:
-        alignments: Kinds of map to choose from, see `sbi_multilevel.alignment.choice`.
+        alignments: Kinds of map to choose from, see `sbi_multilevel.alignment.fitting`.
         num_members: Folds E, and networks of each component.
         shared_start: Whether members start from two networks trained on the pool, in
             half of the time, rather than each from scratch.

@@ -25,7 +25,11 @@ from typing_extensions import Self
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
 from sbi_multilevel.hybrid.summary import HybridSummary
-from sbi_multilevel.hybrid.training import check_hybrid, train_hybrid
+from sbi_multilevel.hybrid.training import (
+    check_hybrid,
+    member_options,
+    train_hybrid,
+)
 from sbi_multilevel.mixture import MixtureEstimator
 from sbi_multilevel.recipes import Hybrid, Recipe, Stage, get_recipe
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
@@ -154,13 +158,7 @@ class MultilevelMixin(EpochMixin):
             )
         simulations = self._check_trainable()
         if isinstance(self._recipe, Hybrid):
-            check_hybrid(self, simulations)
-            if resume_training:
-                raise ValueError(
-                    "resume_training=True was passed, but recipe='hybrid' trains many "
-                    "networks to their end. Leave it out to train anew (for NPE with "
-                    "force_first_round_loss=True)."
-                )
+            check_hybrid(self, simulations, resume_training)
         if frees_theta(self._recipe, self._modelled, self._prior, self._is_named):
             for level in simulations:
                 check_inside(self._prior, level)
@@ -288,23 +286,9 @@ class MultilevelMixin(EpochMixin):
         self, train_config: TrainConfig, loss_args: LossArgs | None
     ) -> MixtureEstimator:
         """Train the members of the recipe `Hybrid`, anew whenever it is called."""
-        batch_size, loader_options = self._loader_options
-        options = {
-            "training_batch_size": batch_size,
-            "learning_rate": train_config.learning_rate,
-            "validation_fraction": train_config.validation_fraction,
-            "stop_after_epochs": train_config.stop_after_epochs,
-            "max_num_epochs": train_config.max_num_epochs,
-            "clip_max_norm": train_config.clip_max_norm,
-            "dataloader_kwargs": loader_options,
-        }
-        kernel = getattr(loss_args, "calibration_kernel", None)
-        if kernel is not None:
-            options["calibration_kernel"] = kernel
-        self._neural_net, self.hybrid_summary = train_hybrid(
-            self, self._check_trainable(), options
-        )
-        summary = self.hybrid_summary
+        options = member_options(train_config, loss_args, *self._loader_options)
+        network, summary = train_hybrid(self, self._check_trainable(), options)
+        self._neural_net, self.hybrid_summary = network, summary
         self._summary["epochs_trained"].append(summary.num_epochs)
         first = next(iter(summary.log_scores))
         self._summary["best_validation_loss"].append(-summary.log_scores[first])
@@ -313,7 +297,7 @@ class MultilevelMixin(EpochMixin):
             self._tracker.log_metric(f"weight/{name}", summary.weights.get(name, 0.0))
         if train_config.show_train_summary:
             print(summary)
-        return self._neural_net
+        return network
 
     def _stages_to_run(self, resume: bool) -> range | list[int]:
         """Indices of the stages to train; all but the last only on new rows."""

@@ -1,0 +1,155 @@
+"""Kinds of map from cheap rows to dear ones, and which of them rows allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.alignment.conditional import LowMean, fit_conditional
+from sbi_multilevel.alignment.paired import fit_paired, paired_features
+from sbi_multilevel.alignment.process import fit_process
+from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.alignment.tails import Tails
+
+MapKind = Literal[
+    "none",
+    "shift",
+    "full",
+    "scaled",
+    "paired",
+    "paired_quadratic",
+    "paired_process",
+]
+MAP_KINDS: tuple[str, ...] = get_args(MapKind)
+
+RowMap = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+# features beyond which regressions on all, covariances, products, and a process for
+# each are out of reach
+_MOST_FEATURES, _MOST_FOR_COVARIANCES = 2_000, 200
+_MOST_FOR_PRODUCTS, _MOST_FOR_PROCESSES = 50, 12
+_FEWEST_ROWS = 4  # of which some are held out
+
+
+@dataclass(frozen=True)
+class MapChoice:
+    """A kind of map, and where it acts.
+
+    Args:
+        kind: One of `MAP_KINDS`.
+        is_tamed: Whether it acts on x with tamed tails rather than on x itself.
+    """
+
+    kind: str
+    is_tamed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind} (tails tamed)" if self.is_tamed else self.kind
+
+
+@dataclass(frozen=True, eq=False)
+class MapFitter:
+    """Fits maps from one set of cheap rows to changing sets of dear ones.
+
+    Args:
+        low: The cheap rows.
+        tails: What tames the tails of x; `None` where all are light.
+        seed: Seed of the noise in paired maps.
+    """
+
+    low: Rows
+    tails: Tails | None = None
+    seed: int = 0
+
+    def fit(self, choice: MapChoice, high: Rows) -> RowMap:
+        """The map of a kind, from x to x whatever the space that it acts in."""
+        high = high.shuffled(self.seed)  # not all of them may be used
+        if not choice.is_tamed or self.tails is None:
+            return self._fit(choice.kind, high)
+        tame = self.tame
+        move = self._tamed._fit(choice.kind, tame_rows(high, tame))
+        untame = _on_arrays(self.tails.inverse)
+        return lambda theta, x: untame(move(theta, tame(x)))
+
+    @cached_property
+    def tame(self) -> Callable[[np.ndarray], np.ndarray]:
+        """x with tamed tails."""
+        return (lambda x: x) if self.tails is None else _on_arrays(self.tails)
+
+    @cached_property
+    def _tamed(self) -> MapFitter:
+        return MapFitter(tame_rows(self.low, self.tame), seed=self.seed)
+
+    def _fit(self, kind: str, high: Rows) -> RowMap:
+        """The map of a kind, in the space of the rows.
+
+        Raises:
+            ValueError: If there is no such kind, or it needs pairs and there are none.
+        """
+        if kind not in MAP_KINDS:
+            raise ValueError(
+                f"alignment must be one of {MAP_KINDS}, but there is {kind!r}."
+            )
+        if kind == "none":
+            return lambda theta, x: x
+        if kind.startswith("paired"):
+            if high.x_coarse is None:
+                raise ValueError(
+                    f"alignment={kind!r} needs pairs, but the rows have no x_coarse. "
+                    "Leave it out, or append pairs."
+                )
+            if kind == "paired_process":
+                return fit_process(self.low, high, self.seed)
+            features = self._quadratic if kind == "paired_quadratic" else self._linear
+            return fit_paired(features, high, self.seed)
+        return fit_conditional(kind, self._mean, high)  # pyright: ignore[reportArgumentType]
+
+    def candidates(self, kinds: Sequence[str], high: Rows) -> tuple[MapChoice, ...]:
+        """Maps of those `kinds` that these rows allow, or `"none"`."""
+        num_features = high.x.shape[1]
+        denied = set()
+        if high.x_coarse is None:
+            denied |= {kind for kind in kinds if kind.startswith("paired")}
+        if len(high) < _FEWEST_ROWS:
+            denied |= set(kinds) - {"none", "shift"}
+        if num_features > _MOST_FOR_PROCESSES:
+            denied.add("paired_process")
+        if num_features > _MOST_FOR_PRODUCTS:
+            denied.add("paired_quadratic")
+        if num_features > _MOST_FOR_COVARIANCES:
+            denied |= {"full", "scaled"}
+        if num_features > _MOST_FEATURES:
+            denied.add("paired")
+        allowed = [kind for kind in kinds if kind not in denied] or ["none"]
+        choices = [MapChoice(kind) for kind in allowed]
+        if self.tails is not None:
+            choices += [MapChoice(kind, True) for kind in allowed if kind != "none"]
+        return tuple(choices)
+
+    @cached_property
+    def _mean(self) -> LowMean:
+        return LowMean.fit(self.low)
+
+    @cached_property
+    def _linear(self):
+        return paired_features(self.low, 1)
+
+    @cached_property
+    def _quadratic(self):
+        return paired_features(self.low, 2)
+
+
+def tame_rows(rows: Rows, tame: Callable[[np.ndarray], np.ndarray]) -> Rows:
+    """Rows with x and x_coarse tamed."""
+    coarse = None if rows.x_coarse is None else tame(rows.x_coarse)
+    return Rows(rows.theta, tame(rows.x), coarse)
+
+
+def _on_arrays(function: Callable[[Tensor], Tensor]) -> Callable:
+    return lambda x: function(torch.from_numpy(x)).numpy()
