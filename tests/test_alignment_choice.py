@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_multilevel.alignment.choice import score_maps, share_out
+from sbi_multilevel.alignment.choice import best_map, score_maps
 from sbi_multilevel.alignment.fitting import MAP_KINDS, MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
@@ -180,49 +180,18 @@ def scores_of(*means, num_rows=40):
     return {MapChoice(kind): rows + mean for kind, mean in zip(MAP_KINDS, means)}
 
 
-def counted(choices):
-    return [sum(c.kind == kind for c in choices) for kind in MAP_KINDS[:3]]
+def test_the_best_map_is_that_of_the_highest_mean():
+    assert best_map(scores_of(-2.0, 0.0, -1.5)) == MapChoice("shift")
 
 
-@pytest.mark.parametrize("num_members", (1, 2, 5, 10))
-def test_as_many_maps_as_members(num_members):
-    generator = np.random.default_rng(num_members)
-    for _ in range(20):
-        scores = {c: generator.normal(size=6) for c in choices_of(*MAP_KINDS)}
-        assert len(share_out(scores, num_members)) == num_members
-
-
-def test_maps_that_rows_cannot_tell_apart_share_members():
-    assert counted(share_out(scores_of(0.0, 0.0, 0.0), 9)) == [3, 3, 3]
-    assert counted(share_out(scores_of(0.0, 0.0, 0.0), 10)) == [4, 3, 3]
-
-
-def test_the_map_that_is_best_by_far_has_all_members():
-    assert counted(share_out(scores_of(-2.0, 0.0, -1.5), 10)) == [0, 10, 0]
-
-
-def disjoint(first, third, num_rows=20):
-    """Scores of three maps: two fit some rows each, and one fits none."""
-    table = np.full((num_rows, 3), -30.0)
-    table[:first, 0], table[-third:, 2] = 0.0, 0.0
-    return dict(zip(choices_of("none", "shift", "full"), table.T))
-
-
-def test_a_map_that_could_not_be_fitted_has_no_member():
-    scores = scores_of(-1.0, 0.0, -1.0)
-    broken = {**scores, MapChoice("full"): np.full(20, -np.inf)}
-    assert MapChoice("full") not in share_out(broken, 5)
+def test_a_map_that_could_not_be_fitted_is_not_chosen():
+    scores = scores_of(-1.0, -2.0, -1.5)
+    row = next(iter(scores))
+    scores[row] = scores[row].copy()
+    scores[row][3] = -np.inf
+    assert best_map(scores) == MapChoice("full")
     all_broken = {choice: np.full(20, -np.inf) for choice in scores}
-    assert share_out(all_broken, 3) == [MapChoice("none")] * 3
-
-
-def test_members_take_turns_from_the_best_map_on():
-    shared = share_out(disjoint(8, 12), 5)
-    assert [choice.kind for choice in shared] == ["full", "none"] * 2 + ["full"]
-
-
-def test_a_map_worse_by_more_than_a_standard_error_has_no_members():
-    assert counted(share_out(disjoint(6, 14), 10)) == [0, 0, 10]
+    assert best_map(all_broken) == MapChoice("none")
 
 
 # ------------------------------------------------------------- what rows allow

@@ -71,30 +71,14 @@ def _score(rows: Rows, judged: Rows, modelled: Literal["theta", "x"]) -> np.ndar
     return model.log_posterior_ratio(judged, rows.theta)
 
 
-def share_out(
-    scores: Mapping[MapChoice, np.ndarray], num_members: int
-) -> list[MapChoice]:
-    """The map of each member of an ensemble, the best one first.
-
-    Where held-out rows cannot tell maps from the best one, by one standard error,
-    members take turns through these, in the order of their mean scores.
+def best_map(scores: Mapping[MapChoice, np.ndarray]) -> MapChoice:
+    """The map of the highest mean score; none where no map could be fitted.
 
     Args:
         scores: Score of each row held out under each map, as of `score_maps`.
-        num_members: Members.
     """
-    known = {c: rows for c, rows in scores.items() if np.isfinite(rows).all()}
-    if not known:
-        return [MapChoice("none")] * num_members
-    order = sorted(known, key=lambda choice: -known[choice].mean())
-    best = known[order[0]]
-    kept = [choice for choice in order if not _is_worse(known[choice], best)]
-    return [kept[member % len(kept)] for member in range(num_members)]
-
-
-def _is_worse(rows: np.ndarray, best: np.ndarray) -> bool:
-    loss = best - rows
-    return bool(loss.mean() > loss.std() / np.sqrt(len(loss)))
+    known = {c: rows.mean() for c, rows in scores.items() if np.isfinite(rows).all()}
+    return max(known, key=lambda c: known[c]) if known else MapChoice("none")
 
 
 def _compression(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sbi_multilevel.alignment.choice import score_maps, share_out
+from sbi_multilevel.alignment.choice import best_map, score_maps
 from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
@@ -92,10 +92,9 @@ def _choices(
     count = len(next(iter(scores.values())))
     parts = np.array_split(np.arange(count), len(folds))
     choices = []
-    for member, part in enumerate(parts):
+    for part in parts:
         kept = np.setdiff1d(np.arange(count), part)
-        others = {choice: row[kept] for choice, row in scores.items()}
-        choices.append(share_out(others, len(folds))[member])
+        choices.append(best_map({c: rows[kept] for c, rows in scores.items()}))
     return tuple(choices)
 
 

@@ -7,9 +7,9 @@ What it does, step by step:
    high-fidelity rows held out like best (`alignment.choice`): from no map at all over
    conditional means and covariances to Gaussian processes on pairs. Rows of all lower
    levels end as one pool of pseudo-high-fidelity rows :math:`\tilde x`.
-3. **Members.** The high-fidelity rows are cut into E folds. For each, a map is fitted
-   to the other folds, a network is trained on the pool it moves (from one of two starts
-   that have not seen the fold either), and then fine-tuned on
+3. **Members.** The high-fidelity rows are cut into E folds. For each, a map is chosen
+   by and fitted to the other folds, a network is trained on the pool it moves (from one
+   of two starts that have not seen the fold either), and then fine-tuned on
 
    .. math:: (1 - w)\, \mathbb{E}_\text{pool} f + w\, \mathbb{E}_\text{high} f,
        \qquad w = \frac{n_L}{n_L + 50},
