@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+# adds tasks and methods when it is imported, which looking for doctests would do
+collect_ignore = ["benchmark_plugin.py"]
+
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch):

@@ -104,9 +104,9 @@ def test_members_learn_from_the_pool_of_all_lower_levels(monkeypatch):
         linear_gaussian.prior(), "mdn", recipe=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
     inference.train(**BRIEF)
-    # the starts; members with the pool (high rows are kept apart); alone; on half
+    # the starts; members with the pool (high rows are kept apart); on half; alone
     pooled = [(460,), (460,)]
-    assert seen == [pooled, pooled, [(20,), (20,)], [(10,), (10,)]]
+    assert seen == [pooled, pooled, [(10,), (10,)], [(20,), (20,)]]
 
 
 def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
