@@ -12,6 +12,8 @@ the wider tails where they disagree (Lakshminarayanan et al. 2017; Hermans et al
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -203,8 +205,10 @@ def _train_member(
     build = cloudpickle.loads(cloudpickle.dumps(build))
     trainer = _restore(cls, deepcopy(state), prior, build)
     trainer._fold = fold
+    # sbi prints a line for each network that has converged
+    quiet = contextlib.redirect_stdout(io.StringIO())
     try:
-        with seeded(derive_seed(fold.seed, fold.index)):
+        with quiet, seeded(derive_seed(fold.seed, fold.index)):
             trainer.train(**options)
     finally:
         torch.set_num_threads(threads)
