@@ -90,8 +90,8 @@ class ConditionalMap:
         low: Mean and scale of the cheap rows.
         change: :math:`\Delta`.
         turn: R, shape `(k, k)`; `None` leaves residuals as they are.
-        log_scale_change: Logarithm of :math:`s_H / s_L`, and of :math:`s_L` itself, at
-            theta; `None` where scales do not depend on theta.
+        log_scale_change: Logarithm of :math:`s_H / s_L` at theta; `None` where scales
+            do not depend on theta.
     """
 
     low: LowMean

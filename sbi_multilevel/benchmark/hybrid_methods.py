@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sbi_multilevel import MLNLE, MLNPE, Hybrid, LevelSimulations, MultilevelSimulations
+from sbi_multilevel import Hybrid, LevelSimulations, MultilevelSimulations
 from sbi_multilevel.benchmark.fitted import Fit, Method, judged
 from sbi_multilevel.benchmark.tasks import BenchmarkTask
-from sbi_multilevel.trainers.tracking import SilentTracker
+from sbi_multilevel.benchmark.transfer_methods import build_trainer
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,7 @@ class HybridMethod:
     def __call__(
         self, task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
     ) -> Fit:
-        trainer = {"nle": MLNLE, "npe": MLNPE}[task.family](
-            task.prior,
-            density_estimator=task.build_network(),
-            recipe=self.recipe,
-            tracker=SilentTracker(),
-            show_progress_bars=False,
-        )
+        trainer = build_trainer(task, self.recipe)
         high = simulations[-1]
         if self.high_only:
             rows = LevelSimulations(0, high.theta, high.x)

@@ -8,13 +8,13 @@ import torch
 from sbi.inference import NLE, NPE
 from torch import Tensor
 
-from sbi_multilevel import MLNLE, MLNPE, Multilevel, MultilevelSimulations
+from sbi_multilevel import Multilevel, MultilevelSimulations
 from sbi_multilevel.benchmark.fitted import Fit, judged, only, runs_of
 from sbi_multilevel.benchmark.hybrid_methods import HYBRID_METHODS
 from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
 from sbi_multilevel.benchmark.registry import METHODS, register_method
 from sbi_multilevel.benchmark.tasks import BenchmarkTask, PosteriorTask
-from sbi_multilevel.benchmark.transfer_methods import TRANSFER_METHODS
+from sbi_multilevel.benchmark.transfer_methods import TRANSFER_METHODS, build_trainer
 from sbi_multilevel.gradients import ADJUSTMENTS
 from sbi_multilevel.trainers.tracking import SilentTracker
 
@@ -78,13 +78,7 @@ class MultilevelMethod:
     def __call__(
         self, task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
     ) -> Fit:
-        trainer = {"nle": MLNLE, "npe": MLNPE}[task.family](
-            task.prior,
-            density_estimator=task.build_network(),
-            recipe=self.recipe,
-            tracker=SilentTracker(),
-            show_progress_bars=False,
-        )
+        trainer = build_trainer(task, self.recipe)
         trainer.append_multilevel_simulations(simulations)
         if self.full_batch:
             estimator = trainer.train(

@@ -24,6 +24,7 @@ from sbi_multilevel import (
 )
 from sbi_multilevel.benchmark.fitted import Fit, judged, only
 from sbi_multilevel.benchmark.tasks import BenchmarkTask
+from sbi_multilevel.recipes import Recipe
 from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.trainers.batches import Fold
 from sbi_multilevel.trainers.ensemble import train_members
@@ -62,8 +63,8 @@ class Pretrained:
     seconds: float
 
 
-def build_trainer(task: BenchmarkTask, recipe: Transfer | None = None) -> Any:
-    """MF-NPE or MF-NLE, whichever the task needs."""
+def build_trainer(task: BenchmarkTask, recipe: Recipe | None = None) -> Any:
+    """NPE or NLE of several levels, whichever the task needs; transfer by default."""
     return {"nle": MFNLE, "npe": MFNPE}[task.family](
         task.prior,
         density_estimator=task.build_network(),

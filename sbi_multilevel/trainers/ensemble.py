@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 
 # what a copy of a trainer goes without: a tracker has open files, and the builder of
 # the network is handed over beside it, as is the prior, which is told by identity
-_LEFT_OUT = ("_tracker", "_build_neural_net", "_prior", "_term_rows", "_held_out")
+_LEFT_OUT = (
+    "_tracker",
+    "_build_neural_net",
+    "_prior",
+    "_term_rows",
+    "_held_out",
+    "_arranged",
+)
 
 
 @dataclass(frozen=True, eq=False)

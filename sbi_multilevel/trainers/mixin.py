@@ -97,7 +97,8 @@ class MultilevelMixin(EpochMixin):
     def __getstate__(self) -> dict:
         """As the parent, without the copy of the rows that training works on."""
         state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("_term_rows", "_held_out")}
+        copies = ("_term_rows", "_held_out", "_arranged")
+        return {k: v for k, v in state.items() if k not in copies}
 
     def warm_start(self, source: WarmStart) -> Self:
         """Start training from weights that were trained before, of any trainer of sbi.
@@ -159,6 +160,7 @@ class MultilevelMixin(EpochMixin):
         simulations = self._check_trainable()
         if isinstance(self._recipe, Hybrid):
             check_hybrid(self, simulations, resume_training)
+            self._arranged = simulations
         if frees_theta(self._recipe, self._modelled, self._prior, self._is_named):
             for level in simulations:
                 check_inside(self._prior, level)
@@ -287,7 +289,7 @@ class MultilevelMixin(EpochMixin):
     ) -> MixtureEstimator:
         """Train the members of the recipe `Hybrid`, anew whenever it is called."""
         options = member_options(train_config, loss_args, *self._loader_options)
-        network, summary = train_hybrid(self, self._check_trainable(), options)
+        network, summary = train_hybrid(self, self._arranged, options)
         self._neural_net, self.hybrid_summary = network, summary
         self._summary["epochs_trained"].append(summary.num_epochs)
         first = next(iter(summary.log_scores))
