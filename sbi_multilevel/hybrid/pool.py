@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,18 +21,30 @@ class Step:
 
     Args:
         fitter: Fits maps of the rows below.
-        choices: The map of each member.
-        scores: Mean held-out score of each map, in nats, higher is better.
+        candidates: The maps to choose from.
+        scores: Held-out score of each row of the level under each map, fold by fold,
+            in nats, higher is better; empty where there is one map only.
+        num_folds: Number of folds.
     """
 
     fitter: MapFitter
-    choices: tuple[MapChoice, ...]
-    scores: dict[str, float]
+    candidates: tuple[MapChoice, ...]
+    scores: Mapping[MapChoice, np.ndarray]
+    num_folds: int
 
-    def move(self, high: Rows, member: int = 0) -> Rows:
-        """The rows below, moved by the map of a member, fitted to `high`."""
+    def choice(self, folds: Sequence[int]) -> MapChoice:
+        """The map that the rows of these folds like best."""
+        if not self.scores:
+            return self.candidates[0]
+        count = len(self.scores[self.candidates[0]])
+        parts = np.array_split(np.arange(count), self.num_folds)
+        kept = np.concatenate([parts[fold] for fold in folds])
+        return best_map({c: rows[kept] for c, rows in self.scores.items()})
+
+    def move(self, high: Rows, folds: Sequence[int]) -> Rows:
+        """The rows below, by the map that these folds like best, fitted to `high`."""
         low = self.fitter.low
-        move = self.fitter.fit(self.choices[member], high)
+        move = self.fitter.fit(self.choice(folds), high)
         return Rows(low.theta, move(low.theta, low.x))
 
 
@@ -53,14 +65,12 @@ class Aligner:
     seed: int
 
     def step(self, low: Rows, high: Rows, folds: Sequence[np.ndarray]) -> Step:
-        """Choose maps from `low` to `high` by the rows of each fold, one a fold."""
+        """Judge maps from `low` to `high` by the rows of each fold."""
         fitter = MapFitter(low, self.tails, self.seed)
-        choices = fitter.candidates(self.kinds, high)
-        if len(choices) == 1:  # a score would cost time and decide nothing
-            return Step(fitter, choices * len(folds), {})
-        scores = score_maps(fitter, choices, high, folds, self.modelled)
-        means = {str(choice): float(row.mean()) for choice, row in scores.items()}
-        return Step(fitter, _choices(scores, folds), means)
+        maps, scores = fitter.candidates(self.kinds, high), {}
+        if len(maps) > 1:  # else a score would cost time and decide nothing
+            scores = score_maps(fitter, maps, high, folds, self.modelled)
+        return Step(fitter, maps, scores, len(folds))
 
     def below_the_highest(
         self, simulations: MultilevelSimulations, num_folds: int
@@ -74,28 +84,14 @@ class Aligner:
         for level in list(simulations)[1:-1]:
             rows = Rows.of(level)
             folds = cut(len(rows), num_folds, self.seed)
-            step = self.step(pool, rows, folds)
-            steps.append(replace(step, choices=step.choices[:1]))
-            moved = steps[-1].move(rows)
+            steps.append(self.step(pool, rows, folds))
+            moved = steps[-1].move(rows, range(len(folds)))
             pool = Rows(
                 np.concatenate((moved.theta, rows.theta)),
                 np.concatenate((moved.x, rows.x)),
             )
             pool = pool.shuffled(self.seed)
         return pool, steps
-
-
-def _choices(
-    scores: Mapping[MapChoice, np.ndarray], folds: Sequence[np.ndarray]
-) -> tuple[MapChoice, ...]:
-    """The map of each member, chosen without the fold that the member is weighed by."""
-    count = len(next(iter(scores.values())))
-    parts = np.array_split(np.arange(count), len(folds))
-    choices = []
-    for part in parts:
-        kept = np.setdiff1d(np.arange(count), part)
-        choices.append(best_map({c: rows[kept] for c, rows in scores.items()}))
-    return tuple(choices)
 
 
 def cut(count: int, num_folds: int, seed: int) -> list[np.ndarray]:

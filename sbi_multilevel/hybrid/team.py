@@ -79,13 +79,17 @@ class Team:
         """For each fold the rows of all others."""
         return [np.setdiff1d(np.arange(len(self.high)), fold) for fold in self.folds]
 
+    def heard(self, index: int) -> list[int]:
+        """The folds that a member may learn from: all but its own."""
+        return [fold for fold in range(len(self.folds)) if fold != index]
+
     def pooled(self, step: Step) -> Component:
         """Members that learn from the rows of all levels."""
         starts = self._starts(step) if self.recipe.shared_start else None
         trainers = []
         for index, rows in enumerate(self.others):
             member = self._member(self.recipe.member_recipe(len(rows)))
-            pool = step.move(self.high[rows], index)
+            pool = step.move(self.high[rows], self.heard(index))
             member.append_lowfidelity_simulations(*self._network_rows(pool))
             member.append_simulations(*self._network_rows(self.high[rows]))
             if starts is not None:
@@ -96,14 +100,16 @@ class Team:
     def _starts(self, step: Step) -> list[ConditionalDensityEstimator]:
         """Two networks trained on the pool: members start from one or the other.
 
-        Each is trained on a pool moved by what the folds of the other one's members
-        say, so that no member starts from anything that its own fold has touched.
+        Each is trained on a pool moved by a map that is fitted to, and chosen by, the
+        folds of the other one's members, so that no member starts from anything that
+        was told what its own fold holds.
         """
         trainers = []
         for half in range(2):
-            rows = np.concatenate(self.folds[1 - half :: 2])
+            heard = range(1 - half, len(self.folds), 2)
+            rows = np.concatenate([self.folds[fold] for fold in heard])
             member = self._member(self._plain_recipe)
-            pool = self._network_rows(step.move(self.high[rows], half))
+            pool = self._network_rows(step.move(self.high[rows], heard))
             trainers.append(member.append_lowfidelity_simulations(*pool))
         folds = [Fold(half, self.seed) for half in range(2)]
         trained = train_members(trainers, folds, None, self.options)

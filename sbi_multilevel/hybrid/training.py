@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,7 +80,8 @@ def train_hybrid(
     worth = None
     if on_half is not None:
         worth = worth_of_lower_levels(components, on_half, folds)
-    return estimator, _summarise(components, weights, steps, worth)
+    heard = [team.heard(index) for index in range(len(folds))]
+    return estimator, _summarise(components, weights, steps, heard, worth)
 
 
 def member_options(
@@ -149,12 +150,19 @@ def _summarise(
     components: Mapping[str, Component],
     weights: Mapping[str, float],
     steps: list[Step],
+    heard: Sequence[Sequence[int]],
     worth: EffectiveRows | None,
 ) -> HybridSummary:
     scores = {name: float(-each.losses.mean()) for name, each in components.items()}
+    # one map moves rows to a level between, one a member those to the highest
+    chosen = [[step.choice(range(step.num_folds))] for step in steps[:-1]]
+    chosen += [[step.choice(each) for each in heard] for step in steps[-1:]]
     return HybridSummary(
-        tuple(", ".join(dict.fromkeys(map(str, step.choices))) for step in steps),
-        tuple(step.scores for step in steps),
+        tuple(", ".join(dict.fromkeys(map(str, each))) for each in chosen),
+        tuple(
+            {str(c): float(rows.mean()) for c, rows in step.scores.items()}
+            for step in steps
+        ),
         dict(weights),
         scores,
         worth,
