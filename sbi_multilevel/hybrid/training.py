@@ -111,16 +111,8 @@ def member_options(
     return options if kernel is None else {**options, "calibration_kernel": kernel}
 
 
-def check_hybrid(
-    trainer: MultilevelMixin, simulations: MultilevelSimulations, resume_training: bool
-) -> None:
-    """Raise if there are too few high-fidelity rows, or it should resume."""
-    if resume_training:
-        raise ValueError(
-            "resume_training=True was passed, but recipe='hybrid' trains many networks "
-            "to their end. Leave it out to train anew (for NPE with "
-            "force_first_round_loss=True)."
-        )
+def check_hybrid(trainer: MultilevelMixin, simulations: MultilevelSimulations) -> None:
+    """Raise if there are too few high-fidelity rows."""
     high = simulations[-1]
     if high.level in trainer._low_levels:
         raise ValueError(

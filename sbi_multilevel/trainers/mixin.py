@@ -24,14 +24,7 @@ from typing_extensions import Self
 
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
-from sbi_multilevel.hybrid.summary import HybridSummary
-from sbi_multilevel.hybrid.training import (
-    check_hybrid,
-    member_options,
-    train_hybrid,
-)
-from sbi_multilevel.mixture import MixtureEstimator
-from sbi_multilevel.recipes import Hybrid, Recipe, Stage, get_recipe
+from sbi_multilevel.recipes import Recipe, Stage, get_recipe
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
 from sbi_multilevel.trainers.data import MultilevelDataMixin
 from sbi_multilevel.trainers.epochs import EpochMixin
@@ -76,7 +69,6 @@ class MultilevelMixin(EpochMixin):
         self._warm_start: WarmStart | None = None
         self._stage_index = 0
         self._trained: dict[Stage, tuple[int, ...]] = {}
-        self.hybrid_summary: HybridSummary | None = None
         given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
         self._is_named = isinstance(given.get("density_estimator", ""), str)
         super().__init__(*args, parameters=parameters, **kwargs)
@@ -97,7 +89,7 @@ class MultilevelMixin(EpochMixin):
     def __getstate__(self) -> dict:
         """As the parent, without the copy of the rows that training works on."""
         state = super().__getstate__()
-        copies = ("_term_rows", "_held_out", "_arranged")
+        copies = ("_term_rows", "_held_out")
         return {k: v for k, v in state.items() if k not in copies}
 
     def warm_start(self, source: WarmStart) -> Self:
@@ -119,11 +111,6 @@ class MultilevelMixin(EpochMixin):
             raise ValueError(
                 "warm_start was called after training. Call it before, on a new "
                 "trainer with the same simulations."
-            )
-        if isinstance(self._recipe, Hybrid):
-            raise ValueError(
-                "warm_start was called, but recipe='hybrid' trains networks of its own "
-                "on rows that it moves. Use the recipe 'transfer'."
             )
         if isinstance(source, (str, os.PathLike)):
             source = torch.load(Path(source), weights_only=True, map_location="cpu")
@@ -158,9 +145,6 @@ class MultilevelMixin(EpochMixin):
                 dataloader_kwargs,
             )
         simulations = self._check_trainable()
-        if isinstance(self._recipe, Hybrid):
-            check_hybrid(self, simulations, resume_training)
-            self._arranged = simulations
         if frees_theta(self._recipe, self._modelled, self._prior, self._is_named):
             for level in simulations:
                 check_inside(self._prior, level)
@@ -222,8 +206,6 @@ class MultilevelMixin(EpochMixin):
                 retrain_from_scratch, start_idx
             )
             return
-        if isinstance(self._recipe, Hybrid):
-            return  # its members build theirs, on rows that are moved
         build, wanted = self._build_neural_net, self._network_builder
         rows = self._term_rows.dataset.tensors[:3]
         is_new = self._neural_net is None or retrain_from_scratch
@@ -257,8 +239,6 @@ class MultilevelMixin(EpochMixin):
             return run(
                 train_loader, val_loader, train_config, loss_args, summarization_kwargs
             )
-        if isinstance(self._recipe, Hybrid):
-            return self._train_hybrid(train_config, loss_args)
         if train_config.retrain_from_scratch:
             self._trained.clear()
         resume, network = train_config.resume_training, self._neural_net
@@ -282,23 +262,6 @@ class MultilevelMixin(EpochMixin):
                 self._trained[stage] = self._rows_of_stage(stage)
         finally:
             self._align_network(self._stages[-1])
-        return network
-
-    def _train_hybrid(
-        self, train_config: TrainConfig, loss_args: LossArgs | None
-    ) -> MixtureEstimator:
-        """Train the members of the recipe `Hybrid`, anew whenever it is called."""
-        options = member_options(train_config, loss_args, *self._loader_options)
-        network, summary = train_hybrid(self, self._arranged, options)
-        self._neural_net, self.hybrid_summary = network, summary
-        self._summary["epochs_trained"].append(summary.num_epochs)
-        first = next(iter(summary.log_scores))
-        self._summary["best_validation_loss"].append(-summary.log_scores[first])
-        for name, score in summary.log_scores.items():
-            self._tracker.log_metric(f"held_out_log_score/{name}", score)
-            self._tracker.log_metric(f"weight/{name}", summary.weights.get(name, 0.0))
-        if train_config.show_train_summary:
-            print(summary)
         return network
 
     def _stages_to_run(self, resume: bool) -> range | list[int]:

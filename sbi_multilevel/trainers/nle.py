@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from sbi.inference import NLE
 
-from sbi_multilevel.trainers.mixin import MultilevelMixin
+from sbi_multilevel.trainers.hybrid import HybridMixin
 
 
-class MLNLE(MultilevelMixin, NLE):
+class MLNLE(HybridMixin, NLE):
     r"""NLE that also learns from cheaper simulators.
 
     Takes every argument of `sbi.inference.NLE`, `recipe` and `parameters`. As with

@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from sbi.inference import NPE
 
-from sbi_multilevel.trainers.mixin import MultilevelMixin
+from sbi_multilevel.trainers.hybrid import HybridMixin
 
 
-class MLNPE(MultilevelMixin, NPE):
+class MLNPE(HybridMixin, NPE):
     r"""NPE that also learns from cheaper simulators.
 
     Takes every argument of `sbi.inference.NPE`, `recipe` and `parameters`. The default
