@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sbi_multilevel.hybrid.team import Component
 from sbi_multilevel.hybrid.weighing import (
     ALONE,
     POOLED,
@@ -20,7 +19,7 @@ def components(pooled, alone, prior=0.0, noise=1.0, seed=0):
     generator = np.random.default_rng(seed)
     means = {POOLED: pooled, ALONE: alone, PRIOR: prior}
     return {
-        name: Component([], mean + noise * generator.normal(size=NUM_ROWS))
+        name: mean + noise * generator.normal(size=NUM_ROWS)
         for name, mean in means.items()
         if mean is not None
     }
@@ -50,7 +49,7 @@ def test_lower_levels_that_are_seen_to_do_harm_lose_their_weight(better):
 def test_gains_within_their_standard_error_change_nothing():
     # the prior is better on one row only
     table = components(pooled=0.0, alone=5.0, prior=1.0, noise=0.0)
-    table[POOLED].losses[0] = 1.5
+    table[POOLED][0] = 1.5
     weights = weigh(table)
     assert weights[PRIOR] == pytest.approx(1 / (NUM_ROWS + 1))
 
@@ -63,7 +62,7 @@ def test_weights_sum_to_one_whatever_the_losses():
 
 def test_lower_levels_are_worth_the_log_score_that_they_add():
     table = components(pooled=-1.0, alone=0.0, prior=None, noise=0.0)
-    half = Component([], np.full(NUM_ROWS, 2.0))
+    half = np.full(NUM_ROWS, 2.0)
     worth = worth_of_lower_levels(table, half, FOLDS)
     assert worth.gain == pytest.approx(1.0) and worth.gain_error < 1e-9
     # l(n) = 2 n / 40 ... : a / n = 2, so that the limit is -2, and 1 is left of it
@@ -72,7 +71,7 @@ def test_lower_levels_are_worth_the_log_score_that_they_add():
 
 def test_lower_levels_that_do_harm_are_worth_nothing():
     table = components(pooled=3.0, alone=0.0, prior=1.0, noise=0.3)
-    half = Component([], table[ALONE].losses + 0.5)
+    half = table[ALONE] + 0.5
     worth = worth_of_lower_levels(table, half, FOLDS)
     assert abs(worth.gain) < 0.15
     assert worth.estimate == pytest.approx(NUM_ROWS, rel=0.3)

@@ -68,7 +68,8 @@ def train_hybrid(
     if prior is not None:
         components[PRIOR] = team.prior(prior)
 
-    weights = weigh(components) if recipe.mix else {next(iter(components)): 1.0}
+    losses = {name: each.losses for name, each in components.items()}
+    weights = weigh(losses) if recipe.mix else {next(iter(components)): 1.0}
     estimator = MixtureEstimator(
         [each for name in weights for each in components[name].estimators],
         torch.tensor(_shares(components, weights)),
@@ -79,7 +80,7 @@ def train_hybrid(
     estimator.to(trainer._device).eval()
     worth = None
     if on_half is not None:
-        worth = worth_of_lower_levels(components, on_half, folds)
+        worth = worth_of_lower_levels(losses, on_half.losses, folds)
     heard = [team.heard(index) for index in range(len(folds))]
     return estimator, _summarise(components, weights, steps, heard, worth)
 

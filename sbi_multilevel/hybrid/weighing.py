@@ -8,7 +8,6 @@ import numpy as np
 from scipy.special import logsumexp
 
 from sbi_multilevel.diagnostics import EffectiveRows, effective_rows
-from sbi_multilevel.hybrid.team import Component
 from sbi_multilevel.stacking import stacking_weights
 
 POOLED, ALONE, PRIOR = "with lower levels", "high fidelity alone", "prior"
@@ -16,16 +15,19 @@ _PSEUDO_COUNT = 0.5
 # what takes time to evaluate must be worth it; the prior takes none
 _LEAST_WEIGHT = 0.02
 
+# loss of each high-fidelity row under each component, none of which has seen it
+Losses = Mapping[str, np.ndarray]
 
-def weigh(components: Mapping[str, Component]) -> dict[str, float]:
+
+def weigh(losses: Losses) -> dict[str, float]:
     r"""Stacking weights of the components, where held-out rows ask for them.
 
     The first component takes all but the share :math:`1 / (n + 1)` of the prior, which
     bounds the loss, unless stacking weights raise the held-out log score by more than
     its standard error.
     """
-    log_densities = -np.stack([each.losses for each in components.values()], axis=1)
-    names, count = list(components), len(log_densities)
+    log_densities = -np.stack(list(losses.values()), axis=1)
+    names, count = list(losses), len(log_densities)
     plain = np.zeros(len(names))
     plain[names.index(PRIOR) if PRIOR in names else 0] = 1 / (count + 1)
     plain[0] += 1 - plain.sum()
@@ -43,30 +45,28 @@ def _mixture(log_densities: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def worth_of_lower_levels(
-    components: Mapping[str, Component],
-    on_half: Component,
-    folds: Sequence[np.ndarray],
+    losses: Losses, on_half: np.ndarray, folds: Sequence[np.ndarray]
 ) -> EffectiveRows:
-    """What the lower levels added to the same mixture without them."""
-    without = {k: each for k, each in components.items() if k != POOLED}
+    """What the lower levels added to the same mixture without them.
+
+    Args:
+        losses: Those of the components.
+        on_half: Losses of networks of half of the high-fidelity rows alone.
+        folds: Rows that members have not seen.
+    """
+    without = {name: each for name, each in losses.items() if name != POOLED}
     half = {**without, ALONE: on_half}
-    losses = [_held_out_losses(each, folds) for each in (components, without, half)]
-    return effective_rows(*losses, num_rows=len(losses[0]))
+    of_mixtures = [_held_out_losses(each, folds) for each in (losses, without, half)]
+    return effective_rows(*of_mixtures, num_rows=len(on_half))
 
 
-def _held_out_losses(
-    components: Mapping[str, Component], folds: Sequence[np.ndarray]
-) -> np.ndarray:
+def _held_out_losses(losses: Losses, folds: Sequence[np.ndarray]) -> np.ndarray:
     """Loss of each row under the mixture that is weighed by the other folds."""
-    table = -np.stack([each.losses for each in components.values()], axis=1)
-    losses = np.empty(len(table))
+    table = -np.stack(list(losses.values()), axis=1)
+    mixed = np.empty(len(table))
     for fold in folds:
         others = np.setdiff1d(np.arange(len(table)), fold)
-        kept = {
-            name: Component([], each.losses[others])
-            for name, each in components.items()
-        }
-        weights = weigh(kept)
-        values = np.array([weights.get(name, 0.0) for name in components])
-        losses[fold] = -_mixture(table[fold], values)
-    return losses
+        weights = weigh({name: each[others] for name, each in losses.items()})
+        values = np.array([weights.get(name, 0.0) for name in losses])
+        mixed[fold] = -_mixture(table[fold], values)
+    return mixed
