@@ -1,0 +1,37 @@
+"""Rows of two levels that are Gaussian given theta."""
+
+import numpy as np
+
+from sbi_multilevel.alignment.rows import Rows
+
+LOW_COVARIANCE = np.array([[1.0, 0.3], [0.3, 0.5]])
+HIGH_COVARIANCE = np.array([[0.6, -0.4], [-0.4, 2.0]])
+LOW_SLOPE = np.array([[1.0, 0.0], [0.5, 1.0]])
+HIGH_SLOPE = np.array([[1.4, -0.3], [0.2, 1.0]])
+HIGH_SHIFT = np.array([2.0, -1.0])
+
+
+def gaussian_rows(n, slope, shift, covariance, seed):
+    generator = np.random.default_rng(seed)
+    theta = generator.normal(size=(n, 2))
+    noise = generator.multivariate_normal(np.zeros(2), covariance, n)
+    return Rows(theta, theta @ slope.T + shift + noise)
+
+
+def low_rows(n=4_000):
+    return gaussian_rows(n, LOW_SLOPE, np.zeros(2), LOW_COVARIANCE, seed=0)
+
+
+def high_rows(n):
+    return gaussian_rows(n, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=1)
+
+
+def scaled_rows(n, log_scale, seed):
+    generator = np.random.default_rng(seed)
+    theta = generator.uniform(-1, 1, size=(n, 1))
+    noise = generator.normal(size=(n, 2)) * [1.0, 10.0]
+    return Rows(theta, theta + np.exp(log_scale(theta)) * noise)
+
+
+def correlation(rho):
+    return np.array([[1.0, rho], [rho, 1.0]])

@@ -1,0 +1,158 @@
+"""Maps fitted to pairs, against relations that are known exactly."""
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from sbi_multilevel.alignment.paired import fit_paired, paired_features
+from sbi_multilevel.alignment.process import _leave_one_out, fit_process
+from sbi_multilevel.alignment.rows import Rows
+from tests.gaussian_rows import HIGH_SHIFT, HIGH_SLOPE, LOW_SLOPE, correlation, low_rows
+
+# ------------------------------------------------------------- paired maps
+
+MIX = np.array([[0.8, 0.3], [-0.2, 1.1]])
+
+
+def pairs(n, residual=None, seed=2):
+    generator = np.random.default_rng(seed)
+    theta = generator.normal(size=(n, 2))
+    coarse = theta @ LOW_SLOPE.T + generator.normal(size=(n, 2))
+    x = dear_from(coarse, theta)
+    if residual is not None:
+        x = x + generator.multivariate_normal(np.zeros(2), residual, n)
+    return Rows(theta, x, coarse)
+
+
+def dear_from(coarse, theta):
+    return coarse @ MIX.T + theta @ HIGH_SLOPE.T + HIGH_SHIFT
+
+
+@pytest.mark.parametrize("degree", (1, 2))
+def test_paired_maps_are_exact_for_a_linear_relation(degree):
+    low = low_rows(500)
+    move = fit_paired(paired_features(low, degree), pairs(200), seed=0)
+    moved = move(low.theta, low.x)
+    assert np.allclose(moved, dear_from(low.x, low.theta), atol=2e-3)
+
+
+def test_only_the_quadratic_map_finds_a_product():
+    low, high = low_rows(500), pairs(200)
+    assert high.x_coarse is not None
+    product = lambda x, theta: x + x[:, :1] * theta[:, 1:]
+    high = Rows(high.theta, product(high.x_coarse, high.theta), high.x_coarse)
+    errors = []
+    for degree in (1, 2):
+        move = fit_paired(paired_features(low, degree), high, seed=0)
+        gaps = move(low.theta, low.x) - product(low.x, low.theta)
+        errors.append(np.sqrt((gaps**2).mean()))
+    assert errors[0] > 0.5 and errors[1] < 5e-3
+
+
+def test_noise_of_paired_maps_has_the_covariance_of_what_pairs_leave():
+    n = 4_000
+    low = low_rows(n)
+    residual = np.array([[0.5, 0.3], [0.3, 0.4]])
+    move = fit_paired(paired_features(low, 1), pairs(n, residual), seed=0)
+    noise = move(low.theta, low.x) - dear_from(low.x, low.theta)
+    error = 4 * np.sqrt(2 * 2 / n) * residual.max()
+    assert np.allclose(np.cov(noise.T), residual, atol=error)
+    assert np.allclose(noise.mean(axis=0), 0.0, atol=4 * np.sqrt(2 * 0.5 / n))
+
+
+def test_noise_of_few_pairs_is_not_that_of_the_fit():
+    """Residuals out of sample are larger than those of the rows fitted to."""
+    low, high = low_rows(500), pairs(15, np.eye(2))
+    move = fit_paired(paired_features(low, 1), high, seed=0)
+    assert high.x_coarse is not None
+    inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
+    fitted = high.x - high.x_coarse - move.difference(inputs)
+    assert (move.residuals**2).sum() > 1.3 * (fitted**2).sum()
+
+
+@pytest.mark.parametrize("process", (False, True))
+def test_the_seed_sets_the_noise_of_paired_maps(process):
+    low, high = low_rows(100), pairs(25, np.eye(2))
+
+    def moved(seed):
+        if process:
+            return fit_process(low, high, seed)(low.theta, low.x)
+        return fit_paired(paired_features(low, 1), high, seed)(low.theta, low.x)
+
+    first = moved(0)
+    assert np.array_equal(first, moved(0))
+    assert not np.allclose(first, moved(1))
+
+
+# ------------------------------------------------------------- process maps
+
+
+def one_dimensional_pairs(n, change, noise, seed):
+    generator = np.random.default_rng(seed)
+    theta = generator.uniform(-2, 2, size=(n, 1))
+    coarse = theta + 0.3 * generator.normal(size=(n, 1))
+    x = coarse + change(theta) + noise * generator.normal(size=(n, 1))
+    return Rows(theta, x, coarse)
+
+
+def test_the_process_map_learns_a_crooked_difference():
+    change = lambda theta: np.sin(3 * theta)
+    high = one_dimensional_pairs(60, change, 0.0, seed=0)
+    low = one_dimensional_pairs(300, change, 0.0, seed=1)
+    x = low.x_coarse
+    assert x is not None
+    errors = {}
+    for name, move in (
+        ("process", fit_process(low, high, 0)),
+        ("quadratic", fit_paired(paired_features(low, 2), high, 0)),
+    ):
+        gaps = move(low.theta, x) - x - change(low.theta)
+        errors[name] = np.sqrt((gaps**2).mean())
+    assert errors["process"] < 0.1 < 0.4 < errors["quadratic"]
+
+
+def test_the_noise_of_the_process_map_is_that_of_the_pairs():
+    high = one_dimensional_pairs(100, np.square, 0.4, seed=0)
+    low = one_dimensional_pairs(2_000, np.square, 0.0, seed=1)
+    x = low.x_coarse
+    assert x is not None
+    noise = fit_process(low, high, 0)(low.theta, x) - low.x
+    assert noise.std() == pytest.approx(0.4, rel=4 / np.sqrt(2 * 100))
+
+
+def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
+    residual = 0.5 * correlation(0.9)
+    low, high = low_rows(1_000), pairs(60, residual)
+    noise = fit_process(low, high, 0)(low.theta, low.x) - dear_from(low.x, low.theta)
+    assert np.corrcoef(noise.T)[0, 1] == pytest.approx(0.9, abs=0.1)
+
+
+def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "sbi_multilevel.alignment.process._fit_one",
+        lambda inputs, column: (
+            seen.append(len(inputs))
+            or GaussianProcessRegressor(
+                RBF() + WhiteKernel(), optimizer=None, alpha=1e-8
+            ).fit(inputs, column)
+        ),
+    )
+    move = fit_process(low_rows(50), pairs(450), 0)
+    assert seen == [400, 400] and len(move.residuals) == 400
+
+
+def test_leave_one_out_residuals_are_those_of_refits():
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(12, 2))
+    targets = np.sin(inputs[:, 0]) + 0.3 * generator.normal(size=12)
+    kernel = ConstantKernel(1.5) * RBF([1.0, 2.0]) + WhiteKernel(0.2)
+    make = lambda: GaussianProcessRegressor(kernel, optimizer=None, alpha=1e-8)
+    expected = []
+    for row in range(12):
+        others = np.arange(12) != row
+        fit = make().fit(inputs[others], targets[others])
+        mean, deviation = fit.predict(inputs[[row]], return_std=True)
+        expected.append((targets[row] - mean[0]) / deviation[0])
+    assert np.allclose(_leave_one_out(make().fit(inputs, targets)), expected, rtol=1e-6)
