@@ -13,6 +13,7 @@ from sbi_multilevel.budget import (
     pilot,
     simulate_budget,
 )
+from sbi_multilevel.datatree import to_datatree
 from sbi_multilevel.estimators import unconstrained
 from sbi_multilevel.recipes import Hybrid, Multilevel, Transfer
 from sbi_multilevel.sequential import MFTSNPE, Acquisition, Truncation
@@ -59,6 +60,7 @@ __all__ = [
     "pilot",
     "simulate_budget",
     "simulate_multilevel",
+    "to_datatree",
     "train_ensemble",
     "unconstrained",
 ]

@@ -34,6 +34,7 @@ inference*, arXiv:2506.06087, Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -144,30 +145,108 @@ def combine(gradients: Tensor, adjustment: Adjustment = "rescale_project") -> Te
     Returns:
         The combined gradient, shape `(P,)`.
     """
-    base, fine, coarse = gradients[0], gradients[1::2], gradients[2::2]
-    if "rescale" in adjustment:
-        coarse = [rescale(*pair) for pair in zip(fine, coarse, strict=True)]
-    correction = torch.zeros_like(base)
-    for part in (*fine, *coarse):
-        correction = correction + part
-    if "project" in adjustment:
-        base, correction = project(base, correction)
-    return base + correction
+    return _combined(gradients, adjustment).direction
 
 
-def adjusted_gradient(
+@dataclass(frozen=True, eq=False)
+class Step:
+    r"""Where a step goes, and what each level has to do with it.
+
+    Args:
+        direction: The combined gradient, shape `(P,)`.
+        levels: Gradients of the base and of the correction of each level,
+            :math:`g_0, g^+_1 + g^-_1, \dots`, rescaled but not yet projected, shape
+            `(1 + L, P)`; `None` where only the gradient of their sum was computed.
+    """
+
+    direction: Tensor
+    levels: Tensor | None = None
+
+
+def adjusted_step(
     values: Sequence[Tensor], parameters: Sequence[Parameter], adjustment: Adjustment
-) -> Tensor:
-    """Direction of a step from the signed means of the terms.
+) -> Step:
+    """A step from the signed means of the terms.
 
     Args:
         values: Signed means whose sum is the loss, in the order that `combine` expects.
         parameters: Parameters to differentiate with respect to.
         adjustment: As in `combine`.
 
-    Returns:
-        The combined gradient, shape `(P,)`.
+    Example:
+    --------
+
+    ::
+
+        >>> weight = Parameter(torch.tensor([1.0, 2.0]))
+        >>> values = [weight.sum(), (weight**2).sum(), -2 * weight[1]]
+        >>> step = adjusted_step(values, [weight], "project")
+        >>> step.direction, step.levels
+        (tensor([3., 3.]), tensor([[1., 1.],
+                                   [2., 2.]]))
     """
     if adjustment == "none":  # the gradient of the sum, in one backward pass
-        return flat_gradients([torch.stack(list(values)).sum()], parameters)[0]
-    return combine(flat_gradients(values, parameters), adjustment)
+        total = torch.stack(list(values)).sum()
+        return Step(flat_gradients([total], parameters)[0])
+    return _combined(flat_gradients(values, parameters), adjustment)
+
+
+def _combined(gradients: Tensor, adjustment: Adjustment) -> Step:
+    base, fine, coarse = gradients[0], gradients[1::2], gradients[2::2]
+    if "rescale" in adjustment:
+        coarse = [rescale(*pair) for pair in zip(fine, coarse, strict=True)]
+    correction = torch.zeros_like(base)
+    for part in (*fine, *coarse):
+        correction = correction + part
+    levels = torch.stack([base, *map(torch.add, fine, coarse)])
+    if "project" in adjustment:
+        base, correction = project(base, correction)
+    return Step(base + correction, levels)
+
+
+def level_norms(gram: Tensor) -> Tensor:
+    r"""Length of the gradient of each level's part of the loss.
+
+    Args:
+        gram: Inner products :math:`\langle g_l, g_m \rangle` of the rows of
+            `Step.levels`, shape `(..., 1 + L, 1 + L)`.
+
+    Returns:
+        Norms, shape `(..., 1 + L)`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> level_norms(torch.tensor([[4.0, -1.0], [-1.0, 9.0]]))
+        tensor([2., 3.])
+    """
+    return torch.diagonal(gram, dim1=-2, dim2=-1).sqrt()
+
+
+def base_cosine(gram: Tensor) -> Tensor:
+    r"""Cosine between the gradient of the base and that of all corrections.
+
+    .. math:: \frac{\langle g_0, g_c \rangle}{\|g_0\| \|g_c\|},
+        \qquad g_c = \sum_{l \ge 1} g_l
+
+    Below 0 the two are at odds, and `project` acts.
+
+    Args:
+        gram: As in `level_norms`.
+
+    Returns:
+        Cosines, shape `(...)`; NaN where a gradient is zero.
+
+    Example:
+    --------
+
+    ::
+
+        >>> base_cosine(torch.tensor([[4.0, -3.0], [-3.0, 9.0]]))
+        tensor(-0.5000)
+    """
+    inner = gram[..., 0, 1:].sum(dim=-1)
+    squares = gram[..., 0, 0] * gram[..., 1:, 1:].sum(dim=(-2, -1))
+    return inner / squares.sqrt()

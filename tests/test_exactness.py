@@ -10,7 +10,7 @@ from sbi.neural_nets import likelihood_nn, posterior_nn
 
 from sbi_multilevel import MLNLE, MLNPE, Multilevel
 from sbi_multilevel.alignment import fit_alignments
-from sbi_multilevel.gradients import ADJUSTMENTS, adjusted_gradient, combine
+from sbi_multilevel.gradients import ADJUSTMENTS, adjusted_step, combine
 from tests.linear_gaussian import (
     SIMULATORS,
     SilentTracker,
@@ -101,7 +101,7 @@ def test_loss_and_gradient_equal_those_by_hand(
     values = trainer._term_values(batch, loss_args(trainer))
     assert torch.allclose(torch.stack(values), torch.stack(by_hand), atol=1e-5)
     parameters = list(trainer._neural_net.parameters())
-    gradient = adjusted_gradient(values, parameters, adjustment)
+    gradient = adjusted_step(values, parameters, adjustment).direction
     assert torch.allclose(gradient, combine(gradients, adjustment), atol=1e-5)
     if adjustment == "none":
         assert torch.allclose(gradient, gradients.sum(dim=0), atol=1e-5)
@@ -145,7 +145,7 @@ def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
     for _ in range(2_000):
         batch = fresh_batch((200, 16, 8), generator)
         values = trainer._term_values(batch, loss_args(trainer))
-        multilevel.append(adjusted_gradient(values, parameters, "none"))
+        multilevel.append(adjusted_step(values, parameters, "none").direction)
         theta = torch.randn(8, 2, generator=generator)
         x = SIMULATORS[2](theta, noise(8, generator))
         single.append(gradient_of(mean_loss(trainer, theta, x), trainer))

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from sbi_multilevel.gradients import (
     ADJUSTMENTS,
-    adjusted_gradient,
+    adjusted_step,
     assign_gradient,
     combine,
     flat_gradients,
@@ -127,8 +127,8 @@ def test_flat_gradients_and_back():
 
 
 @pytest.mark.parametrize("adjustment", ADJUSTMENTS)
-def test_adjusted_gradient_is_that_of_the_combined_terms(adjustment):
+def test_the_direction_of_a_step_is_that_of_the_combined_terms(adjustment):
     weight = Parameter(tensor([1.0, 1.0]))
     values = [(row * weight).sum() for row in GRADIENTS]
-    gradient = adjusted_gradient(values, [weight], adjustment)
+    gradient = adjusted_step(values, [weight], adjustment).direction
     assert torch.allclose(gradient, tensor(BY_HAND[adjustment]), atol=1e-6)

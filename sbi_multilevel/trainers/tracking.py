@@ -1,8 +1,23 @@
-"""A tracker of sbi that keeps nothing."""
+"""What is logged of training: a recorder of steps, and a tracker that keeps nothing."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.diagnostics.training import (
+    control_variate,
+    effective_batch_rows,
+    estimate_variance,
+)
+from sbi_multilevel.gradients import Step, base_cosine, level_norms
+from sbi_multilevel.recipes import Term
 
 
 class SilentTracker:
@@ -21,3 +36,127 @@ class SilentTracker:
     def add_figure(self, name: str, figure: Any, step: int | None = None) -> None: ...
 
     def flush(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TermLosses:
+    """Losses of rows, term by term.
+
+    Args:
+        terms: The terms of a stage.
+        rows: Loss of each row of each term, shape `(..., n)`; leading axes are batches.
+    """
+
+    terms: tuple[Term, ...]
+    rows: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(
+        cls,
+        losses: Tensor,
+        marks: Tensor,
+        terms: Sequence[Term],
+        positions: Sequence[int],
+    ) -> TermLosses:
+        """Tell the terms apart.
+
+        Args:
+            losses: Loss of each row, shape `(..., n)`.
+            marks: The term that each is of, shape `(n,)`.
+            terms: The terms.
+            positions: The mark of each.
+        """
+        values, marks = losses.detach().cpu().double().numpy(), marks.cpu()
+        blocks = [(marks == position).numpy() for position in positions]
+        return cls(tuple(terms), tuple(values[..., block] for block in blocks))
+
+    def side(self, level: int, coarse: bool = False) -> np.ndarray | None:
+        """Losses of one side of the rows of a level; `None` if no term has it."""
+        for term, rows in zip(self.terms, self.rows):
+            if (term.level, term.coarse) == (level, coarse):
+                return rows
+        return None
+
+    @property
+    def contributions(self) -> dict[int, np.ndarray]:
+        """What each row adds to the loss, by level: both sides of a pair together."""
+        parts: dict[int, np.ndarray] = {}
+        for term, rows in zip(self.terms, self.rows):
+            parts[term.level] = parts.get(term.level, 0.0) + term.weight * rows
+        return parts
+
+    @property
+    def error(self) -> float:
+        """Standard error of the loss."""
+        return math.sqrt(estimate_variance(list(self.contributions.values())))
+
+    def metrics(self) -> dict[str, float]:
+        """Control-variate coefficients and effective rows, named as for a tracker."""
+        parts, metrics = self.contributions, {}
+        for level in parts:
+            fine, coarse = self.side(level), self.side(level, coarse=True)
+            if fine is not None and coarse is not None:
+                name = f"control_variate/level_{level}"
+                metrics[name] = control_variate(fine, coarse)
+        highest = self.side(max(parts))
+        if highest is not None:
+            rows = effective_batch_rows(list(parts.values()), highest)
+            metrics["effective_rows"] = rows
+        return metrics
+
+
+class StepRecorder:
+    """Keeps what the steps of an epoch computed anyway, and sums it up at its end.
+
+    A step costs one small product of matrices more; nothing is differentiated again,
+    and no random numbers are drawn.
+    """
+
+    def __init__(self, terms: Sequence[Term], positions: Sequence[int]):
+        """Start an epoch.
+
+        Args:
+            terms: The terms of the stage.
+            positions: The mark of each in a batch.
+        """
+        self._terms, self._positions = terms, positions
+        self._losses: list[Tensor] = []
+        self._marks = torch.empty(0)
+        self._lengths: list[Tensor] = []
+        self._grams: list[Tensor] = []
+
+    def keep_losses(self, losses: Tensor, marks: Tensor) -> None:
+        """Keep the losses of a batch.
+
+        Args:
+            losses: Loss of each row, shape `(n,)`.
+            marks: The term that each is of, shape `(n,)`, the same in every batch.
+        """
+        self._losses.append(losses.detach())
+        self._marks = marks
+
+    def keep_step(self, step: Step) -> None:
+        """Keep the lengths and angles of a step, before it is clipped."""
+        self._lengths.append(step.direction.norm())
+        if step.levels is not None:
+            self._grams.append(step.levels @ step.levels.T)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the steps, named as for a tracker.
+
+        `gradient_norm` is the length of a step before clipping, by level that of the
+        rows of `Step.levels`. Control-variate coefficients and effective rows are
+        ratios of means, which few rows disturb less than means of ratios.
+        """
+        metrics = {"gradient_norm": torch.stack(self._lengths).mean().item()}
+        if self._grams:
+            grams = torch.stack(self._grams).cpu().double()
+            norms = level_norms(grams).mean(dim=0).tolist()
+            levels = [term.level for term in self._terms if not term.coarse]
+            for level, norm in zip(levels, norms, strict=True):
+                metrics[f"gradient_norm/level_{level}"] = norm
+            metrics["gradient_cosine"] = base_cosine(grams).nanmean().item()
+        losses = TermLosses.of(
+            torch.stack(self._losses), self._marks, self._terms, self._positions
+        )
+        return {**metrics, **losses.metrics()}

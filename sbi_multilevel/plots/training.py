@@ -1,0 +1,249 @@
+"""What happened in training, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from sbi_multilevel.diagnostics.training import (
+    TrainingRun,
+    curve,
+    summary_of,
+    training_runs,
+)
+from sbi_multilevel.plots.hybrid import plot_hybrid
+from sbi_multilevel.plots.style import (
+    NEUTRAL,
+    colour,
+    despine,
+    legend_beside,
+    plain_log_ticks,
+)
+
+_WIDTH, _FIRST_HEIGHT, _HEIGHT = 8.0, 3.0, 1.8  # inches
+_LOG_FROM = 1_000.0  # losses that a linear axis can no longer show
+
+
+def plot_training(
+    inference: Any,
+    ax: Axes | None = None,
+    *,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> tuple[Figure | SubFigure, np.ndarray]:
+    r"""Plot how training went.
+
+    From above: training and validation loss, with a band of one standard error of the
+    latter, the epoch whose weights were kept, and the stages of the recipe; the part of
+    each level in the loss; and, where levels were trained together, the gradient norms
+    of base and corrections, their cosine with the control-variate coefficients, and the
+    effective rows of a batch (`sbi_multilevel.diagnostics.training`). After
+    recipe="hybrid", whose members train silently, it is what `hybrid_summary` holds:
+    scores of the maps, weights and log scores of the components, and effective rows.
+
+    Args:
+        inference: A trained trainer of this package, or of sbi.
+        ax: Axes to plot the losses into; a new figure with all panels by default.
+        figsize: Width and height of a new figure, in inches.
+        title: Title of a new figure.
+
+    Returns:
+        The figure, and an array of its axes.
+
+    Raises:
+        ValueError: If `inference` is no trainer or was not trained yet, or `ax` is
+            given for a hybrid, which has no curve of losses.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFNPE
+        >>> prior = BoxUniform(-torch.ones(1), torch.ones(1))
+        >>> theta = prior.sample((100,))
+        >>> inference = MFNPE(prior, density_estimator="mdn", show_progress_bars=False)
+        >>> inference = inference.append_lowfidelity_simulations(theta, theta)
+        >>> inference = inference.append_simulations(theta[:20], theta[:20] + 0.1)
+        >>> _ = inference.train(max_num_epochs=3)
+        >>> figure, axes = plot_training(inference)
+        >>> len(axes)
+        1
+    """
+    hybrid = getattr(inference, "hybrid_summary", None)
+    if hybrid is not None:
+        if ax is not None:
+            raise ValueError(
+                "ax was given, but recipe='hybrid' has no curve of losses to plot "
+                "into it. Leave it out for a figure of what the recipe chose."
+            )
+        return plot_hybrid(hybrid, figsize=figsize, title=title)
+    summary = summary_of(inference)
+    runs = training_runs(summary)
+    if ax is not None:
+        _plot_losses(ax, summary, runs)
+        return ax.figure, np.array([ax])
+    panels = _panels(summary, runs)
+    heights = [_FIRST_HEIGHT, *[_HEIGHT] * (len(panels) - 1)]
+    figure, axes = plt.subplots(
+        len(panels),
+        sharex=True,
+        squeeze=False,
+        figsize=figsize or (_WIDTH, sum(heights) + 0.4),
+        height_ratios=heights,
+        layout="constrained",
+    )
+    for axis, panel in zip(axes[:, 0], panels):
+        panel(axis, summary, runs)
+        axis.set_xlabel("")
+    axes[-1, 0].set_xlabel("epoch")
+    if title is not None:
+        figure.suptitle(title)
+    return figure, axes[:, 0]
+
+
+Panel = Callable[[Axes, Mapping[str, Any], Sequence[TrainingRun]], None]
+
+
+def _panels(summary: Mapping[str, Any], runs: Sequence[TrainingRun]) -> list[Panel]:
+    """The panels there is something to show in."""
+    panels: list[Panel] = [_plot_losses]
+    if any(len(run.levels) > 1 for run in runs):
+        panels.append(_plot_levels)
+    if "gradient_norm" in summary:
+        panels.append(_plot_norms)
+    if "gradient_cosine" in summary:
+        panels.append(_plot_angles)
+    if "effective_rows" in summary:
+        panels.append(_plot_rows)
+    return panels
+
+
+def _plot_losses(
+    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
+) -> None:
+    """Training and validation loss, stages, and the epochs that were kept."""
+    levels = _levels(summary)
+    for index, run in enumerate(runs):
+        alone = run.levels[0] if len(run.levels) == 1 and len(levels) > 1 else None
+        line = dict(color="black" if alone is None else colour(alone), linewidth=1.3)
+        labels = [None] * 3 if index else ["training", "validation", "kept weights"]
+        axes.plot(run.epochs, run.training_loss, label=labels[0], **line)
+        axes.plot(
+            run.epochs, run.validation_loss, linestyle="--", label=labels[1], **line
+        )
+        low, high = (run.validation_loss + s * run.validation_error for s in (-1, 1))
+        axes.fill_between(run.epochs, low, high, color=line["color"], alpha=0.15, lw=0)
+        if run.best_epoch is not None:
+            axes.axvline(run.best_epoch, color=NEUTRAL, linestyle=":", label=labels[2])
+    _scale(axes, [y for run in runs for y in (run.training_loss, run.validation_loss)])
+    _mark_stages(axes, runs)
+    _finish(axes, "loss [nats a row]")
+
+
+def _plot_levels(
+    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
+) -> None:
+    """What each level adds to the loss."""
+    shown = []
+    for level in _levels(summary):
+        name = f"level {level}"
+        for kind, style in (("training", "-"), ("validation", "--")):
+            epochs, values = curve(summary, f"{kind}_loss_level_{level}")
+            label = name if kind == "training" else None
+            axes.plot(epochs, values, style, color=colour(level), lw=1.2, label=label)
+            shown.append(values)
+    _scale(axes, shown)
+    _finish(axes, "part of the loss,\nby level")
+
+
+def _plot_norms(
+    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
+) -> None:
+    """Lengths of gradients."""
+    axes.plot(*curve(summary, "gradient_norm"), color="black", lw=1.2, label="step")
+    for level in _levels(summary):
+        if f"gradient_norm_level_{level}" in summary:
+            points = curve(summary, f"gradient_norm_level_{level}")
+            name = f"level {level}"
+            axes.plot(*points, color=colour(level), lw=1.2, label=name)
+    _spread(axes)
+    _finish(axes, "gradient norm")
+
+
+def _plot_angles(
+    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
+) -> None:
+    """Cosine of base and correction, and coefficients; both are 1 at best."""
+    cosine = curve(summary, "gradient_cosine")
+    axes.plot(*cosine, color="black", lw=1.2, label="cosine of base\nand correction")
+    for level in _levels(summary):
+        if f"control_variate_level_{level}" in summary:
+            points = curve(summary, f"control_variate_level_{level}")
+            axes.plot(*points, color=colour(level), lw=1.2, label=f"$\\beta_{level}$")
+    for value in (0.0, 1.0):
+        axes.axhline(value, color=NEUTRAL, lw=0.6, zorder=0)
+    _finish(axes, "cosine, $\\beta$")
+
+
+def _plot_rows(
+    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
+) -> None:
+    """Effective rows of a batch."""
+    axes.plot(*curve(summary, "effective_rows"), color="black", lw=1.2)
+    _spread(axes)
+    _finish(axes, "effective rows\nof a batch")
+
+
+def _levels(summary: Mapping[str, Any]) -> list[int]:
+    prefix = "training_loss_level_"
+    return sorted(int(key[len(prefix) :]) for key in summary if key.startswith(prefix))
+
+
+def _scale(axes: Axes, curves: Sequence[np.ndarray]) -> None:
+    """An axis that shows losses that blew up, too."""
+    sizes = [np.abs(values[np.isfinite(values)]) for values in curves]
+    if max((size.max() for size in sizes if len(size)), default=0.0) > _LOG_FROM:
+        axes.set_yscale("symlog", linthresh=10.0)
+
+
+def _spread(axes: Axes) -> None:
+    """A logarithmic axis where positive values span more than a decade."""
+    values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
+    values = values[np.isfinite(values) & (values > 0)]
+    ratio = values.max() / values.min() if len(values) else 1.0
+    if ratio > 10:
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis, (1, 2, 5) if ratio < 100 else (1,))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _mark_stages(axes: Axes, runs: Sequence[TrainingRun]) -> None:
+    """A line where a stage begins, and the name of each above."""
+    if len(runs) == 1:
+        return
+    for run in runs:
+        if run.start > 0:
+            axes.axvline(run.start - 0.5, color=NEUTRAL, lw=0.8)
+        place = (run.start + len(run.training_loss) / 2 - 0.5, 1.01)
+        names = ", ".join(map(str, run.levels))
+        text = f"level {names}" if len(run.levels) == 1 else f"levels {names}"
+        kwargs = dict(transform=axes.get_xaxis_transform(), fontsize="small")
+        axes.text(*place, text, ha="center", va="bottom", color=NEUTRAL, **kwargs)
+
+
+def _finish(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    despine(axes)
+    legend_beside(axes)

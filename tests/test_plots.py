@@ -1,0 +1,281 @@
+"""What pictures show: the values of the summary, at their epochs, under their names."""
+
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from sbi.inference import NPE
+
+from sbi_multilevel import MFNPE, MLNPE, Hybrid, Transfer
+from sbi_multilevel.diagnostics import EffectiveRows
+from sbi_multilevel.diagnostics.training import curve
+from sbi_multilevel.hybrid.summary import HybridSummary
+from sbi_multilevel.plots import compare, plot_training
+from sbi_multilevel.plots.style import COLOURS
+from tests.linear_gaussian import SilentTracker, prior, simulations
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("error:.*(layout|tight|glyph).*:UserWarning"),
+]
+QUICK = dict(max_num_epochs=4, training_batch_size=100)
+
+
+@pytest.fixture(autouse=True)
+def no_window():
+    matplotlib.use("Agg")
+    yield
+    plt.close("all")
+
+
+def trained(cls, sims=None, **options):
+    trainer = cls(
+        prior(),
+        density_estimator="mdn",
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+        **options,
+    )
+    if sims is None:
+        rows = simulations((100,))[0]
+        trainer.append_simulations(rows.theta, rows.x)
+    else:
+        trainer.append_multilevel_simulations(sims)
+    trainer.train(**QUICK)
+    return trainer
+
+
+def lines(axes, label):
+    return [line for line in axes.lines if line.get_label() == label]
+
+
+def labels(axes):
+    legend = axes.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def assert_shows(line, points):
+    assert np.array_equal(line.get_xdata(), points[0])
+    assert np.array_equal(line.get_ydata(), points[1], equal_nan=True)
+
+
+# ------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def multilevel():
+    torch.manual_seed(1)
+    return trained(MLNPE, simulations(), recipe="multilevel")
+
+
+def test_a_multilevel_training_shows_all_that_is_known(multilevel):
+    figure, axes = plot_training(multilevel, title="all")
+    figure.canvas.draw()
+    summary = multilevel.summary
+    losses, levels, norms, angles, rows = axes
+    assert_shows(*lines(losses, "training"), curve(summary, "training_loss"))
+    assert_shows(*lines(losses, "validation"), curve(summary, "validation_loss"))
+    best = int(np.argmin(summary["validation_loss"]))
+    (kept,) = lines(losses, "kept weights")
+    assert list(kept.get_xdata()) == [best, best]
+    for level in range(3):
+        name = f"level {level}"
+        points = curve(summary, f"training_loss_level_{level}")
+        assert_shows(*lines(levels, name), points)
+        points = curve(summary, f"gradient_norm_level_{level}")
+        assert_shows(*lines(norms, name), points)
+        colours = [*lines(levels, name), *lines(norms, name)]
+        assert {line.get_color() for line in colours} == {COLOURS[level]}
+    assert_shows(*lines(norms, "step"), curve(summary, "gradient_norm"))
+    for level in (1, 2):
+        points = curve(summary, f"control_variate_level_{level}")
+        assert_shows(*lines(angles, f"$\\beta_{level}$"), points)
+    assert_shows(angles.lines[0], curve(summary, "gradient_cosine"))
+    assert_shows(rows.lines[0], curve(summary, "effective_rows"))
+    assert [axis.get_ylabel() != "" for axis in axes] == [True] * 5
+    assert axes[-1].get_xlabel() == "epoch" and figure.get_suptitle() == "all"
+
+
+def test_stages_of_a_transfer_are_marked():
+    trainer = trained(MFNPE, simulations())
+    figure, (axes,) = plot_training(trainer)
+    figure.canvas.draw()
+    assert [text.get_text() for text in axes.texts] == ["level 0", "level 1", "level 2"]
+    starts = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-"]
+    assert {4.5, 9.5} <= set(starts)
+    solid = [line for line in axes.lines if len(line.get_xdata()) == 5][::2]
+    assert [line.get_color() for line in solid] == list(COLOURS[:3])
+    assert [list(line.get_xdata()) for line in solid] == [
+        [*range(start, start + 5)] for start in (0, 5, 10)
+    ]
+    assert labels(axes) == ["training", "validation", "kept weights"]
+
+
+def test_rehearsal_has_gradients_of_the_second_stage_only():
+    sims = simulations((200, 60))
+    trainer = trained(MFNPE, sims, recipe=Transfer(rehearsal=0.5))
+    _, (losses, levels, norms, rows) = plot_training(trainer)
+    assert [text.get_text() for text in losses.texts] == ["level 0", "levels 0, 1"]
+    assert list(lines(levels, "level 0")[0].get_xdata()) == [*range(10)]
+    for axes in (norms, rows):
+        assert list(axes.lines[0].get_xdata()) == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("cls", (MLNPE, NPE))
+def test_plain_trainings_have_one_panel(cls):
+    trainer = trained(cls)
+    _, (axes,) = plot_training(trainer)
+    assert_shows(*lines(axes, "training"), curve(trainer.summary, "training_loss"))
+    assert len(axes.texts) == 0
+
+
+def test_losses_go_into_axes_that_are_given(multilevel):
+    figure, (left, right) = plt.subplots(1, 2)
+    found, axes = plot_training(multilevel, ax=right)
+    assert found is figure and axes.tolist() == [right]
+    assert len(left.lines) == 0 and lines(right, "training")
+
+
+def test_a_training_that_blew_up_is_shown(multilevel):
+    summary = {k: v for k, v in multilevel.summary.items()}
+    summary["training_loss"] = [2.0, 1e5, float("nan"), 1e9, -1e12]
+    figure, axes = plot_training(SimpleNamespace(summary=summary))
+    figure.canvas.draw()
+    assert axes[0].get_yscale() == "symlog"
+
+
+def test_without_a_training_there_is_no_plot():
+    trainer = MLNPE(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    with pytest.raises(ValueError, match="Call `inference.train"):
+        plot_training(trainer)
+    with pytest.raises(ValueError, match="is a SimpleNamespace.*members"):
+        plot_training(SimpleNamespace(members=(trainer,)))
+
+
+# ------------------------------------------------------------- hybrid
+
+
+def hybrid_summary(worth, scores=None):
+    scores = scores or {"none": -900.0, "shift": -1.5, "full (tails tamed)": -1.0}
+    return HybridSummary(
+        ("full (tails tamed), shift",),
+        (scores,),
+        {"with lower levels": 0.9, "prior": 0.1},
+        {"with lower levels": -0.5, "high fidelity alone": -1.25, "prior": -2.0},
+        worth,
+        12,
+    )
+
+
+def test_a_hybrid_shows_what_its_summary_holds():
+    worth = EffectiveRows(20, 55.0, (30.0, np.inf), 0.75, 0.1)
+    inference = SimpleNamespace(hybrid_summary=hybrid_summary(worth))
+    figure, (maps, weights, scores, rows) = plot_training(inference)
+    figure.canvas.draw()
+    kinds = [label.get_text() for label in maps.get_yticklabels()]
+    assert kinds == ["none", "shift", "full (tails tamed)"]
+    assert [line.get_xdata()[0] for line in maps.lines] == [-899.0, -0.5, 0.0]
+    filled = [to_hex(line.get_markerfacecolor()) != "#ffffff" for line in maps.lines]
+    assert filled == [False, True, True]
+    names = [label.get_text() for label in weights.get_yticklabels()]
+    assert names == ["prior", "high\nfidelity alone", "with\nlower levels"]
+    assert [bar.get_width() for bar in weights.patches] == [0.1, 0.0, 0.9]
+    assert list(scores.lines[0].get_xdata()) == [-2.0, -1.25, -0.5]
+    texts = [text.get_text() for text in rows.texts]
+    assert texts == [" there are 20", "they count as 55"]
+    assert "+0.75 ± 0.10" in rows.get_title()
+    assert any(list(line.get_xdata()) == [55.0] for line in rows.lines)
+
+
+@pytest.mark.parametrize("estimate", (np.nan, np.inf, 7.0))
+def test_any_worth_can_be_drawn(estimate):
+    interval = (np.nan, np.nan) if np.isnan(estimate) else (5.0, np.inf)
+    worth = EffectiveRows(20, estimate, interval, 0.1, 0.1)
+    inference = SimpleNamespace(hybrid_summary=hybrid_summary(worth))
+    figure, axes = plot_training(inference)
+    figure.canvas.draw()
+    text = axes[-1].texts[-1].get_text()
+    wanted = {"nan": "too noisy", "inf": "many more", "7.0": "7"}[str(estimate)]
+    assert wanted in text
+
+
+def test_a_trained_hybrid_is_plotted():
+    recipe = Hybrid(num_members=2, alignments=("none", "shift"))
+    trainer = trained(MLNPE, simulations((100, 12)), recipe=recipe)
+    figure, axes = plot_training(trainer)
+    figure.canvas.draw()
+    assert len(axes) == 4
+    with pytest.raises(ValueError, match="ax was given"):
+        plot_training(trainer, ax=axes[0])
+
+
+# ------------------------------------------------------------- posteriors
+
+
+def samples(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_posteriors_are_overlaid_and_named():
+    first, second = samples(300, 2), samples(400, 2).double().numpy() + 1
+    second[0, 0] = np.inf  # sbi leaves such a row out, in place
+    before = first.clone(), second.copy()
+    figure, axes = compare(
+        {"cheap": first, "dear": second}, truth=[0.5, 0.25], labels=["a", "b"]
+    )
+    figure.canvas.draw()
+    assert labels(axes[1, 0]) == ["cheap", "dear", "truth"]
+    diagonal = axes[0, 0].lines
+    assert [to_hex(line.get_color()) for line in diagonal[:2]] == [
+        colour.lower() for colour in COLOURS[:2]
+    ]
+    assert len({line.get_linestyle() for line in diagonal[:2]}) == 2
+    peaks = [line.get_xdata()[np.argmax(line.get_ydata())] for line in diagonal[:2]]
+    assert abs(peaks[0]) < 0.5 < peaks[1]
+    assert np.allclose(diagonal[2].get_xdata(), 0.5)
+    point = axes[0, 1].lines[-1]
+    assert (point.get_xdata().item(), point.get_ydata().item()) == (0.25, 0.5)
+    assert axes[0, 0].get_xlabel() == "a" and axes[1, 1].get_xlabel() == "b"
+    assert axes[1, 0].get_xlabel() == ""
+    assert torch.equal(first, before[0]) and np.array_equal(second, before[1])
+
+
+def test_posteriors_are_sampled_at_the_observation():
+    drawn = []
+
+    class Posterior:
+        def sample(self, shape, x, show_progress_bars):
+            drawn.append((shape, x))
+            return samples(*shape, 3)
+
+    x_o = torch.ones(1, 4)
+    limits = [[-4.0, 4.0]] * 3
+    _, axes = compare({"a": Posterior()}, x_o, num_samples=50, limits=limits)
+    assert axes.shape == (3, 3) and drawn == [((50,), x_o)]
+    assert axes[0, 1].get_xlim() == (-4.0, 4.0)
+
+
+def test_one_parameter_has_one_panel():
+    figure, axes = compare({"a": samples(50, 1), "b": samples(60, 1) + 1})
+    figure.canvas.draw()
+    assert axes.shape == (1, 1) and labels(axes[0, 0]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "posteriors, options, message",
+    [
+        ({}, {}, "empty"),
+        ({"a": samples(9, 2), "b": samples(9, 3)}, {}, r"posteriors\['b'\] is of 3"),
+        ({"a": samples(9)}, {}, r"posteriors\['a'\] has shape \(9,\)"),
+        ({"a": samples(9, 2)}, {"truth": torch.zeros(3)}, "truth is of 3"),
+        ({"a": samples(9, 2)}, {"labels": ["one"]}, "labels is of 1"),
+        ({"a": samples(9, 2)}, {"limits": [[0, 1]] * 3}, "limits is of 3"),
+    ],
+)
+def test_what_does_not_fit_is_said(posteriors, options, message):
+    with pytest.raises(ValueError, match=message):
+        compare(posteriors, **options)

@@ -1,0 +1,217 @@
+"""Verdicts on trainings: on curves drawn by hand, and on real ones that went wrong."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sbi.inference import NPE
+
+from sbi_multilevel import MFNPE, MLNPE, Multilevel
+from sbi_multilevel.diagnostics.training import TrainingRun
+from sbi_multilevel.diagnostics.training_report import (
+    TrainingReport,
+    check_training,
+    judge_run,
+)
+from tests.linear_gaussian import SilentTracker, prior, simulations
+
+pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+EPOCHS, NOISE = 60, 0.03
+
+
+def make(cls=MLNPE, network="mdn", sims=None, plain=None, **options):
+    trainer = cls(
+        prior(),
+        density_estimator=network,
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+        **options,
+    )
+    if plain is not None:
+        return trainer.append_simulations(*plain)
+    return trainer.append_multilevel_simulations(sims)
+
+
+def plain_rows(n=400, seed=0):
+    rows = simulations((n,), seed)[0]
+    return rows.theta, rows.x
+
+
+# ------------------------------------------------------------- curves by hand
+
+
+def decay(start, end, scale=8.0, seed=0):
+    noise = NOISE * np.random.default_rng(seed).normal(size=EPOCHS)
+    return end + (start - end) * np.exp(-np.arange(EPOCHS) / scale) + noise
+
+
+def run_of(training, validation=None, base=None, converged=True):
+    if validation is None:
+        validation = np.full(EPOCHS, np.nan)
+    levels = () if base is None else (0, 1)
+    return TrainingRun(
+        0,
+        levels,
+        training,
+        validation,
+        np.full(EPOCHS, 0.2),
+        np.empty(0) if base is None else base,
+        converged,
+        float(np.nanmin([*validation, np.inf])),
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_healthy_curves_are_let_pass(seed):
+    training, validation = decay(3, 1, seed=seed), decay(3, 1.2, seed=100 + seed)
+    assert judge_run(run_of(training, validation)) == ("converged", [])
+    # the base rises to where the levels differ, and stays; the correction falls as far
+    lift = 30 * (1 - np.exp(-np.arange(EPOCHS) / 8))
+    run = run_of(training, validation, base=training + lift)
+    assert judge_run(run) == ("converged", [])
+    assert judge_run(replace(run, converged=False))[0] == "stopped at max epochs"
+    # nor while they still move, slower and slower
+    lift = 30 * (1 - np.exp(-np.arange(EPOCHS) / 40))
+    run = run_of(training, base=training + lift)
+    assert judge_run(run) == ("converged", [])
+
+
+def test_overfitting_is_mentioned_but_is_no_divergence():
+    validation = decay(3, 1.2) + np.maximum(np.arange(EPOCHS) - 30, 0) * 0.1
+    verdict, (note,) = judge_run(run_of(decay(3, 1), validation))
+    assert verdict == "converged" and "overfitting" in note
+    assert f"The weights of epoch {np.argmin(validation)} were kept." in note
+    warm = replace(run_of(decay(3, 1), validation), best_validation_loss=0.0)
+    assert warm.best_epoch == -1
+    assert "The weights that it started from were kept." in judge_run(warm)[1][0]
+    # within the error of the held-out rows
+    few = replace(run_of(decay(3, 1), validation), validation_error=np.ones(EPOCHS))
+    assert judge_run(few) == ("converged", [])
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+@pytest.mark.parametrize("which", ("training_loss", "validation_loss"))
+def test_a_loss_that_is_not_finite(which, value):
+    run = run_of(decay(3, 1), decay(3, 1))
+    getattr(run, which)[40] = value
+    verdict, (reason,) = judge_run(run)
+    assert verdict == "diverged" and "not finite" in reason
+
+
+def test_both_losses_rising():
+    up = 0.2 * np.maximum(np.arange(EPOCHS) - 20, 0)
+    verdict, (reason,) = judge_run(run_of(decay(3, 1) + up, decay(3, 1) + up))
+    assert verdict == "diverged" and "nats above its best" in reason
+    assert judge_run(run_of(decay(3, 1) + up))[0] == "diverged"
+    # e.g. with dropout, which validation does without
+    assert judge_run(run_of(decay(3, 1) + up, decay(3, 1)))[0] == "converged"
+    slight = up / 20  # 0.4 nats in all
+    assert (
+        judge_run(run_of(decay(3, 1) + slight, decay(3, 1) + slight))[0] != "diverged"
+    )
+    # the same in a problem of 1000 dimensions, where a row's loss scatters by 22 nats
+    assert judge_run(run_of(decay(3, 1) + up), spread=22.0)[0] != "diverged"
+
+
+def test_jumps_that_never_end():
+    jumps = 3.0 * (-1.0) ** np.arange(EPOCHS)
+    verdict, (reason,) = judge_run(run_of(40 + jumps, 40 + jumps))
+    assert verdict == "diverged" and "moved by 6 nats" in reason
+    assert judge_run(run_of(40 + jumps / 30, 40 + jumps / 30))[0] == "converged"
+
+
+def test_a_correction_without_bound():
+    base = decay(3, 1) + 0.002 * np.arange(EPOCHS) ** 2
+    correction = -0.003 * np.arange(EPOCHS) ** 2
+    verdict, (reason,) = judge_run(run_of(base + correction, base=base))
+    assert verdict == "diverged" and "the correction fell by 7.74 nats" in reason
+    # held-out rows still like it: it may be learning where the levels differ
+    run = run_of(base + correction, decay(3, 1, 20), base=base)
+    assert judge_run(run)[0] == "converged"
+    # but not so far, nor if the base is spared by projection
+    far = run_of(base + 10 * correction, decay(3, 1, 20), base=base)
+    assert judge_run(far)[0] == "diverged"
+    spared = run_of(decay(3, 1) + 10 * correction, base=decay(3, 1))
+    assert judge_run(spared)[0] == "diverged"
+
+
+def test_a_run_that_was_cut_off():
+    verdict, (reason,) = judge_run(run_of(decay(3, 1), decay(3, 1), converged=None))
+    assert verdict == "unfinished" and "inside epoch 61" in reason
+
+
+# ------------------------------------------------------------- real trainings
+
+
+@pytest.mark.parametrize("rate", (5e-4, 1.0))
+def test_a_huge_learning_rate_diverges(rate):
+    torch.manual_seed(0)
+    trainer = make(network="maf", plain=plain_rows(200))
+    trainer.train(learning_rate=rate, max_num_epochs=20)
+    verdict = check_training(trainer).verdict
+    assert verdict == ("diverged" if rate == 1.0 else "stopped at max epochs")
+
+
+FULL_BATCH = dict(learning_rate=2e-3, training_batch_size=1_000)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_unbounded_correction_diverges_and_its_healthy_twin_does_not(seed):
+    sims = simulations((300, 60), seed)
+    torch.manual_seed(seed)
+    healthy = make(sims=sims, recipe="multilevel")
+    healthy.train(**FULL_BATCH)
+    assert check_training(healthy) == TrainingReport("converged", ("converged",), ())
+    torch.manual_seed(seed)
+    recipe = Multilevel(adjustment="none", early_stopping=False)
+    unbounded = make(sims=sims, recipe=recipe)
+    unbounded.train(max_num_epochs=150, **FULL_BATCH)
+    report = check_training(unbounded)
+    assert report.verdict == "diverged"
+    assert "the correction fell" in str(report) and "the base rose" in str(report)
+    assert str(report).startswith("Training: diverged.\nRun 1 (levels 0, 1): ")
+
+
+def test_a_loss_that_sbi_refuses_leaves_an_unfinished_training():
+    torch.manual_seed(0)
+    trainer = make(plain=plain_rows(), network="mdn")
+    with pytest.raises(ValueError, match="NaN/Inf"):
+        trainer.train(learning_rate=10.0)
+    report = check_training(trainer)
+    assert report.verdict == "unfinished" and "inside epoch 1," in report.reasons[0]
+
+
+def test_each_stage_is_judged_and_the_worst_told():
+    torch.manual_seed(0)
+    trainer = make(MFNPE, sims=simulations((400, 60)))
+    trainer.train(learning_rate=5e-3, stop_after_epochs=5)
+    assert check_training(trainer).verdicts == ("converged", "converged")
+    torch.manual_seed(0)
+    trainer = make(MFNPE, sims=simulations((400, 60)))
+    trainer.train(learning_rate=5e-3, stop_after_epochs=5, max_num_epochs=8)
+    report = check_training(trainer)
+    assert report.verdicts == ("stopped at max epochs", "converged")
+    assert report.verdict == "stopped at max epochs"
+
+
+def test_trainers_of_sbi_are_judged_too():
+    def trained(**options):
+        torch.manual_seed(0)
+        trainer = make(NPE, plain=plain_rows(100))
+        trainer.train(learning_rate=5e-3, **options)
+        return check_training(trainer).verdict
+
+    assert trained() == "converged"
+    assert trained(max_num_epochs=10) == "stopped at max epochs"
+
+
+def test_what_cannot_be_judged_is_said():
+    with pytest.raises(ValueError, match="Call `inference.train"):
+        check_training(make(plain=plain_rows()))
+    with pytest.raises(ValueError, match="must be a trainer"):
+        check_training(SimpleNamespace())
+    hybrid = SimpleNamespace(hybrid_summary=object(), summary={})
+    with pytest.raises(ValueError, match="hybrid_summary"):
+        check_training(hybrid)
