@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-sbi lint types benchmark report install clean
+.PHONY: demo test test-slow test-sbi lint types benchmark report docs install clean
 
 install: $(INSTALLED)
 
@@ -50,5 +50,14 @@ report: $(INSTALLED)
 	$(BIN)/python -m sbi_multilevel.benchmark report benchmarks/results/*.jsonl \
 	    --out results/report
 
+# the reference site, in docs/_build/html/index.html; what cannot be linked is an error
+docs: $(VENV)/.installed-doc
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -n -b html \
+	    docs docs/_build/html
+
+$(VENV)/.installed-doc: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[doc]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .sbi-tests results build *.egg-info
+	rm -rf $(VENV) .sbi-tests results build docs/_build *.egg-info

@@ -121,7 +121,15 @@ class LevelSimulations:
         x_coarse: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> LevelSimulations:
-        """Rows that were validated before; nothing is checked or dropped."""
+        """Rows that were validated before; nothing is checked or dropped.
+
+        Args:
+            level: As of the class.
+            theta: As of the class.
+            x: As of the class.
+            x_coarse: As of the class.
+            weights: As of the class.
+        """
         rows = object.__new__(cls)
         columns = {"theta": theta, "x": x, "x_coarse": x_coarse, "weights": weights}
         vars(rows).update(level=level, **columns)
@@ -217,12 +225,21 @@ class MultilevelSimulations:
         )
 
     def select(self, indices: Sequence[Tensor]) -> MultilevelSimulations:
-        """The rows at `indices[l]` of each level `l`."""
+        """Some of the rows of each level.
+
+        Args:
+            indices: Indices of the rows of each level, from level 0 up, each of shape
+                `(m,)`.
+        """
         parts = tuple(rows[i] for rows, i in zip(self.levels, indices, strict=True))
         return replace(self, levels=parts)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write all rows to `path` as a plain `.npz` archive, without pickle."""
+        """Write all rows as a plain `.npz` archive, without pickle.
+
+        Args:
+            path: The file, with whatever ending.
+        """
         arrays: dict[str, np.ndarray] = {"num_levels": np.array(len(self))}
         if self.costs is not None:
             arrays["costs"] = np.array(self.costs)
@@ -237,6 +254,9 @@ class MultilevelSimulations:
     @classmethod
     def load(cls, path: str | os.PathLike) -> MultilevelSimulations:
         """Read what `save` wrote.
+
+        Args:
+            path: The file. It is read without unpickling.
 
         Raises:
             ValueError: If the file holds no multilevel simulations, or pickled data.

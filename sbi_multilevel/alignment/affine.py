@@ -58,6 +58,15 @@ class Moments:
     Args:
         mean: Mean of each feature, shape `x_shape`, or one number, shape `()`.
         std: Standard deviation, of the same shape.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> Moments.of(torch.tensor([[1.0], [3.0]])).mean
+        tensor([2.])
     """
 
     mean: Tensor
@@ -96,6 +105,17 @@ class AffineMap:
         source: Mean of the rows to be moved, shape `x_shape`.
         target: Mean they are moved to, shape `x_shape`.
         scale: Ratio of the standard deviations, shape `x_shape`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> cheap = torch.tensor([[0.0], [1.0]])
+        >>> align = AffineMap.between(cheap, target=3 * cheap + 5)
+        >>> align(torch.tensor([[2.0]]))
+        tensor([[11.]])
     """
 
     source: Tensor
@@ -110,6 +130,10 @@ class AffineMap:
         """Match the mean and standard deviation of `source` rows to `target` rows.
 
         A feature that does not vary in one of them is shifted, not scaled.
+
+        Args:
+            source: The rows to be moved, shape `(n, *x_shape)`.
+            target: The rows they should resemble, shape `(m, *x_shape)`.
         """
         return cls.matching(
             Moments(source.mean(dim=0), source.std(dim=0)),
@@ -118,7 +142,12 @@ class AffineMap:
 
     @classmethod
     def matching(cls, source: Moments, target: Moments) -> AffineMap:
-        """Carry the moments `source` to `target`, as `between` does."""
+        """Carry moments to others, as `between` does.
+
+        Args:
+            source: Moments of the rows to be moved.
+            target: Moments they are given.
+        """
         varies = (source.std > 0) & (target.std > 0)
         safe = torch.where(varies, source.std, torch.ones_like(source.std))
         scale = torch.where(varies, target.std / safe, torch.ones_like(safe))
@@ -127,7 +156,23 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Maps applied one after the other to the x (and the theta) of a term."""
+    """Maps applied one after the other to the x (and the theta) of a term.
+
+    Args:
+        x: Maps of x, the first one first; none leaves x as it is.
+        theta: Maps of theta.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> one = torch.ones(1)
+        >>> align = Alignment(x=(AffineMap(source=0 * one, target=one, scale=2 * one),))
+        >>> align(torch.zeros(1, 1), torch.tensor([[3.0]]))
+        (tensor([[0.]]), tensor([[7.]]))
+    """
 
     x: tuple[AffineMap, ...] = ()
     theta: tuple[AffineMap, ...] = ()
@@ -155,6 +200,24 @@ def fit_alignments(
 
     Returns:
         One alignment a place.
+
+    Example:
+    --------
+
+    Levels that differ by an affine map, found from two pairs:
+
+    ::
+
+        >>> import torch
+        >>> from sbi_multilevel import LevelSimulations, MultilevelSimulations
+        >>> x, pairs = torch.rand(20, 1), torch.tensor([[0.0], [1.0]])
+        >>> simulations = MultilevelSimulations((
+        ...     LevelSimulations(0, torch.rand(20, 1), x),
+        ...     LevelSimulations(1, torch.rand(2, 1), 3 * pairs + 5, x_coarse=pairs),
+        ... ))
+        >>> (align,) = fit_alignments("paired", simulations, [(0, False)])
+        >>> bool(torch.allclose(align(x, x)[1], 3 * x + 5))
+        True
     """
     if kind is None:
         return [Alignment() for _ in places]
@@ -193,6 +256,22 @@ def standardise_to(
 
     Returns:
         One alignment for each of `levels`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi_multilevel import LevelSimulations, MultilevelSimulations
+        >>> x = torch.rand(20, 1)
+        >>> simulations = MultilevelSimulations((
+        ...     LevelSimulations(0, torch.rand(20, 1), x),
+        ...     LevelSimulations(1, torch.rand(20, 1), 3 * x + 5),
+        ... ))
+        >>> (align,) = standardise_to(Moments.of(x), simulations, levels=[1])
+        >>> bool(torch.allclose(align(x, 3 * x + 5)[1], x, atol=1e-5))
+        True
     """
     device = simulations[0].x.device
     target = Moments(moments.mean.to(device), moments.std.to(device))

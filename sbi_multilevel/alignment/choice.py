@@ -4,7 +4,17 @@ None of the maps is best everywhere, and the wrong one does harm: a covariance f
 twenty rows of forty features is worse than none, and where cheap and dear rows share
 their noise a paired map is far better than all that do not use it. Each kind is
 therefore fitted to all folds of the dear rows but one, and the rows it moves are judged
-by that one (`sbi_multilevel.alignment.synthetic`).
+by that one,
+
+.. math::
+
+    \hat T = \operatorname{argmax}_T \sum_k \sum_{i \in F_k}
+    s\bigl(x_i, \theta_i;\; T_{-k}(x_L, \theta)\bigr),
+
+with :math:`F_k` the rows of fold k, :math:`T_{-k}` the map fitted without them, and s
+the log score of a dear row under the synthetic likelihood of the moved rows
+(`sbi_multilevel.alignment.synthetic`). Scores are taken of at most 500 rows, and of 64
+principal components where x has more features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,25 @@
-"""Kinds of map from cheap rows to dear ones, and which of them rows allow."""
+r"""Kinds of map from cheap rows to dear ones, and which of them rows allow.
+
+=================== =========================================================== =====
+kind                what it does                                                pairs
+=================== =========================================================== =====
+`none`              :math:`\tilde x = x_L`                                      no
+`shift`             sets the mean given theta right                             no
+`full`              mean and covariance of residuals                            no
+`scaled`            the same, with scales that depend on theta                  no
+`paired`            adds the difference, linear in :math:`x_L` and theta        yes
+`paired_quadratic`  the same, quadratic                                         yes
+`paired_process`    the same, by a Gaussian process a feature                   yes
+=================== =========================================================== =====
+
+The formulas are in `sbi_multilevel.alignment.conditional` (the first half),
+`sbi_multilevel.alignment.paired` and `sbi_multilevel.alignment.process`. Each kind but
+`none` can also act on x with tamed tails, where tails are heavy
+(`sbi_multilevel.alignment.tails`). Kinds that
+the rows do not allow are left out: paired ones without pairs; all but `none` and
+`shift` with fewer than 4 rows; processes beyond 12 features, products beyond 50,
+covariances beyond 200, regressions on all features beyond 2 000.
+"""
 
 from __future__ import annotations
 

@@ -72,13 +72,20 @@ class Pilot:
 
     @property
     def variances(self) -> tuple[float, ...]:
-        r""":math:`V_0 = \mathrm{Var} f_0` and :math:`V_l = \mathrm{Var}[f_l -
-        f_{l-1}]`; with the method "norm" up to a common factor."""
+        r"""The variance of each term of the loss.
+
+        :math:`V_0 = \mathrm{Var} f_0` and :math:`V_l = \mathrm{Var}[f_l - f_{l-1}]`;
+        with the method "norm" up to a common factor.
+        """
         table = self.difference_variances
         return tuple(row[max(level - 1, 0)] for level, row in enumerate(table))
 
     def intervals(self, confidence: float = 0.95) -> tuple[tuple[float, float], ...]:
-        """Bootstrap interval of each of `variances` (see the module: too short)."""
+        """Bootstrap interval of each of `variances` (see the module: too short).
+
+        Args:
+            confidence: Its nominal level, in (0, 1).
+        """
         pairs = [(level, max(level - 1, 0)) for level in range(len(self.costs))]
         return tuple(self.measurements.interval(p, confidence) for p in pairs)
 

@@ -30,8 +30,19 @@ RECIPES: dict[str, Recipe] = {
 def get_recipe(recipe: str | Recipe) -> Recipe:
     """The recipe of a name, or the recipe itself.
 
+    Args:
+        recipe: `"hybrid"`, `"multilevel"` or `"transfer"`, or a recipe.
+
     Raises:
         ValueError: If no recipe has this name.
+
+    Example:
+    --------
+
+    ::
+
+        >>> get_recipe("multilevel").adjustment
+        'rescale_project'
     """
     if isinstance(recipe, Recipe):
         return recipe

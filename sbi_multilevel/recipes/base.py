@@ -30,6 +30,14 @@ class Term:
         level: Level whose rows the mean is over.
         weight: Factor in front of the mean, e.g. -1 for the coarse side of a pair.
         coarse: Whether the outputs are `x_coarse` of the rows rather than `x`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Term(level=1, weight=-1.0, coarse=True)  # minus f_0 on the pairs of level 1
+        Term(level=1, weight=-1.0, coarse=True)
     """
 
     level: int
@@ -50,6 +58,14 @@ class Stage:
             from are kept if no epoch beats them on the held-out rows.
         num_batches: Batches of an epoch at most, where early stopping must look more
             often than once a pass through all rows.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Stage((Term(1, 0.5), Term(0, 0.5)), is_warm=True).levels
+        (0, 1)
     """
 
     terms: tuple[Term, ...]
@@ -77,6 +93,9 @@ class Recipe(ABC):
         betas: Decay rates of the moments in Adam; that reference code has (0.85,
             0.999).
         weight_decay: L2 penalty in Adam.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     needs_pairs: ClassVar[bool]
@@ -102,7 +121,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
-        """The rows as the stages use them."""
+        """The rows as the stages use them.
+
+        Args:
+            parts: What was appended, in that order; some parts may be of one level.
+        """
 
     @abstractmethod
     def align(

@@ -1,4 +1,24 @@
-"""The multilevel Monte Carlo recipe."""
+r"""The multilevel Monte Carlo recipe: one telescoping loss over all levels.
+
+With :math:`f_l` the loss of a row of level l, the expected loss at the highest level is
+
+.. math:: \mathbb{E} f_L = \mathbb{E} f_0
+    + \sum_{l=1}^{L} \mathbb{E} \left[ f_l - f_{l-1} \right],
+
+and each expectation is estimated from rows of its own: the first from many cheap ones,
+each difference from pairs at the same theta and noise, on which :math:`f_l` and
+:math:`f_{l-1}` are alike and few rows suffice. No bias is added, whatever the lower
+levels are; see `sbi_multilevel.trainers.npe` for the variance.
+
+All terms enter each step, and their gradients are combined as Algorithm 1 says
+(`sbi_multilevel.gradients`). The sum stays exact under maps of the rows as long as the
+same map is used wherever a level appears (`sbi_multilevel.alignment.affine`). A
+difference has no lower bound: on few pairs it can run to minus infinity, which the
+held-out rows of early stopping notice and a fixed number of epochs does not.
+
+Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
+inference*, NeurIPS 2025, arXiv:2506.06087, equation of the loss and Algorithm 1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,28 @@
-"""The transfer recipe."""
+r"""The transfer recipe: pre-train on cheap rows, fine-tune on dear ones.
+
+.. math::
+
+    \phi_0 = \operatorname{stop}_{\phi} \frac1{n_0} \sum_i f_0(\theta_i, u_i)
+    \quad \text{from random weights}, \qquad
+    \phi_l = \operatorname{stop}_{\phi} \frac1{n_l} \sum_i f_l(\theta_i, u_i)
+    \quad \text{from } \phi_{l-1},
+
+where *stop* is gradient descent until the loss of held-out rows no longer falls. The
+minimum of the last loss knows nothing of the cheap rows; what carries them over is that
+training starts at their fit and stops near it. So the gain is large where the levels
+resemble each other and high-fidelity rows are few, and vanishes as these grow in
+number. There is no telescoping sum to keep exact: rows need not be paired.
+
+Two departures from plain fine-tuning, both settings of `Transfer`: with *rehearsal* r
+the loss of fine-tuning is :math:`(1 - r)\, f_l + r\, (\text{mean of } f_k, k < l)`, so
+that few rows cannot pull the network far from the cheap fit; and with the alignment
+"own" each level's x is standardised by its own mean and deviation before the network
+reads it (`sbi_multilevel.alignment.affine`).
+
+Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026), *Multifidelity
+simulation-based inference for computationally expensive simulators*, ICLR 2026,
+arXiv:2502.08416, Algorithm 1. Rehearsal is ours.
+"""
 
 from __future__ import annotations
 

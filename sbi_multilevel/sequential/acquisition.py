@@ -43,7 +43,7 @@ Score = Literal["density", "log_density"]
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How active points are chosen.
+    """How active points are chosen; see `sbi_multilevel.sequential.acquisition`.
 
     Args:
         share: Share of the simulations of a round that are active points.
@@ -54,6 +54,14 @@ class Acquisition:
 
     Raises:
         ValueError: If a setting is out of range.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Acquisition(share=0.2, pool_size=250).num_active(50)
+        10
     """
 
     share: float = 0.2
@@ -73,6 +81,9 @@ class Acquisition:
 
     def num_active(self, num_simulations: int) -> int:
         """Active points among the simulations of a round.
+
+        Args:
+            num_simulations: Simulations of the round.
 
         Raises:
             ValueError: If they are more than the pool holds.

@@ -162,7 +162,17 @@ class MFTSNPE(RunMixin):
     ) -> Self:
         """Store rows of a cheaper simulator, drawn from the prior, for pre-training.
 
-        Arguments and errors are those of `MFNPE.append_lowfidelity_simulations`.
+        Args:
+            theta: Parameters drawn from the prior, shape `(n, d_theta)`, or, where
+                `parameters` were given, the columns of this level.
+            x: Outputs of the simulator of `level`, shape `(n, *x_shape)`.
+            level: Level of the rows; the highest level is above all of these.
+
+        Returns:
+            The same object (so that calls can be chained).
+
+        Raises:
+            ValueError: If the rows do not fit, or the first round is over.
         """
         if self._round > 0:
             raise ValueError(
@@ -210,6 +220,9 @@ class MFTSNPE(RunMixin):
         prior, the last of them active points if there is an acquisition. More can be
         asked for in the same round.
 
+        Args:
+            num_simulations: How many.
+
         Returns:
             Theta, shape `(num_simulations, d_theta)`.
 
@@ -234,6 +247,9 @@ class MFTSNPE(RunMixin):
                 inf are dropped with a warning.
             x_coarse: Outputs of the simulator a level below on the same theta and
                 noise; they are trained on before x is.
+
+        Returns:
+            The same object (so that calls can be chained).
 
         Raises:
             ValueError: If the rows do not fit; nothing is stored then.

@@ -58,6 +58,9 @@ class StateMixin(ABC):
         """Write where the run stands: networks, high-fidelity rows, the open round.
 
         The low-fidelity rows are not written: append the same ones to go on.
+
+        Args:
+            path: The file; it is replaced as a whole.
         """
         members = self._members
         state = {
@@ -74,6 +77,12 @@ class StateMixin(ABC):
 
     def load(self, path: str | os.PathLike) -> Self:
         """Go on from a state that `save` wrote.
+
+        Args:
+            path: The file. It is read without unpickling.
+
+        Returns:
+            The same object (so that calls can be chained).
 
         Raises:
             ValueError: If it was written under other settings, or by another network.

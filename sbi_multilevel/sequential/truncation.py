@@ -31,7 +31,7 @@ _BLOCK = 10_000
 
 @dataclass(frozen=True)
 class Truncation:
-    """How the prior is truncated.
+    """How the prior is truncated; see `sbi_multilevel.sequential.truncation`.
 
     Args:
         epsilon: Share of the posterior's mass that is left out.
@@ -45,6 +45,26 @@ class Truncation:
 
     Raises:
         ValueError: If a setting is out of range.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.inference import DirectPosterior
+        >>> from sbi.neural_nets import posterior_nn
+        >>> from sbi.utils import BoxUniform
+        >>> prior = BoxUniform(-torch.ones(1), torch.ones(1))
+        >>> _ = torch.manual_seed(0)
+        >>> rows = 0.1 * torch.randn(100, 1)  # the network begins at their moments
+        >>> posterior = DirectPosterior(posterior_nn("mdn")(rows, rows), prior)
+        >>> posterior = posterior.set_default_x(torch.zeros(1, 1))
+        >>> truncation = Truncation(epsilon=0.1, num_samples=1_000)
+        >>> truncated = truncation.truncate(posterior, prior)
+        >>> theta, acceptance = truncation.draw(truncated, 5)
+        >>> theta.shape, acceptance < 0.5
+        (torch.Size([5, 1]), True)
     """
 
     epsilon: float = 1e-6
@@ -67,7 +87,12 @@ class Truncation:
             )
 
     def truncate(self, posterior: Any, prior: Any) -> RestrictedPrior:
-        """The prior inside the region of the posterior at its default x."""
+        """The prior inside the region of the posterior at its default x.
+
+        Args:
+            posterior: Posterior of sbi with a default x.
+            prior: The prior.
+        """
         quiet = QuietPosterior(posterior)
         inside = get_density_thresholder(quiet, self.epsilon, self.num_samples)
         return RestrictedPrior(
@@ -76,6 +101,9 @@ class Truncation:
 
     def acceptance(self, proposal: RestrictedPrior) -> float:
         """Share of prior draws inside the region, estimated until ten are accepted.
+
+        Args:
+            proposal: The truncated prior.
 
         Raises:
             RuntimeError: If none of `max_draws` is.
@@ -96,6 +124,10 @@ class Truncation:
 
     def draw(self, proposal: RestrictedPrior, num: int) -> tuple[Tensor, float]:
         """Draw from the truncated prior.
+
+        Args:
+            proposal: The truncated prior.
+            num: How many.
 
         Returns:
             Theta, shape `(num, d_theta)`, and the acceptance rate.

@@ -30,7 +30,21 @@ class HybridMixin(MultilevelMixin):
         return self._uses_recipe and isinstance(self._recipe, Hybrid)
 
     def warm_start(self, source: WarmStart) -> Self:
-        """As of the parent; with the recipe `Hybrid` a ValueError."""
+        """Start training from weights that were trained before, of any trainer of sbi.
+
+        Args:
+            source: An estimator, as `train` of a trainer of sbi returns it (it is
+                copied), its `state_dict()`, or a file written by
+                `torch.save(estimator.state_dict(), path)`, which is read without
+                unpickling.
+
+        Returns:
+            The trainer (so that calls can be chained).
+
+        Raises:
+            ValueError: If the trainer was trained already, or its recipe is the hybrid
+                one.
+        """
         if isinstance(self._recipe, Hybrid):
             raise ValueError(
                 "warm_start was called, but recipe='hybrid' trains networks of its own "

@@ -1,8 +1,9 @@
 r"""Multilevel neural likelihood estimation (ML-NLE).
 
-The loss, its variance and its gradient are those of ML-NPE (`sbi_multilevel.trainers.
-npe`) with :math:`f_l(\phi) = -\log q_\phi(G_l(\theta, u) \mid \theta)`: the sum over
-levels telescopes to the loss of NLE on the highest level. Since `theta` may follow any
+The loss, its variance and its gradient are those of ML-NPE
+(`sbi_multilevel.trainers.npe`) with
+:math:`f_l(\phi) = -\log q_\phi(G_l(\theta, u) \mid \theta)`: the sum over levels
+telescopes to the loss of NLE on the highest level. Since `theta` may follow any
 distribution with NLE, only the pairs have to share theta and noise.
 
 Rows dropped for NaN or inf change what is learned: the likelihood of valid outputs.
@@ -21,9 +22,28 @@ from sbi_multilevel.trainers.hybrid import HybridMixin
 class MLNLE(HybridMixin, NLE):
     r"""NLE that also learns from cheaper simulators.
 
-    Takes every argument of `sbi.inference.NLE`, `recipe` and `parameters`. As with
-    `MLNPE` the default recipe is `"hybrid"`, and `recipe="multilevel"` is ML-NLE as
-    above. With `append_simulations` alone it *is* NLE, weight by weight.
+    As with `MLNPE` the default recipe is `"hybrid"`, and `recipe="multilevel"` is
+    ML-NLE (`sbi_multilevel.trainers.nle`). With `append_simulations` alone it *is*
+    `sbi.inference.NLE`, weight by weight, and whatever is not described here is as
+    there.
+
+    Args:
+        prior: Prior over theta, anything that sbi takes.
+        density_estimator: Name of a network, e.g. `"nsf"`, `"maf"` or `"mdn"`, or a
+            builder, as `sbi.neural_nets.likelihood_nn` returns it.
+        device: Device of training, e.g. `"cpu"` or `"cuda"`.
+        logging_level: Least severe messages that sbi logs.
+        summary_writer: Deprecated by sbi; use `tracker`.
+        tracker: Where metrics go; by default TensorBoard, in the folder `sbi-logs`.
+        show_progress_bars: Whether to show progress.
+        recipe: `"hybrid"`, `"multilevel"` or `"transfer"`, or one with settings, e.g.
+            `Hybrid(num_members=10)`.
+        parameters: Names of the columns of theta that each level has, the highest
+            included, where levels differ, e.g. `{0: ("mu",), 1: ("mu", "sigma")}`; see
+            `sbi_multilevel.parameters`.
+
+    Raises:
+        ValueError: If there is no such recipe, or `parameters` do not fit each other.
 
     Example:
     --------
@@ -58,8 +78,8 @@ class MFNLE(MLNLE):
     level 0 is where training on level 1 starts, and so on to level L. Where levels are
     aligned (see `Transfer`), the density of x accounts for the change of scale.
 
-    Takes every argument of `sbi.inference.NLE`, `recipe` and `parameters`. With
-    `append_simulations` alone it *is* NLE, weight by weight.
+    Arguments and errors are those of `MLNLE`. With `append_simulations` alone it *is*
+    `sbi.inference.NLE`, weight by weight.
 
     Example:
     --------

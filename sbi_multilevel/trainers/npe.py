@@ -33,11 +33,29 @@ from sbi_multilevel.trainers.hybrid import HybridMixin
 class MLNPE(HybridMixin, NPE):
     r"""NPE that also learns from cheaper simulators.
 
-    Takes every argument of `sbi.inference.NPE`, `recipe` and `parameters`. The default
-    recipe is `"hybrid"` (`sbi_multilevel.recipes.hybrid`): an ensemble that needs no
-    pairs, though it uses them, and says in `hybrid_summary` what the lower levels were
-    worth. `recipe="multilevel"` is ML-NPE as above. With `append_simulations` alone it
-    *is* NPE, weight by weight.
+    The default recipe is `"hybrid"` (`sbi_multilevel.recipes.hybrid`): an ensemble that
+    needs no pairs, though it uses them, and says in `hybrid_summary` what the lower
+    levels were worth. `recipe="multilevel"` is ML-NPE (`sbi_multilevel.trainers.npe`).
+    With `append_simulations` alone it *is* `sbi.inference.NPE`, weight by weight, and
+    whatever is not described here is as there.
+
+    Args:
+        prior: Prior over theta, anything that sbi takes.
+        density_estimator: Name of a network, e.g. `"nsf"`, `"maf"` or `"mdn"`, or a
+            builder, as `sbi.neural_nets.posterior_nn` returns it.
+        device: Device of training, e.g. `"cpu"` or `"cuda"`.
+        logging_level: Least severe messages that sbi logs.
+        summary_writer: Deprecated by sbi; use `tracker`.
+        tracker: Where metrics go; by default TensorBoard, in the folder `sbi-logs`.
+        show_progress_bars: Whether to show progress.
+        recipe: `"hybrid"`, `"multilevel"` or `"transfer"`, or one with settings, e.g.
+            `Hybrid(num_members=10)`.
+        parameters: Names of the columns of theta that each level has, the highest
+            included, where levels differ, e.g. `{0: ("mu",), 1: ("mu", "sigma")}`; see
+            `sbi_multilevel.parameters`.
+
+    Raises:
+        ValueError: If there is no such recipe, or `parameters` do not fit each other.
 
     Example:
     --------
@@ -89,8 +107,8 @@ class MFNPE(MLNPE):
     `warm_start` for weights trained elsewhere. It differs from `MLNPE` in its default
     recipe only; rows need not be paired.
 
-    Takes every argument of `sbi.inference.NPE`, `recipe` and `parameters`. With
-    `append_simulations` alone it *is* NPE, weight by weight.
+    Arguments and errors are those of `MLNPE`. With `append_simulations` alone it *is*
+    `sbi.inference.NPE`, weight by weight.
 
     Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026),
     *Multifidelity simulation-based inference for computationally expensive simulators*,

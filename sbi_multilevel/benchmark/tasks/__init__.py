@@ -32,6 +32,15 @@ def get_task(name: str, data: str | os.PathLike | None = None) -> BenchmarkTask:
 
     Raises:
         ValueError: If no task has this name, or its file is missing.
+
+    Example:
+    --------
+
+    ::
+
+        >>> task = get_task("g-and-k")
+        >>> task.family, task.num_simulations
+        ('nle', (10000, 100))
     """
     if name not in registry.TASKS:
         raise ValueError(

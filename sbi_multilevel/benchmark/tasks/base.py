@@ -38,7 +38,12 @@ class BenchmarkTask(ABC):
     @staticmethod
     @abstractmethod
     def noise(n: int, generator: Any) -> Any:
-        """Draw the noise of `n` rows."""
+        """Draw the noise of rows.
+
+        Args:
+            n: How many rows.
+            generator: Where its randomness comes from, a `torch.Generator`.
+        """
 
     @abstractmethod
     def build_network(self) -> Callable:
@@ -60,7 +65,12 @@ class BenchmarkTask(ABC):
     def simulate(
         self, num_simulations: tuple[int, ...], seed: int
     ) -> MultilevelSimulations:
-        """Rows of all levels, the same for every method."""
+        """Rows of all levels, the same for every method.
+
+        Args:
+            num_simulations: Rows of each level.
+            seed: Root seed.
+        """
         return simulate_multilevel(
             self.simulators,
             self.prior,
@@ -72,7 +82,12 @@ class BenchmarkTask(ABC):
         )
 
     def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Theta and x of the highest level alone, other rows than `simulate` gives."""
+        """Theta and x of the highest level alone, other rows than `simulate` gives.
+
+        Args:
+            num_simulations: How many rows.
+            seed: Root seed.
+        """
         simulations = simulate_multilevel(
             self.simulators[-1:],
             self.prior,

@@ -75,9 +75,14 @@ class PosteriorTask(BenchmarkTask):
 
     @abstractmethod
     def reference(self, index: int) -> Tensor:
-        """Samples of the exact posterior of an observation, shape `(m, d_theta)`."""
+        """Samples of the exact posterior of an observation, shape `(m, d_theta)`.
+
+        Args:
+            index: Which of `observations`.
+        """
 
     def build_network(self) -> Callable:
+        """The builder of the flow that all posterior tasks share."""
         return build_flow(self.prior)
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict[str, list[float]]:

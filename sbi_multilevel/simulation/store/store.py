@@ -241,14 +241,28 @@ class SimulationStore(OpenStore):
             return recording.record(self.tables, ids, x, x_coarse, cost)
 
     def record_failures(self, ids: Any, error: str) -> int:
-        """Note that rows failed elsewhere, and why; returns how many are new."""
+        """Note that rows failed elsewhere, and why.
+
+        Args:
+            ids: Ids from `pending`, of one level, shape `(n,)`.
+            error: Why.
+
+        Returns:
+            The number of rows that are new.
+        """
         with self._writing():
             return recording.record_failures(self.tables, ids, error)
 
     def retry(self, *statuses: str) -> int:
         """Make rows pending again, e.g. `retry("failed", "timed out")`.
 
-        Theta and noise stay the same. Returns how many rows there are.
+        Theta and noise stay the same.
+
+        Args:
+            *statuses: Any of "failed", "timed out" and "invalid".
+
+        Returns:
+            How many rows there are.
         """
         chosen = Status.all_named(statuses)
         with self._writing():
@@ -258,6 +272,9 @@ class SimulationStore(OpenStore):
         """Take simulators of other names for those of earlier runs.
 
         For code that was moved or mended. Rows that are there are not run again.
+
+        Args:
+            simulators: One a level, cheapest first.
         """
         with self._writing():
             self.fingerprint = replace(self.fingerprint, simulators=None)

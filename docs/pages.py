@@ -1,0 +1,260 @@
+"""Pages of the site that follow from the package: they need no care of their own.
+
+`api/` has a page for each room and public name, `theory/` one for each module whose
+docstring has a formula, `modules.rst` the other modules, `guide/` the sections of the
+README, `tutorials/` the notebooks. A new public name, module, section or notebook
+appears by itself. `conf.py` writes them before Sphinx looks for pages.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sbi_multilevel
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = "sbi_multilevel"
+TUTORIALS = ROOT / "tutorials"
+GENERATED = ("api", "guide", "theory", "tutorials")
+# methods first, then what they are made of; other rooms follow
+_ORDER = ("trainers", "recipes", "alignment", "sequential", "budget", "diagnostics")
+
+
+def public_names() -> dict[str, Any]:
+    """Each public name by its shortest path, e.g. `sbi_multilevel.alignment.Moments`.
+
+    Those of `sbi_multilevel.__all__`, and those of the `__all__` of each room that are
+    not among them.
+    """
+    top = {name: getattr(sbi_multilevel, name) for name in sbi_multilevel.__all__}
+    names = {f"{PACKAGE}.{name}": value for name, value in top.items()}
+    for info in pkgutil.iter_modules(sbi_multilevel.__path__, f"{PACKAGE}."):
+        if not info.ispkg:
+            continue
+        room = importlib.import_module(info.name)
+        for name in getattr(room, "__all__", ()):
+            if name not in top:
+                names[f"{info.name}.{name}"] = getattr(room, name)
+    return names
+
+
+def rooms() -> dict[str, list[str]]:
+    """Paths of the public names of each room: a subpackage, or a module beside them."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path, value in public_names().items():
+        of_room = path.split(".")[1:-1]
+        room = of_room[0] if of_room else value.__module__.split(".")[1]
+        found[room].append(path)
+    return {room: sorted(found[room]) for room in sorted(found)}
+
+
+def own_members(path: str) -> list[str]:
+    """Public methods and properties of a class that are not there in sbi."""
+    return [name for name, is_of_sbi in _members(path) if not is_of_sbi]
+
+
+def sbi_members(path: str) -> list[str]:
+    """Public methods of a class that are those of sbi, to a user's eye."""
+    return [name for name, is_of_sbi in _members(path) if is_of_sbi]
+
+
+def _members(path: str) -> list[tuple[str, bool]]:
+    """Names of the public methods and properties of a class, and whether sbi's."""
+    value = public_names()[path]
+    of_sbi = {
+        name
+        for base in inspect.getmro(value)
+        if base.__module__.partition(".")[0] == "sbi"
+        for name in vars(base)
+    }
+    return [
+        (name, name in of_sbi)
+        for name in dir(value)
+        if not name.startswith("_")
+        and _is_documented_here(inspect.getattr_static(value, name))
+    ]
+
+
+def _is_documented_here(member: Any) -> bool:
+    """Whether a member of a class is a function or property of this package or sbi."""
+    inner = getattr(member, "__func__", getattr(member, "fget", member))
+    home = getattr(inner, "__module__", "")
+    return inspect.isfunction(inner) and home.partition(".")[0] in (PACKAGE, "sbi")
+
+
+def module_docs() -> dict[str, str]:
+    """The docstring of each module, read without importing it."""
+    docs = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        docs[name] = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return docs
+
+
+def pages() -> dict[str, str]:
+    """The text of each page that is written here, by its path below `docs/`."""
+    return {**_api_pages(), **_module_pages(), **_guide_pages(), **_tutorial_pages()}
+
+
+def write() -> None:
+    """Write the pages; what is no longer among them goes."""
+    wanted = pages()
+    for folder in GENERATED:
+        (DOCS / folder).mkdir(exist_ok=True)
+        for path in (DOCS / folder).glob("*"):
+            # autosummary writes a page a name beside those of the rooms
+            known = path.stem in public_names() or f"{folder}/{path.name}" in wanted
+            if not known:
+                path.unlink()
+    for name, text in wanted.items():
+        path = DOCS / name
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+    shutil.copy2(TUTORIALS / "demo.png", DOCS / "tutorials")
+
+
+def _api_pages() -> dict[str, str]:
+    docs, names, found = module_docs(), public_names(), {}
+    for room, paths in rooms().items():
+        module = f"{PACKAGE}.{room}"
+        text = _titled(f"``{room}``", "=")
+        if (ROOT / PACKAGE / room).is_dir():
+            text += _module(module) + docs[module] + "\n\n"
+        else:
+            text += f"{_first_sentence(docs[module])} See `{module}`.\n\n"
+        plain = [path for path in paths if not _has_docstring(names[path])]
+        listed = [path for path in paths if path not in plain]
+        text += ".. py:currentmodule:: None\n\n"
+        text += ".. autosummary::\n   :toctree:\n   :nosignatures:\n\n"
+        text += "".join(f"   {path}\n" for path in listed) + "\n"
+        for path in plain:
+            text += f".. py:data:: {path}\n   :value: {_repr(names[path])}\n\n"
+        found[f"api/{room}.rst"] = text
+    found["api/index.rst"] = _titled("API reference", "=") + _toctree(
+        sorted(rooms(), key=_place)
+    )
+    return found
+
+
+def _has_docstring(value: Any) -> bool:
+    """Whether it is no constant, whose docstring would be that of its type."""
+    return inspect.isclass(value) or inspect.isfunction(value)
+
+
+def _repr(value: Any) -> str:
+    """What a constant is, without the modules of types."""
+    return re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", repr(value))
+
+
+def _module_pages() -> dict[str, str]:
+    found, others = {}, _titled("Modules", "=") + _OTHERS
+    names, with_page = public_names(), {f"{PACKAGE}.{room}" for room in rooms()}
+    for module, doc in module_docs().items():
+        name = module.removeprefix(f"{PACKAGE}.")
+        is_package = (ROOT / Path(*module.split("."))).is_dir()
+        if module == PACKAGE or (is_package and module in with_page):
+            continue
+        if ":math:" in doc or ".. math::" in doc:
+            first, _, rest = doc.partition("\n\n")
+            title = _titled(" ".join(first.split()).rstrip("."), "=")
+            is_free = module not in names  # a function may have the name of its module
+            known = _module(module) if is_free else ""
+            found[f"theory/{name}.rst"] = title + known + rest + "\n"
+        else:
+            others += _titled(f"``{name}``", "-") + _module(module) + doc + "\n\n"
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in found:
+        name = path.removeprefix("theory/").removesuffix(".rst")
+        groups[name.partition(".")[0] if "." in name else "rows and networks"] += [name]
+    index = _titled("Theory", "=") + _THEORY
+    for group in sorted(groups, key=_place):
+        index += _titled(group.capitalize(), "-") + _toctree(groups[group])
+    return {**found, "theory/index.rst": index, "modules.rst": others}
+
+
+def _guide_pages() -> dict[str, str]:
+    """The sections of the README, with links that work from `docs/guide/`."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    head, *sections = re.split(r"^## (?=\S)", text, flags=re.M)
+    found = {"guide/_intro.md": _relinked(head.partition("\n")[2])}
+    for section in sections:
+        title, _, body = section.partition("\n")
+        body = re.sub(r"^###", "##", _relinked(body), flags=re.M)
+        found[f"guide/{_slug(title)}.md"] = f"# {title.strip()}\n{body}"
+    names = [path[len("guide/") : -len(".md")] for path in list(found)[1:]]
+    found["guide/index.rst"] = _titled("User guide", "=") + _toctree(names)
+    return found
+
+
+def _relinked(text: str) -> str:
+    """Text of the README whose links work in the site, or are none."""
+    text = re.sub(r"\]\((tutorials/[\w.]+\.(?:ipynb|png))\)", r"](../\1)", text)
+    text = text.replace(f"]({_EXTERNAL})", f"](../{_EXTERNAL}.md)")
+    return re.sub(r"\[([^]]+)\]\((?!\.\./|https?:)[^)]*\)", r"\1", text)
+
+
+def _tutorial_pages() -> dict[str, str]:
+    """The notebooks, as they are but for links, and the scripts of the folder."""
+    found = {}
+    for path in sorted(TUTORIALS.glob("*.ipynb")):
+        text = path.read_text("utf-8").replace("](../README.md)", "](../index.md)")
+        text = text.replace("](external_program)", "](external_program.md)")
+        found[f"tutorials/{path.name}"] = text
+    scripts = sorted((ROOT / _EXTERNAL).glob("*.py"))
+    text = "# An external program, run here or elsewhere\n"
+    for path in scripts:
+        source = f"../../{path.relative_to(ROOT).as_posix()}"
+        text += f"\n## {path.name}\n\n```{{literalinclude}} {source}\n```\n"
+    found[f"{_EXTERNAL}.md"] = text
+    names = [Path(name).stem for name in found]
+    found["tutorials/index.rst"] = _titled("Tutorials", "=") + _toctree(names)
+    return found
+
+
+_EXTERNAL = "tutorials/external_program"
+_THEORY = """\
+Each page is the docstring of the module it is named after.
+
+"""
+_OTHERS = """\
+What is under the public names, for those who change it. Modules with a formula have
+a page of their own under :doc:`theory/index`.
+
+"""
+
+
+def _place(group: str) -> tuple[int, str]:
+    return _ORDER.index(group) if group in _ORDER else len(_ORDER), group
+
+
+def _toctree(names: Iterable[str]) -> str:
+    lines = "".join(f"   {name}\n" for name in names)
+    return f".. toctree::\n   :maxdepth: 1\n\n{lines}\n"
+
+
+def _titled(title: str, mark: str) -> str:
+    return f"{title}\n{mark * len(title)}\n\n"
+
+
+def _module(name: str) -> str:
+    """Makes the module known to references, and its names short."""
+    return f".. py:module:: {name}\n.. py:currentmodule:: {PACKAGE}\n\n"
+
+
+def _first_sentence(doc: str) -> str:
+    return " ".join(doc.partition("\n\n")[0].split())
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower()).strip("-")

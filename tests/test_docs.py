@@ -1,0 +1,280 @@
+"""The reference: every public name is described, and every how-to page does as it says.
+
+Without Sphinx: `make docs` builds the site, and stops at what it cannot link or read.
+"""
+
+import doctest
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from sbi.diagnostics import check_tarp, run_sbc, run_tarp
+from sbi.diagnostics.sbc import check_uniformity_frequentist
+from sbi.inference import DirectPosterior, EnsemblePosterior
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch.distributions import MultivariateNormal, Normal
+
+from sbi_multilevel.mixture import MixtureEstimator
+
+DOCS = Path(__file__).parents[1] / "docs"
+HOW_TO = sorted(path.stem for path in (DOCS / "howto").glob("*.md"))
+QUICK = ("check_ensemble", "embedding_net", "save_and_load")
+
+spec = importlib.util.spec_from_file_location("docs_pages", DOCS / "pages.py")
+assert spec is not None and spec.loader is not None
+pages = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pages)
+
+PUBLIC = {
+    path: value
+    for path, value in pages.public_names().items()
+    if inspect.isclass(value) or inspect.isfunction(value)
+}
+# public names without an example of their own, and why; beside these, results
+NO_EXAMPLE = {
+    "sbi_multilevel.TooManyFailures": "an error",
+    "sbi_multilevel.hybrid.HybridSummary": "made in training; see its how-to page",
+    "sbi_multilevel.recipes.Recipe": "abstract",
+    "sbi_multilevel.benchmark.BenchmarkTask": "abstract; an example is in the room's",
+    "sbi_multilevel.benchmark.PosteriorTask": "abstract",
+    "sbi_multilevel.benchmark.Fit": "made by methods; an example is in the room's",
+    "sbi_multilevel.benchmark.judged": "called by methods; an example is in the room's",
+    "sbi_multilevel.benchmark.register_method": "changes what other tests see",
+    "sbi_multilevel.benchmark.register_task": "changes what other tests see",
+}
+# constructors that users do not call, and why
+NO_ARGUMENTS = {
+    "sbi_multilevel.SimulationStore": "made by `create` or `open`",
+    "sbi_multilevel.TooManyFailures": "takes what an error takes",
+}
+
+
+def documented(*docs):
+    """Names under `Args:` in docstrings."""
+    found = set()
+    for doc in docs:
+        _, _, after = inspect.cleandoc(doc or "").partition("\nArgs:\n")
+        section = re.split(r"\n(?=\S)", after)[0]
+        found |= set(re.findall(r"^    \*{0,2}(\w+):", section, flags=re.M))
+    return found
+
+
+def arguments(function):
+    names = inspect.signature(function).parameters
+    return {name for name in names if name not in ("self", "cls")}
+
+
+def check_summary(doc):
+    """The first paragraph is one sentence."""
+    first = " ".join((doc or "").partition("\n\n")[0].split())
+    assert first.endswith("."), first
+    assert not re.search(r"\w{2}\. [A-Z]", first), first
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_public_names_are_described(path):
+    value = PUBLIC[path]
+    check_summary(value.__doc__)
+    if path not in NO_ARGUMENTS:
+        lineage = inspect.getmro(value) if inspect.isclass(value) else (value,)
+        ours = [each for each in lineage if each.__module__.startswith(pages.PACKAGE)]
+        known = documented(*(each.__doc__ for each in ours))
+        assert arguments(value) <= known
+
+
+@pytest.mark.parametrize("path", [p for p in PUBLIC if inspect.isclass(PUBLIC[p])])
+def test_their_methods_are_described(path):
+    for name in pages.own_members(path):
+        found = [
+            vars(base)[name] for base in PUBLIC[path].__mro__ if name in vars(base)
+        ]
+        functions = [getattr(f, "__func__", getattr(f, "fget", f)) for f in found]
+        check_summary(functions[0].__doc__)
+        if not isinstance(found[0], property):
+            known = documented(*(function.__doc__ for function in functions))
+            assert arguments(functions[0]) <= known, name
+
+
+def results():
+    """Classes that users are given: returned by a public function, or part of one."""
+    by_name = {path.rpartition(".")[2]: path for path in PUBLIC}
+    found, new = set(), [f.__annotations__.get("return", "") for f in PUBLIC.values()]
+    while new:
+        names = {by_name.get(word) for word in re.findall(r"\w+", str(new.pop()))}
+        for path in names - found - {None}:
+            found.add(path)
+            new += vars(PUBLIC[path]).get("__annotations__", {}).values()
+    return found
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_they_have_an_example_that_runs(path):
+    has_example = ">>>" in (PUBLIC[path].__doc__ or "")
+    assert not (has_example and path in NO_EXAMPLE)
+    assert has_example or path in NO_EXAMPLE or path in results()
+
+
+def test_results_are_what_functions_return():
+    found = results()
+    assert {f"{pages.PACKAGE}.{name}" for name in ("Pilot", "Advice")} <= found
+    assert f"{pages.PACKAGE}.MLNPE" not in found
+
+
+def test_exceptions_are_public_names():
+    assert set(NO_EXAMPLE) | set(NO_ARGUMENTS) <= set(PUBLIC)
+
+
+def test_arguments_are_found_where_they_are_described_and_only_there():
+    doc = """Do it.
+
+    Args:
+        one: First, see
+            two: not an argument.
+        *rest: Others.
+
+    Returns:
+        three: Nothing.
+    """
+    assert documented(doc) == {"one", "rest"}
+
+
+@pytest.fixture(scope="module")
+def written():
+    return pages.pages()
+
+
+def test_the_site_has_every_public_name_and_every_module(written):
+    api = "".join(text for path, text in written.items() if path.startswith("api/"))
+    for path in pages.public_names():
+        assert re.search(rf"^( {{3}}|\.\. py:data:: ){re.escape(path)}$", api, re.M)
+    for module, doc in pages.module_docs().items():
+        assert doc, module
+        known = f".. py:module:: {module}\n"
+        if module != pages.PACKAGE and module not in PUBLIC:
+            assert sum(known in text for text in written.values()) == 1, module
+
+
+def test_the_guide_has_every_section_of_the_readme(written):
+    titles = re.findall(r"^## (.+)$", (DOCS.parent / "README.md").read_text(), re.M)
+    guide = {k: v for k, v in written.items() if k.startswith("guide/")}
+    assert [t for t in titles if not any(f"# {t}\n" in g for g in guide.values())] == []
+    assert all(
+        f"   {Path(name).stem}\n" in guide["guide/index.rst"] or "_" in name
+        for name in guide
+        if name.endswith(".md")
+    )
+
+
+def run(name):
+    """Run the examples of a page; fences are no output."""
+    text = (DOCS / "howto" / f"{name}.md").read_text("utf-8")
+    text = re.sub(r"^```.*$", "", text, flags=re.M)
+    page = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
+    assert page.examples
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
+    report = []
+    result = doctest.DocTestRunner(optionflags=flags).run(page, out=report.append)
+    assert result.failed == 0, "".join(report)
+    return page.globs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in HOW_TO
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_how_to_pages_do_as_they_say(name):
+    run(name)
+
+
+# What the pages say of diagnostics, on posteriors that are known
+
+PRIOR = MultivariateNormal(torch.zeros(2), torch.eye(2))
+
+
+class Conjugate(ConditionalDensityEstimator):
+    """The exact posterior of x = theta + noise / 2, as wide as it is or not."""
+
+    def __init__(self, width):
+        super().__init__(torch.nn.Identity(), torch.Size((2,)), torch.Size((2,)))
+        self.width = width
+
+    def _normal(self, x):
+        return Normal(x / 1.25, self.width * 0.2**0.5)
+
+    def log_prob(self, input, condition, **kwargs):
+        return self._normal(condition).log_prob(input).sum(dim=-1)
+
+    def sample(self, sample_shape, condition, **kwargs):
+        return self._normal(condition).sample(sample_shape)
+
+    def loss(self, input, condition, **kwargs):
+        return -self.log_prob(input, condition)
+
+
+def conjugate(width):
+    estimator = MixtureEstimator([Conjugate(width)], torch.ones(1), "theta")
+    return DirectPosterior(estimator, PRIOR)
+
+
+def area(posterior, n, num_samples):
+    """TARP's area to the curve over test rows."""
+    theta = PRIOR.sample((n,))
+    x = theta + 0.5 * torch.randn(n, 2)
+    curve = run_tarp(
+        theta, x, posterior, num_posterior_samples=num_samples, show_progress_bar=False
+    )
+    return check_tarp(*curve)[0]
+
+
+@pytest.mark.parametrize("width", (0.6, 1.0, 1.6))
+def test_sbc_and_tarp_catch_a_wrong_width_and_let_the_right_one_pass(width):
+    n, posterior = 1_000, conjugate(width)
+    theta = PRIOR.sample((n,))
+    x = theta + 0.5 * torch.randn(n, 2)
+    options = {"num_posterior_samples": 300, "show_progress_bar": False}
+    ranks, _ = run_sbc(theta, x, posterior, **options)
+    p_values = check_uniformity_frequentist(ranks, 300)
+    errors = area(posterior, n, 300) / (0.16 / n**0.5)
+    if width == 1:
+        assert p_values.min() > 0.01 and abs(errors) < 3
+    else:
+        assert p_values.max() < 0.001
+        assert errors < -3 if width < 1 else errors > 3
+
+
+def test_the_standard_error_of_tarps_area():
+    areas = torch.tensor([area(conjugate(1.0), 200, 100) for _ in range(100)])
+    # of a standard deviation over 100 draws: 1 / sqrt(200)
+    assert areas.std() * 200**0.5 == pytest.approx(0.16, rel=4 / 200**0.5)
+    assert areas.mean().abs() < 4 * areas.std() / 100**0.5
+
+
+def test_samples_of_sbis_ensembles_are_sorted_by_member():
+    # untrained, a network is where the rows are that it was built on
+    at = [torch.full((50, 2), centre) + 0.1 * torch.randn(50, 2) for centre in (-4, 4)]
+    members = [DirectPosterior(posterior_nn("mdn")(rows, rows), PRIOR) for rows in at]
+    posterior, x = EnsemblePosterior(members), torch.zeros(100, 2)
+    samples = posterior.sample((100,), x=x[:1], show_progress_bars=False)
+    of_second = samples[:, 0] > 0
+    assert of_second.any() and not of_second.all()
+    assert bool((of_second.int().diff() >= 0).all())  # first one member, then the other
+    options = {"num_posterior_samples": 100, "show_progress_bar": False}
+    _, averaged = run_sbc(samples, x, posterior, **options)
+    assert len((averaged[:, 0] > 0).unique()) == 1  # of one member only
+    drawn = posterior.sample_batched((1,), x=x, show_progress_bars=False)[0]
+    assert len((drawn[:, 0] > 0).unique()) == 1
+
+
+def test_a_builder_of_sbi_holds_one_embedding_net():
+    build = posterior_nn("mdn", embedding_net=torch.nn.Linear(2, 2))
+    rows = torch.randn(50, 2)
+    first, second = (build(rows, rows).embedding_net for _ in range(2))
+    assert next(first.parameters()) is next(second.parameters())
