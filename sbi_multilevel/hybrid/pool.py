@@ -12,6 +12,7 @@ from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
 from sbi_multilevel.estimators import Modelled
+from sbi_multilevel.hybrid.summary import OutputsGain
 from sbi_multilevel.simulations import MultilevelSimulations
 
 
@@ -36,10 +37,24 @@ class Step:
         """The map that the rows of these folds like best."""
         if not self.scores:
             return self.candidates[0]
-        count = len(self.scores[self.candidates[0]])
-        parts = np.array_split(np.arange(count), self.num_folds)
-        kept = np.concatenate([parts[fold] for fold in folds])
+        kept = np.concatenate([self._parts[fold] for fold in folds])
         return best_map({c: rows[kept] for c, rows in self.scores.items()})
+
+    @property
+    def _parts(self) -> list[np.ndarray]:
+        """Places of the rows of each fold among the scores."""
+        count = len(self.scores[self.candidates[0]])
+        return np.array_split(np.arange(count), self.num_folds)
+
+    def held_out(self) -> np.ndarray:
+        """Score of each row under the map that all folds but its own like best."""
+        parts = []
+        for fold, part in enumerate(self._parts):
+            choice = self.choice([f for f in range(self.num_folds) if f != fold])
+            # where no map can be fitted none is used
+            known = self.scores.get(choice)
+            parts.append(np.full(len(part), -np.inf) if known is None else known[part])
+        return np.concatenate(parts)
 
     def move(self, high: Rows, folds: Sequence[int]) -> Rows:
         """The rows below, by the map that these folds like best, fitted to `high`."""
@@ -71,6 +86,35 @@ class Aligner:
         if len(maps) > 1:  # else a score would cost time and decide nothing
             scores = score_maps(fitter, maps, high, folds, self.modelled)
         return Step(fitter, maps, scores, len(folds))
+
+    def told_by_outputs(
+        self, step: Step, high: Rows, folds: Sequence[np.ndarray]
+    ) -> OutputsGain | None:
+        """What x of the rows below tells, beyond what maps make of theta alone.
+
+        A map fitted to high-fidelity rows predicts them from theta even where x of the
+        rows below is noise. So maps are fitted and judged once more, to the same rows
+        with x of the lower level shuffled: what the true order adds is its own.
+
+        Args:
+            step: Of the true rows.
+            high: The high-fidelity rows.
+            folds: Indices of the rows of each fold.
+
+        Returns:
+            The gain; `None` where there is one map only, or none can be fitted.
+        """
+        if not step.scores:
+            return None
+        draw, low = np.random.default_rng(self.seed), step.fitter.low
+        shuffled = Rows(low.theta, draw.permutation(low.x))
+        coarse = None if high.x_coarse is None else draw.permutation(high.x_coarse)
+        control = self.step(shuffled, Rows(high.theta, high.x, coarse), folds)
+        gain = step.held_out() - control.held_out()
+        if not np.isfinite(gain).all():
+            return None
+        error = gain.std(ddof=1) / np.sqrt(len(gain))
+        return OutputsGain(float(gain.mean()), float(error))
 
     def below_the_highest(
         self, simulations: MultilevelSimulations, num_folds: int

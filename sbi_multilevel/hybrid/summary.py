@@ -8,6 +8,30 @@ from sbi_multilevel.diagnostics import EffectiveRows
 
 
 @dataclass(frozen=True)
+class OutputsGain:
+    """What the outputs of the lower levels tell, beside the same outputs shuffled.
+
+    Maps fitted to high-fidelity rows predict them from theta alone to some degree, so
+    that networks gain from lower levels whose outputs are noise. This is the rest, by
+    the synthetic likelihoods that maps are judged by; no network is trained for it.
+
+    Args:
+        mean: Held-out log score a row, in nats, with the best map of the true rows
+            beyond that with the best map of shuffled ones.
+        error: Its standard error over high-fidelity rows.
+    """
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return (
+            "outputs of the lower levels, beside the same shuffled: "
+            f"{self.mean:+.2f} ± {self.error:.2f} nats a row by synthetic likelihoods"
+        )
+
+
+@dataclass(frozen=True)
 class HybridSummary:
     """What was chosen, and what it was worth; `print` shows it.
 
@@ -19,9 +43,11 @@ class HybridSummary:
         log_scores: For each component the mean log density of high-fidelity rows under
             the one member that has not seen them (the mixture of all is better); of
             tamed x where likelihoods are learned.
-        effective_rows: What the lower levels were worth, beside the same mixture
-            without them; `None` where there are none.
+        effective_rows: What the lower levels and the maps were worth, beside the same
+            mixture without them; `None` where there are none.
         num_epochs: Epochs trained, the mean over members.
+        outputs: What of this the outputs of the lower levels tell, rather than the
+            maps; `None` where it is not known.
     """
 
     alignments: tuple[str, ...]
@@ -30,6 +56,7 @@ class HybridSummary:
     log_scores: dict[str, float]
     effective_rows: EffectiveRows | None
     num_epochs: int
+    outputs: OutputsGain | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -43,4 +70,6 @@ class HybridSummary:
         ]
         if self.effective_rows is not None:
             lines.append(str(self.effective_rows))
+        if self.outputs is not None:
+            lines.append(str(self.outputs))
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,13 +53,15 @@ def train_hybrid(
 
     components: dict[str, Component] = {}
     steps: list[Step] = []
-    on_half, prior = None, _proper_prior(trainer)
+    on_half = outputs = None
+    prior = _proper_prior(trainer)
     bar = tqdm(desc="Training members", disable=not trainer._show_progress_bars)
     with bar:
         if len(simulations) > 1:
             aligner = Aligner(recipe.alignments, trainer._modelled, tails, seed)
             pool, steps = aligner.below_the_highest(simulations, recipe.num_members)
             steps.append(aligner.step(pool, team.high, folds))
+            outputs = aligner.told_by_outputs(steps[-1], team.high, folds)
             components[POOLED] = team.pooled(steps[-1])
             bar.update(2 + len(folds))
             on_half = team.on_half()
@@ -82,7 +85,8 @@ def train_hybrid(
     if on_half is not None:
         worth = worth_of_lower_levels(losses, on_half.losses, folds)
     heard = [team.heard(index) for index in range(len(folds))]
-    return estimator, _summarise(components, weights, steps, heard, worth)
+    summary = _summarise(components, weights, steps, heard, worth)
+    return estimator, replace(summary, outputs=outputs)
 
 
 def member_options(

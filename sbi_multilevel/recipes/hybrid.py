@@ -24,7 +24,10 @@ What it does, step by step:
    the loss.
 
 A cheap level that is seen to do harm loses its weight in step 4. What it was worth
-beside training without it is in `trainer.hybrid_summary`, with its uncertainty.
+beside training without it is in `trainer.hybrid_summary`, with its uncertainty. A part
+of that is the map's: fitted to high-fidelity rows it predicts them from theta, and so
+the pool is worth something even where cheap x is noise. What cheap x itself tells is
+beside it (`sbi_multilevel.hybrid.OutputsGain`).
 """
 
 from __future__ import annotations
