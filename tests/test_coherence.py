@@ -1,0 +1,159 @@
+"""A probe of the level below reads the level itself, or does not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sbi_multilevel.diagnostics import coherence
+from sbi_multilevel.diagnostics.probes import Probe, cross_predictions, r_squared
+
+NUM_LOW, NUM_HIGH = 300, 100
+
+
+def rows(n, seed, k=2):
+    """Two parameters, seen through k summaries with a little noise."""
+    rng = np.random.default_rng(seed)
+    theta = rng.uniform(-1, 1, size=(n, 2))
+    x = theta @ np.array([[1.0, 0.3], [-0.2, 1.0]])
+    return theta, np.tile(x, k // 2) + 0.1 * rng.normal(size=(n, k))
+
+
+LOW = rows(NUM_LOW, 0)
+THETA, X = rows(NUM_HIGH, 1)
+
+
+def ask(x, x_coarse=None, low=LOW):
+    return coherence(*low, THETA, x, x_coarse)
+
+
+# --- probes -------------------------------------------------------------------------
+
+
+def test_r_squared_by_hand():
+    targets = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
+    # the second target does not vary and is left out
+    assert r_squared(targets, targets).value == 1
+    assert r_squared(targets, np.full((3, 2), 2.0)).value == 0
+    assert r_squared(targets, targets + 1).value == pytest.approx(1 - 3 / 8)
+
+
+def test_its_error_is_the_spread_over_data_sets():
+    def score(seed):
+        rng = np.random.default_rng(seed)
+        targets = rng.normal(size=(200, 2))
+        return r_squared(targets, targets + rng.normal(size=(200, 2)) / 2)
+
+    found = [score(seed) for seed in range(200)]
+    spread = np.std([each.value for each in found], ddof=1)
+    claimed = np.mean([each.error for each in found])
+    assert claimed == pytest.approx(spread, rel=4 / math.sqrt(400))
+    mean = np.mean([each.value for each in found])
+    assert mean == pytest.approx(0.75, abs=4 * spread / math.sqrt(200) + 0.005)
+
+
+def test_a_probe_learns_what_is_not_linear():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 2, size=(800, 1))
+    probe = Probe.fit(x[:600], x[:600] ** 2)
+    assert r_squared(x[600:] ** 2, probe(x[600:])).value > 0.99
+
+
+def test_answers_stay_within_the_targets():
+    probe = Probe.fit(LOW[1], LOW[0])
+    far = probe(1e3 * np.random.default_rng(0).normal(size=(50, 2)))
+    assert (far >= LOW[0].min(axis=0)).all() and (far <= LOW[0].max(axis=0)).all()
+
+
+def test_inputs_that_did_not_vary_are_ignored():
+    x = np.concatenate([LOW[1], np.ones((NUM_LOW, 1))], axis=1)
+    moved = x + np.array([0.0, 0.0, 5.0])
+    probe = Probe.fit(x, LOW[0])
+    assert np.array_equal(probe(x), probe(moved))
+    nothing = Probe.fit(np.ones((NUM_LOW, 1)), LOW[0])
+    assert nothing(x[:3, :1]) == pytest.approx(np.tile(LOW[0].mean(axis=0), (3, 1)))
+
+
+def test_cross_predictions_have_not_seen_their_row():
+    noise = np.random.default_rng(0).normal(size=(60, 1))
+    inputs = np.random.default_rng(1).normal(size=(60, 20))
+    assert r_squared(noise, Probe.fit(inputs, noise)(inputs)).value > 0
+    assert r_squared(noise, cross_predictions(inputs, noise)).value < 0.05
+
+
+# --- coherence: it fires, and stays silent ------------------------------------------
+
+
+@pytest.mark.parametrize("paired", (False, True))
+def test_the_same_simulator_is_coherent(paired):
+    found = ask(X, X + 0.01 if paired else None)
+    assert found.is_informative and not found.is_mended
+    assert found.reversed_summaries == ()
+    assert found.below.value > 0.9 and found.best == found.transfer
+    # above own: three times the rows
+    assert found.transfer.value > max(0.9, found.own.value - found.own.error)
+    error = math.hypot(found.transfer.error, found.below.error)
+    assert abs(found.transfer.value - found.below.value) < 4 * error
+    assert found.verdict.startswith("A probe of level 0 reads level 1 (R² 0.9")
+    assert "mend" not in found.verdict
+
+
+@pytest.mark.parametrize("paired", (False, True))
+def test_reversed_summaries_are_misread_and_mended(paired):
+    found = ask(-X, X + 0.01 if paired else None)
+    assert found.transfer.value < -1.5
+    assert found.reversed_summaries == (0, 1) and found.is_mended
+    assert found.aligned.value > 0.9 and found.best == found.aligned
+    assert "misreads level 1 (R² -" in found.verdict
+    assert "after an affine map of each summary (reversing 0, 1) it reads it" in (
+        found.verdict
+    )
+    assert found.own.value == pytest.approx(ask(X).own.value, abs=0.05)
+
+
+def test_one_reversed_summary():
+    found = ask(X * np.array([1.0, -1.0]))
+    assert found.reversed_summaries == (1,) and found.is_mended
+    assert found.transfer.value < 0.5 < 0.9 < found.aligned.value
+
+
+def test_other_units_are_mended_without_reversing():
+    found = ask(5 + 3 * X)
+    assert found.transfer.value < 0 and found.is_mended
+    assert found.aligned.value > 0.9 and found.reversed_summaries == ()
+
+
+def test_another_order_is_not_mended():
+    found = ask(X[:, ::-1])
+    assert found.transfer.value < 0.5 and found.aligned.value < 0.5
+    assert "an affine map of each summary does not mend this" in found.verdict
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_useless_level_below_tells_nothing(seed):
+    noise = np.random.default_rng(seed + 100).normal(size=(NUM_LOW, 2))
+    found = ask(X, low=(rows(NUM_LOW, seed)[0], noise))
+    assert not found.is_informative and found.reversed_summaries == ()
+    assert abs(found.transfer.value) < 0.1 and found.own.value > 0.9
+    assert found.verdict.startswith("x of level 0 tells a probe nothing of theta")
+
+
+def test_alignment_undoes_any_affine_map():
+    scale = np.array([0.1, -7.0])
+    plain, mapped = ask(X), ask(X * scale + np.array([3.0, -100.0]))
+    assert mapped.aligned.value == pytest.approx(plain.aligned.value)
+    assert mapped.reversed_summaries == (1,)
+
+
+def test_constant_summaries_do_no_harm():
+    constant = np.concatenate([LOW[1], np.ones((NUM_LOW, 1))], axis=1)
+    x = np.concatenate([X, np.full((NUM_HIGH, 1), 4.0)], axis=1)
+    found = ask(x, low=(LOW[0], constant))
+    assert found.transfer.value > 0.9 and found.aligned.value > 0.9
+    varying = np.concatenate([X, THETA[:, :1]], axis=1)
+    assert ask(varying, low=(LOW[0], constant)).transfer.value > 0.9
+
+
+def test_too_few_rows():
+    with pytest.raises(ValueError, match="Levels 0 and 1 have 300 and 9 rows"):
+        coherence(*LOW, THETA[:9], X[:9])
