@@ -19,6 +19,15 @@ class OutputsGain:
         mean: Held-out log score a row, in nats, with the best map of the true rows
             beyond that with the best map of shuffled ones.
         error: Its standard error over high-fidelity rows.
+
+    Example:
+    --------
+
+    ::
+
+        >>> print(OutputsGain(mean=0.82, error=0.16))
+        outputs of the lower levels, beside the same shuffled: +0.82 ± 0.16 nats a row \
+by synthetic likelihoods
     """
 
     mean: float
