@@ -17,6 +17,7 @@ from sbi_multilevel.diagnostics import (
     uncertainty_coefficient,
 )
 from sbi_multilevel.diagnostics import critic as critics
+from sbi_multilevel.diagnostics import information
 from sbi_multilevel.diagnostics.critic import Critic, contributions, train_critic
 from sbi_multilevel.diagnostics.information import differential_entropy
 
@@ -79,6 +80,25 @@ def test_rows_that_were_trained_on_would_claim_much():
         seen = contributions(critic(x, y)).mean()
     assert seen > 1
     assert mutual_information(x, y).nats < 0.1
+
+
+def test_no_row_is_judged_by_a_critic_that_has_seen_it(monkeypatch):
+    seen = []
+
+    def memory(x, y):
+        """Is sure of the pairs it has seen, and indifferent to all others."""
+        seen.append(len(x))
+
+        def critic(a, b):
+            knows_x = (a[:, None] == x).all(dim=2).float()
+            knows_y = (b[:, None] == y).all(dim=2).float()
+            return 5 * knows_x @ knows_y.T
+
+        return critic
+
+    monkeypatch.setattr(information, "train_critic", memory)
+    found = mutual_information(*normals(0.9, 50, 2), num_folds=5)
+    assert found.nats == pytest.approx(0.0, abs=1e-6) and seen == [40] * 5
 
 
 def mirrored(n, scale=0.3, seed=0):

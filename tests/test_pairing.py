@@ -1,6 +1,7 @@
 """Pairs that share their noise are told from those that do not."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sbi_multilevel.diagnostics.pairing_report import (
     UNCLEAR,
     UNPAIRED,
     WEAK,
+    LevelPairing,
 )
 from sbi_multilevel.diagnostics.shared_noise import noise_variance
 from sbi_multilevel.simulation import TooManyFailures
@@ -137,6 +139,49 @@ def test_many_summaries_are_compared_by_place():
     assert (found.counterpart == np.arange(60)).all()
 
 
+def test_a_summary_that_varies_at_few_thetas_is_judged_by_its_own_spread():
+    x, x_coarse, groups = correlated(0.0, k=2)
+    few = np.where(groups < 2, np.random.default_rng(1).normal(size=50), 0.0)
+    x[:, 1] = x_coarse[:, 1] = few
+    found = measure(x, x_coarse)
+    assert found.p_value[1] < 0.01 < found.p_value[0]
+
+
+def test_noise_of_very_unequal_size_hides_nothing():
+    x, x_coarse, groups = correlated(0.9)
+    scale = np.exp(6 * np.random.default_rng(2).normal(size=(10, 1)))[groups]
+    assert measure(scale * x, scale * x_coarse).p_value < 0.01
+
+
+def judged(correlation, p_value, counterpart_p_value=1.0):
+    """The verdict on one summary with known figures."""
+    columns = np.array([[correlation], [0.1], [1 - correlation], [0.1], [p_value]])
+    shared = shared_noise.SharedNoise(
+        np.ones((2, 1), bool),
+        *columns,
+        np.zeros(1, int),
+        np.array([counterpart_p_value]),
+    )
+    return LevelPairing(1, shared, np.zeros((2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("figures", "state", "is_paired"),
+    (
+        ((0.9, 0.001), PAIRED, True),
+        ((0.2, 0.001), WEAK, True),
+        ((0.6, 0.03), UNCLEAR, False),
+        ((0.1, 0.5), UNPAIRED, False),
+        # the better counterpart of a summary that may well be paired says nothing
+        ((0.6, 0.03, 0.001), UNCLEAR, False),
+        ((0.6, 0.3, 0.001), FOLLOWS, False),
+    ),
+)
+def test_states_by_their_figures(figures, state, is_paired):
+    pairing = judged(*figures)
+    assert pairing.states == (state,) and pairing.is_paired == is_paired
+
+
 # --- the check, and healthy twins ---------------------------------------------------
 
 
@@ -201,6 +246,22 @@ def test_rounding_is_no_randomness():
         return fine(theta, noise) * (1 + 1e-7 * torch.rand(len(theta), 1))
 
     assert check([coarse, rounded]).is_paired
+
+
+def test_rounding_of_large_numbers_is_neither_randomness_nor_noise():
+    def rounded(size):
+        def simulate(theta, noise):
+            x = 100 + theta + size * noise[:, :2]
+            return x * (1 + 1e-6 * torch.rand(len(theta), 1))
+
+        return simulate
+
+    assert check([rounded(2e-3), rounded(2e-3)]).is_paired
+
+    def exact(theta, noise):
+        return (100 + theta) * (1 + 1e-7 * torch.rand(len(theta), 1))
+
+    assert check([exact, exact]).pairs[0].states == (NO_NOISE, NO_NOISE)
 
 
 def test_another_part_of_the_noise_is_not_paired():
@@ -346,6 +407,29 @@ def test_batches_and_workers_change_nothing():
     two = check([coarse, fine], simulation_batch_size=(7, 1), num_workers=1)
     assert torch.equal(one.simulations[1].x, two.simulations[1].x)
     assert one.verdicts == two.verdicts
+
+
+def test_costs_are_measured():
+    def slow(theta, noise):
+        time.sleep(0.15)
+        return coarse(theta, noise)
+
+    costs = check([slow, slow]).costs
+    assert costs[0] * 60 > 0.14 and costs[0] / costs[1] == pytest.approx(1, abs=0.3)
+
+
+def test_a_theta_with_one_valid_row_is_left_out():
+    seen = check([coarse, fine]).simulations[0]
+
+    def failing_but_once(theta, noise):
+        x = fine(theta, noise)
+        same_theta = (theta == seen.theta[0]).all(dim=1)
+        x[same_theta & (coarse(theta, noise) != seen.x[0]).any(dim=1)] = torch.nan
+        return x
+
+    report = check([coarse, failing_but_once])
+    assert report.is_paired and report.num_failed == 5
+    assert len(report.simulations[0]) == 45
 
 
 def failing(theta, noise):
