@@ -11,6 +11,9 @@ from sbi.utils import BoxUniform
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.budget import quick_fit
 from sbi_multilevel.diagnostics import (
+    Coherence,
+    Information,
+    LevelFidelity,
     best_weight,
     critic,
     fidelity,
@@ -21,6 +24,7 @@ from sbi_multilevel.diagnostics import (
 from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.level_fidelity import LITTLE, MUCH, NOTHING, SOMETHING
 from sbi_multilevel.diagnostics.losses import loss_pairs
+from sbi_multilevel.diagnostics.probes import Score
 
 pytestmark = pytest.mark.filterwarnings("ignore:The pairing of level")
 FAST = {"max_num_epochs": 6, "training_batch_size": 200, "learning_rate": 5e-3}
@@ -169,6 +173,20 @@ def test_one_good_regression_is_enough():
     assert abs(found.beyond_theta) < 4 * found.beyond_theta_error
 
 
+def test_few_pairs_of_many_parameters():
+    """What many rows know of theta is not shrunk away where pairs are few."""
+    found = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        theta = rng.uniform(-1, 1, size=(1_040, 5))
+        mean = 3 * np.sin(3 * theta[:, :1]) * theta[:, 1:2] + theta[:, 2:3]
+        x, x_coarse = mean + rng.normal(size=(2, 1_040, 1)) / 2
+        pairs = theta[:40], x[:40], x_coarse[:40]
+        found.append(pair_correlations(theta[40:], x_coarse[40:], *pairs))
+    mean = np.mean([each.beyond_theta for each in found])
+    assert abs(mean) < 4 / math.sqrt(8 * 40)
+
+
 def test_what_cannot_be_known_is_nan():
     theta_low, x_low, theta, x, x_coarse = pairs(0.5, np.exp)
     exact = pair_correlations(theta_low, 2 * theta_low, theta, x, 2 * theta)
@@ -191,9 +209,11 @@ def known_losses(rho, own_share):
             of_theta = math.sqrt(3 * own_share) * rows.theta.numpy()[:, :1]
             u, v = math.sqrt(1 - own_share) * rng.normal(size=(2, n, 1))
             low = of_theta + rho * u + math.sqrt(1 - rho**2) * v
-            both = np.concatenate([low, of_theta + u], axis=1)
-            tables.append(both[:, : rows.level + 1])
             folds.append(np.arange(n) % 2)
+            columns = [low, of_theta + u]
+            if rows.level == 2:  # what it does not know must not matter
+                columns.insert(0, 1e3 * folds[-1][:, np.newaxis])
+            tables.append(np.concatenate(columns, axis=1)[:, : rows.level + 1])
             tables[-1][folds[-1] == 1] += 100.0  # another network, another constant
         return tables, folds
 
@@ -217,6 +237,15 @@ def test_ratio_and_rows_of_known_losses(rho, own_share, monkeypatch):
     assert found.worth.interval[0] < worth < found.worth.interval[1]
     if rho == 0:
         assert found.worth.interval[0] == 600 and found.worth.value < 650
+
+
+def test_a_third_level_changes_nothing_below(monkeypatch):
+    monkeypatch.setattr(quick_fit, "held_out_losses", known_losses(0.8, 0.0))
+    three = simulations(near, near, high, counts=(400, 101, 60))
+    one, two = loss_pairs(three)
+    (alone,) = loss_pairs(MultilevelSimulations(three.levels[:2]))
+    assert one.ratio.value == pytest.approx(alone.ratio.value, rel=0.02)
+    assert two.ratio.value == pytest.approx(0.4, rel=4 * math.sqrt(4 / 60))
 
 
 def test_a_useless_level_saves_no_rows_though_the_ratio_is_small():
@@ -257,6 +286,32 @@ def test_many_rows_are_thinned(monkeypatch):
     (found,) = loss_pairs(simulations(near, high, counts=(300, 120)))
     assert seen == [(100, 100)]
     assert (found.num_low, found.num_high) == (300, 120)
+
+
+def judged(below, transfer, own, information=None):
+    """The verdict on known figures, all scores with an error of 0.02."""
+    below, transfer, own = (Score(value, 0.02) for value in (below, transfer, own))
+    probe = Coherence(1, 60, below, transfer, transfer, Score(0.0, 0.02), own, ())
+    return LevelFidelity(1, probe, information=information).tells
+
+
+@pytest.mark.parametrize(
+    ("figures", "tells"),
+    (
+        ((0.8, 0.7, 0.6), MUCH),
+        ((0.8, 0.6, 0.6), SOMETHING),
+        ((0.8, 0.01, 0.6), LITTLE),
+        ((0.8, -2.0, 0.6), LITTLE),
+        # a reading by chance, of a level that does not know theta
+        ((0.01, 0.1, 0.0), NOTHING),
+        ((0.01, 0.0, 0.6, Information(1.0, 0.1, 60, 1)), MUCH),
+        ((0.01, 0.0, 0.6, Information(1.0, 0.1, 60, 2)), SOMETHING),
+        ((0.01, 0.0, 0.6, Information(0.05, 0.01, 60, 1)), LITTLE),
+        ((0.01, 0.0, 0.6, Information(0.15, 0.1, 60, 1)), NOTHING),
+    ),
+)
+def test_how_much_it_tells_by_its_figures(figures, tells):
+    assert judged(*figures) == tells
 
 
 # --- the report: it fires, and stays silent -----------------------------------------
@@ -325,7 +380,7 @@ def test_information_that_a_probe_cannot_use(no_losses):
 
 def test_heavy_tails_are_tamed(no_losses):
     def tail(simulator):
-        return lambda theta, noise: torch.sinh(3 * simulator(theta, noise))
+        return lambda theta, noise: torch.sinh(12 * simulator(theta, noise))
 
     found = report(tail(near), tail(high)).levels[0]
     assert found.tells == MUCH and found.coherence.transfer.value > 0.5

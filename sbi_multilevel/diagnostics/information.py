@@ -73,7 +73,7 @@ class Information:
         nats: The estimate, a lower bound; may be a little below 0 by chance.
         error: Its standard error over rows, the networks given.
         num_rows: Rows it comes from.
-        dim: The smaller number of features of the two sides.
+        dim: The smaller number of features, those that vary, of the two sides.
     """
 
     nats: float
@@ -217,10 +217,10 @@ def mutual_information(
     """
     _check(x, y, num_folds)
     count = len(x)
-    dim = min(x.shape[1], y.shape[1])
     sides = [_normal_scores(side) for side in (x, y)]
-    if any(side.shape[1] == 0 for side in sides):
-        return Information(0.0, 0.0, count, dim)  # a constant tells nothing
+    dim = min(side.shape[1] for side in sides)
+    if dim == 0:
+        return Information(0.0, 0.0, count, 1)  # a constant tells nothing
     num_folds = num_folds or (5 if count < _MANY_ROWS else 2)
     order = np.random.default_rng(seed).permutation(count)
     values = np.zeros(count)
