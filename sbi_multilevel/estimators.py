@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -127,8 +128,9 @@ class MappedEstimator(ConditionalDensityEstimator):
         return entries * self.x_scale.abs().log().sum()
 
 
-def mapped_builder(build: Builder, modelled: Modelled, prior: Any | None) -> Builder:
-    """A builder of `MappedEstimator` around the estimators of `build`.
+@dataclass(frozen=True)
+class MappedBuilder:
+    """Builds a `MappedEstimator` around the estimators of another builder.
 
     Args:
         build: Builder of sbi, e.g. from `posterior_nn`.
@@ -136,17 +138,41 @@ def mapped_builder(build: Builder, modelled: Modelled, prior: Any | None) -> Bui
         prior: Prior whose support theta is freed of; `None` leaves theta as it is.
     """
 
-    def build_mapped(theta: Tensor, x: Tensor) -> MappedEstimator:
-        transform = None if prior is None else mcmc_transform(prior).inv
-        free = theta if transform is None else transform.inv(theta)
-        estimator = build(free, x)
-        if isinstance(estimator, MappedEstimator):  # the user wrapped the builder
-            return estimator
-        if transform is not None and _frees_theta_itself(estimator):
-            transform, estimator = None, build(theta, x)
-        return MappedEstimator(estimator, modelled, transform, Moments.of(x))
+    build: Builder
+    modelled: Modelled
+    prior: Any | None
 
-    return build_mapped
+    def __call__(self, theta: Tensor, x: Tensor) -> MappedEstimator:
+        """Build one.
+
+        Args:
+            theta: Parameters to z-score by, shape `(n, d)`.
+            x: Outputs to z-score by, shape `(n, *x_shape)`.
+        """
+        free, transform = theta, None
+        if self.prior is not None:
+            transform = mcmc_transform(self.prior).inv
+            free = transform.inv(theta)
+        estimator = self.build(free, x)
+        if isinstance(estimator, MappedEstimator):  # the user wrapped it
+            return self.build(theta, x)
+        if transform is not None and _frees_theta_itself(estimator):
+            transform, estimator = None, self.build(theta, x)
+        return MappedEstimator(estimator, self.modelled, transform, Moments.of(x))
+
+
+def mapped_builder(build: Builder, modelled: Modelled, prior: Any | None) -> Builder:
+    """A builder of `MappedEstimator`, as `MappedBuilder`; the user may have made one.
+
+    Args:
+        build: Builder of sbi, or one from here, which is returned as it is: to map
+            theta twice would take it out of the support.
+        modelled: As for `MappedBuilder`.
+        prior: Likewise.
+    """
+    if isinstance(build, MappedBuilder):
+        return build
+    return MappedBuilder(build, modelled, prior)
 
 
 def _frees_theta_itself(estimator: ConditionalDensityEstimator) -> bool:

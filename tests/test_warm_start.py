@@ -6,6 +6,7 @@ import pytest
 import torch
 from sbi.inference import NLE, NPE
 from sbi.neural_nets import posterior_nn
+from torch.distributions import Independent, LogNormal
 
 from sbi_multilevel import (
     MFNLE,
@@ -16,6 +17,7 @@ from sbi_multilevel import (
     unconstrained,
 )
 from sbi_multilevel.estimators import MappedEstimator
+from sbi_multilevel.trainers.network import builder_for
 from tests.linear_gaussian import SilentTracker, prior
 from tests.test_trainers import FEW, weights
 from tests.test_transfer import BOX, SIMS, both, box_rows, make
@@ -58,6 +60,39 @@ def test_a_builder_is_taken_as_it_is_unless_asked():
         )
         network = trainer.train(**FEW)
         assert (network.unconstrain is not None) == is_free
+
+
+def wrapped_unseen(build):
+    return lambda theta, x: build(theta, x)
+
+
+@pytest.mark.parametrize("wrap", (lambda build: build, wrapped_unseen))
+@pytest.mark.parametrize("recipe", (Transfer(unconstrained=True), Transfer()))
+def test_a_builder_that_frees_theta_does_it_once(recipe, wrap):
+    theta, x = box_rows(300)
+    plain = unconstrained("nsf", BOX)
+    builder = builder_for(recipe, wrap(plain), "theta", BOX, is_named=False)
+    networks = plain(theta, x), builder(theta, x)
+    scores = [dict(network.named_buffers()) for network in networks]
+    assert any("_scale" in name for name in scores[0])
+    for name, values in scores[0].items():
+        torch.testing.assert_close(values, scores[1][name])
+
+
+def test_a_prior_of_positive_theta_with_a_builder_that_frees_theta():
+    """The logarithm of a logarithm would be no number."""
+    positive = Independent(LogNormal(torch.zeros(2), torch.ones(2)), 1)
+    theta = positive.sample((100,))
+    x = theta + 0.1 * torch.randn(100, 2)
+    trainer = MLNPE(
+        positive,
+        unconstrained("mdn", positive),
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    trainer.append_lowfidelity_simulations(theta, x)
+    network = trainer.append_simulations(theta[:20], x[:20] + 1).train(**FEW)
+    assert (network.sample((50,), x[:1]) > 0).all()
 
 
 def test_sampling_and_density_of_the_estimator_agree():
