@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sbi_multilevel.diagnostics import coherence
+from sbi_multilevel.diagnostics.coherence import _aligned
 from sbi_multilevel.diagnostics.probes import Probe, cross_predictions, r_squared
 
 NUM_LOW, NUM_HIGH = 300, 100
@@ -95,7 +96,7 @@ def test_the_same_simulator_is_coherent(paired):
     error = math.hypot(found.transfer.error, found.below.error)
     assert abs(found.transfer.value - found.below.value) < 4 * error
     assert found.verdict.startswith("A probe of level 0 reads level 1 (R² 0.9")
-    assert "mend" not in found.verdict
+    assert "mend" not in found.verdict and "fall" not in found.verdict
 
 
 @pytest.mark.parametrize("paired", (False, True))
@@ -108,6 +109,9 @@ def test_reversed_summaries_are_misread_and_mended(paired):
     assert "after an affine map of each summary (reversing 0, 1) it reads it" in (
         found.verdict
     )
+    assert found.verdict.endswith(
+        ". Summaries 0, 1 fall at level 1 where they rise at level 0."
+    )
     assert found.own.value == pytest.approx(ask(X).own.value, abs=0.05)
 
 
@@ -115,6 +119,26 @@ def test_one_reversed_summary():
     found = ask(X * np.array([1.0, -1.0]))
     assert found.reversed_summaries == (1,) and found.is_mended
     assert found.transfer.value < 0.5 < 0.9 < found.aligned.value
+
+
+def test_a_reversed_summary_that_no_probe_needs_is_told():
+    rng = np.random.default_rng(5)
+    of_noise = rng.normal(size=(NUM_HIGH, 1))
+    low = LOW[0], np.concatenate([LOW[1], rng.normal(size=(NUM_LOW, 1))], axis=1)
+    sides = [np.concatenate([X, sign * of_noise], axis=1) for sign in (-1, 1)]
+    found = ask(*sides, low=low)
+    assert not found.is_mended and found.reversed_summaries == (2,)
+    assert found.verdict.endswith(
+        " Summary 2 falls at level 1 where it rises at level 0."
+    )
+
+
+def test_of_many_summaries_none_is_reversed_by_chance():
+    # three standard errors alone would reverse about three of them
+    sides = np.random.default_rng(0).normal(size=(3, 100, 2_000))
+    signs = _aligned(THETA, sides[0], THETA, *sides[1:])[1]
+    assert (signs == 1).all()
+    assert (_aligned(THETA, sides[0], THETA, -sides[1], sides[1])[1] == -1).all()
 
 
 def test_other_units_are_mended_without_reversing():

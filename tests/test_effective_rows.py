@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
-from sbi_multilevel.diagnostics import effective_rows
+from sbi_multilevel.diagnostics import EffectiveRows, effective_rows
+from sbi_multilevel.plots.hybrid import _plot_worth
 
 
 def law(rows, limit=1.0, slope=50.0):
@@ -77,3 +79,27 @@ def test_results_are_plain_numbers_that_read_well():
     text = "100 high-fidelity rows count as about 400 (400 to 400); log score +0.38"
     assert str(result).startswith(text)
     assert type(result.estimate) is float and type(result.gain) is float
+
+
+@pytest.mark.parametrize(
+    ("estimate", "interval"),
+    (
+        (math.inf, (45, math.inf)),
+        (math.inf, (math.inf, math.inf)),
+        (45.0, (20, math.inf)),
+        (44.0, (30, 60)),
+        (8e4, (3_000, math.inf)),
+        (7.0, (5, 9)),
+    ),
+)
+def test_in_the_picture_no_words_cross_the_line_or_leave_the_panel(estimate, interval):
+    figure, axes = plt.subplots(figsize=(3.6, 3.0), layout="constrained")
+    _plot_worth(axes, EffectiveRows(40, estimate, interval, 0.35, 0.2))
+    figure.canvas.draw()
+    dashed = axes.lines[0].get_window_extent()
+    panel = axes.get_window_extent()
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert not (box.x0 < dashed.x0 < box.x1 and box.y1 > dashed.y0)
+        assert panel.x0 - 1 <= box.x0 and box.x1 <= panel.x1 + 1
+    plt.close(figure)

@@ -1,8 +1,5 @@
 """What the rows say about the level below, and the verdicts made of it."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from sbi.inference import NPE
@@ -14,21 +11,24 @@ from sbi_multilevel.diagnostics import (
     Coherence,
     Information,
     LevelFidelity,
-    best_weight,
     critic,
     fidelity,
     fidelity_report,
-    losses,
-    rows_worth,
 )
-from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.level_fidelity import LITTLE, MUCH, NOTHING, SOMETHING
-from sbi_multilevel.diagnostics.losses import loss_pairs
+from sbi_multilevel.diagnostics.losses import Estimate, LossPairs
 from sbi_multilevel.diagnostics.probes import Score
+from tests.fidelity_levels import (
+    FAST,
+    high,
+    near,
+    other_noise,
+    simulations,
+    unpaired,
+    useless,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The pairing of level")
-FAST = {"max_num_epochs": 6, "training_batch_size": 200, "learning_rate": 5e-3}
-COUNTS = (400, 60)
 
 
 @pytest.fixture(autouse=True)
@@ -45,247 +45,11 @@ def no_losses(monkeypatch):
     )
 
 
-def level(n, seed, number, simulators):
-    """Rows with theta uniform on [-1, 1]^2, and four noises."""
-    generator = torch.Generator().manual_seed(seed)
-    theta = 2 * torch.rand(n, 2, generator=generator) - 1
-    noise = torch.randn(n, 4, generator=generator)
-    x_coarse = simulators[number - 1](theta, noise) if number else None
-    return LevelSimulations(number, theta, simulators[number](theta, noise), x_coarse)
-
-
-def simulations(*simulators, counts=COUNTS, seed=0):
-    return MultilevelSimulations(
-        tuple(
-            level(n, 10 * seed + number, number, simulators)
-            for number, n in enumerate(counts)
-        )
-    )
-
-
-def unpaired(rows):
-    levels = (LevelSimulations(r.level, r.theta, r.x) for r in rows)
-    return MultilevelSimulations(tuple(levels))
-
-
-def high(theta, noise):
-    return theta + 0.3 * noise[:, :2]
-
-
-def near(theta, noise):
-    return theta + 0.2 * theta**2 + 0.3 * noise[:, :2]
-
-
-def useless(theta, noise):
-    return 0.7 * noise[:, 2:]
-
-
-def other_noise(theta, noise):
-    return theta + 0.3 * noise[:, 2:]
-
-
 def report(*simulators, **options):
     return fidelity_report(simulations(*simulators), train_options=FAST, **options)
 
 
-# --- rows that a control variate stands for -----------------------------------------
-
-
-def draws(rho, ratio, shape, rng):
-    """Pairs of correlation rho, deviations `ratio` and 1, means 1 and 5."""
-    low = rng.normal(size=shape)
-    rest = rng.normal(size=shape)
-    return 1 + ratio * (rho * low + math.sqrt(1 - rho**2) * rest), 5 + low
-
-
-@pytest.mark.parametrize(
-    ("rho", "ratio", "counts"),
-    ((0.9, 1.0, (20, 100)), (-0.7, 3.0, (10, 10)), (0.0, 1.0, (10, 50))),
-)
-def test_rows_worth_by_simulation(rho, ratio, counts):
-    num_high, num_low = counts
-    repeats, rng = 4_000, np.random.default_rng(0)
-    fine, coarse = draws(rho, ratio, (repeats, num_high), rng)
-    _, cheap = draws(rho, ratio, (repeats, num_low), rng)
-    beta = best_weight(rho, ratio, num_high, num_low)
-    estimates = (fine - beta * coarse).mean(axis=1) + beta * cheap.mean(axis=1)
-    assert abs(estimates.mean() - 1) < 4 * estimates.std() / math.sqrt(repeats)
-    effective = ratio**2 / estimates.var(ddof=1)
-    # a variance of normals has a relative error of sqrt(2 / repeats)
-    expected = rows_worth(rho, num_high, num_low)
-    assert effective == pytest.approx(expected, rel=4 * math.sqrt(2 / repeats))
-
-
-@pytest.mark.parametrize("rho", (0.3, 0.95))
-def test_no_weight_is_better(rho):
-    num_high, num_low, ratio = 30, 70, 2.0
-    betas = np.linspace(-1, 3, 4_001)
-    pairs = (ratio**2 - 2 * betas * rho * ratio + betas**2) / num_high
-    variances = pairs + betas**2 / num_low
-    best = betas[variances.argmin()]
-    assert best == pytest.approx(best_weight(rho, ratio, num_high, num_low), abs=1e-3)
-    worth = rows_worth(rho, num_high, num_low)
-    assert ratio**2 / variances.min() == pytest.approx(worth, rel=1e-5)
-    assert worth == pytest.approx(num_high / (1 - rho**2 * 0.7))
-
-
-# --- correlations -------------------------------------------------------------------
-
-
-def pairs(rho, mean, n=400, num_low=1_000, seed=0):
-    """One summary: both sides follow theta by `mean`, and share noise as rho says."""
-    rng = np.random.default_rng(seed)
-    theta = rng.uniform(-1, 1, size=(n + num_low, 1))
-    u, v = rng.normal(size=(2, n + num_low, 1))
-    x = mean(theta) + 0.5 * u
-    x_coarse = mean(theta) + 0.5 * (rho * u + math.sqrt(1 - rho**2) * v)
-    return theta[n:], x_coarse[n:], theta[:n], x[:n], x_coarse[:n]
-
-
-@pytest.mark.parametrize("rho", (-0.5, 0.0, 0.6, 0.95))
-def test_correlations_of_linear_levels(rho):
-    found = pair_correlations(*pairs(rho, lambda theta: 2 * theta))
-    assert abs(found.beyond_theta - rho) < 4 * found.beyond_theta_error
-    # the variance of 2 theta is 4 / 3, that of the noise 1 / 4
-    raw = (4 / 3 + rho / 4) / (4 / 3 + 1 / 4)
-    assert abs(found.raw - raw) < 4 * found.raw_error
-    # of normals it is (1 - rho^2) / sqrt(n)
-    assert found.beyond_theta_error == pytest.approx((1 - rho**2) / 20, rel=0.4)
-
-
-@pytest.mark.parametrize("rho", (0.0, 0.6))
-def test_theta_is_removed_where_a_parabola_cannot_follow(rho):
-    """The regression on the many rows makes up for that on the pairs."""
-
-    def waves(theta):
-        return 2 * np.sin(6 * theta)
-
-    found = pair_correlations(*pairs(rho, waves))
-    assert found.raw > 0.8
-    assert abs(found.beyond_theta - rho) < 4 * found.beyond_theta_error < 0.3
-
-
-def test_one_good_regression_is_enough():
-    """Theta moves the level itself in a way that nothing can follow."""
-    theta_low, x_low, theta, x, x_coarse = pairs(0.0, lambda theta: 2 * theta)
-    jumps = np.floor(1e4 * theta) % 2
-    found = pair_correlations(theta_low, x_low, theta, x + jumps, x_coarse)
-    assert abs(found.beyond_theta) < 4 * found.beyond_theta_error
-
-
-def test_few_pairs_of_many_parameters():
-    """What many rows know of theta is not shrunk away where pairs are few."""
-    found = []
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        theta = rng.uniform(-1, 1, size=(1_040, 5))
-        mean = 3 * np.sin(3 * theta[:, :1]) * theta[:, 1:2] + theta[:, 2:3]
-        x, x_coarse = mean + rng.normal(size=(2, 1_040, 1)) / 2
-        pairs = theta[:40], x[:40], x_coarse[:40]
-        found.append(pair_correlations(theta[40:], x_coarse[40:], *pairs))
-    mean = np.mean([each.beyond_theta for each in found])
-    assert abs(mean) < 4 / math.sqrt(8 * 40)
-
-
-def test_what_cannot_be_known_is_nan():
-    theta_low, x_low, theta, x, x_coarse = pairs(0.5, np.exp)
-    exact = pair_correlations(theta_low, 2 * theta_low, theta, x, 2 * theta)
-    assert exact.raw > 0.5 and np.isnan(exact.beyond_theta)
-    constant = pair_correlations(theta_low, x_low, theta, np.ones_like(x), x_coarse)
-    assert np.isnan(constant.raw) and np.isnan(constant.beyond_theta)
-
-
-# --- losses -------------------------------------------------------------------------
-
-
-def known_losses(rho, own_share):
-    """Losses that owe `own_share` to theta, and share the rest as rho says."""
-
-    def held_out(trainer, simulations, outputs, **options):
-        rng = np.random.default_rng(0)
-        tables, folds = [], []
-        for rows in simulations:
-            n = len(rows)
-            of_theta = math.sqrt(3 * own_share) * rows.theta.numpy()[:, :1]
-            u, v = math.sqrt(1 - own_share) * rng.normal(size=(2, n, 1))
-            low = of_theta + rho * u + math.sqrt(1 - rho**2) * v
-            folds.append(np.arange(n) % 2)
-            columns = [low, of_theta + u]
-            if rows.level == 2:  # what it does not know must not matter
-                columns.insert(0, 1e3 * folds[-1][:, np.newaxis])
-            tables.append(np.concatenate(columns, axis=1)[:, : rows.level + 1])
-            tables[-1][folds[-1] == 1] += 100.0  # another network, another constant
-        return tables, folds
-
-    return held_out
-
-
-@pytest.mark.parametrize("own_share", (0.0, 0.9))
-@pytest.mark.parametrize("rho", (0.0, 0.8))
-def test_ratio_and_rows_of_known_losses(rho, own_share, monkeypatch):
-    monkeypatch.setattr(quick_fit, "held_out_losses", known_losses(rho, own_share))
-    (found,) = loss_pairs(simulations(near, high, counts=(1_500, 600)))
-    # of u - rho u - sqrt(1 - rho^2) v, beside a variance of 1
-    ratio = (1 - own_share) * 2 * (1 - rho)
-    error = ratio * math.sqrt(4 / 600)
-    assert found.ratio.value == pytest.approx(ratio, abs=4 * error)
-    assert found.ratio.interval[0] < found.ratio.value < found.ratio.interval[1]
-    # what theta does to both is not shared noise
-    assert found.correlation.value == pytest.approx(rho, abs=4 / math.sqrt(600))
-    worth = rows_worth(found.correlation.value, 600, 1_500)
-    assert found.worth.value == pytest.approx(worth)
-    assert found.worth.interval[0] < worth < found.worth.interval[1]
-    if rho == 0:
-        assert found.worth.interval[0] == 600 and found.worth.value < 650
-
-
-def test_a_third_level_changes_nothing_below(monkeypatch):
-    monkeypatch.setattr(quick_fit, "held_out_losses", known_losses(0.8, 0.0))
-    three = simulations(near, near, high, counts=(400, 101, 60))
-    one, two = loss_pairs(three)
-    (alone,) = loss_pairs(MultilevelSimulations(three.levels[:2]))
-    assert one.ratio.value == pytest.approx(alone.ratio.value, rel=0.02)
-    assert two.ratio.value == pytest.approx(0.4, rel=4 * math.sqrt(4 / 60))
-
-
-def test_a_useless_level_saves_no_rows_though_the_ratio_is_small():
-    """Losses of a fit that hardly looks at x are alike for any level below."""
-    (found,) = loss_pairs(simulations(useless, high), train_options=FAST)
-    assert found.ratio.value < 0.5
-    assert found.worth.interval[0] < 65 and found.worth.value < 75
-    (found,) = loss_pairs(simulations(near, high), train_options=FAST)
-    assert found.worth.interval[0] > 90 and found.worth.value > 120
-
-
-def test_levels_are_judged_where_they_are_paired(monkeypatch):
-    three = simulations(near, near, high, counts=(80, 40, 20))
-    one, two = loss_pairs(three, train_options=FAST)
-    assert (one.num_high, one.num_low, two.num_high, two.num_low) == (40, 80, 20, 40)
-    # near and near are the same
-    assert one.ratio.value == pytest.approx(0.0, abs=1e-9)
-    assert one.worth.value == pytest.approx(40 / (1 - 2 / 3))
-    loose = unpaired(three)
-    assert loss_pairs(loose) == [None, None]
-    mixed = MultilevelSimulations((three[0], loose[1], three[2]))
-    first, second = loss_pairs(mixed, train_options=FAST)
-    assert first is None and second.num_high == 20
-    few = simulations(near, high, counts=(80, 9))
-    monkeypatch.setattr(quick_fit, "held_out_losses", None)  # is not called
-    assert loss_pairs(few) == [None]
-
-
-def test_many_rows_are_thinned(monkeypatch):
-    seen = []
-
-    def held_out(trainer, simulations, outputs, **options):
-        seen.append(simulations.num_simulations)
-        return known_losses(0.5, 0.0)(trainer, simulations, outputs)
-
-    monkeypatch.setattr(losses, "_MOST_ROWS", 100)
-    monkeypatch.setattr(quick_fit, "held_out_losses", held_out)
-    (found,) = loss_pairs(simulations(near, high, counts=(300, 120)))
-    assert seen == [(100, 100)]
-    assert (found.num_low, found.num_high) == (300, 120)
+# --- verdicts by their figures ------------------------------------------------------
 
 
 def judged(below, transfer, own, information=None):
@@ -314,6 +78,32 @@ def test_how_much_it_tells_by_its_figures(figures, tells):
     assert judged(*figures) == tells
 
 
+def worded(value, interval, num_high=40):
+    """What is said of rows that pairs stand for."""
+    unit = Estimate(1.0, (0.9, 1.1))
+    loss = LossPairs(num_high, 1_000, unit, unit, Estimate(value, interval))
+    score = Score(0.8, 0.02)
+    probe = Coherence(1, 60, score, score, score, Score(0.0, 0.02), score, ())
+    return LevelFidelity(1, probe, loss=loss).verdict
+
+
+def test_pairs_too_few_to_tell_are_said_to_be():
+    for interval in ((40.0, 46.2), (43.9, 44.1), (40.0, 303.0)):
+        text = worded(43.0, interval)
+        assert (
+            "For the multilevel loss, 40 pairs are too few to tell what they save (4"
+            in text
+        )
+        assert "stand for" not in text
+    many = worded(400.5, (400.0, 410.0), num_high=400)
+    assert "stand for hardly more than themselves (400 to 410 rows of level 1)" in many
+    clear = worded(130.0, (90.0, 210.0))
+    assert "with 1000 cheap rows stand for about 130 (90 to 210 rows of level 1)" in (
+        clear
+    )
+    assert "too few" not in many + clear
+
+
 # --- the report: it fires, and stays silent -----------------------------------------
 
 
@@ -325,6 +115,8 @@ def test_a_near_level_tells_much():
     assert (found.correlations.beyond_theta > 0.9).all()
     assert found.loss.worth.value > 120
     assert found.verdict.startswith("Level 0 tells much about level 1. A probe")
+    assert "60 pairs with 400 cheap rows stand for about " in found.verdict
+    assert not any(word in found.verdict for word in ("misreads", "fall", "reversing"))
 
 
 def test_a_useless_level_tells_nothing():
@@ -332,6 +124,7 @@ def test_a_useless_level_tells_nothing():
     assert found.tells == NOTHING
     assert found.information.share < 0.05
     assert (abs(found.correlations.raw) < 0.5).all()
+    assert "stand for about" not in found.verdict
     assert found.verdict.startswith("Level 0 tells nothing about level 1.")
 
 
@@ -345,6 +138,8 @@ def test_reversed_summaries_show_and_are_mended(no_losses):
     assert (found.correlations.beyond_theta < -0.9).all()
     assert found.information.share > 0.5
     assert "misreads level 1" in found.verdict and "reversing 0, 1" in found.verdict
+    text = "Summaries 0, 1 fall at level 1 where they rise at level 0."
+    assert text in found.verdict
 
 
 def test_broken_pairs_have_theta_in_common_only():

@@ -142,6 +142,23 @@ def test_a_run_that_was_cut_off():
     assert verdict == "unfinished" and "inside epoch 61" in reason
 
 
+def test_weights_that_a_cut_off_training_leaves_worse_than_its_best():
+    up = np.maximum(np.arange(EPOCHS) - 30, 0) * 0.1
+    run = run_of(decay(3, 1), decay(3, 1.2) + up, converged=None)
+    verdict, (_, reason) = judge_run(run)
+    assert verdict == "unfinished"
+    best = np.argmin(run.validation_loss)
+    assert reason.startswith("the network is as it was then: held-out rows liked it ")
+    assert f"nats better in epoch {best}. Train again" in reason
+    # by less than the held-out rows can tell
+    few = replace(run, validation_error=np.ones(EPOCHS))
+    assert len(judge_run(few)[1]) == 1
+    diverged = replace(run, training_loss=decay(3, 1) + 2 * up)
+    verdict, (reason,) = judge_run(diverged)
+    assert verdict == "diverged" and "kept" not in reason
+    assert reason.endswith("The network is as it was when training was ended.")
+
+
 # ------------------------------------------------------------- real trainings
 
 
@@ -183,6 +200,33 @@ def test_a_loss_that_sbi_refuses_leaves_an_unfinished_training():
     assert report.verdict == "unfinished" and "inside epoch 1," in report.reasons[0]
 
 
+class Stopping(SilentTracker):
+    """Ends a training by hand, as a key does in a notebook."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def log_metric(self, name, value, step=None):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("epochs", "is_told"), ((40, False), (150, True)))
+def test_a_training_ended_by_hand_keeps_its_last_weights(epochs, is_told):
+    torch.manual_seed(0)
+    trainer = make(MFNPE, sims=simulations((100, 30)))
+    trainer._tracker = Stopping(epochs)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(learning_rate=5e-3, stop_after_epochs=1_000)
+    best, left = trainer._best_model_state_dict, trainer._neural_net.state_dict()
+    assert any(not torch.equal(best[name], left[name]) for name in left)
+    report = check_training(trainer)
+    assert report.verdict == "unfinished"
+    assert (len(report.reasons) == 2) == is_told
+    assert ("liked it" in str(report)) == is_told
+
+
 def test_each_stage_is_judged_and_the_worst_told():
     torch.manual_seed(0)
     trainer = make(MFNPE, sims=simulations((400, 60)))
@@ -212,6 +256,25 @@ def test_what_cannot_be_judged_is_said():
         check_training(make(plain=plain_rows()))
     with pytest.raises(ValueError, match="must be a trainer"):
         check_training(SimpleNamespace())
-    hybrid = SimpleNamespace(hybrid_summary=object(), summary={})
-    with pytest.raises(ValueError, match="hybrid_summary"):
-        check_training(hybrid)
+    with pytest.raises(ValueError, match="hybrid_summary has no runs"):
+        check_training(hybrid({}, {"prior": 1.0}))
+
+
+def hybrid(runs, weights):
+    return SimpleNamespace(hybrid_summary=SimpleNamespace(runs=runs, weights=weights))
+
+
+def test_members_with_weight_are_judged():
+    healthy = run_of(decay(3, 1), decay(3, 1.2))
+    broken = replace(healthy, training_loss=np.full(EPOCHS, np.nan))
+    runs = {
+        "with lower levels": {"member 1": (healthy,), "member 2": (broken, healthy)},
+        "high fidelity alone": {"member 1": (healthy,)},
+    }
+    report = check_training(hybrid(runs, dict.fromkeys([*runs, "prior"], 0.3)))
+    assert report.verdict == "diverged" and len(report.verdicts) == 4
+    counted, reason = report.reasons
+    assert counted == "1 of 4 runs of members did not converge."
+    assert reason.startswith("with lower levels, member 2: a loss is not finite")
+    without = check_training(hybrid(runs, {"high fidelity alone": 1.0}))
+    assert without == TrainingReport("converged", ("converged",), ())

@@ -16,7 +16,8 @@ change of sign, unit or order. Four numbers, each the mean :math:`R^2` over para
   the correlation of :math:`x_j` with its counterpart: :math:`x_{\mathrm{coarse}, j}`
   in pairs, else the mean of summary j of the level below at the same theta, by a
   regression on its rows, if theta explains 5 % of it. The sign is negative only if the
-  correlation is surely so, by three standard errors;
+  correlation is surely so, by three standard errors of one summary, and more of many
+  (Bonferroni);
 - *own*: a probe trained on the rows of the level itself, cross-validated.
 
 Where transfer reaches *own*, cheap rows have taught as much as the dear ones have. A
@@ -30,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from sbi_multilevel.alignment.regression import spread, varies
 from sbi_multilevel.diagnostics.probes import (
@@ -98,7 +100,17 @@ class Coherence:
             text += f"; after an affine map of each summary{signs} it {how}"
         elif self._share(self.transfer) < _WELL:
             text += "; an affine map of each summary does not mend this"
-        return f"{text}."
+        return f"{text}.{self._opposite()}"
+
+    def _opposite(self) -> str:
+        """A sentence on the summaries that go the other way round."""
+        if not self.reversed_summaries:
+            return ""
+        names = ", ".join(map(str, self.reversed_summaries))
+        text = f"Summaries {names} fall at level {self.level} where they rise"
+        if len(self.reversed_summaries) == 1:
+            text = f"Summary {names} falls at level {self.level} where it rises"
+        return f" {text} at level {self.level - 1}."
 
     def _share(self, score: Score) -> float:
         return score.value / self.below.value
@@ -192,7 +204,8 @@ def _aligned(
         explained = reference.var(axis=0) > _LEAST_EXPLAINED * x_low.var(axis=0)
         reference = np.where(explained, reference, 0.0)
     a, b = ((v - v.mean(axis=0)) / spread(v) for v in (reference, x))
-    is_reversed = (a * b).mean(axis=0) < -_SURELY / np.sqrt(len(x))
+    surely = norm.isf(norm.sf(_SURELY) / x.shape[1]) / np.sqrt(len(x))
+    is_reversed = (a * b).mean(axis=0) < -surely
     signs = np.where(is_reversed, -1.0, 1.0)
     both = varies(x) & varies(x_low)
     scale = np.where(both, spread(x_low) / spread(x), 1.0)

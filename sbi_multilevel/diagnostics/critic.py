@@ -16,7 +16,7 @@ average over batches,
     \nabla \Big( \mathbb{E}[T] - \frac{\mathbb{E}[e^T]}{\bar a} \Big), \qquad
     \bar a \leftarrow (1 - \gamma)\, \bar a + \gamma\, \mathbb{E}[e^T] .
 
-Three things differ from the original. The critic is separable,
+Four things differ from the original. The critic is separable,
 
 .. math::
 
@@ -27,17 +27,17 @@ p(y)`, by one product of matrices; with more entries of f and g it approximates 
 critic. :math:`T_0` is the log density ratio of a normal distribution with the
 (Ledoit-Wolf) covariance of the training rows, and the network, zero at first, learns
 what is left: with a hundred pairs there is not much that a network alone could learn.
-And training stops when rows held out say so. What comes out is cut off at the largest T
+Training stops when rows held out say so. And what comes out is cut off at the largest T
 of these rows, beyond which it extrapolates, and at :math:`\log n^2` above the logarithm
 of the mean of :math:`e^T`: no n rows can vouch for a ratio of more than :math:`n^2`,
 the number of their pairs, and one such pair of strangers would spoil that mean. Any T
-gives a bound, so that this is allowed; it cannot exceed :math:`2 \log n`.
+gives a bound, so that this is allowed; it hardly exceeds :math:`2 \log n` then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import torch
@@ -158,34 +158,46 @@ def train_critic(x: Tensor, y: Tensor) -> Critic:
     critic = Critic(*kept)
     optimizer = torch.optim.AdamW(critic.parameters(), _RATE, weight_decay=_DECAY)
     # those that were better than all before
-    records = [(_judged(critic, held_out), deepcopy(critic.state_dict()))]
+    records = [(_judged(critic, held_out, len(x)), deepcopy(critic.state_dict()))]
     average, waited, steps = None, 0, math.ceil(len(kept[0]) / _BATCH)
     for _ in range(0, _MOST_STEPS, steps):
         average = _epoch(critic, kept, optimizer, average)
-        value = _judged(critic, held_out)
+        value = _judged(critic, held_out, len(x))
         waited += steps
         if value.mean() > records[-1][0].mean():
             records.append((value, deepcopy(critic.state_dict())))
             waited = 0
         if waited >= _PATIENCE:
             break
-    best = records[-1][0]
-    within = (
-        (best - v).mean() <= (best - v).std() / math.sqrt(cut) for v, _ in records
-    )
-    critic.load_state_dict(next(s for (_, s), near in zip(records, within) if near))
-    if best.mean() < 0:
+    critic.load_state_dict(_first_near_the_best(records))
+    if records[-1][0].mean() < 0:
         critic.scale.zero_()
     with torch.no_grad():
         table = critic(*held_out)
-        limit = log_mean_exp(off_diagonal(table)) + 2 * math.log(len(x))
-        critic.ceiling = torch.minimum(table.diagonal().max(), limit)
+        critic.ceiling = torch.minimum(table.diagonal().max(), _limit(table, len(x)))
     return critic
 
 
+def _first_near_the_best(records: Sequence[tuple[Tensor, dict]]) -> dict:
+    """The first state within a standard error of the last, which is the best."""
+    best = records[-1][0]
+    for values, state in records:
+        gain = best - values
+        if gain.mean() <= gain.std() / math.sqrt(len(gain)):
+            return state
+    return records[-1][1]
+
+
+def _limit(table: Tensor, num_rows: int) -> Tensor:
+    """The largest T that so many rows can vouch for."""
+    return log_mean_exp(off_diagonal(table)) + 2 * math.log(num_rows)
+
+
 @torch.no_grad()
-def _judged(critic: Critic, rows: tuple[Tensor, Tensor]) -> Tensor:
-    return contributions(critic(*rows))
+def _judged(critic: Critic, rows: tuple[Tensor, Tensor], num_rows: int) -> Tensor:
+    """Contributions of rows held out, T cut off where it will be at the latest."""
+    table = critic(*rows)
+    return contributions(table.clamp(max=_limit(table, num_rows)))
 
 
 def _epoch(

@@ -14,6 +14,8 @@ from sbi_multilevel.diagnostics.losses import LossPairs
 
 _CLEARLY = 2.0  # standard errors
 _NOTABLE, _MOST = 0.1, 0.8  # shares of the entropy power
+# rows that pairs stand for, a pair, below which they save hardly anything
+_WORTHWHILE = 1.1
 _MOST_LISTED = 12
 _UNKNOWN = "not known: rows are not paired"
 
@@ -84,14 +86,18 @@ class LevelFidelity:
         return text
 
     def _rows(self) -> str:
+        """What the pairs are worth for the loss, or that they are too few to tell."""
         loss = self.loss
         assert loss is not None
-        low, high = loss.worth.interval
-        return (
-            f"For the loss, {loss.num_high} pairs with {loss.num_low} cheap rows stand "
-            f"for {loss.worth.value:.0f} rows of level {self.level} ({low:.0f} to "
-            f"{high:.0f})."
-        )
+        (low, high), least = loss.worth.interval, _WORTHWHILE * loss.num_high
+        span = f"({low:.0f} to {high:.0f} rows of level {self.level})"
+        what, pairs = "For the multilevel loss", f"{loss.num_high} pairs"
+        if low < least < high:
+            return f"{what}, {pairs} are too few to tell what they save {span}."
+        text = f"{what}, {pairs} with {loss.num_low} cheap rows stand for"
+        if high <= least:
+            return f"{text} hardly more than themselves {span}."
+        return f"{text} about {loss.worth.value:.0f} {span}."
 
     def table(self) -> str:
         """All that was measured."""

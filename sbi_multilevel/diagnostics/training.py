@@ -167,7 +167,7 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch whose weights were kept: the best on held-out rows.
+        """The best epoch on held-out rows, whose weights a run that ends keeps.
 
         One before the first says that the weights it started from were better; `None`
         that no rows were held out.

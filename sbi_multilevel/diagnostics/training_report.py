@@ -23,6 +23,12 @@ noise. A run (one stage of a recipe) is said to have *diverged* if
 4. in the later half of the epochs the training loss jumps by more than s from one to
    the next, in the median.
 
+With early stopping the best weights are kept, so that overfitting costs epochs and no
+more. Where a training ended by an error or by hand the network is as the last step left
+it, and the report says so if held-out rows clearly liked it better before. The last
+weights are also those of `early_stopping=False`, but then no rows are held out, and
+nothing can tell whether there were too many epochs.
+
 The noise of a curve is that of its differences between epochs, by their median absolute
 deviation; its last and best values are means over a fifth of the epochs, ten at most.
 The thresholds are ours. They were set on 110 trainings of a Gaussian task of two
@@ -33,6 +39,7 @@ the default settings, whatever the number of rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -45,6 +52,7 @@ from sbi_multilevel.diagnostics.training import (
 )
 
 Verdict = Literal["converged", "stopped at max epochs", "unfinished", "diverged"]
+MembersRuns = Mapping[str, Mapping[str, tuple[TrainingRun, ...]]]
 _SEVERITY = get_args(Verdict)  # the last is the worst
 _FEWEST_EPOCHS, _LONGEST_WINDOW = 6, 10
 _NUM_ERRORS = 3.0
@@ -75,11 +83,13 @@ def check_training(inference: Any) -> TrainingReport:
     Args:
         inference: A trainer of this package, or of sbi. For the latter, whose summary
             does not say why it stopped, 20 epochs without improvement (the default of
-            `stop_after_epochs`) count as converged.
+            `stop_after_epochs`) count as converged. Of the recipe `"hybrid"` all runs
+            of members with weight are judged, and reasons given for those only that did
+            not converge.
 
     Raises:
-        ValueError: If it is no trainer, was not trained yet, or by the recipe
-            `"hybrid"`, which keeps no curves.
+        ValueError: If it is no trainer, was not trained yet, or its `hybrid_summary`
+            holds no runs.
 
     Example:
     --------
@@ -98,13 +108,11 @@ def check_training(inference: Any) -> TrainingReport:
         Training: stopped at max epochs.
         Run 1: the loss had not settled after 8 epochs. Raise max_num_epochs.
     """
-    if getattr(inference, "hybrid_summary", None) is not None:
-        raise ValueError(
-            "inference was trained by recipe='hybrid', whose members keep no curves. "
-            "Look at `inference.hybrid_summary`: members that failed have no weight."
-        )
-    runs = training_runs(summary_of(inference))
     spread = max(1.0, math.sqrt(_num_dims(inference) / 2))
+    summary = getattr(inference, "hybrid_summary", None)
+    if summary is not None:
+        return _of_members(summary.runs, summary.weights, spread)
+    runs = training_runs(summary_of(inference))
     verdicts, reasons = [], []
     for index, run in enumerate(runs):
         verdict, found = judge_run(run, spread)
@@ -112,6 +120,30 @@ def check_training(inference: Any) -> TrainingReport:
         reasons += [f"Run {index + 1}{_name(run)}: {reason}" for reason in found]
     worst = max(verdicts, key=_SEVERITY.index)
     return TrainingReport(worst, tuple(verdicts), tuple(reasons))
+
+
+def _of_members(
+    components: MembersRuns, weights: Mapping[str, float], spread: float
+) -> TrainingReport:
+    """The report on a mixture: members with weight, and reasons of what went wrong."""
+    verdicts, reasons = [], []
+    for component in filter(components.__contains__, weights):
+        for member, runs in components[component].items():
+            for run in runs:
+                verdict, found = judge_run(run, spread)
+                verdicts.append(verdict)
+                if verdict != "converged":
+                    name = f"{component}, {member}{_name(run)}"
+                    reasons += [f"{name}: {reason}" for reason in found]
+    if not verdicts:
+        raise ValueError(
+            "inference.hybrid_summary has no runs of members with weight: there is "
+            "nothing to judge. Train anew."
+        )
+    worst = max(verdicts, key=_SEVERITY.index)
+    bad = len(verdicts) - verdicts.count("converged")
+    counted = f"{bad} of {len(verdicts)} runs of members did not converge."
+    return TrainingReport(worst, tuple(verdicts), (counted, *reasons) if bad else ())
 
 
 def judge_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]]:
@@ -126,10 +158,7 @@ def judge_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]
     if found is not None:
         return "diverged", [f"{found} {_kept(run)}"]
     if run.converged is None:
-        return "unfinished", [
-            f"training ended inside epoch {len(run.training_loss) + 1}, by an error or "
-            "by hand. sbi raises where a loss is not finite; then lower learning_rate."
-        ]
+        return "unfinished", _unfinished(run, spread)
     notes, count = _notes(run, spread), len(run.training_loss)
     if run.converged:
         return "converged", notes
@@ -140,6 +169,21 @@ def judge_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]
             "whether that was right (early_stopping=True holds some out)."
         )
     return "stopped at max epochs", [stopped, *notes]
+
+
+def _unfinished(run: TrainingRun, spread: float) -> list[str]:
+    reasons = [
+        f"training ended inside epoch {len(run.training_loss) + 1}, by an error or by "
+        "hand. sbi raises where a loss is not finite; then lower learning_rate."
+    ]
+    loss = _overfitting(run, spread)
+    if loss is not None:
+        reasons.append(
+            f"the network is as it was then: held-out rows liked it {loss:.3g} nats "
+            f"better in epoch {run.best_epoch}. Train again, with stop_after_epochs or "
+            "max_num_epochs to end it: then the best weights are kept."
+        )
+    return reasons
 
 
 def _not_finite(run: TrainingRun, spread: float) -> str | None:
@@ -234,6 +278,8 @@ def _overfitting(run: TrainingRun, spread: float) -> float | None:
 
 
 def _kept(run: TrainingRun) -> str:
+    if run.converged is None:
+        return "The network is as it was when training was ended."
     if run.best_epoch is None:
         return "The last weights were kept."
     if run.best_epoch < run.start:
@@ -260,4 +306,5 @@ def _name(run: TrainingRun) -> str:
 
 def _num_dims(inference: Any) -> int:
     """Dimensions that the density is of; 1 for other estimators."""
-    return math.prod(getattr(inference._neural_net, "input_shape", (1,)))
+    network = getattr(inference, "_neural_net", None)
+    return math.prod(getattr(network, "input_shape", (1,)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sbi_multilevel.diagnostics import EffectiveRows
+from sbi_multilevel.diagnostics.training import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class HybridSummary:
         num_epochs: Epochs trained, the mean over members.
         outputs: What of this the outputs of the lower levels tell, rather than the
             maps; `None` where it is not known.
+        runs: For each component the trainings of its members, and of the networks that
+            they started from, by name; `check_training` judges them.
     """
 
     alignments: tuple[str, ...]
@@ -66,6 +70,9 @@ class HybridSummary:
     effective_rows: EffectiveRows | None
     num_epochs: int
     outputs: OutputsGain | None = None
+    runs: Mapping[str, Mapping[str, tuple[TrainingRun, ...]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __str__(self) -> str:
         lines = [

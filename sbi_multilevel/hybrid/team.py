@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
+from sbi_multilevel.diagnostics.training import TrainingRun, training_runs
 from sbi_multilevel.hybrid.pool import Step
 from sbi_multilevel.recipes import Hybrid, Transfer
 from sbi_multilevel.simulations import LevelSimulations
@@ -37,11 +38,13 @@ class Component:
         estimators: The estimators; none for the prior.
         losses: Loss of each high-fidelity row under one that has not seen it.
         num_epochs: Epochs trained, the mean over estimators.
+        runs: Their trainings, and those of networks that they started from, by name.
     """
 
     estimators: list[ConditionalDensityEstimator]
     losses: np.ndarray
     num_epochs: float = 0.0
+    runs: Mapping[str, tuple[TrainingRun, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,19 +88,20 @@ class Team:
 
     def pooled(self, step: Step) -> Component:
         """Members that learn from the rows of all levels."""
-        starts = self._starts(step) if self.recipe.shared_start else None
+        starts = self._starts(step) if self.recipe.shared_start else []
         trainers = []
         for index, rows in enumerate(self.others):
             member = self._member(self.recipe.member_recipe(len(rows)))
             pool = step.move(self.high[rows], self.heard(index))
             member.append_lowfidelity_simulations(*self._network_rows(pool))
             member.append_simulations(*self._network_rows(self.high[rows]))
-            if starts is not None:
-                member.warm_start(starts[index % len(starts)])
+            if starts:
+                member.warm_start(starts[index % len(starts)]._neural_net)
             trainers.append(member)
-        return self._trained(trainers)
+        component = self._trained(trainers)
+        return replace(component, runs={**_runs("start", starts), **component.runs})
 
-    def _starts(self, step: Step) -> list[ConditionalDensityEstimator]:
+    def _starts(self, step: Step) -> list[MultilevelMixin]:
         """Two networks trained on the pool: members start from one or the other.
 
         Each is trained on a pool moved by a map that is fitted to, and chosen by, the
@@ -112,8 +116,7 @@ class Team:
             pool = self._network_rows(step.move(self.high[rows], heard))
             trainers.append(member.append_lowfidelity_simulations(*pool))
         folds = [Fold(half, self.seed) for half in range(2)]
-        trained = train_members(trainers, folds, None, self.options)
-        return [member._neural_net for member in trained]
+        return train_members(trainers, folds, None, self.options)
 
     def alone(self) -> Component:
         """Members that learn from high fidelity alone."""
@@ -173,7 +176,17 @@ class Team:
             with torch.no_grad():
                 losses[fold] = network.loss(*given).cpu()
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
-        return Component(networks, _finite(losses), float(np.mean(epochs)))
+        runs = _runs("member", trained)
+        return Component(networks, _finite(losses), float(np.mean(epochs)), runs)
+
+
+def _runs(
+    name: str, trained: Sequence[MultilevelMixin]
+) -> dict[str, tuple[TrainingRun, ...]]:
+    return {
+        f"{name} {number}": training_runs(member.summary)
+        for number, member in enumerate(trained, 1)
+    }
 
 
 def _finite(losses: Tensor) -> np.ndarray:

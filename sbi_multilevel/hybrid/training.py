@@ -86,7 +86,8 @@ def train_hybrid(
         worth = worth_of_lower_levels(losses, on_half.losses, folds)
     heard = [team.heard(index) for index in range(len(folds))]
     summary = _summarise(components, weights, steps, heard, worth)
-    return estimator, replace(summary, outputs=outputs)
+    runs = {name: each.runs for name, each in components.items() if each.runs}
+    return estimator, replace(summary, outputs=outputs, runs=runs)
 
 
 def member_options(
