@@ -201,6 +201,7 @@ def _relinked(text: str) -> str:
     """Text of the README whose links work in the site, or are none."""
     text = re.sub(r"\]\((tutorials/[\w.]+\.(?:ipynb|png))\)", r"](../\1)", text)
     text = text.replace(f"]({_EXTERNAL})", f"](../{_EXTERNAL}.md)")
+    text = re.sub(r"\]\(docs/([\w/]+\.md)\)", r"](../\1)", text)
     return re.sub(r"\[([^]]+)\]\((?!\.\./|https?:)[^)]*\)", r"\1", text)
 
 
@@ -217,12 +218,14 @@ def _tutorial_pages() -> dict[str, str]:
         source = f"../../{path.relative_to(ROOT).as_posix()}"
         text += f"\n## {path.name}\n\n```{{literalinclude}} {source}\n```\n"
     found[f"{_EXTERNAL}.md"] = text
-    names = [Path(name).stem for name in found]
+    # the gallery is an entry of the site, in `index.md`
+    names = [Path(name).stem for name in found if name != f"{_GALLERY}.ipynb"]
     found["tutorials/index.rst"] = _titled("Tutorials", "=") + _toctree(names)
     return found
 
 
 _EXTERNAL = "tutorials/external_program"
+_GALLERY = "tutorials/gallery"
 _THEORY = """\
 Each page is the docstring of the module it is named after.
 

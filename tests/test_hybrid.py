@@ -18,6 +18,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
     train_ensemble,
 )
+from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.hybrid import team as team_module
 from sbi_multilevel.hybrid.pool import Step
 from sbi_multilevel.mixture import MixtureEstimator
@@ -158,6 +159,21 @@ def test_without_a_prior_the_prior_is_no_component():
     inference = MLNPE(density_estimator="mdn", recipe=QUICK, show_progress_bars=False)
     inference.append_multilevel_simulations(rows()).train(**BRIEF)
     assert "prior" not in inference.hybrid_summary.weights
+
+
+def test_trainings_of_the_members_are_kept_and_judged():
+    inference = trained()
+    runs = inference.hybrid_summary.runs
+    members = ["member 1", "member 2"]
+    assert list(runs["with lower levels"]) == ["start 1", "start 2", *members]
+    assert list(runs["high fidelity alone"]) == members
+    stages = runs["with lower levels"]["member 1"]
+    assert [len(run.training_loss) for run in stages] == [3, 3]  # sbi adds an epoch
+    report = check_training(inference)
+    assert report.verdict == "stopped at max epochs"
+    assert "with lower levels, start 1 (level 0): the loss had not" in str(report)
+    healthy = trained(options={"learning_rate": 5e-3, "stop_after_epochs": 5})
+    assert str(check_training(healthy)) == "Training: converged."
 
 
 def test_a_builder_that_frees_theta_itself_does_so_once():

@@ -113,6 +113,10 @@ def test_stages_of_a_transfer_are_marked():
         [*range(start, start + 5)] for start in (0, 5, 10)
     ]
     assert labels(axes) == ["training", "validation", "kept weights"]
+    # a colour a level, of the stage's name as well; the legend has no level
+    assert [text.get_color() for text in axes.texts] == list(COLOURS[:3])
+    handles = axes.get_legend().legend_handles
+    assert [handle.get_color() for handle in handles[:2]] == ["black"] * 2
 
 
 def test_rehearsal_has_gradients_of_the_second_stage_only():
@@ -209,8 +213,45 @@ def test_a_trained_hybrid_is_plotted():
     figure, axes = plot_training(trainer)
     figure.canvas.draw()
     assert len(axes) == 4
-    with pytest.raises(ValueError, match="ax was given"):
-        plot_training(trainer, ax=axes[0])
+    # into axes of the user go the losses of members
+    figure, (left, right) = plt.subplots(1, 2)
+    found, axes = plot_training(trainer, ax=right)
+    figure.canvas.draw()
+    assert found is figure and axes.tolist() == [right] and not left.lines
+    names = ["with lower levels", "high fidelity alone"]
+    runs = trainer.hybrid_summary.runs
+    for index, name in enumerate(names):
+        drawn = [line for line in right.lines if line.get_color() == COLOURS[index]]
+        members = [runs[name][f"member {number}"] for number in (1, 2)]
+        assert_shows(
+            *lines(right, name), (members[0][0].epochs, members[0][0].training_loss)
+        )
+        for run in [run for member in members for run in member]:
+            assert any(
+                np.array_equal(line.get_ydata(), run.validation_loss) for line in drawn
+            )
+            kept = (run.best_epoch, np.nanmin(run.validation_loss))
+            assert kept in [
+                (line.get_xdata()[0], line.get_ydata()[0])
+                for line in drawn
+                if line.get_marker() == "o"
+            ]
+        # of each training both curves and the weights that were kept
+        assert len(drawn) == 3 * sum(map(len, members))
+    assert set(labels(right)) == {
+        *names,
+        "what members start from",
+        "training",
+        "validation",
+        "kept weights",
+    }
+    assert right.get_ylabel() == "loss [nats a row]"
+
+
+def test_without_curves_of_members_there_is_no_plot_of_losses():
+    inference = SimpleNamespace(hybrid_summary=hybrid_summary(None))
+    with pytest.raises(ValueError, match="no losses of members"):
+        plot_training(inference, ax=plt.figure().subplots())
 
 
 # ------------------------------------------------------------- posteriors
@@ -265,6 +306,39 @@ def test_one_parameter_has_one_panel():
     assert axes.shape == (1, 1) and labels(axes[0, 0]) == ["a", "b"]
 
 
+@pytest.mark.parametrize("layout", (None, "constrained"))
+def test_posteriors_go_into_axes_that_are_given(layout):
+    figure = plt.figure(layout=layout)
+    figure.suptitle("mine")
+    margins = figure.subplotpars.top
+    left, right = figure.subfigures(1, 2)
+    axes = right.subplots(2, 2)
+    both = {"a": samples(50, 2), "b": samples(60, 2) + 1}
+    found, grid = compare(both, axes=axes, truth=torch.zeros(2), title="not mine")
+    figure.canvas.draw()
+    assert found is right and grid.tolist() == axes.tolist()
+    assert labels(axes[1, 0]) == ["a", "b", "truth"]
+    assert not left.axes and len(plt.get_fignums()) == 1
+    assert figure.get_suptitle() == "mine" and not right.get_suptitle()
+    assert figure.subplotpars.top == margins
+
+
+@pytest.mark.parametrize("as_array", (True, False))
+def test_one_parameter_goes_into_axes_that_are_given(as_array):
+    figure, axes = plt.subplots()
+    given = np.array([[axes]]) if as_array else axes
+    found, grid = compare({"a": samples(50, 1)}, axes=given, labels=["mu"])
+    figure.canvas.draw()
+    assert found is figure and grid.shape == (1, 1) and grid[0, 0] is axes
+    assert labels(axes) == ["a"] and axes.get_xlabel() == "mu" and len(axes.lines) == 1
+
+
+def test_a_new_figure_has_the_size_and_title_that_were_asked_for():
+    figure, _ = compare({"a": samples(50, 2)}, figsize=(3.0, 4.0), title="mine")
+    assert figure.get_suptitle() == "mine"
+    assert figure.get_size_inches().tolist() == [3.0, 4.0]
+
+
 @pytest.mark.parametrize(
     "posteriors, options, message",
     [
@@ -274,6 +348,12 @@ def test_one_parameter_has_one_panel():
         ({"a": samples(9, 2)}, {"truth": torch.zeros(3)}, "truth is of 3"),
         ({"a": samples(9, 2)}, {"labels": ["one"]}, "labels is of 1"),
         ({"a": samples(9, 2)}, {"limits": [[0, 1]] * 3}, "limits is of 3"),
+        (
+            {"a": samples(9, 2)},
+            {"axes": np.empty((2, 3))},
+            r"axes is of shape \(2, 3\)",
+        ),
+        ({"a": samples(9, 2)}, {"axes": np.empty(2)}, r"axes is of shape \(1, 2\)"),
     ],
 )
 def test_what_does_not_fit_is_said(posteriors, options, message):

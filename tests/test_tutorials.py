@@ -11,6 +11,7 @@ import re
 
 import pytest
 
+from sbi_multilevel import plots
 from tests.notebooks import (
     FAST,
     FOLDER,
@@ -24,6 +25,7 @@ from tests.notebooks import (
     scores,
     values,
 )
+from tests.test_docs import pages
 
 # ------------------------------------------------------------------ claims of texts
 
@@ -162,6 +164,19 @@ def camels(text):
     assert abs(hybrid) < 2 * error and plain < -5 * error
 
 
+def gallery(text):
+    # the picture of the hybrid: an arrow, and only networks with lower levels
+    assert "high-fidelity rows count as about inf" in text
+    assert "high fidelity alone: weight" not in text
+    # a little too wide in the first parameter, which L-C2ST does not see
+    p_values = re.search(r"SBC p-values (.+)", text)[1].split(", ")
+    assert [float(p) > 0.01 for p in p_values] == [False, True]
+    area, error = values(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
+    assert area > 2 * error
+    (p_value,) = values(r"L-C2ST p-value ([\d.]+)", text)
+    assert p_value > 0.05
+
+
 # what every run must print, whatever the number of rows and epochs
 
 
@@ -203,6 +218,10 @@ def any_images(text):
     assert len(re.findall(r"off by [\d.]+ \(root mean square\)", text)) == 3
 
 
+def any_gallery(text):
+    assert len(re.findall(r"SBC p-values|TARP area|L-C2ST p-value", text)) == 3
+
+
 def any_camels(text):
     assert "rows (980, 20) test rows 980" in text
 
@@ -211,6 +230,7 @@ CLAIMS = {
     "bad_low_fidelity": bad_low_fidelity,
     "budget": budget,
     "camels": camels,
+    "gallery": gallery,
     "images": images,
     "one_observation": one_observation,
     "start_here": start_here,
@@ -220,6 +240,7 @@ CLAIMS = {
 ALWAYS = {
     "bad_low_fidelity": any_bad_low_fidelity,
     "camels": any_camels,
+    "gallery": any_gallery,
     "images": any_images,
     "one_observation": any_one_observation,
     "own_simulator": any_own_simulator,
@@ -234,6 +255,15 @@ def check(name, text, is_full):
     if is_full and name in CLAIMS:
         CLAIMS[name](text)
 
+
+# what sbi draws of posteriors and trainings of this package
+PICTURES_OF_SBI = (
+    "pairplot",
+    "plot_summary",
+    "plot_tarp",
+    "pp_plot_lc2st",
+    "sbc_rank_plot",
+)
 
 # ---------------------------------------------------------------------------- tests
 
@@ -281,3 +311,27 @@ def test_the_core_of_the_first_tutorial_is_short():
     core = [c.source for c in cells if "core" in c.metadata.get("tags", [])]
     lines = [line for source in core for line in source.splitlines() if line.strip()]
     assert 10 <= len(lines) < 20
+
+
+def test_the_gallery_has_every_picture():
+    cells = [c for c in committed("gallery").cells if c.cell_type == "code"]
+    drawing = [*plots.__all__, *PICTURES_OF_SBI, "plot_forest"]
+    for name in drawing:
+        calls = [c for c in cells if re.search(rf"\b{name}\(", c.source)]
+        assert calls, name
+        for cell in calls:
+            data = [out.get("data", {}) for out in cell.outputs]
+            assert any("image/png" in each for each in data), name
+    # each recipe, and axes of one's own
+    code = "\n".join(cell.source for cell in cells)
+    for name in ("multilevel", "transfer", "inference"):
+        assert f"\nplot_training({name})" in code
+    assert "ax=right" in code and "axes=part" in code
+
+
+def test_the_gallery_is_no_tutorial_but_an_entry_of_the_site():
+    written = pages.pages()
+    assert "tutorials/gallery.ipynb" in written
+    assert "gallery" not in written["tutorials/index.rst"]
+    entries = (pages.DOCS / "index.md").read_text("utf-8").splitlines()
+    assert "tutorials/gallery" in entries

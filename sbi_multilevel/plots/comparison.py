@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import FigureBase
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from sbi.analysis import FigOptions, pairplot
 from torch import Tensor
 
@@ -25,9 +28,10 @@ def compare(
     labels: Sequence[str] | None = None,
     limits: Sequence[Sequence[float]] | Tensor | None = None,
     num_samples: int = 1_000,
+    axes: np.ndarray | Axes | None = None,
     figsize: tuple[float, float] | None = None,
     title: str | None = None,
-) -> tuple[FigureBase, np.ndarray]:
+) -> tuple[Figure | SubFigure, np.ndarray]:
     r"""Overlay posteriors on sbi's `pairplot`.
 
     The diagonal has kernel density estimates of the marginals, the rest contours around
@@ -44,15 +48,17 @@ def compare(
         limits: Lower and upper end of the axis of each parameter, shape `(d_theta, 2)`;
             by default what holds all samples.
         num_samples: Samples drawn from each posterior.
-        figsize: Width and height, in inches.
-        title: Title.
+        axes: Axes to plot into, shape `(d_theta, d_theta)`, e.g. of a subfigure; a new
+            figure by default.
+        figsize: Width and height of a new figure, in inches.
+        title: Title of a new figure.
 
     Returns:
         The figure, and an array of its axes, shape `(d_theta, d_theta)`.
 
     Raises:
-        ValueError: If there is no posterior, or samples, truth, labels and limits are
-            not of one number of parameters.
+        ValueError: If there is no posterior, or samples, truth, labels, limits and axes
+            are not of one number of parameters.
 
     Example:
     --------
@@ -73,7 +79,7 @@ def compare(
         name: _samples(name, posterior, x_o, num_samples)
         for name, posterior in posteriors.items()
     }
-    (first, reference), count = next(iter(samples.items())), len(samples)
+    first, reference = next(iter(samples.items()))
     dim = reference.shape[1]
     for name, rows in samples.items():
         _check_size(f"posteriors[{name!r}]", rows.shape[1], dim, first)
@@ -83,47 +89,79 @@ def compare(
     point = None if truth is None else np.asarray(truth, dtype=float).reshape(1, -1)
     if point is not None:
         _check_size("truth", point.shape[1], dim, first)
-    lines = [LINE_STYLES[i % len(LINE_STYLES)] for i in range(count)]
-    options = FigOptions(
-        legend=True,
-        legend_kwargs={"fontsize": "medium"},
-        samples_labels=list(samples),
-        points_labels=["truth"],
-        points_colors=["black"],
-        points_diag={"linestyle": "--", "linewidth": 1},
-        points_offdiag={"marker": "+", "markersize": 12, "markeredgewidth": 1.5},
-        title=title,
-    )
-    figure, axes = pairplot(
+    figure, grid = _grid(axes, dim, figsize)
+    pairplot(
         list(samples.values()),
         points=None if point is None else [point],
         limits=None if limits is None else torch.as_tensor(limits),
         labels=None if labels is None else list(labels),
         diag="kde",
         upper="contour",
-        diag_kwargs=[
-            {
-                "bins": _RESOLUTION,
-                "mpl_kwargs": {"color": colour(i), "linestyle": line, "lw": 1.8},
-            }
-            for i, line in enumerate(lines)
-        ],
-        upper_kwargs=[
-            {
-                "bins": _RESOLUTION,
-                "levels": list(_CONTOURS),
-                "mpl_kwargs": {"colors": [colour(i)], "linestyles": line},
-            }
-            for i, line in enumerate(lines)
-        ],
-        figsize=figsize or (2.2 * max(dim, 2) + 0.6,) * 2,
-        fig_kwargs=options,
+        **_look(list(samples), title),
+        # sbi sets title and margins of the figure, which are the user's if it is theirs
+        fig=figure if axes is None else Figure(),
+        axes=_Single(grid[0, 0]) if dim == 1 else grid,  # pyright: ignore
     )
-    grid = np.array(axes).reshape(dim, dim)
     if dim > 1:  # the cell of the legend would hide the label of the cell above
         grid[-1, 0].set_xlabel("")
         grid[-1, 0].patch.set_visible(False)
     return figure, grid
+
+
+def _look(names: list[str], title: str | None) -> dict[str, Any]:
+    """What `pairplot` is told of colours, lines and the legend."""
+    lines = [
+        {"color": colour(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
+        for i in range(len(names))
+    ]
+    options = FigOptions(
+        legend=True,
+        legend_kwargs={"fontsize": "medium"},
+        samples_labels=names,
+        points_labels=["truth"],
+        points_colors=["black"],
+        points_diag={"linestyle": "--", "linewidth": 1},
+        points_offdiag={"marker": "+", "markersize": 12, "markeredgewidth": 1.5},
+        title=title,
+    )
+    contours = [
+        {"colors": [line["color"]], "linestyles": line["linestyle"]} for line in lines
+    ]
+    grid = {"bins": _RESOLUTION}
+    return {
+        "diag_kwargs": [{**grid, "mpl_kwargs": line} for line in lines],
+        "upper_kwargs": [
+            {**grid, "levels": list(_CONTOURS), "mpl_kwargs": line} for line in contours
+        ],
+        "fig_kwargs": options,
+    }
+
+
+@dataclass(frozen=True)
+class _Single:
+    """Axes with the shape that sbi asks for, which takes one parameter's by itself."""
+
+    axes: Axes
+    shape = (1, 1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.axes, name)
+
+
+def _grid(
+    axes: np.ndarray | Axes | None, dim: int, figsize: tuple[float, float] | None
+) -> tuple[Figure | SubFigure, np.ndarray]:
+    """The figure and axes of the user, or new ones."""
+    if axes is None:
+        size = figsize or (2.2 * max(dim, 2) + 0.6,) * 2
+        return plt.subplots(dim, dim, squeeze=False, figsize=size)
+    grid = np.atleast_2d(np.array(axes, dtype=object))
+    if grid.shape != (dim, dim):
+        raise ValueError(
+            f"axes is of shape {grid.shape}, but posteriors are of {dim} parameters. "
+            f"Pass e.g. the second of `plt.subplots({dim}, {dim}, squeeze=False)`."
+        )
+    return grid[0, 0].figure, grid
 
 
 def _samples(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -14,6 +15,8 @@ from sbi_multilevel.hybrid.summary import HybridSummary
 from sbi_multilevel.plots.style import NEUTRAL, colour, despine, plain_log_ticks
 
 _PANEL = (3.6, 3.0)  # inches
+_MOST_COLUMNS = 3
+_LINE_FROM = 0.38  # share of a panel below the line of the rows there are
 _LOG_FROM = -20.0  # nats below the best that a linear axis still shows
 
 
@@ -36,25 +39,29 @@ def plot_hybrid(
     steps = [step for step in enumerate(summary.alignment_scores) if step[1]]
     worth = summary.effective_rows
     count = len(steps) + 2 + (worth is not None)
-    figure, axes = plt.subplots(
-        1,
-        count,
+    columns = count if count <= _MOST_COLUMNS else _MOST_COLUMNS - 1
+    shape = math.ceil(count / columns), columns
+    figure, grid = plt.subplots(
+        *shape,
         squeeze=False,
-        figsize=figsize or (_PANEL[0] * count, _PANEL[1]),
+        figsize=figsize or (_PANEL[0] * shape[1], _PANEL[1] * shape[0]),
         layout="constrained",
     )
-    panels = list(axes[0])
+    axes = grid.ravel()[:count]
+    for spare in grid.ravel()[count:]:
+        spare.remove()
+    panels = list(axes)
     for level, scores in steps:
         _plot_maps(panels.pop(0), level, scores, summary.alignments[level])
     _plot_weights(panels.pop(0), summary)
     _plot_scores(panels.pop(0), summary)
     if worth is not None:
         _plot_worth(panels.pop(0), worth)
-    for axis in axes[0]:
+    for axis in axes:
         despine(axis)
     if title is not None:
         figure.suptitle(title)
-    return figure, axes[0]
+    return figure, axes
 
 
 def _plot_maps(axes: Axes, level: int, scores: Mapping[str, float], used: str) -> None:
@@ -84,7 +91,7 @@ def _plot_weights(axes: Axes, summary: HybridSummary) -> None:
     weights = [summary.weights.get(name, 0.0) for name in names]
     bars = axes.barh(range(len(names)), weights, color=NEUTRAL, height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_yticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
+    _name_components(axes, names)
     axes.set_xlim(0, 1.18)
     axes.set_xlabel("weight")
     axes.set_title("components of the mixture")
@@ -102,11 +109,15 @@ def _plot_scores(axes: Axes, summary: HybridSummary) -> None:
             textcoords="offset points",
             ha="center",
         )
-    axes.set_yticks(range(len(names)), [""] * len(names))
+    _name_components(axes, names)
     axes.set_ylim(-0.5, len(names) - 0.3)
     axes.margins(x=0.2)
     axes.set_xlabel("held-out log score [nats a row]")
-    axes.set_title("one member of each")
+    axes.set_title("components on held-out rows")
+
+
+def _name_components(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
 
 
 def _plot_worth(axes: Axes, worth: EffectiveRows) -> None:
@@ -115,19 +126,10 @@ def _plot_worth(axes: Axes, worth: EffectiveRows) -> None:
         "worth of the lower levels\n"
         f"({worth.gain:+.2f} ± {worth.gain_error:.2f} nats a row)"
     )
-    axes.set_xlabel("high-fidelity rows")
     axes.set_yticks([])
     axes.set_ylim(-1, 1)
-    axes.set_xscale("log")
-    plain_log_ticks(axes.xaxis, (1, 3))
     ends = np.array([worth.estimate, *worth.interval])
-    finite = [worth.num_rows, *ends[np.isfinite(ends) & (ends > 0)]]
-    left, right = min(finite) / 3, max(finite) * 3
-    axes.set_xlim(left, right)
-    axes.axvline(worth.num_rows, color="black", linestyle="--")
-    axes.text(
-        worth.num_rows, 0.98, f" there are {worth.num_rows}", va="top", fontsize="small"
-    )
+    left, right = _axis_of_rows(axes, worth.num_rows, ends)
     if np.isnan(worth.estimate):
         axes.text(worth.num_rows, 0, " count: too noisy\n to tell", color=NEUTRAL)
         return
@@ -140,11 +142,29 @@ def _plot_worth(axes: Axes, worth: EffectiveRows) -> None:
         if is_shown:
             axes.plot(place, 0, marker, color=colour(0), markersize=8, clip_on=False)
     worth_of = "many more" if np.isinf(ends[0]) else f"{ends[0]:.0f}"
-    axes.annotate(
+    share = np.log(estimate / left) / np.log(right / left)  # of the axis
+    axes.text(
+        share,
+        _LINE_FROM - 0.03,
         f"they count as {worth_of}",
-        (estimate, 0),
-        (0, -18),
-        textcoords="offset points",
-        ha="right" if estimate == right else "center",
-        bbox={"color": "white", "pad": 1.0},
+        transform=axes.transAxes,
+        ha="right" if share > 0.7 else "left" if share < 0.3 else "center",
+        va="top",
     )
+
+
+def _axis_of_rows(axes: Axes, num_rows: int, ends: np.ndarray) -> tuple[float, float]:
+    """A logarithmic axis of rows, and a line at those there are; returns its ends."""
+    axes.set_xlabel("high-fidelity rows")
+    axes.set_xscale("log")
+    plain_log_ticks(axes.xaxis, (1, 3))
+    finite = [num_rows, *ends[np.isfinite(ends) & (ends > 0)]]
+    left, right = min(finite) / 3, max(finite) * 3
+    axes.set_xlim(left, right)
+    # the line ends above what is written below the interval
+    axes.axvline(num_rows, ymin=_LINE_FROM, color="black", linestyle="--")
+    is_left = num_rows / left < right / num_rows
+    text = f" there are {num_rows}" if is_left else f"there are {num_rows} "
+    side = "left" if is_left else "right"
+    axes.text(num_rows, 0.98, text, ha=side, va="top", fontsize="small")
+    return left, right

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito (2008), told apart by the colour-blind, without yellow, too light for
 # lines, and black, which is for truths
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
 NEUTRAL = "#555555"
+_LOG_FROM = 1_000.0  # losses that a linear axis can no longer show
 
 
 def colour(index: int) -> str:
@@ -41,3 +43,19 @@ def legend_beside(axes: Axes) -> None:
             frameon=False,
             fontsize="small",
         )
+
+
+def scale_losses(axes: Axes, curves: Sequence[np.ndarray]) -> None:
+    """An axis that shows losses that blew up, too."""
+    sizes = [np.abs(values[np.isfinite(values)]) for values in curves]
+    if max((size.max() for size in sizes if len(size)), default=0.0) > _LOG_FROM:
+        axes.set_yscale("symlog", linthresh=10.0)
+
+
+def finish_epochs(axes: Axes, label: str) -> None:
+    """Labels, ticks and legend of something that is drawn over epochs."""
+    axes.set_ylabel(label)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    despine(axes)
+    legend_beside(axes)

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
 
 from sbi_multilevel.diagnostics.training import (
     TrainingRun,
@@ -18,16 +17,16 @@ from sbi_multilevel.diagnostics.training import (
     training_runs,
 )
 from sbi_multilevel.plots.hybrid import plot_hybrid
+from sbi_multilevel.plots.members import plot_members
 from sbi_multilevel.plots.style import (
     NEUTRAL,
     colour,
-    despine,
-    legend_beside,
+    finish_epochs,
     plain_log_ticks,
+    scale_losses,
 )
 
 _WIDTH, _FIRST_HEIGHT, _HEIGHT = 8.0, 3.0, 1.8  # inches
-_LOG_FROM = 1_000.0  # losses that a linear axis can no longer show
 
 
 def plot_training(
@@ -44,8 +43,9 @@ def plot_training(
     each level in the loss; and, where levels were trained together, the gradient norms
     of base and corrections, their cosine with the control-variate coefficients, and the
     effective rows of a batch (`sbi_multilevel.diagnostics.training`). After
-    recipe="hybrid", whose members train silently, it is what `hybrid_summary` holds:
-    scores of the maps, weights and log scores of the components, and effective rows.
+    recipe="hybrid" it is what `hybrid_summary` holds: scores of the maps, weights and
+    log scores of the components, and effective rows. The losses of its members, each
+    from its own first epoch on, go into `ax`, where one is given.
 
     Args:
         inference: A trained trainer of this package, or of sbi.
@@ -57,8 +57,7 @@ def plot_training(
         The figure, and an array of its axes.
 
     Raises:
-        ValueError: If `inference` is no trainer or was not trained yet, or `ax` is
-            given for a hybrid, which has no curve of losses.
+        ValueError: If `inference` is no trainer or was not trained yet.
 
     Example:
     --------
@@ -81,10 +80,8 @@ def plot_training(
     hybrid = getattr(inference, "hybrid_summary", None)
     if hybrid is not None:
         if ax is not None:
-            raise ValueError(
-                "ax was given, but recipe='hybrid' has no curve of losses to plot "
-                "into it. Leave it out for a figure of what the recipe chose."
-            )
+            plot_members(ax, hybrid.runs)
+            return ax.figure, np.array([ax])
         return plot_hybrid(hybrid, figsize=figsize, title=title)
     summary = summary_of(inference)
     runs = training_runs(summary)
@@ -144,9 +141,14 @@ def _plot_losses(
         axes.fill_between(run.epochs, low, high, color=line["color"], alpha=0.15, lw=0)
         if run.best_epoch is not None:
             axes.axvline(run.best_epoch, color=NEUTRAL, linestyle=":", label=labels[2])
-    _scale(axes, [y for run in runs for y in (run.training_loss, run.validation_loss)])
+    scale_losses(
+        axes, [y for run in runs for y in (run.training_loss, run.validation_loss)]
+    )
     _mark_stages(axes, runs)
-    _finish(axes, "loss [nats a row]")
+    finish_epochs(axes, "loss [nats a row]")
+    legend = axes.get_legend()
+    assert legend is not None
+    plt.setp(legend.legend_handles[:2], color="black")  # colours are of levels
 
 
 def _plot_levels(
@@ -161,8 +163,8 @@ def _plot_levels(
             label = name if kind == "training" else None
             axes.plot(epochs, values, style, color=colour(level), lw=1.2, label=label)
             shown.append(values)
-    _scale(axes, shown)
-    _finish(axes, "part of the loss,\nby level")
+    scale_losses(axes, shown)
+    finish_epochs(axes, "part of a level\n[nats a row]")
 
 
 def _plot_norms(
@@ -176,7 +178,7 @@ def _plot_norms(
             name = f"level {level}"
             axes.plot(*points, color=colour(level), lw=1.2, label=name)
     _spread(axes)
-    _finish(axes, "gradient norm")
+    finish_epochs(axes, "gradient norm")
 
 
 def _plot_angles(
@@ -191,7 +193,7 @@ def _plot_angles(
             axes.plot(*points, color=colour(level), lw=1.2, label=f"$\\beta_{level}$")
     for value in (0.0, 1.0):
         axes.axhline(value, color=NEUTRAL, lw=0.6, zorder=0)
-    _finish(axes, "cosine, $\\beta$")
+    finish_epochs(axes, "cosine, $\\beta$")
 
 
 def _plot_rows(
@@ -200,19 +202,12 @@ def _plot_rows(
     """Effective rows of a batch."""
     axes.plot(*curve(summary, "effective_rows"), color="black", lw=1.2)
     _spread(axes)
-    _finish(axes, "effective rows\nof a batch")
+    finish_epochs(axes, "effective rows\nof a batch")
 
 
 def _levels(summary: Mapping[str, Any]) -> list[int]:
     prefix = "training_loss_level_"
     return sorted(int(key[len(prefix) :]) for key in summary if key.startswith(prefix))
-
-
-def _scale(axes: Axes, curves: Sequence[np.ndarray]) -> None:
-    """An axis that shows losses that blew up, too."""
-    sizes = [np.abs(values[np.isfinite(values)]) for values in curves]
-    if max((size.max() for size in sizes if len(size)), default=0.0) > _LOG_FROM:
-        axes.set_yscale("symlog", linthresh=10.0)
 
 
 def _spread(axes: Axes) -> None:
@@ -236,14 +231,8 @@ def _mark_stages(axes: Axes, runs: Sequence[TrainingRun]) -> None:
             axes.axvline(run.start - 0.5, color=NEUTRAL, lw=0.8)
         place = (run.start + len(run.training_loss) / 2 - 0.5, 1.01)
         names = ", ".join(map(str, run.levels))
-        text = f"level {names}" if len(run.levels) == 1 else f"levels {names}"
+        alone = len(run.levels) == 1
+        text = f"level {names}" if alone else f"levels {names}"
+        shade = colour(run.levels[0]) if alone else "black"
         kwargs = dict(transform=axes.get_xaxis_transform(), fontsize="small")
-        axes.text(*place, text, ha="center", va="bottom", color=NEUTRAL, **kwargs)
-
-
-def _finish(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    despine(axes)
-    legend_beside(axes)
+        axes.text(*place, text, ha="center", va="bottom", color=shade, **kwargs)

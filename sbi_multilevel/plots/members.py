@@ -1,0 +1,58 @@
+"""Losses of the members of the recipe `Hybrid`, one over the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from sbi_multilevel.diagnostics.training import TrainingRun
+from sbi_multilevel.plots.style import NEUTRAL, colour, finish_epochs, scale_losses
+
+_START = "start"  # what networks are named after that members start from
+
+
+def plot_members(
+    axes: Axes, components: Mapping[str, Mapping[str, Sequence[TrainingRun]]]
+) -> None:
+    """Plot training and validation loss of each network, in a colour a component.
+
+    Args:
+        axes: Axes to plot into.
+        components: `runs` of a `HybridSummary`.
+
+    Raises:
+        ValueError: If there is none, as in a summary of an earlier version.
+    """
+    if not components:
+        raise ValueError(
+            "inference.hybrid_summary has no losses of members. Train again, or leave "
+            "out ax for a figure of what the recipe chose."
+        )
+    shown, named = [], set()
+    for index, (component, members) in enumerate(components.items()):
+        for member, runs in members.items():
+            is_start = member.startswith(_START)
+            name = "what members start from" if is_start else component
+            shade = NEUTRAL if is_start else colour(index)
+            for run in runs:
+                label = None if name in named else name
+                named.add(name)
+                _plot_run(axes, run, shade, label)
+                shown += [run.training_loss, run.validation_loss]
+    black = {"color": "black", "linewidth": 1.0}
+    axes.plot([], [], label="training", **black)
+    axes.plot([], [], "--", label="validation", **black)
+    axes.plot([], [], "ko", markersize=4, label="kept weights")
+    scale_losses(axes, shown)
+    finish_epochs(axes, "loss [nats a row]")
+
+
+def _plot_run(axes: Axes, run: TrainingRun, shade: str, label: str | None) -> None:
+    line = {"color": shade, "linewidth": 1.0, "alpha": 0.7}
+    axes.plot(run.epochs, run.training_loss, label=label, **line)
+    axes.plot(run.epochs, run.validation_loss, "--", **line)
+    best = run.best_epoch
+    if best is not None and best >= run.start:
+        kept = run.validation_loss[best - run.start]
+        axes.plot(best, kept, "o", color=shade, markersize=4)
