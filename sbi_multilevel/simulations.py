@@ -99,6 +99,14 @@ class LevelSimulations:
     def __len__(self) -> int:
         return self.theta.shape[0]
 
+    def __repr__(self) -> str:
+        pairs = "paired" if self.is_paired else "not paired"
+        weights = "" if self.weights is None else ", weighted"
+        return (
+            f"LevelSimulations(level {self.level}: {len(self)} rows, {pairs}{weights}, "
+            f"theta {tuple(self.theta.shape[1:])}, x {tuple(self.x.shape[1:])} a row)"
+        )
+
     @property
     def is_paired(self) -> bool:
         """Whether each row carries the output of the level below."""
@@ -198,6 +206,15 @@ class MultilevelSimulations:
 
     def __len__(self) -> int:
         return len(self.levels)
+
+    def __repr__(self) -> str:
+        levels = ",\n".join(f"  {rows!r}" for rows in self.levels)
+        costs = (
+            "unknown"
+            if self.costs is None
+            else ", ".join(f"{cost:.3g}" for cost in self.costs)
+        )
+        return f"MultilevelSimulations(costs a run: {costs},\n{levels})"
 
     def __getitem__(self, level: int) -> LevelSimulations:
         return self.levels[level]

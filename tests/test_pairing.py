@@ -9,6 +9,7 @@ import torch
 from sbi_multilevel.diagnostics import check_pairing, shared_noise
 from sbi_multilevel.diagnostics.pairing_report import (
     FOLLOWS,
+    MIXED,
     NO_NOISE,
     OWN,
     PAIRED,
@@ -86,16 +87,21 @@ def fine_of_the_first_row(theta, noise):
 
 
 @pytest.mark.parametrize(
-    "simulator", (fine_of_its_own, fine_of_one_seed, fine_of_the_first_row)
+    ("simulator", "state", "text"),
+    (
+        (fine_of_its_own, OWN, "draws randomness of its own: level {} (about"),
+        (fine_of_one_seed, MIXED, "a row of level {} (all summaries) differs from"),
+        (fine_of_the_first_row, MIXED, "a row of level {} (all summaries) differs"),
+    ),
 )
 @pytest.mark.parametrize("level", (0, 1))
-def test_randomness_of_its_own_is_caught(simulator, level):
+def test_randomness_of_its_own_is_caught(simulator, state, text, level):
     simulators = [coarse, fine]
     simulators[level] = simulator
     report = check(simulators)
     assert not report.is_paired
-    assert report.pairs[0].states == (OWN, OWN)
-    assert f"draws randomness of its own: level {level} (about" in report.verdicts[0]
+    assert report.pairs[0].states == (state, state)
+    assert text.format(level) in report.verdicts[0]
     assert f"level {1 - level} (" not in report.verdicts[0]
 
 

@@ -28,7 +28,8 @@ def test_each_level_is_run_once_a_row_and_rows_are_pairs():
 
     simulators = [counting(coarse, 0), counting(fine, 1), counting(fine, 2)]
     report = check(simulators, num_repeats=7, costs=(1.0, 2.0, 10.0))
-    assert sorted(runs) == [(0, 57), (1, 57), (2, 57)]
+    # the last row that is repeated is alone
+    assert sorted(runs) == [(level, n) for level in range(3) for n in (1, 56)]
     assert report.cost == 57 * 13
     rows = report.simulations
     assert rows.num_simulations == (50, 50, 50) and rows.costs == (1.0, 2.0, 10.0)
@@ -94,7 +95,10 @@ def test_rows_that_fail_are_left_out_and_counted():
     report = check([coarse, failing])
     assert report.is_paired and report.num_failed > 0
     assert len(report.simulations[0]) == 50 - report.num_failed
-    assert f"{report.num_failed} rows failed" in str(report)
+    count = report.num_failed
+    assert f"{count} rows were left out ({count} with NaN" in str(report)
+    assert report.num_invalid == count
+    assert "left out" not in str(check([coarse, fine]))
 
 
 def test_too_few_valid_rows():
@@ -113,6 +117,8 @@ def test_too_few_valid_rows():
         ({"num_repeats": 0}, "num_repeats=0 must be between 1"),
         ({"num_repeats": 51}, "num_repeats=51 must be between 1"),
         ({"costs": (1.0,)}, "costs must hold one number for each of the 2"),
+        ({"costs": 3}, "costs must hold one number .* but is 3"),
+        ({"noise": 3}, "noise is 3, but must be a function"),
         ({"simulators": [coarse, lambda t, u: t[:, :1]]}, r"shapes \[\(2,\), \(1,\)\]"),
     ),
 )

@@ -345,6 +345,7 @@ def test_a_new_figure_has_the_size_and_title_that_were_asked_for():
         ({}, {}, "empty"),
         ({"a": samples(9, 2), "b": samples(9, 3)}, {}, r"posteriors\['b'\] is of 3"),
         ({"a": samples(9)}, {}, r"posteriors\['a'\] has shape \(9,\)"),
+        ([samples(9, 2)], {}, "posteriors is a list. Pass a dict of names and"),
         ({"a": samples(9, 2)}, {"truth": torch.zeros(3)}, "truth is of 3"),
         ({"a": samples(9, 2)}, {"labels": ["one"]}, "labels is of 1"),
         ({"a": samples(9, 2)}, {"limits": [[0, 1]] * 3}, "limits is of 3"),

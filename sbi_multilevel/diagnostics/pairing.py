@@ -9,9 +9,10 @@ does not count that both levels follow theta, and rows of one theta and differen
 are the unpaired ones to compare pairs with.
 
 Some rows are run a second time with the same theta and noise, at another place among
-the rows. An output that changes is drawn from elsewhere, or depends on the other rows
-of its batch; what share of the noise this is, is :math:`\tfrac12 \mathbb{E} (x' - x)^2
-/ \mathbb{E}\, \mathrm{Var}[x \mid \theta]`.
+the rows, and the last of them alone. An output that changes is drawn from elsewhere, or
+depends on the other rows of its batch, which two more runs of such a row, alone, tell
+apart; what share of the noise this is, is :math:`\tfrac12 \mathbb{E} (x' - x)^2 /
+\mathbb{E}\, \mathrm{Var}[x \mid \theta]`.
 
 Each level runs `num_simulations` rows and `num_repeats` again, with all costs
 :math:`(n + r) \sum_l C_l`. Fifty rows see a correlation given theta of 0.7 nine
@@ -22,7 +23,7 @@ more rows, and where that matters the report says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ from torch import Tensor
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
 from sbi_multilevel.simulation.accounting import failure_text, measured_costs
-from sbi_multilevel.simulation.arguments import per_level
+from sbi_multilevel.simulation.arguments import check_costs, per_level
+from sbi_multilevel.simulation.calling import check_simulators
+from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -95,8 +98,8 @@ def check_pairing(
         A verdict for each level and summary, and the rows. `print` it.
 
     Raises:
-        ValueError: If the arguments do not fit, the levels return other shapes, or too
-            few rows are valid.
+        ValueError: If the arguments do not fit, the levels return other shapes, rows of
+            a batch are mixed up, or too few rows are valid.
         TooManyFailures: If a larger share of rows fails than is allowed.
 
     Example:
@@ -120,7 +123,9 @@ def check_pairing(
         >>> report.verdicts
         ('Level 1 with level 0: draws randomness of its own: level 1 (about ...
     """
+    check_simulators(simulators)
     _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs)
+    work = _EachAlone(tuple(simulators), noise, timeout)
     with seeded(seed):  # sbi draws from the prior to check it
         prior, *_ = process_prior(prior)
     num_thetas = num_simulations // num_noises
@@ -139,16 +144,24 @@ def check_pairing(
         max_failure_share,
         show_progress_bars,
     )
-    work = _EachAlone(tuple(simulators), noise, timeout)
-    fill(tables, (len(rows),) * len(tables), work, effort)
-    runs = _Runs.of(tables, theta, again)
+    fill(tables, (len(rows) - 1,) * len(tables), work, effort)
     chosen = tuple(map(float, costs)) if costs is not None else measured_costs(tables)
+    quiet = replace(effort, show_progress_bars=False)
+    fill(tables, (len(rows),) * len(tables), work, quiet)  # the last row, alone
+    runs = _Runs.of(tables, theta, again)
+    mixed = [_is_mixed(runs, table, work, effort) for table in tables]
     return PairingReport(
-        tuple(runs.pairing(level, seed) for level in range(1, len(tables))),
+        tuple(
+            replace(
+                runs.pairing(level, seed), is_mixed=(mixed[level], mixed[level - 1])
+            )
+            for level in range(1, len(tables))
+        ),
         runs.simulations(chosen),
         len(rows),
         int((~runs.valid).sum()),
         chosen,
+        _num_invalid(tables, len(theta)),
     )
 
 
@@ -175,11 +188,7 @@ def _check_arguments(
             f"num_repeats={num_repeats} must be between 1 and the rows of a level, a "
             "multiple of num_noises up to num_simulations."
         )
-    if costs is not None and len(costs) != len(simulators):
-        raise ValueError(
-            f"costs must hold one number for each of the {len(simulators)} levels, but "
-            f"is {costs}."
-        )
+    check_costs(costs, len(simulators))
 
 
 class _EachAlone(Work):
@@ -246,27 +255,34 @@ class _Runs:
 
     def pairing(self, level: int, seed: int) -> LevelPairing:
         """A level and the one below it."""
-        x, x_coarse = (self._flat(self.x[side]) for side in (level, level - 1))
+        x, x_coarse = (self.flat(self.x[side]) for side in (level, level - 1))
         groups = self.groups[self.valid]
         shared = shared_noise(x[self.valid], x_coarse[self.valid], groups, seed=seed)
-        own = [self._own_share(side) for side in (level, level - 1)]
+        own = [self.own_share(side) for side in (level, level - 1)]
         return LevelPairing(level, shared, np.stack(own))
 
-    def _own_share(self, level: int) -> np.ndarray:
+    def own_share(self, level: int) -> np.ndarray:
         """Share of the noise of each summary that a second run does not repeat."""
-        x, x_again = self._flat(self.x[level]), self._flat(self.x_again[level])
+        x, x_again = self.flat(self.x[level]), self.flat(self.x_again[level])
         change = x_again - x[self.again.numpy()]
-        change = (change[np.isfinite(change).all(axis=1)] ** 2).mean(axis=0)
+        change = change[np.isfinite(change).all(axis=1)] ** 2
         valid = x[self.valid]
         variance = noise_variance(valid, self.groups[self.valid])
         rounding = _ROUNDING * np.abs(valid).max(axis=0)
-        is_own = change > _TOLERANCE**2 * variance + rounding**2
-        share = change / 2 / np.where(variance > 0, variance, np.inf)
+        largest = change.max(axis=0, initial=0.0)
+        is_own = largest > _TOLERANCE**2 * variance + rounding**2
+        share = (
+            change.sum(axis=0)
+            / max(len(change), 1)
+            / 2
+            / np.where(variance > 0, variance, np.inf)
+        )
         share = np.where(variance > 0, share.clip(max=1.0), 1.0)
         return np.where(is_own, share, 0.0)
 
     @staticmethod
-    def _flat(x: Tensor) -> np.ndarray:
+    def flat(x: Tensor) -> np.ndarray:
+        """One row a row, in double precision."""
         return x.flatten(1).double().numpy()
 
     def simulations(self, costs: tuple[float, ...] | None) -> MultilevelSimulations:
@@ -278,6 +294,30 @@ class _Runs:
             for level, below in enumerate([None, *x[:-1]])
         ]
         return MultilevelSimulations(tuple(levels), costs)
+
+
+def _is_mixed(runs: _Runs, table: LevelTable, work: Work, effort: Effort) -> bool:
+    """Whether a row that a second run did not repeat is repeated where it is alone."""
+    level = table.level
+    if not runs.own_share(level).any():
+        return False
+    numbers = runs.again.numpy()
+    batch = np.stack([
+        runs.flat(runs.x[level])[numbers],
+        runs.flat(runs.x_again[level]),
+    ])
+    change = np.nan_to_num(np.abs(batch[1] - batch[0])).sum(axis=1)
+    task = table.task(numbers[[change.argmax()] * 2])
+    alone = memory_table(level, task.theta, task.seeds)
+    for part, outcome in run_tasks(alone.tasks(2, 1), work, effort.num_workers):
+        alone.write(part.rows, outcome)
+    return torch.equal(*_outputs(alone))
+
+
+def _num_invalid(tables: Sequence[LevelTable], num_rows: int) -> int:
+    """How many of the first rows have NaN or infinity at some level."""
+    rows = [table.rows_with(Status.INVALID, stop=num_rows) for table in tables]
+    return len(np.unique(np.concatenate(rows)))
 
 
 def _outputs(table: LevelTable) -> Tensor:

@@ -23,7 +23,7 @@ PAIRED, WEAK = "paired", "weakly paired"
 UNPAIRED, UNCLEAR = "not paired", "cannot tell"
 NO_NOISE, ONE_SIDED = "no noise", "noise on one side only"
 OWN, PARTLY_OWN = "own randomness", "partly own randomness"
-FOLLOWS = "follows another"
+FOLLOWS, MIXED = "follows another", "depends on its batch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,14 @@ class LevelPairing:
         shared: What the two have in common at the same theta.
         own: Share of the variance given theta that is not reproduced at the same theta
             and noise, at the level and at the one below, shape `(2, k)`.
+        is_mixed: Whether a row alone is reproduced but differs from the same row in a
+            batch, at the level and at the one below.
     """
 
     level: int
     shared: SharedNoise
     own: np.ndarray
+    is_mixed: tuple[bool, bool] = (False, False)
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -49,7 +52,10 @@ class LevelPairing:
     def _state(self, summary: int) -> str:
         shared = self.shared
         is_paired = shared.p_value[summary] < _SIGNIFICANT
-        if (self.own[:, summary] > 0).any():
+        is_own = self.own[:, summary] > 0
+        if is_own.any():
+            if np.array(self.is_mixed)[is_own].all():
+                return MIXED
             return PARTLY_OWN if is_paired else OWN
         if not shared.is_noisy[:, summary].any():
             return NO_NOISE
@@ -86,9 +92,9 @@ class LevelPairing:
     def verdict(self) -> str:
         """In plain words."""
         states = np.array(self.states)
-        own = np.isin(states, (OWN, PARTLY_OWN))
+        own = np.isin(states, (OWN, PARTLY_OWN, MIXED))
         if own.any():
-            return self._own_randomness(own)
+            return self._own_randomness()
         if (states == NO_NOISE).all():
             return (
                 "no noise: x is a function of theta at both levels, so that rows at "
@@ -119,22 +125,36 @@ class LevelPairing:
             text += f"; for {_summaries(open_)} more rows would tell"
         return f"{text}."
 
-    def _own_randomness(self, own: np.ndarray) -> str:
+    def _own_randomness(self) -> str:
+        drawn, mixed = self._changing(False), self._changing(True)
+        text = ""
+        if drawn:
+            text = (
+                f"draws randomness of its own: {drawn} is not reproduced at the same "
+                "theta and noise. Draw all of it from the noise that the simulator is "
+                "given. "
+            )
+        if mixed:
+            text += (
+                f"rows depend on their batch: a row of {mixed} differs from the same "
+                "row alone, which is reproduced. Does the simulator combine rows, or "
+                "seed a generator once a batch? Compute each row from its own theta "
+                "and noise, e.g. by `one_at_a_time`. "
+            )
+        rest = LevelPairing(self.level, self.shared, np.zeros_like(self.own))
+        return f"{text}As it is: {rest.verdict}"
+
+    def _changing(self, is_mixed: bool) -> str:
+        """The levels whose rows change for one of the two reasons, and how much."""
         parts = []
         for side, level in enumerate((self.level, self.level - 1)):
             here = self.own[side] > 0
-            if here.any():
-                share = self.own[side][here]
+            if here.any() and self.is_mixed[side] == is_mixed:
+                share = f"about {_percent(self.own[side][here])} of the noise of "
                 parts.append(
-                    f"level {level} (about {_percent(share)} of the noise of "
-                    f"{_summaries(here)})"
+                    f"level {level} ({'' if is_mixed else share}{_summaries(here)})"
                 )
-        rest = LevelPairing(self.level, self.shared, np.zeros_like(self.own))
-        return (
-            f"draws randomness of its own: {' and '.join(parts)} is not reproduced at "
-            "the same theta and noise. Draw all of it from the noise that the "
-            f"simulator is given. As it is: {rest.verdict}"
-        )
+        return " and ".join(parts)
 
     def _not_paired(self, states: np.ndarray) -> str:
         if not np.isin(states, (UNPAIRED, UNCLEAR)).any():
@@ -201,8 +221,9 @@ class PairingReport:
             theta and noise in common, and several rows each theta: as training rows
             they are worth less than as many of `simulate_multilevel`.
         num_runs: Runs of each simulator, repeated ones included.
-        num_failed: Rows that failed at some level, and were left out.
+        num_failed: Rows that failed or are NaN at some level, and were left out.
         costs: Cost of a run of each simulator; `None` if unknown.
+        num_invalid: Rows with NaN or infinity at some level, as far as it ran.
     """
 
     pairs: tuple[LevelPairing, ...]
@@ -210,6 +231,7 @@ class PairingReport:
     num_runs: int
     num_failed: int
     costs: tuple[float, ...] | None
+    num_invalid: int = 0
 
     @property
     def is_paired(self) -> bool:
@@ -231,8 +253,13 @@ class PairingReport:
 
     def __str__(self) -> str:
         cost = "" if self.cost is None else f", at a cost of {self.cost:.3g}"
-        failed = f" {self.num_failed} rows failed." if self.num_failed else ""
-        lines = [f"Pairing, from {self.num_runs} runs of each level{cost}.{failed}"]
+        left_out = ""
+        if self.num_failed:
+            left_out = f" {self.num_failed} rows were left out"
+            if self.num_invalid:
+                left_out += f" ({self.num_invalid} with NaN or inf in x)"
+            left_out += "."
+        lines = [f"Pairing, from {self.num_runs} runs of each level{cost}.{left_out}"]
         for pair, verdict in zip(self.pairs, self.verdicts):
             lines += [verdict, pair.table()]
         return "\n".join(lines)

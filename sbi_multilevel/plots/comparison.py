@@ -57,8 +57,8 @@ def compare(
         The figure, and an array of its axes, shape `(d_theta, d_theta)`.
 
     Raises:
-        ValueError: If there is no posterior, or samples, truth, labels, limits and axes
-            are not of one number of parameters.
+        ValueError: If there is no dict of posteriors, or samples, truth, labels, limits
+            and axes are not of one number of parameters.
 
     Example:
     --------
@@ -73,6 +73,11 @@ def compare(
         >>> axes.shape
         (2, 2)
     """
+    if not isinstance(posteriors, Mapping):
+        raise ValueError(
+            f"posteriors is a {type(posteriors).__name__}. Pass a dict of names and "
+            'posteriors, e.g. `compare({"NPE": posterior}, x_o)`.'
+        )
     if not posteriors:
         raise ValueError("posteriors is empty. Pass at least one, by name.")
     samples = {

@@ -12,18 +12,22 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import joblib
 from joblib import Parallel, delayed
 
-from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work
+from sbi_multilevel.simulation.independence import FailedTogether, Watched
+from sbi_multilevel.simulation.tasks import Origin, Outcome, Status, Task, Work
 
 Result = tuple[Task, Outcome]
 
 _TASKS_PER_WORKER = 64
 _BYTES_UNDER_WAY = 2**27
-# beyond two calls of the simulators, for what cannot be interrupted from inside: where
+# of the simulators on both sides, of the batch, of a row alone and of the batch again
+_CALLS_A_TASK = 6
+# beyond these calls, for what cannot be interrupted from inside: where
 # files are far away, workers may take minutes to start
 _GRACE_SECONDS = 300.0
 
@@ -49,7 +53,11 @@ def run_tasks(
 
     Yields:
         Tasks, or parts of them, with their outcomes. Every row comes once.
+
+    Raises:
+        ValueError: If rows of a batch are mixed up (see `independence`).
     """
+    watched, together = Watched(work), FailedTogether()
     tasks, bytes_a_task = iter(tasks), 0.0
     while True:
         # asked anew each time: a cluster may have grown
@@ -61,14 +69,16 @@ def run_tasks(
         if not wave:
             return
         bytes_back = 0
-        for task, outcome in _run_wave(wave, work, num_workers):
+        for task, outcome in _run_wave(wave, watched, num_workers):
+            watched.judge(task, outcome)
+            together.note(task, outcome)
             bytes_back += outcome.nbytes
             yield task, outcome
         bytes_a_task = bytes_back / len(wave)
 
 
 def _run_wave(
-    wave: Sequence[Task], work: Work, num_workers: int | None
+    wave: Sequence[Task], work: Watched, num_workers: int | None
 ) -> Iterator[Result]:
     groups = [list(wave)]
     while groups:
@@ -94,7 +104,7 @@ def _run_wave(
 
 def _run_group(
     group: Sequence[Task],
-    work: Work,
+    work: Watched,
     num_workers: int | None,
     started: set[int],
     finished: set[int],
@@ -111,7 +121,7 @@ def _run_group(
         for index, outcome in _parallel(group, work, num_workers, started):
             finished.add(index)
             if outcome.error is not None and len(group[index]) > 1:
-                halves.extend(group[index].halves())
+                halves.extend(_taken_apart(group[index], outcome))
             else:
                 yield group[index], outcome
     except Exception as error:
@@ -123,8 +133,14 @@ def _run_group(
     return halves
 
 
+def _taken_apart(task: Task, outcome: Outcome) -> tuple[Task, Task]:
+    """The halves of a task that failed; they know it, and so does what they become."""
+    origin = task.origin or Origin.of(task, outcome)
+    return replace(task, origin=origin).halves()
+
+
 def _parallel(
-    tasks: Sequence[Task], work: Work, num_workers: int | None, started: set[int]
+    tasks: Sequence[Task], work: Watched, num_workers: int | None, started: set[int]
 ) -> Iterator[tuple[int, Outcome]]:
     """Outcomes with the index of their task, in any order."""
 
@@ -150,7 +166,7 @@ def _parallel(
             outcomes.close()
 
 
-def _limit(work: Work, num_workers: int | None) -> float | None:
+def _limit(work: Watched, num_workers: int | None) -> float | None:
     """Seconds after which a worker that does not answer is killed.
 
     Only joblib's own processes can be; on a cluster, a task may wait for hours.
@@ -160,10 +176,10 @@ def _limit(work: Work, num_workers: int | None) -> float | None:
     backend, _ = joblib.parallel.get_active_backend()
     if type(backend).__name__ != "LokyBackend":
         return None
-    return 2 * work.timeout + _GRACE_SECONDS
+    return _CALLS_A_TASK * work.timeout + _GRACE_SECONDS
 
 
-def _numbered(index: int, task: Task, work: Work) -> tuple[int, Outcome]:
+def _numbered(index: int, task: Task, work: Watched) -> tuple[int, Outcome]:
     return index, work(task)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sbi_multilevel.simulation.accounting import FailureLimit, summary
+from sbi_multilevel.simulation.arguments import check_costs
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.progress import Progress
 from sbi_multilevel.simulation.table import LevelTable
@@ -54,14 +55,10 @@ def fill(
     """Run the pending rows among the first `num_rows[l]` of each level l.
 
     Raises:
-        ValueError: If there is not one cost a level.
+        ValueError: If there is not one cost a level, or rows of a batch are mixed up.
         TooManyFailures: If more fail than allowed.
     """
-    if costs is not None and len(costs) != len(tables):
-        raise ValueError(
-            f"costs must hold one number for each of the {len(tables)} levels, but is "
-            f"{costs}."
-        )
+    check_costs(costs, len(tables))
     remaining = [
         len(table.rows_with(Status.PENDING, stop=stop))
         for table, stop in zip(tables, num_rows)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbi_multilevel.simulation.calling import check_call
+
 Simulator = Callable[[Tensor, Any], Any]
 NoiseSampler = Callable[[int, torch.Generator], Any]
 
@@ -27,6 +29,10 @@ _THETA_STREAM, _NOISE_STREAM = 0, 1
 # theta is drawn in blocks of this many rows, since a prior draws one row slowly;
 # a constant, so that a row does not depend on how many were asked for
 _THETA_BLOCK = 1_000
+_NOISE = (
+    "It draws the noise of n rows, with first dimension n, e.g. "
+    "`lambda n, generator: torch.randn(n, 3, generator=generator)`."
+)
 
 
 def row_seeds(root: int, level: int, start: int, stop: int) -> Tensor:
@@ -40,13 +46,53 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
 
     A sampler may return a tensor or a tuple or list of tensors, each with a leading
     dimension of one row.
+
+    Raises:
+        ValueError: If the sampler returns something else.
     """
     if noise is None:
         return seeds
-    rows = [noise(1, torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    rows = [
+        _checked(noise(1, torch.Generator().manual_seed(int(seed)))) for seed in seeds
+    ]
     if isinstance(rows[0], (tuple, list)):
         return type(rows[0])(torch.cat(column) for column in zip(*rows))
     return torch.cat(rows)
+
+
+def check_noise(noise: NoiseSampler | None) -> None:
+    """Draw the noise of one row.
+
+    Raises:
+        ValueError: If `noise` cannot be called, or returns no tensors of one row.
+    """
+    if noise is None:
+        return
+    check_call("noise", noise, ("n", "generator"), _NOISE)
+    draw_noise(noise, torch.zeros(1, dtype=torch.int64))
+
+
+def _checked(drawn: Any) -> Any:
+    """The noise of one row, as tensors."""
+    if isinstance(drawn, (tuple, list)):
+        return type(drawn)(_checked_tensor(part, drawn) for part in drawn)
+    return _checked_tensor(drawn, drawn)
+
+
+def _checked_tensor(part: Any, drawn: Any) -> Tensor:
+    if isinstance(part, np.ndarray) and part.dtype != object:
+        part = torch.as_tensor(part)
+    if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != 1:
+        parts = drawn if isinstance(drawn, (tuple, list)) else (drawn,)
+        found = [
+            f"shape {tuple(p.shape)}" if hasattr(p, "shape") else type(p).__name__
+            for p in parts
+        ]
+        raise ValueError(
+            f"noise(1, generator) returned {' and '.join(found)}, but must return a "
+            f"tensor of shape (1, ...), or a tuple of such. {_NOISE}"
+        )
+    return part
 
 
 def draw_theta(
@@ -67,7 +113,12 @@ class one_at_a_time:
 
     Args:
         simulator: Function of `(theta, seed)`, theta with shape `(d_theta,)` and an
-            integer seed, that returns the features of one row.
+            integer seed, that returns the features of one row. Seeds have 63 bits:
+            draw from `np.random.default_rng(seed)` or
+            `torch.Generator().manual_seed(seed)`; `np.random.seed` takes 32.
+
+    Raises:
+        ValueError: If the simulator does not take both.
 
     Example:
     --------
@@ -83,6 +134,12 @@ class one_at_a_time:
     """
 
     def __init__(self, simulator: Callable[[Tensor, int], Any]):
+        check_call(
+            "simulator",
+            simulator,
+            ("theta", "seed"),
+            "Draw its randomness from the seed, e.g. `np.random.default_rng(seed)`.",
+        )
         self._simulator = simulator
 
     def __call__(self, theta: Tensor, noise: Tensor) -> Tensor:

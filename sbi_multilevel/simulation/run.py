@@ -10,7 +10,8 @@ import numpy as np
 from sbi.utils.user_input_checks import process_prior
 
 from sbi_multilevel.simulation.accounting import measured_costs
-from sbi_multilevel.simulation.arguments import per_level, rows_per_level
+from sbi_multilevel.simulation.arguments import check_costs, per_level, rows_per_level
+from sbi_multilevel.simulation.calling import check_simulators
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -49,7 +50,9 @@ def simulate_multilevel(
     the same noise. Theta and noise depend on `seed`, the level and the row alone.
 
     A row that fails (an exception, a wrong shape, a dead worker, a `timeout`) stops
-    nothing: it is left out, with a warning that says why.
+    nothing: it is left out, with a warning that says why. Rows must not depend on the
+    others of their batch; of a batch that fails as a whole, or whose x has as many
+    features as rows, one row is simulated again, alone, and must be the same.
 
     Args:
         simulators: One a level, cheapest first. Each takes `theta`, shape
@@ -60,7 +63,8 @@ def simulate_multilevel(
         num_simulations: Rows of each level, :math:`(n_0, \dots, n_L)`, at least 2 each.
         noise: Function `(n, generator)` that draws the noise of `n` rows, a tensor (or
             tuple of tensors) with leading dimension n. By default the noise is one
-            int64 seed a row.
+            int64 seed a row, shape `(n,)`, for `np.random.default_rng(seed)`
+            (`np.random.seed` takes 32 bits only).
         seed: Root seed, an integer >= 0.
         simulation_batch_size: Rows that a simulator is given at once, for all levels or
             a number each. They are also the unit of what is stored and what runs in
@@ -85,8 +89,8 @@ def simulate_multilevel(
         The rows of all levels, with costs.
 
     Raises:
-        ValueError: If the arguments do not fit, the store belongs to another run, or a
-            level has fewer than two valid rows.
+        ValueError: If the arguments do not fit, the store belongs to another run, rows
+            of a batch are mixed up, or a level has fewer than two valid rows.
         TooManyFailures: If a larger share of rows fails than is allowed.
 
     Example:
@@ -110,9 +114,12 @@ def simulate_multilevel(
         >>> sims.num_simulations
         (100, 10)
     """
+    check_simulators(simulators)
     num_simulations = rows_per_level(num_simulations, least=2)
     _check_arguments(simulators, num_simulations, seed)
+    check_costs(costs, len(simulators))
     sizes = per_level(simulation_batch_size, len(simulators))
+    work = Work(tuple(simulators), noise, timeout)
     if store is not None:
         stored = SimulationStore.create(
             store, prior, num_simulations, noise=noise, seed=seed, chunk_rows=sizes
@@ -140,7 +147,6 @@ def simulate_multilevel(
         )
         for level, n in enumerate(num_simulations)
     )
-    work = Work(tuple(simulators), noise, timeout)
     effort = Effort(sizes, num_workers, max_failure_share, show_progress_bars)
     fill(tables, num_simulations, work, effort, costs)
     chosen = tuple(costs) if costs is not None else measured_costs(tables)

@@ -7,19 +7,33 @@ from a broken worker, and never stops a run.
 
 from __future__ import annotations
 
+import sysconfig
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, draw_noise
+from sbi_multilevel.simulation.calling import check_simulators
+from sbi_multilevel.simulation.noise import (
+    NoiseSampler,
+    Simulator,
+    check_noise,
+    draw_noise,
+)
 from sbi_multilevel.simulation.time_limit import TimeIsUp, call_within
+
+_HERE = Path(__file__).parent
+_LIBRARIES = [
+    Path(sysconfig.get_path(name))
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+]
 
 
 class Status(IntEnum):
@@ -55,6 +69,32 @@ class Status(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """A batch that failed as a whole, by an exception, and was taken apart."""
+
+    level: int
+    first_row: int
+    num_rows: int
+    error: str
+
+    @classmethod
+    def of(cls, task: Task, outcome: Outcome) -> Origin | None:
+        """Of a task that failed; `None` where a lack of time or memory explains it."""
+        error = outcome.error or ""
+        if outcome.status[0] != Status.FAILED or _is_of_memory(error):
+            return None
+        return cls(task.level, int(task.rows[0]), len(task), error)
+
+    @property
+    def text(self) -> str:
+        """What happened, in words."""
+        return (
+            f"a batch of {self.num_rows} rows of level {self.level} failed by "
+            f"{self.error}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A batch of rows of one level, ready to run anywhere.
@@ -64,12 +104,14 @@ class Task:
         rows: Their numbers, ascending, shape `(n,)`.
         theta: Their parameters, shape `(n, d_theta)`.
         seeds: Their seeds, shape `(n,)`.
+        origin: The batch of which they are a part, if that failed.
     """
 
     level: int
     rows: np.ndarray
     theta: Tensor
     seeds: Tensor
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +123,9 @@ class Task:
 
     def part(self, part: slice) -> Task:
         """Some of the rows."""
-        return Task(self.level, self.rows[part], self.theta[part], self.seeds[part])
+        return replace(
+            self, rows=self.rows[part], theta=self.theta[part], seeds=self.seeds[part]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +139,7 @@ class Outcome:
         x: Outputs, shape `(n, *x_shape)`; `None` if the batch failed.
         x_coarse: Outputs of the level below; `None` at level 0 or if the batch failed.
         error: What went wrong, if the batch failed as a whole.
+        is_mixed: Whether a row differs from the same row alone; `None` if not tried.
     """
 
     status: np.ndarray
@@ -102,12 +147,19 @@ class Outcome:
     x: np.ndarray | None = None
     x_coarse: np.ndarray | None = None
     error: str | None = None
+    is_mixed: bool | None = None
 
     def take(self, index: np.ndarray) -> Outcome:
         """The rows at `index`."""
         x = None if self.x is None else self.x[index]
         x_coarse = None if self.x_coarse is None else self.x_coarse[index]
-        return Outcome(self.status[index], self.seconds[index], x, x_coarse, self.error)
+        return replace(
+            self,
+            status=self.status[index],
+            seconds=self.seconds[index],
+            x=x,
+            x_coarse=x_coarse,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -133,6 +185,10 @@ class Work:
         simulators: Those of all levels; `None` where the level below is not wanted.
         noise: Noise sampler, or `None` for seeds.
         timeout: Seconds that one call of a simulator may take, if limited.
+
+    Raises:
+        ValueError: If a simulator or the noise cannot be called, or the noise of a row
+            is of a wrong shape.
     """
 
     simulators: tuple[Simulator | None, ...]
@@ -142,6 +198,8 @@ class Work:
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout must be > 0 seconds, but is {self.timeout}.")
+        check_simulators(self.simulators)
+        check_noise(self.noise)
 
     def __call__(self, task: Task) -> Outcome:
         start = time.perf_counter()
@@ -196,16 +254,37 @@ def status_of(x: np.ndarray, x_coarse: np.ndarray | None) -> np.ndarray:
 
 
 def describe(error: BaseException) -> str:
-    """Type, message and last place of an exception, in one line."""
+    """Type, message and last place of an exception in the user's code, in one line."""
     message = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    outside = [frame for frame in frames if not _is_in(frame.filename, _HERE)]
+    users = [f for f in outside if not _is_of_library(f.filename)]
+    chosen = (users or outside)[-1:]
+    place = "".join(f" ({frame.name}, line {frame.lineno})" for frame in chosen)
     return f"{type(error).__name__}: {message}{place}"
+
+
+def _is_in(filename: str, *folders: Path) -> bool:
+    return any(Path(filename).is_relative_to(folder) for folder in folders)
+
+
+def _is_of_library(filename: str) -> bool:
+    return filename.endswith(".pyx") or _is_in(filename, *_LIBRARIES)  # compiled, too
+
+
+def _is_of_memory(error: str) -> bool:
+    return "MemoryError" in error or "out of memory" in error.lower()
 
 
 def _checked(x: Any, num_rows: int, level: int) -> np.ndarray:
     # a copy: simulators may use their output again
     x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy().copy()
+    if x.shape == (num_rows,):
+        raise ValueError(
+            f"The simulator of level {level} returned x of shape (n,), one number a "
+            "row. Return shape (n, 1), e.g. `x.unsqueeze(1)` or `x[:, None]`; a "
+            "simulator of one row at a time can be wrapped by `one_at_a_time`."
+        )
     if x.ndim < 2 or x.shape[0] != num_rows:
         raise ValueError(
             f"The simulator of level {level} returned x of shape {tuple(x.shape)} for "

@@ -30,8 +30,14 @@ from sbi.utils.user_input_checks import process_prior
 
 from sbi_multilevel.simulation.accounting import summary
 from sbi_multilevel.simulation.arguments import per_level, rows_per_level
+from sbi_multilevel.simulation.calling import check_simulators
 from sbi_multilevel.simulation.filling import Effort, fill
-from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, seeded
+from sbi_multilevel.simulation.noise import (
+    NoiseSampler,
+    Simulator,
+    check_noise,
+    seeded,
+)
 from sbi_multilevel.simulation.reading import (
     memory_mapped,
     simulations_of,
@@ -106,6 +112,7 @@ class SimulationStore(OpenStore):
             ImportError: If zarr is missing.
             RuntimeError: If another process writes to the store.
         """
+        check_noise(noise)
         path = Path(path).resolve()
         planned = rows_per_level(num_simulations, least=0)
         with seeded(seed):  # sbi draws from the prior to check it
@@ -178,11 +185,13 @@ class SimulationStore(OpenStore):
             show_progress_bars: Whether to show bars and a summary.
 
         Raises:
-            ValueError: If the simulators are not those of earlier runs, by name.
+            ValueError: If the simulators are not those of earlier runs, by name, or
+                rows of a batch are mixed up.
             TooManyFailures: If too many rows fail.
             RuntimeError: If another process writes to the store.
             OSError: If the store cannot be written (disk full, no permission).
         """
+        check_simulators(simulators)
         work = Work(tuple(simulators), self._checked_noise(), timeout)
         sizes = simulation_batch_size or tuple(self._root.attrs["chunk_rows"])
         effort = Effort(
