@@ -82,6 +82,22 @@ def test_results_are_plain_numbers_that_read_well():
 
 
 @pytest.mark.parametrize(
+    ("estimate", "interval", "words"),
+    (
+        (math.inf, (45, math.inf), "count as many more than there are (45 or more);"),
+        (math.inf, (math.inf, math.inf), "count as many more than there are;"),
+        (601.0, (189, math.inf), "count as about 601 (189 or more);"),
+        (44.0, (30, 60), "count as about 44 (30 to 60);"),
+        (math.nan, (math.nan, math.nan), "count for a number too noisy to tell;"),
+    ),
+)
+def test_no_estimate_is_printed_as_inf_or_nan(estimate, interval, words):
+    text = str(EffectiveRows(40, estimate, interval, 0.35, 0.2))
+    assert f"40 high-fidelity rows {words} log score +0.35" in text
+    assert " inf" not in text and "nan" not in text
+
+
+@pytest.mark.parametrize(
     ("estimate", "interval"),
     (
         (math.inf, (45, math.inf)),

@@ -171,7 +171,10 @@ def test_trainings_of_the_members_are_kept_and_judged():
     assert [len(run.training_loss) for run in stages] == [3, 3]  # sbi adds an epoch
     report = check_training(inference)
     assert report.verdict == "stopped at max epochs"
-    assert "with lower levels, start 1 (level 0): the loss had not" in str(report)
+    assert "with lower levels, start 1 (level 0): the loss had not" not in str(report)
+    settled = "the loss had not settled after 3 epochs. Raise max_num_epochs."
+    number = len(report.verdicts)
+    assert report.reasons[1:] == (f"{number} of {number} runs of members: {settled}",)
     healthy = trained(options={"learning_rate": 5e-3, "stop_after_epochs": 5})
     assert str(check_training(healthy)) == "Training: converged."
 

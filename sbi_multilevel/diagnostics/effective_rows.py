@@ -15,6 +15,10 @@ rows, both judged by rows held out. Training with the lower levels, at loss
 With few rows held out this is a rough figure, and extrapolates beyond n: the interval
 says how rough. It is infinite where the loss is at or below the limit, which only says
 "many more".
+
+The interval, and the error of the gain, are over held-out rows *for the networks at
+hand*. They leave out the randomness of training: the same rows trained on again, from
+another `torch.manual_seed`, can give a gain that differs by several of its errors.
 """
 
 from __future__ import annotations
@@ -35,9 +39,20 @@ class EffectiveRows:
         estimate: High-fidelity rows that plain training would need to do as well;
             infinite for "many more", NaN where plain training does not improve with
             rows, so that nothing can be said.
-        interval: 5th and 95th percentile of the estimate, over draws of held-out rows.
+        interval: 5th and 95th percentile of the estimate, over draws of held-out rows;
+            training again varies beyond it.
         gain: Held-out log score a row, in nats, beyond plain training on the same rows.
-        gain_error: Its standard error over rows.
+        gain_error: Its standard error over rows. The randomness of training is not in
+            it: train with several `torch.manual_seed` to see that.
+
+    Example:
+    --------
+
+    ::
+
+        >>> print(EffectiveRows(40, float("inf"), (45, float("inf")), 0.35, 0.2))
+        40 high-fidelity rows count as many more than there are (45 or more); log \
+score +0.35 ± 0.20 nats a row beside training without lower levels
     """
 
     num_rows: int
@@ -47,14 +62,23 @@ class EffectiveRows:
     gain_error: float
 
     def __str__(self) -> str:
-        low, high = self.interval
-        count = f"count as about {self.estimate:.0f} ({low:.0f} to {high:.0f})"
-        if np.isnan(self.estimate):
-            count = "count for a number too noisy to tell"
         return (
-            f"{self.num_rows} high-fidelity rows {count}; log score {self.gain:+.2f} ± "
-            f"{self.gain_error:.2f} nats a row beside training without lower levels"
+            f"{self.num_rows} high-fidelity rows {self._count}; log score "
+            f"{self.gain:+.2f} ± {self.gain_error:.2f} nats a row beside training "
+            "without lower levels"
         )
+
+    @property
+    def _count(self) -> str:
+        if np.isnan(self.estimate):
+            return "count for a number too noisy to tell"
+        low, high = self.interval
+        limits = f" ({low:.0f} to {high:.0f})"
+        if np.isinf(high):
+            limits = "" if np.isinf(low) else f" ({low:.0f} or more)"
+        if np.isinf(self.estimate):
+            return f"count as many more than there are{limits}"
+        return f"count as about {self.estimate:.0f}{limits}"
 
 
 def effective_rows(

@@ -39,6 +39,7 @@ the default settings, whatever the number of rows.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -85,7 +86,7 @@ def check_training(inference: Any) -> TrainingReport:
             does not say why it stopped, 20 epochs without improvement (the default of
             `stop_after_epochs`) count as converged. Of the recipe `"hybrid"` all runs
             of members with weight are judged, and reasons given for those only that did
-            not converge.
+            not converge; a reason of several runs is given once.
 
     Raises:
         ValueError: If it is no trainer, was not trained yet, or its `hybrid_summary`
@@ -126,7 +127,7 @@ def _of_members(
     components: MembersRuns, weights: Mapping[str, float], spread: float
 ) -> TrainingReport:
     """The report on a mixture: members with weight, and reasons of what went wrong."""
-    verdicts, reasons = [], []
+    verdicts, names = [], defaultdict[str, list[str]](list)
     for component in filter(components.__contains__, weights):
         for member, runs in components[component].items():
             for run in runs:
@@ -134,7 +135,8 @@ def _of_members(
                 verdicts.append(verdict)
                 if verdict != "converged":
                     name = f"{component}, {member}{_name(run)}"
-                    reasons += [f"{name}: {reason}" for reason in found]
+                    for reason in found:
+                        names[reason].append(name)
     if not verdicts:
         raise ValueError(
             "inference.hybrid_summary has no runs of members with weight: there is "
@@ -142,7 +144,12 @@ def _of_members(
         )
     worst = max(verdicts, key=_SEVERITY.index)
     bad = len(verdicts) - verdicts.count("converged")
-    counted = f"{bad} of {len(verdicts)} runs of members did not converge."
+    total = f"of {len(verdicts)} runs of members"
+    counted = f"{bad} {total} did not converge."
+    reasons = [
+        f"{each[0] if len(each) == 1 else f'{len(each)} {total}'}: {reason}"
+        for reason, each in names.items()
+    ]
     return TrainingReport(worst, tuple(verdicts), (counted, *reasons) if bad else ())
 
 

@@ -55,7 +55,8 @@ class HybridSummary:
             the one member that has not seen them (the mixture of all is better); of
             tamed x where likelihoods are learned.
         effective_rows: What the lower levels and the maps were worth, beside the same
-            mixture without them; `None` where there are none.
+            mixture without them; `None` where there are none. Its errors are over rows
+            and leave out the randomness of training.
         num_epochs: Epochs trained, the mean over members.
         outputs: What of this the outputs of the lower levels tell, rather than the
             maps; `None` where it is not known.

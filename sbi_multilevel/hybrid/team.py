@@ -12,6 +12,7 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
@@ -62,6 +63,7 @@ class Team:
         tails: What tames the tails of x; `None` where all are light.
         seed: Seed of the members.
         options: Arguments of `train` for the members.
+        bar: Moves with every network that is trained.
     """
 
     trainer: MultilevelMixin
@@ -71,6 +73,7 @@ class Team:
     tails: Tails | None
     seed: int
     options: Mapping[str, Any]
+    bar: tqdm
 
     @cached_property
     def high(self) -> Rows:
@@ -98,7 +101,7 @@ class Team:
             if starts:
                 member.warm_start(starts[index % len(starts)]._neural_net)
             trainers.append(member)
-        component = self._trained(trainers)
+        component = self._trained(trainers, "networks with lower levels")
         return replace(component, runs={**_runs("start", starts), **component.runs})
 
     def _starts(self, step: Step) -> list[MultilevelMixin]:
@@ -116,18 +119,20 @@ class Team:
             pool = self._network_rows(step.move(self.high[rows], heard))
             trainers.append(member.append_lowfidelity_simulations(*pool))
         folds = [Fold(half, self.seed) for half in range(2)]
-        return train_members(trainers, folds, None, self.options)
+        return self._train(trainers, folds, "networks to start from")
 
     def alone(self) -> Component:
         """Members that learn from high fidelity alone."""
-        return self._trained([self._plain(rows) for rows in self.others])
+        trainers = [self._plain(rows) for rows in self.others]
+        return self._trained(trainers, "networks of high fidelity alone")
 
     def on_half(self) -> Component:
         """The same on half of the rows."""
         draw = np.random.default_rng(self.seed).permutation
         sizes = [max(len(rows) // 2, _FEWEST_ROWS) for rows in self.others]
         halves = [draw(rows)[:size] for rows, size in zip(self.others, sizes)]
-        return self._trained([self._plain(rows) for rows in halves])
+        trainers = [self._plain(rows) for rows in halves]
+        return self._trained(trainers, "networks of half of the rows")
 
     def prior(self, prior: Any) -> Component:
         """The prior, as a density of theta."""
@@ -164,9 +169,15 @@ class Team:
         x = x if self.tails is None else self.tails(x)
         return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
 
-    def _trained(self, trainers: Sequence[MultilevelMixin]) -> Component:
+    def _train(
+        self, trainers: Sequence[MultilevelMixin], folds: Sequence[Fold], what: str
+    ) -> list[MultilevelMixin]:
+        self.bar.set_description(f"Training {what}")
+        return train_members(trainers, folds, None, self.options, self.bar.update)
+
+    def _trained(self, trainers: Sequence[MultilevelMixin], what: str) -> Component:
         folds = [Fold(index, self.seed) for index in range(len(trainers))]
-        trained = train_members(trainers, folds, None, self.options)
+        trained = self._train(trainers, folds, what)
         networks = [member._neural_net.eval() for member in trained]
         losses = torch.empty(len(self.high))
         for network, fold in zip(networks, self.folds):

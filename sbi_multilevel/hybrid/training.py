@@ -25,6 +25,7 @@ from sbi_multilevel.hybrid.weighing import (
 from sbi_multilevel.mixture import MixtureEstimator
 from sbi_multilevel.recipes import Hybrid
 from sbi_multilevel.simulations import MultilevelSimulations
+from sbi_multilevel.trainers.ensemble import warn_of_limit
 
 if TYPE_CHECKING:
     from sbi_multilevel.trainers.mixin import MultilevelMixin
@@ -49,25 +50,23 @@ def train_hybrid(
     seed = int(torch.randint(2**31, ()))
     tails = fit_tails(simulations) if recipe.tame_tails else None
     folds = cut(len(high), recipe.num_members, seed)
-    team = Team(trainer, recipe, high, folds, tails, seed, options)
 
     components: dict[str, Component] = {}
     steps: list[Step] = []
     on_half = outputs = None
     prior = _proper_prior(trainer)
-    bar = tqdm(desc="Training members", disable=not trainer._show_progress_bars)
-    with bar:
+    total = _num_networks(recipe, len(folds), len(simulations))
+    with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
+        team = Team(trainer, recipe, high, folds, tails, seed, options, bar)
         if len(simulations) > 1:
+            bar.set_description("Choosing maps")
             aligner = Aligner(recipe.alignments, trainer._modelled, tails, seed)
             pool, steps = aligner.below_the_highest(simulations, recipe.num_members)
             steps.append(aligner.step(pool, team.high, folds))
             outputs = aligner.told_by_outputs(steps[-1], team.high, folds)
             components[POOLED] = team.pooled(steps[-1])
-            bar.update(2 + len(folds))
             on_half = team.on_half()
-            bar.update(len(folds))
         components[ALONE] = team.alone()
-        bar.update(len(folds))
     if prior is not None:
         components[PRIOR] = team.prior(prior)
 
@@ -87,6 +86,8 @@ def train_hybrid(
     heard = [team.heard(index) for index in range(len(folds))]
     summary = _summarise(components, weights, steps, heard, worth)
     runs = {name: each.runs for name, each in components.items() if each.runs}
+    every = [each for members in runs.values() for each in members.values()]
+    warn_of_limit(every, options["max_num_epochs"])
     return estimator, replace(summary, outputs=outputs, runs=runs)
 
 
@@ -114,7 +115,10 @@ def member_options(
         "dataloader_kwargs": dataloader_kwargs,
     }
     kernel = getattr(loss_args, "calibration_kernel", None)
-    return options if kernel is None else {**options, "calibration_kernel": kernel}
+    # that of sbi holds the user's trainer with all rows; members make their own
+    if kernel is None or (getattr(kernel, "__module__", None) or "").startswith("sbi."):
+        return options
+    return {**options, "calibration_kernel": kernel}
 
 
 def check_hybrid(trainer: MultilevelMixin, simulations: MultilevelSimulations) -> None:
@@ -131,6 +135,13 @@ def check_hybrid(trainer: MultilevelMixin, simulations: MultilevelSimulations) -
             f"least {_FEWEST_ROWS}, as it holds some out twice. Simulate more, or use "
             "the recipe 'transfer'."
         )
+
+
+def _num_networks(recipe: Hybrid, num_members: int, num_levels: int) -> int:
+    """How many networks are trained in all."""
+    if num_levels == 1:
+        return num_members
+    return 2 * recipe.shared_start + 3 * num_members
 
 
 def _shares(

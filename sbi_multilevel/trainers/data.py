@@ -18,11 +18,13 @@ from sbi_multilevel.simulations import (
     MultilevelSimulations,
     merge_levels,
 )
+from sbi_multilevel.trainers.appending import incomplete, warn_of_repeats
 from sbi_multilevel.validation import (
     check_levels_are_consecutive,
     check_paired,
     check_rows_fit,
     check_same_device,
+    check_tensor,
 )
 
 
@@ -110,6 +112,8 @@ class MultilevelDataMixin(NeuralInference):
         Raises:
             ValueError: If the rows do not fit each other or those appended before.
                 Nothing is stored then.
+
+        Warns if rows of a level are there already, with the same theta and the same x.
         """
         self._check_single_round(proposal)
         if isinstance(theta, MultilevelSimulations):
@@ -120,14 +124,12 @@ class MultilevelDataMixin(NeuralInference):
                 )
             parts = list(theta)
         elif x is None or level is None:
-            raise ValueError(
-                f"x is {x if x is None else 'given'} and level is {level}, but rows of "
-                "one level need theta, x, level=..., and for pairs x_coarse."
-            )
+            raise ValueError(incomplete(theta, x, level))
         else:
             theta = self._complete(theta, level)
             parts = [LevelSimulations(level, theta, x, x_coarse)]
         self._check_appended(parts, data_device)
+        warn_of_repeats(parts, self._appended)
         for rows in parts:
             self._append_rows(rows, data_device)
         return self
@@ -241,9 +243,26 @@ class MultilevelDataMixin(NeuralInference):
                 torch.empty(0, device=device), first.theta, parts[0].level
             )
 
+    def _check_plain(self, theta: Tensor, x: Tensor) -> None:
+        """Check rows of `append_simulations` beside those of levels."""
+        if not self._entry_levels:
+            return
+        level = self._highest_level
+        for name, column in (("theta", theta), ("x", x)):
+            check_tensor(name, column, level)
+        rows = LevelSimulations.trusted(level, theta, x)
+        check_rows_fit(rows, self._rows_of(0))
+        warn_of_repeats([rows], self._appended)
+
+    @property
+    def _appended(self) -> list[LevelSimulations]:
+        return [self._rows_of(entry) for entry in range(len(self._theta_roundwise))]
+
     def _append_rows(self, rows: LevelSimulations, data_device: str | None) -> None:
         entry = len(self._theta_roundwise)
-        self.append_simulations(rows.theta, rows.x, data_device=data_device)
+        super().append_simulations(  # pyright: ignore[reportAbstractUsage]
+            rows.theta, rows.x, data_device=data_device
+        )
         self._entry_levels[entry] = rows.level
         for store, column in (
             (self._x_coarse, rows.x_coarse),
@@ -271,10 +290,10 @@ class MultilevelDataMixin(NeuralInference):
 
     def _check_trainable(self) -> MultilevelSimulations:
         """All rows as the recipe uses them, or why they cannot be trained on."""
-        entries = range(len(self._theta_roundwise))
         if max(self._data_round_index) > 0:
             self._check_single_round(None)
-        plain = len(entries) - len(self._entry_levels)
+        parts = self._appended
+        plain = len(parts) - len(self._entry_levels)
         if self._recipe.needs_pairs and plain:
             raise ValueError(
                 "`append_simulations` was called beside multilevel rows, or after "
@@ -283,7 +302,6 @@ class MultilevelDataMixin(NeuralInference):
                 "`append_multilevel_simulations`, in a new trainer, or use the recipe "
                 "'transfer'."
             )
-        parts = [self._rows_of(entry) for entry in entries]
         for rows in parts:
             check_rows_fit(rows, parts[0])
         simulations = self._recipe.arrange(parts)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from joblib import Parallel, delayed
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
+from sbi_multilevel.diagnostics.training import TrainingRun, training_runs
 from sbi_multilevel.recipes import Hybrid
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.trainers.batches import Fold
@@ -42,6 +44,7 @@ _LEFT_OUT = (
     "_term_rows",
     "_held_out",
     "_arranged",
+    "_reports_convergence",
 )
 
 
@@ -145,6 +148,9 @@ def train_ensemble(
     members = train_members(
         [inference] * num_members, folds, num_workers, train_options or {}
     )
+    if inference._recipe.early_stopping or not inference._uses_recipe:
+        runs = [training_runs(member.summary) for member in members]
+        warn_of_limit(runs, (train_options or {}).get("max_num_epochs"))
     return Ensemble(tuple(members))
 
 
@@ -153,17 +159,21 @@ def train_members(
     folds: Sequence[Fold],
     num_workers: int | None,
     train_options: Mapping[str, Any],
+    when_done: Callable[[], object] = lambda: None,
 ) -> list[MultilevelMixin]:
     """Train a copy of each trainer on its own fold, seeded by the fold.
+
+    Members do not warn of `max_num_epochs` themselves, see `warn_of_limit`.
 
     Args:
         trainers: Trainers with simulations; they stay as they are.
         folds: A fold for each.
         num_workers: Processes, one thread each; `None` leaves it to joblib.
         train_options: Arguments of `train`.
+        when_done: Called after each member, e.g. to move a progress bar.
 
     Returns:
-        The trained copies.
+        The trained copies, in the order of `trainers`.
     """
     jobs = [
         delayed(_train_member)(
@@ -176,11 +186,31 @@ def train_members(
         )
         for trainer, fold in zip(trainers, folds, strict=True)
     ]
-    states = Parallel(n_jobs=num_workers)(jobs)
-    return [
-        _restore(type(trainer), state, trainer._prior, trainer._build_neural_net)
-        for trainer, state in zip(trainers, states)
-    ]
+    states = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
+    members = []
+    for trainer, state in zip(trainers, states):
+        members.append(
+            _restore(type(trainer), state, trainer._prior, trainer._build_neural_net)
+        )
+        when_done()
+    return members
+
+
+def warn_of_limit(runs: Iterable[Sequence[TrainingRun]], limit: int | None) -> None:
+    """Warn once if `max_num_epochs` cut the training of members off.
+
+    Args:
+        runs: The trainings of each member.
+        limit: `max_num_epochs`.
+    """
+    stopped = [any(run.converged is False for run in each) for each in runs]
+    if any(stopped):
+        warnings.warn(
+            f"Maximum number of epochs `max_num_epochs={limit}` reached by "
+            f"{sum(stopped)} of {len(stopped)} networks before they had converged. "
+            "Raise it, or leave it out.",
+            stacklevel=3,
+        )
 
 
 def trainer_state(trainer: MultilevelMixin) -> dict[str, Any]:
@@ -211,7 +241,7 @@ def _train_member(
     # the builder may hold an embedding net, which the members must not share
     build = cloudpickle.loads(cloudpickle.dumps(build))
     trainer = _restore(cls, deepcopy(state), prior, build)
-    trainer._fold = fold
+    trainer._fold, trainer._reports_convergence = fold, False
     # sbi prints a line for each network that has converged
     quiet = contextlib.redirect_stdout(io.StringIO())
     try:

@@ -77,6 +77,7 @@ class EpochMixin(MultilevelDataMixin):
     _held_out: tuple[DataLoader, LossArgs | None]
     _warm_start: Any
     _last_flush: float = 0.0  # of the tracker, by `time.monotonic`
+    _reports_convergence: bool = True  # members are silent
 
     @property
     def _uses_recipe(self) -> bool:
@@ -244,6 +245,8 @@ class EpochMixin(MultilevelDataMixin):
             "converged": epoch <= max_num_epochs,
             "best_validation_loss": self._best_val_loss,
         }
+        if not self._reports_convergence:
+            return
         if self._uses_recipe and not self._recipe.early_stopping:
             return  # a fixed number of epochs was asked for
         super()._report_convergence_at_end(epoch, max_num_epochs)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from sbi.inference.trainers._contracts import (
+    LossArgs,
+    StartIndexContext,
+    TrainConfig,
+)
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
@@ -13,7 +18,7 @@ from sbi_multilevel.hybrid.training import check_hybrid, member_options, train_h
 from sbi_multilevel.recipes import Hybrid
 from sbi_multilevel.simulations import MultilevelSimulations
 from sbi_multilevel.trainers.mixin import MultilevelMixin
-from sbi_multilevel.trainers.network import WarmStart
+from sbi_multilevel.trainers.network import WarmStart, check_builder
 
 
 class HybridMixin(MultilevelMixin):
@@ -60,9 +65,20 @@ class HybridMixin(MultilevelMixin):
     def _check_trainable(self) -> MultilevelSimulations:
         simulations = super()._check_trainable()
         if self._uses_members:
+            check_builder(self)
             check_hybrid(self, simulations)
             self._arranged = simulations
         return simulations
+
+    def _get_start_index(self, context: StartIndexContext) -> int:
+        """As the parent; members train anew, so a second training needs no consent.
+
+        NPE of sbi asks for `force_first_round_loss=True` lest rows of a proposal are
+        taken for rows of the prior; `_check_trainable` refuses such rows.
+        """
+        if self._uses_members and not context.resume_training:
+            context = replace(context, force_first_round_loss=True)
+        return super()._get_start_index(context)  # pyright: ignore[reportAbstractUsage]
 
     def get_dataloaders(
         self,
@@ -76,8 +92,8 @@ class HybridMixin(MultilevelMixin):
         if self._uses_members and resume_training:
             raise ValueError(
                 "resume_training=True was passed, but recipe='hybrid' trains many "
-                "networks to their end. Leave it out to train anew (for NPE with "
-                "force_first_round_loss=True)."
+                "networks to their end. Leave it out: `train()` trains anew on all "
+                "rows appended so far."
             )
         return super().get_dataloaders(
             starting_round,

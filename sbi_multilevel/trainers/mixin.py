@@ -31,6 +31,7 @@ from sbi_multilevel.trainers.epochs import EpochMixin
 from sbi_multilevel.trainers.network import (
     WarmStart,
     builder_for,
+    check_builder,
     frees_theta,
     frozen,
     take_over,
@@ -201,6 +202,8 @@ class MultilevelMixin(EpochMixin):
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
         """Build the network on the rows of the first stage: they set its z-scoring."""
+        if retrain_from_scratch or self._neural_net is None:
+            check_builder(self)
         if not self._uses_recipe:
             super()._initialize_neural_network(  # pyright: ignore[reportAbstractUsage]
                 retrain_from_scratch, start_idx

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from sbi_multilevel.estimators import (
 from sbi_multilevel.recipes import Hybrid, Recipe, Transfer
 from sbi_multilevel.validation import has_support
 
+if TYPE_CHECKING:
+    from sbi_multilevel.trainers.mixin import MultilevelMixin
+
 WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tensor]
 
 
@@ -31,6 +34,18 @@ def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) 
         return False
     wanted = is_named if recipe.unconstrained is None else recipe.unconstrained
     return wanted and has_support(prior)
+
+
+def check_builder(trainer: MultilevelMixin) -> None:
+    """Raise if a network has to be built, but a trainer came back from a pickle."""
+    if trainer._build_neural_net is None:
+        name = type(trainer).__name__
+        raise ValueError(
+            "The trainer was pickled, and sbi leaves density_estimator out of the "
+            "pickle: a network cannot be built. Make a new trainer, "
+            f"`{name}(prior, density_estimator=...)`, and append the simulations to "
+            "it: those kept, or `multilevel_simulations` of this trainer."
+        )
 
 
 def builder_for(

@@ -1,0 +1,116 @@
+"""What is seen while the members of a hybrid are trained: a bar, and few warnings."""
+
+import warnings
+
+import joblib
+import pytest
+import torch
+from tqdm import tqdm
+
+from sbi_multilevel import MFNPE, MLNLE, MLNPE, Hybrid, train_ensemble
+from sbi_multilevel.hybrid import training as training_module
+from sbi_multilevel.trainers.batches import Fold
+from sbi_multilevel.trainers.ensemble import train_members
+from tests.test_hybrid import BRIEF, QUICK, make, rows, trained
+
+
+@pytest.mark.parametrize(
+    ("recipe", "one_level", "total"),
+    (
+        (Hybrid(num_members=3), False, 2 + 3 * 3),
+        (Hybrid(num_members=2, shared_start=False), False, 3 * 2),
+        (Hybrid(num_members=3), True, 3),
+    ),
+)
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+def test_the_bar_moves_with_every_network(monkeypatch, recipe, one_level, total):
+    moves, words, totals = [], [], []
+
+    class Bar(tqdm):
+        def __init__(self, total, disable):
+            totals.append((total, disable))
+            super().__init__(total=total, disable=True)
+
+        def update(self, n=1):
+            moves.append((n, words[-1]))
+
+        def set_description(self, desc=None, refresh=True):
+            words.append(desc)
+
+    monkeypatch.setattr(training_module, "tqdm", Bar)
+    inference = make(recipe=recipe)
+    if one_level:
+        inference = MLNPE(density_estimator="mdn", recipe=recipe)
+        low = rows()[0]
+        inference.append_multilevel_simulations(low.theta, low.x, level=0)
+    inference.train(**BRIEF)
+    assert totals == [(total, not one_level)]
+    assert len(moves) == total and all(step == 1 for step, _ in moves)
+    members = recipe.num_members
+    last = [("Training networks of high fidelity alone", members)]
+    if not one_level:
+        first = ("Training networks to start from", 2)
+        last = [
+            *([first] if recipe.shared_start else []),
+            ("Training networks with lower levels", members),
+            ("Training networks of half of the rows", members),
+            *last,
+        ]
+        assert words[0] == "Choosing maps"
+    assert [said for _, said in moves] == [w for w, n in last for _ in range(n)]
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+@pytest.mark.parametrize("num_workers", (1, 2))
+def test_members_come_in_order_and_are_told_one_by_one(num_workers):
+    trainers = [make(MFNPE, rows(60, n), recipe="transfer") for n in (20, 8, 12)]
+    done = []
+    folds = [Fold(index, 0) for index in range(3)]
+    members = train_members(
+        trainers, folds, num_workers, BRIEF, lambda: done.append(None)
+    )
+    assert len(done) == 3
+    sizes = [m.multilevel_simulations.num_simulations for m in members]
+    assert sizes == [(60, 20), (60, 8), (60, 12)]
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+@pytest.mark.parametrize("num_workers", (1, 2))
+def test_one_warning_of_max_num_epochs_and_none_of_pickling(cls, num_workers):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with joblib.parallel_config(n_jobs=num_workers):
+            trained(cls)
+    messages = [str(each.message) for each in caught]
+    assert not [m for m in messages if "pickled" in m]
+    limits = [m for m in messages if "Maximum number of epochs" in m]
+    assert len(limits) == 1
+    assert "`max_num_epochs=2` reached by 6 of 6 networks" in limits[0]
+
+
+def test_members_that_converge_are_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(options={"learning_rate": 5e-3, "stop_after_epochs": 3})
+
+
+def test_a_kernel_of_the_user_reaches_the_members():
+    seen = []
+
+    def kernel(x):
+        seen.append(len(x))
+        return torch.ones(len(x))
+
+    inference = make(recipe=QUICK)
+    with pytest.warns(UserWarning, match="Maximum number of epochs"):
+        inference.train(calibration_kernel=kernel, **BRIEF)
+    assert seen
+
+
+def test_an_ensemble_warns_once_and_its_members_by_themselves_again():
+    trainer = make(MFNPE, recipe="transfer")
+    with pytest.warns(UserWarning, match="by 2 of 2 networks") as caught:
+        ensemble = train_ensemble(trainer, 2, train_options=BRIEF)
+    assert len([w for w in caught if "Maximum" in str(w.message)]) == 1
+    with pytest.warns(UserWarning, match="network has not yet fully converged"):
+        ensemble.members[0].train(force_first_round_loss=True, **BRIEF)

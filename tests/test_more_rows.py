@@ -1,0 +1,177 @@
+"""Rows that are appended later: to train anew on, to be refused, or there already."""
+
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbi_multilevel import (
+    MFNLE,
+    MFNPE,
+    MLNLE,
+    MLNPE,
+    LevelSimulations,
+    MultilevelSimulations,
+)
+from sbi_multilevel.trainers.appending import count_repeats
+from tests.test_hybrid import BRIEF, make, rows, trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+
+
+def same_weights(first, second):
+    pairs = zip(first._neural_net.state_dict().values(), second.state_dict().values())
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ------------------------------------------------------------------ training anew
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+def test_a_second_training_is_that_of_a_new_trainer_with_all_rows(cls):
+    more, plain = rows(50, 9, seed=1), rows(50, 5, seed=2)[1]
+    inference = trained(cls)
+    fresh = make(cls)
+    for each in (inference, fresh):
+        each.append_multilevel_simulations(more)
+        each.append_simulations(plain.theta, plain.x)
+        torch.manual_seed(4)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*with and without x_coarse")
+            each.train(**BRIEF)
+    assert inference.hybrid_summary.effective_rows.num_rows == 34
+    assert same_weights(inference, fresh._neural_net)
+
+
+def test_resuming_is_refused_with_a_remedy_that_works():
+    inference = trained()
+    with pytest.raises(ValueError, match=r"Leave it out: `train\(\)` trains anew"):
+        inference.train(resume_training=True, **BRIEF)
+    inference.train(**BRIEF)
+
+
+def test_rows_of_a_proposal_are_not_taken_for_rows_of_the_prior():
+    inference = trained()
+    proposal = inference.build_posterior().set_default_x(torch.zeros(2))
+    more = rows()[1]
+    inference.append_simulations(more.theta + 1e-3, more.x, proposal=proposal)
+    with pytest.raises((ValueError, AssertionError)):
+        inference.train(**BRIEF)
+
+
+def test_other_recipes_ask_as_sbi_does():
+    inference = make(MFNPE, recipe="transfer")
+    inference.train(**BRIEF)
+    with pytest.raises(ValueError, match="force_first_round_loss"):
+        inference.train(**BRIEF)
+
+
+# ----------------------------------------------------------------- from a pickle
+
+
+@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+@pytest.mark.parametrize("recipe", (None, "transfer"))
+def test_a_trainer_from_a_pickle_says_why_it_cannot_train(cls, recipe):
+    inference = make(cls, recipe=recipe)
+    copy = pickle.loads(pickle.dumps(inference))
+    copy.append_multilevel_simulations(rows(seed=1))
+    with pytest.raises(ValueError, match=rf"pickle.*new trainer, `{cls.__name__}\("):
+        copy.train(**BRIEF)
+    assert copy.multilevel_simulations.num_simulations == (400, 40)
+
+
+# ------------------------------------------------------------- rows there already
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+def test_rows_that_are_there_already_are_told(cls):
+    inference = make(cls)
+    with pytest.warns(
+        UserWarning, match="200 of 200 rows of level 0, 20 of 20 rows of"
+    ):
+        inference.append_multilevel_simulations(rows())
+    high = rows()[1]
+    with pytest.warns(UserWarning, match="20 of 20 rows of level 1 .*`seed=`"):
+        inference.append_simulations(high.theta, high.x)
+    low = rows(seed=3)[0]
+    theta, x = (
+        torch.cat((a[:7], b))
+        for a, b in zip((rows()[0].theta, rows()[0].x), (low.theta, low.x))
+    )
+    with pytest.warns(UserWarning, match="7 of 207 rows of level 0 are"):
+        inference.append_multilevel_simulations(theta, x, level=0)
+
+
+@pytest.mark.parametrize("cls", (MFNPE, MFNLE))
+def test_new_rows_and_replicates_of_theta_are_silent(cls):
+    inference = make(cls)
+    low, high = rows()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inference.append_multilevel_simulations(rows(seed=1))
+        inference.append_multilevel_simulations(low.theta, low.x + 1, level=0)
+        inference.append_simulations(high.theta, high.x + 1)
+        # the rows of another level are no repeats
+        inference.append_simulations(low.theta, low.x)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=9),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=9),
+)
+def test_repeats_are_counted_as_python_would(new, known):
+    def level(pairs):
+        theta, x = torch.tensor(pairs, dtype=torch.float32).T
+        return LevelSimulations.trusted(0, theta[:, None], x.reshape(-1, 1, 1))
+
+    assert count_repeats(level(new), [level(known)]) == sum(p in known for p in new)
+    assert count_repeats(level(new), []) == 0
+    halves = [level(known[:1]), level(known[1:])]
+    assert count_repeats(level(new), halves) == sum(p in known for p in new)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+def test_a_list_of_levels_is_named_as_what_it_is(cls):
+    inference = make(cls)
+    parts = [(level.theta, level.x) for level in rows()]
+    with pytest.raises(
+        ValueError, match="theta is a list of 2 elements.*simulate_mult"
+    ):
+        inference.append_multilevel_simulations(parts)
+    with pytest.raises(ValueError, match="theta is a Tensor, x is None and level is 1"):
+        inference.append_multilevel_simulations(rows()[1].theta, level=1)
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+@pytest.mark.parametrize(
+    ("theta", "x", "named"),
+    (
+        (torch.zeros(9), torch.randn(9, 2), r"theta of level 2 .*\(n, 1\)"),
+        (torch.zeros(9, 2), torch.randn(9, 2), r"theta of level 2 has shape \(2,\)"),
+        (torch.zeros(9, 1), torch.randn(9, 3), r"x of level 2 has shape \(3,\)"),
+    ),
+)
+def test_rows_that_do_not_fit_the_levels_are_refused_at_once(cls, theta, x, named):
+    inference = make(cls, simulations=MultilevelSimulations(tuple(rows())))
+    inference._low_levels.add(1)
+    with pytest.raises(ValueError, match=named):
+        inference.append_simulations(theta, x)
+    assert len(inference._theta_roundwise) == 2
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+def test_rows_alone_are_taken_as_sbi_takes_them(cls):
+    inference = cls(show_progress_bars=False)
+    level = rows()[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            inference.append_simulations(level.theta, level.x)
+    assert len(inference._theta_roundwise) == 2
