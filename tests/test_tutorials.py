@@ -189,9 +189,10 @@ def any_own_simulator(text):
     assert ways == ["paired"] * 3  # many rows, a seed, a program
     found = dict(re.findall(r"^(.+): Level 1 with level 0: (.+)$", text, flags=re.M))
     assert found["other draws"].startswith("not paired")
-    for mistake in ("own numbers", "the batch"):
-        assert found[mistake].startswith("draws randomness of its own: level 1")
-        assert "As it is: paired" in found[mistake]
+    signs = {"own numbers": "draws randomness of its own: level 1"}
+    signs["the batch"] = "rows depend on their batch: a row of level 1"
+    for mistake, sign in signs.items():
+        assert found[mistake].startswith(sign) and "As it is: paired" in found[mistake]
     # what fails and what is NaN is dropped, and said
     asked, got = values(r"asked for \(\d+, (\d+)\) got \(\d+, (\d+)\)", text)
     assert got < asked
