@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ def isolated(tmp_path, monkeypatch):
     """Every test is seeded, and writes sbi's log folder to a place of its own."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
+    np.random.seed(1)  # what scikit-learn draws from, in L-C2ST for one
 
 
 @pytest.fixture
