@@ -7,11 +7,12 @@ A test compares both pages with them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sbi_multilevel.benchmark.journal import read_records
+from sbi_multilevel.benchmark.journal import Record, read_records
 from sbi_multilevel.benchmark.records import MIN_SEEDS, Cell, Table, cells
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,26 +69,24 @@ WITHOUT = {
     "members from scratch": "hybrid-scratch",
     "dear rows alone": "high-hybrid",
 }
-SHORT = (
-    "kl_grid",
-    "nlpd",
-    "c2st",
-    "mmd_squared",
-)  # and NLTP where there is nothing else
 
 
 class Results:
     """Cells of the records, by task, rows and method."""
 
-    def __init__(self) -> None:
-        records = [
-            r for path in sorted(RESULTS.glob("*.jsonl")) for r in read_records(path)
-        ]
+    def __init__(self, records: Iterable[Record]) -> None:
         self._cells = {
             (each.task, each.num_simulations, each.method): each
             for each in cells(records)
             if each.observations is None
         }
+
+    @classmethod
+    @functools.cache
+    def of_files(cls) -> Results:
+        """Those that are kept in the repository."""
+        paths = sorted(RESULTS.glob("*.jsonl"))
+        return cls([record for path in paths for record in read_records(path)])
 
     def cell(self, task: str, rows: tuple[int, ...], method: str) -> Cell | None:
         return self._cells.get((task, rows, method))
@@ -110,12 +109,13 @@ def main_table(full: bool = False) -> Table:
     """The table of all tasks.
 
     Args:
-        full: With every metric, calibration and minutes.
+        full: With calibration, minutes and every metric of a task, not the first alone.
     """
-    results, rows = Results(), []
+    results, rows, seen = Results.of_files(), [], set()
     for line in LINES:
-        if not full and line.metric not in SHORT and line.task != "blob":
+        if not full and line.task in seen:
             continue
+        seen.add(line.task)
         for index, counts in enumerate(line.rows):
             rows.append(_row(results, line, counts, index == 0, full))
     extra = ("TARP area", "SBC", "minutes") if full else ()
@@ -126,7 +126,7 @@ def useless_table() -> Table:
     """What a useless level 0 does."""
     methods = {"plain": "high", "hybrid without level 0": "high-hybrid"}
     methods |= {"transfer": "mf", "hybrid": "hybrid"}
-    results = Results()
+    results = Results.of_files()
     rows = [
         (
             f"{line.title}, {line.called}",
@@ -144,7 +144,7 @@ def useless_table() -> Table:
 
 def parts_table() -> Table:
     """What is lost without each part of the recipe."""
-    results = Results()
+    results = Results.of_files()
     rows = [
         (
             name,

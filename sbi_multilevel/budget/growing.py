@@ -18,7 +18,7 @@ from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 
 from sbi_multilevel.simulation.accounting import measured_costs
-from sbi_multilevel.simulation.arguments import check_costs, per_level
+from sbi_multilevel.simulation.arguments import check_num_costs, per_level
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -56,7 +56,7 @@ class Source:
         with seeded(self.seed):  # sbi draws from the prior to check it
             prior, *_ = process_prior(self.prior)
         object.__setattr__(self, "prior", prior)
-        check_costs(self.costs, len(self.simulators))
+        check_num_costs(self.costs, len(self.simulators))
 
     def check_rows(self, name: str, num_simulations: Sequence[int], least: int) -> None:
         """Raise unless there is a number of rows, at least `least`, for each level."""

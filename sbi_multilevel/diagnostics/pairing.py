@@ -34,8 +34,7 @@ from torch import Tensor
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
 from sbi_multilevel.simulation.accounting import failure_text, measured_costs
-from sbi_multilevel.simulation.arguments import check_costs, per_level
-from sbi_multilevel.simulation.calling import check_simulators
+from sbi_multilevel.simulation.arguments import check_num_costs, per_level
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
@@ -123,9 +122,8 @@ def check_pairing(
         >>> report.verdicts
         ('Level 1 with level 0: draws randomness of its own: level 1 (about ...
     """
-    check_simulators(simulators)
+    work = _EachAlone(simulators, noise, timeout)
     _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs)
-    work = _EachAlone(tuple(simulators), noise, timeout)
     with seeded(seed):  # sbi draws from the prior to check it
         prior, *_ = process_prior(prior)
     num_thetas = num_simulations // num_noises
@@ -188,7 +186,7 @@ def _check_arguments(
             f"num_repeats={num_repeats} must be between 1 and the rows of a level, a "
             "multiple of num_noises up to num_simulations."
         )
-    check_costs(costs, len(simulators))
+    check_num_costs(costs, len(simulators))
 
 
 class _EachAlone(Work):

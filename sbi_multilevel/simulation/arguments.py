@@ -38,7 +38,7 @@ def rows_per_level(num_simulations: Sequence[int], least: int) -> tuple[int, ...
     return rows
 
 
-def check_costs(costs: Sequence[float] | None, num_levels: int) -> None:
+def check_num_costs(costs: Sequence[float] | None, num_levels: int) -> None:
     """Check that there is a cost a level, if any.
 
     Raises:

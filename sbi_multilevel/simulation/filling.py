@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sbi_multilevel.simulation.accounting import FailureLimit, summary
-from sbi_multilevel.simulation.arguments import check_costs
+from sbi_multilevel.simulation.arguments import check_num_costs
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.progress import Progress
 from sbi_multilevel.simulation.table import LevelTable
@@ -58,7 +58,7 @@ def fill(
         ValueError: If there is not one cost a level, or rows of a batch are mixed up.
         TooManyFailures: If more fail than allowed.
     """
-    check_costs(costs, len(tables))
+    check_num_costs(costs, len(tables))
     remaining = [
         len(table.rows_with(Status.PENDING, stop=stop))
         for table, stop in zip(tables, num_rows)

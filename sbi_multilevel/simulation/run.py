@@ -10,8 +10,11 @@ import numpy as np
 from sbi.utils.user_input_checks import process_prior
 
 from sbi_multilevel.simulation.accounting import measured_costs
-from sbi_multilevel.simulation.arguments import check_costs, per_level, rows_per_level
-from sbi_multilevel.simulation.calling import check_simulators
+from sbi_multilevel.simulation.arguments import (
+    check_num_costs,
+    per_level,
+    rows_per_level,
+)
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -114,12 +117,11 @@ def simulate_multilevel(
         >>> sims.num_simulations
         (100, 10)
     """
-    check_simulators(simulators)
+    work = Work(simulators, noise, timeout)
     num_simulations = rows_per_level(num_simulations, least=2)
     _check_arguments(simulators, num_simulations, seed)
-    check_costs(costs, len(simulators))
+    check_num_costs(costs, len(simulators))
     sizes = per_level(simulation_batch_size, len(simulators))
-    work = Work(tuple(simulators), noise, timeout)
     if store is not None:
         stored = SimulationStore.create(
             store, prior, num_simulations, noise=noise, seed=seed, chunk_rows=sizes

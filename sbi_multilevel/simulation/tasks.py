@@ -191,7 +191,7 @@ class Work:
             is of a wrong shape.
     """
 
-    simulators: tuple[Simulator | None, ...]
+    simulators: Sequence[Simulator | None]
     noise: NoiseSampler | None = None
     timeout: float | None = None
 
@@ -199,6 +199,7 @@ class Work:
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout must be > 0 seconds, but is {self.timeout}.")
         check_simulators(self.simulators)
+        object.__setattr__(self, "simulators", tuple(self.simulators))
         check_noise(self.noise)
 
     def __call__(self, task: Task) -> Outcome:

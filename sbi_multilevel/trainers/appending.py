@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 
 from sbi_multilevel.simulations import LevelSimulations
+
+Append = TypeVar("Append", bound=Callable[..., Any])
+
+
+def checks_rows(append: Append) -> Append:
+    """`append_simulations` of sbi that looks at its rows beside those of levels.
+
+    Where rows of levels were appended before, those of other shapes are refused at
+    once, and rows that are there already are told. All else is as in sbi.
+
+    Args:
+        append: The method of sbi, whose arguments and docstring stay.
+    """
+
+    @functools.wraps(append)
+    def append_simulations(
+        self: Any, theta: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        self._check_plain(theta, x)
+        return append(self, theta, x, *args, **kwargs)
+
+    return cast(Append, append_simulations)
 
 
 def count_repeats(rows: LevelSimulations, known: Sequence[LevelSimulations]) -> int:

@@ -15,9 +15,8 @@ inference*, NeurIPS 2025, arXiv:2506.06087, Algorithm 1.
 from __future__ import annotations
 
 from sbi.inference import NLE
-from torch import Tensor
-from typing_extensions import Self
 
+from sbi_multilevel.trainers.appending import checks_rows
 from sbi_multilevel.trainers.hybrid import HybridMixin
 
 
@@ -72,38 +71,7 @@ class MLNLE(HybridMixin, NLE):
 
     _modelled = "x"
 
-    def append_simulations(
-        self,
-        theta: Tensor,
-        x: Tensor,
-        exclude_invalid_x: bool = False,
-        from_round: int = 0,
-        algorithm: str = "NLE",
-        data_device: str | None = None,
-    ) -> Self:
-        """Store rows of the highest simulator for later training.
-
-        Arguments are those of sbi. Where rows of levels were appended before, those of
-        other shapes are refused at once, and rows that are there already are told.
-
-        Args:
-            theta: Parameters, shape `(n, d_theta)`.
-            x: Outputs of the highest simulator, shape `(n, *x_shape)`.
-            exclude_invalid_x: Whether rows whose x has NaN or inf are left out.
-            from_round: Round that theta is of; 0 for the prior.
-            algorithm: Name of the method in messages of sbi.
-            data_device: Where to store the data; the device of training by default.
-
-        Returns:
-            The trainer (so that calls can be chained).
-
-        Raises:
-            ValueError: If the rows do not fit those of other levels.
-        """
-        self._check_plain(theta, x)
-        return super().append_simulations(
-            theta, x, exclude_invalid_x, from_round, algorithm, data_device
-        )
+    append_simulations = checks_rows(NLE.append_simulations)
 
 
 class MFNLE(MLNLE):

@@ -25,12 +25,9 @@ inference*, NeurIPS 2025, arXiv:2506.06087, Algorithm 1.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sbi.inference import NPE
-from torch import Tensor
-from typing_extensions import Self
 
+from sbi_multilevel.trainers.appending import checks_rows
 from sbi_multilevel.trainers.hybrid import HybridMixin
 
 
@@ -95,36 +92,7 @@ class MLNPE(HybridMixin, NPE):
 
     _modelled = "theta"
 
-    def append_simulations(
-        self,
-        theta: Tensor,
-        x: Tensor,
-        proposal: Any | None = None,
-        exclude_invalid_x: bool | None = None,
-        data_device: str | None = None,
-    ) -> Self:
-        """Store rows of the highest simulator for later training.
-
-        Arguments are those of sbi. Where rows of levels were appended before, those of
-        other shapes are refused at once, and rows that are there already are told.
-
-        Args:
-            theta: Parameters, shape `(n, d_theta)`.
-            x: Outputs of the highest simulator, shape `(n, *x_shape)`.
-            proposal: What theta was drawn from; `None` for the prior.
-            exclude_invalid_x: Whether rows whose x has NaN or inf are left out.
-            data_device: Where to store the data; the device of training by default.
-
-        Returns:
-            The trainer (so that calls can be chained).
-
-        Raises:
-            ValueError: If the rows do not fit those of other levels.
-        """
-        self._check_plain(theta, x)
-        return super().append_simulations(
-            theta, x, proposal, exclude_invalid_x, data_device
-        )
+    append_simulations = checks_rows(NPE.append_simulations)
 
 
 class MFNPE(MLNPE):

@@ -30,7 +30,6 @@ from sbi.utils.user_input_checks import process_prior
 
 from sbi_multilevel.simulation.accounting import summary
 from sbi_multilevel.simulation.arguments import per_level, rows_per_level
-from sbi_multilevel.simulation.calling import check_simulators
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -191,8 +190,7 @@ class SimulationStore(OpenStore):
             RuntimeError: If another process writes to the store.
             OSError: If the store cannot be written (disk full, no permission).
         """
-        check_simulators(simulators)
-        work = Work(tuple(simulators), self._checked_noise(), timeout)
+        work = Work(simulators, self._checked_noise(), timeout)
         sizes = simulation_batch_size or tuple(self._root.attrs["chunk_rows"])
         effort = Effort(
             per_level(sizes, len(self.tables)),
