@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sbi.inference import NPE
+from sbi.utils import BoxUniform
 from scipy import integrate
 from torch.distributions import MultivariateNormal
 
@@ -177,6 +178,9 @@ def test_camels_test_rows_are_those_not_trained_on(spectra):
             seen.append(x)
             return torch.zeros(theta.shape[:2])
 
+        def sample(self, shape, x):
+            return task.prior.sample((*shape, len(x)))
+
     sims = task.simulate((50, 10), seed=0)
     assert len(task.evaluate(Recorder(), sims[-1].x)["nlpd"]) == 50
     assert not (seen[0][:, None] == sims[-1].x[None]).all(-1).any()
@@ -248,6 +252,38 @@ def test_a_failure_does_not_tell_where_the_data_lie(tmp_path, spectra, monkeypat
             *("--out", str(out)),
         ])
     assert read_records(out)[0]["error"] == "OSError: FILE is gone"
+
+
+class Gaussian:
+    """q(theta | x) = N(x, 1) in each of the dimensions."""
+
+    def log_prob(self, theta, x):
+        return torch.distributions.Normal(x, 1.0).log_prob(theta).sum(dim=-1)
+
+    def sample(self, shape, x):
+        return x + torch.randn(*shape, *x.shape)
+
+
+def test_nlpd_is_normalised_within_the_prior():
+    x = torch.tensor([[0.0, 0.0], [1.0, -0.5], [2.0, 0.0]])
+    theta = torch.tensor([[0.5, 0.1], [-0.3, 0.9], [0.9, 0.0]])
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    normal = torch.distributions.Normal(x, 1.0)
+    mass = (normal.cdf(torch.tensor(1.0)) - normal.cdf(torch.tensor(-1.0))).prod(dim=1)
+    num_samples = 20_000
+    found = nlpd(Gaussian(), theta, x, prior, num_samples)
+    raw = nlpd(Gaussian(), theta, x)
+    assert torch.allclose(raw, -normal.log_prob(theta).sum(dim=1))
+    standard_error = ((1 - mass) / mass / num_samples) ** 0.5
+    assert ((found - raw - mass.log()).abs() < 4 * standard_error).all()
+    assert (found < raw).all()
+
+
+def test_nlpd_of_a_posterior_far_from_the_prior_is_finite():
+    prior = BoxUniform(-torch.ones(1), torch.ones(1))
+    theta, x = torch.zeros(1, 1), torch.full((1, 1), 30.0)
+    gap = nlpd(Gaussian(), theta, x) - nlpd(Gaussian(), theta, x, prior, 100)
+    assert gap.item() == pytest.approx(np.log(100), rel=1e-4)
 
 
 def test_summaries():

@@ -43,7 +43,7 @@ Write one file, and name it on the command line:
 
         def evaluate(self, estimator, trained_on):  # the main metric first
             theta, x = self.simulate_high(1_000, seed=10_000)
-            return {"nlpd": nlpd(estimator, theta, x).tolist()}
+            return {"nlpd": nlpd(estimator, theta, x, self.prior).tolist()}
 
     def half_of_the_pairs(task, simulations, seed):
         rows = simulations[-1]

@@ -8,25 +8,74 @@ from typing import Any
 import numpy as np
 import torch
 from sbi.utils.metrics import biased_mmd, c2st
+from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
-__all__ = ["biased_mmd", "c2st", "grid_kl", "nlpd", "nltp", "nrmse", "summarise"]
+from sbi_multilevel.simulation.noise import seeded
+
+__all__ = [
+    "biased_mmd",
+    "c2st",
+    "grid_kl",
+    "nlpd",
+    "nltp",
+    "nrmse",
+    "posterior_density",
+    "summarise",
+]
 
 
-def nlpd(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
-    r"""Negative log posterior density :math:`-\log q(\theta_i \mid x_i)` of each row.
+def posterior_density(
+    estimator: Any, prior: Any, theta: Tensor, x: Tensor
+) -> dict[str, list[float]]:
+    """`nlpd` of each row as users get it, and as papers state it.
+
+    Args:
+        estimator: As in `nlpd`.
+        prior: As in `nlpd`.
+        theta: As in `nlpd`.
+        x: As in `nlpd`.
+
+    Returns:
+        `nlpd`, corrected for mass outside the prior, and `nlpd_raw`, the network's own.
+    """
+    corrected, raw = nlpd(estimator, theta, x, prior), nlpd(estimator, theta, x)
+    return {"nlpd": corrected.tolist(), "nlpd_raw": raw.tolist()}
+
+
+def nlpd(
+    estimator: Any,
+    theta: Tensor,
+    x: Tensor,
+    prior: Any | None = None,
+    num_samples: int = 1_000,
+) -> Tensor:
+    r"""Negative log posterior density of each row.
+
+    .. math:: -\log q(\theta_i \mid x_i) + \log \int_{p(\theta) > 0}
+        q(\theta \mid x_i)\, d\theta
 
     Args:
         estimator: Conditional density estimator of theta given x.
         theta: Test parameters, shape `(n, d_theta)`.
         x: Their outputs at the highest level, shape `(n, *x_shape)`.
+        prior: Where the density is normalised, as the posteriors of sbi are; `None`
+            for the network's own density, that leaves out the second term.
+        num_samples: Samples for the integral at each x. Where all are outside the
+            prior, one counts as inside.
 
     Returns:
-        Values of each row, shape `(n,)`. The density is the network's own, without a
-        correction for mass outside the prior.
+        Values of each row, shape `(n,)`.
     """
     with torch.no_grad():
-        return -estimator.log_prob(theta.unsqueeze(0), x)[0]
+        values = -estimator.log_prob(theta.unsqueeze(0), x)[0]
+        if prior is None:
+            return values
+        with seeded(2):
+            samples = estimator.sample((num_samples,), x)
+    inside = within_support(prior, samples.flatten(0, 1))
+    count = inside.view(num_samples, len(x)).sum(dim=0).clamp(min=1)
+    return values + torch.log(count / num_samples)
 
 
 def grid_kl(log_density: Tensor, log_prob: Tensor) -> float:

@@ -31,6 +31,7 @@ LABELS = {
     "kl": "KL divergence",
     "mmd_squared": "squared MMD",
     "nlpd": "negative log posterior density",
+    "nlpd_raw": "negative log density, mass outside the prior counted",
     "nltp": "negative log of the true parameter",
     "nrmse": "NRMSE",
 }

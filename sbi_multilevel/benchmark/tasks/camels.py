@@ -23,7 +23,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel.benchmark.calibration import calibration_of_network
-from sbi_multilevel.benchmark.metrics import nlpd
+from sbi_multilevel.benchmark.metrics import posterior_density
 from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
@@ -107,7 +107,7 @@ class Camels(BenchmarkTask):
         test = ~(self._high[:, None] == trained_on[None]).all(dim=-1).any(dim=1)
         rows = self._theta[test], self._high[test]
         return {
-            "nlpd": nlpd(estimator, *rows).tolist(),
+            **posterior_density(estimator, self.prior, *rows),
             **calibration_of_network(estimator, self.prior, *rows),
         }
 

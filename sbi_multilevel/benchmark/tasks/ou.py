@@ -22,7 +22,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel.benchmark.calibration import calibration_of_network
-from sbi_multilevel.benchmark.metrics import c2st, nlpd
+from sbi_multilevel.benchmark.metrics import c2st, posterior_density
 from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
 from sbi_multilevel.simulation.noise import seeded
@@ -98,7 +98,7 @@ class OrnsteinUhlenbeck(BenchmarkTask):
                 estimate = estimator.sample((self.num_samples,), x_o.unsqueeze(0))
             scores.append(c2st(exact, estimate[:, 0].detach(), classifier="mlp").item())
         return {
-            "nlpd": nlpd(estimator, theta, x).tolist(),
+            **posterior_density(estimator, self.prior, theta, x),
             "c2st": scores,
             **calibration_of_network(estimator, self.prior, theta, x),
         }
