@@ -70,10 +70,12 @@ class MixtureEstimator(ConditionalDensityEstimator):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device with the prior, which is no module."""
+        before = self.weights.device
         super()._apply(fn, recurse)
-        if self.prior is not None:
+        device = self.weights.device
+        # a user's own prior, as sbi wraps it, refuses every move, even to where it is
+        if self.prior is not None and device != before:
             # a copy: the prior is the user's
-            device = self.weights.device
             self.prior = move_distribution_to_device(deepcopy(self.prior), device)
         return self
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.embedding_nets import CNNEmbedding
-from sbi.utils import BoxUniform
+from sbi.utils import BoxUniform, process_prior
 
 from sbi_multilevel import (
     MFNLE,
@@ -18,6 +18,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
     train_ensemble,
 )
+from sbi_multilevel.alignment.constant import fill_constant
 from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.hybrid import team as team_module
 from sbi_multilevel.hybrid.pool import Step
@@ -119,9 +120,9 @@ def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
         trained_on.append([torch.cat(member._theta_roundwise) for member in members])
         return members
 
-    def spy_on_maps(self, high, member=0):
+    def spy_on_maps(self, high, folds, unseen):
         mapped.append(torch.as_tensor(high.theta).float())
-        return move(self, high, member)
+        return move(self, high, folds, unseen)
 
     def keep(self, step, original=team_module.Team.pooled):
         teams.append(self)
@@ -144,6 +145,131 @@ def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
             assert not torch.isin(theta[fold], seen).any()
         for component in trained_on[1:]:
             assert not torch.isin(theta[fold], component[index]).any()
+
+
+def nested():
+    """Rows of level 1 at parameters of level 0 and their noise; three rows a theta."""
+    low, high = rows(n_high=20)
+    theta = low.theta[:10].repeat(3, 1)
+    x = torch.cat((high.x[:10], high.x[10:], high.x[:10] + 0.1))
+    return MultilevelSimulations((low, LevelSimulations(1, theta, x)))
+
+
+def test_neither_twins_nor_repeats_of_a_held_out_row_are_learned_from(monkeypatch):
+    train, trained_on, teams = team_module.train_members, [], []
+
+    def spy(trainers, folds, *args):
+        trained_on.append([
+            torch.cat([level.theta for level in each.multilevel_simulations])
+            for each in trainers
+        ])
+        return train(trainers, folds, *args)
+
+    def keep(self, step, original=team_module.Team.pooled):
+        teams.append(self)
+        return original(self, step)
+
+    monkeypatch.setattr(team_module, "train_members", spy)
+    monkeypatch.setattr(team_module.Team, "pooled", keep)
+    simulations = nested()
+    make(simulations=simulations, recipe=Hybrid(num_members=3)).train(**BRIEF)
+    starts, pooled, _, alone = trained_on
+    for index, fold in enumerate(teams[0].folds):
+        held_out = simulations[1].theta[fold]
+        assert len(pooled[index]) == 200 - len(held_out.unique())
+        for seen in (starts[index % 2], pooled[index], alone[index]):
+            assert not torch.isin(held_out, seen).any()
+
+
+def with_feature(simulations, cheap):
+    """One more feature: standard normal in dear rows, of cheap ones as passed."""
+    low, high = simulations
+    noise = torch.randn(len(high), 1, generator=torch.Generator().manual_seed(1))
+    of_cheap = torch.cat((low.x, cheap[: len(low)]), dim=1)
+    of_pairs = torch.cat((high.x_coarse, cheap[len(low) :]), dim=1)
+    x = torch.cat((high.x, noise), dim=1)
+    return MultilevelSimulations((
+        LevelSimulations(0, low.theta, of_cheap),
+        LevelSimulations(1, high.theta, x, of_pairs),
+    ))
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+def test_a_feature_that_cheap_rows_keep_constant_costs_what_noise_costs(cls):
+    simulations = rows(n_low=500, n_high=60)
+    noise = torch.randn(560, 1, generator=torch.Generator().manual_seed(2))
+    options = {"learning_rate": 2e-3}
+    with pytest.warns(UserWarning, match="Features 2 of x are constant at level 0, "):
+        constant = trained(
+            cls, with_feature(simulations, torch.ones(560, 1)), options=options
+        )
+    alive = trained(cls, with_feature(simulations, noise), options=options)
+    score, reference = (
+        each.hybrid_summary.log_scores["with lower levels"]
+        for each in (constant, alive)
+    )
+    assert score > reference - 0.6
+
+
+def test_rows_without_constant_features_are_left_as_they_are():
+    simulations = rows()
+    assert fill_constant(simulations, 0) is simulations
+    # constant everywhere: nothing to put right
+    low, high = simulations
+    same = MultilevelSimulations((
+        LevelSimulations(0, low.theta, torch.cat((low.x, torch.ones(200, 1)), 1)),
+        LevelSimulations(1, high.theta, torch.cat((high.x, torch.ones(20, 1)), 1)),
+    ))
+    assert fill_constant(same, 0) is same
+
+
+def test_settings_of_the_optimiser_reach_all_networks(monkeypatch):
+    recipes, original = [], team_module.Team._member
+
+    def spy(self, recipe):
+        recipes.append(recipe)
+        return original(self, recipe)
+
+    monkeypatch.setattr(team_module.Team, "_member", spy)
+    trained(recipe=Hybrid(num_members=2, betas=(0.5, 0.9), weight_decay=0.1))
+    assert len(recipes) == 8
+    assert {(each.betas, each.weight_decay) for each in recipes} == {((0.5, 0.9), 0.1)}
+    assert sorted(each.rehearsal > 0 for each in recipes) == [False] * 6 + [True] * 2
+
+
+def test_unmixed_nothing_is_trained_that_has_no_part_in_it():
+    inference = trained(recipe=Hybrid(num_members=2, mix=False))
+    summary = inference.hybrid_summary
+    assert list(summary.weights) == list(summary.log_scores) == ["with lower levels"]
+    assert summary.effective_rows is None
+    assert "with lower levels" in str(summary)
+
+
+class UsersPrior:
+    """As users write one: sbi wraps it, and the wrapper cannot be moved."""
+
+    def sample(self, shape=torch.Size()):
+        return PRIOR.sample(shape)
+
+    def log_prob(self, theta):
+        return PRIOR.log_prob(theta)
+
+
+def test_a_prior_of_the_users_own_class():
+    prior, *_ = process_prior(
+        UsersPrior(),
+        {"lower_bound": -torch.ones(1), "upper_bound": torch.ones(1)},
+    )
+    inference = MLNPE(prior, "mdn", recipe=QUICK, show_progress_bars=False)
+    inference.append_multilevel_simulations(rows()).train(**BRIEF)
+    assert "prior" in inference.hybrid_summary.weights
+    samples = inference.build_posterior().sample((20,), x=torch.ones(1, 2))
+    assert samples.abs().max() <= 1
+
+
+def test_a_collapsed_network_has_no_density():
+    losses = torch.tensor([-torch.inf, torch.nan, torch.inf, 1.0])
+    assert team_module._finite(losses).tolist() == [1e6, 1e6, 1e6, 1.0]
 
 
 def test_what_noise_is_worth_is_not_claimed():

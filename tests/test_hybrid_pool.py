@@ -24,7 +24,7 @@ def levels(seed, tells=True, n_low=2_000, n_high=30):
 
 
 def gain(low, high, kinds=KINDS, seed=0, modelled="x"):
-    folds = cut(len(high), 5, seed)
+    folds = cut(high.theta, 5, seed)
     aligner = Aligner(kinds, modelled, None, seed)
     return aligner.told_by_outputs(aligner.step(low, high, folds), high, folds)
 
@@ -69,7 +69,7 @@ def test_without_pairs_the_order_of_outputs_tells_how_they_follow_theta():
 def test_it_changes_neither_the_rows_nor_their_scores():
     low, high = levels(2)
     before = [low.x.copy(), high.x_coarse.copy()]
-    folds = cut(len(high), 5, 0)
+    folds = cut(high.theta, 5, 0)
     aligner = Aligner(KINDS, "x", None, 0)
     step = aligner.step(low, high, folds)
     first = aligner.told_by_outputs(step, high, folds)
@@ -80,7 +80,7 @@ def test_it_changes_neither_the_rows_nor_their_scores():
 
 def test_held_out_scores_are_those_of_maps_that_other_folds_chose():
     low, high = levels(3)
-    folds = cut(len(high), 5, 0)
+    folds = cut(high.theta, 5, 0)
     step = Aligner(KINDS, "x", None, 0).step(low, high, folds)
     start = 0
     for fold, rows in enumerate(folds):
@@ -88,6 +88,61 @@ def test_held_out_scores_are_those_of_maps_that_other_folds_chose():
         part = slice(start, start + len(rows))
         assert np.array_equal(step.held_out()[part], step.scores[choice][part])
         start = part.stop
+
+
+def test_rows_at_one_theta_are_in_one_fold():
+    theta = np.random.default_rng(0).normal(size=(12, 2))[np.arange(40) % 12]
+    folds = cut(theta, 5, 0)
+    assert sorted(np.concatenate(folds)) == list(range(40))
+    homes = [{tuple(row) for row in theta[fold]} for fold in folds]
+    assert sorted(map(len, homes)) == [2, 2, 2, 3, 3]
+    assert len(set.union(*homes)) == 12
+    assert len(cut(theta[:24:12], 5, 0)) == 1  # one theta only
+
+
+def test_folds_of_distinct_rows_differ_in_size_by_one_at_most():
+    theta = np.random.default_rng(0).normal(size=(17, 1))
+    assert sorted(map(len, cut(theta, 5, 0))) == [3, 3, 3, 4, 4]
+    assert any((a != b).any() for a, b in zip(cut(theta, 5, 0), cut(theta, 5, 1)))
+
+
+def test_scores_of_folds_of_unequal_size_are_told_apart():
+    low, high = levels(4, n_high=12)
+    high = Rows(high.theta[np.arange(30) % 7], high.x[np.arange(30) % 7])
+    folds = cut(high.theta, 3, 0)
+    step = Aligner(("none", "shift"), "x", None, 0).step(low, high, folds)
+    assert step.num_judged == tuple(map(len, folds)) and len(set(map(len, folds))) > 1
+    assert len(step.held_out()) == 30
+
+
+@pytest.mark.parametrize("modelled", ("theta", "x"))
+def test_twins_of_rows_held_out_do_not_raise_the_scores(modelled):
+    """A map by nothing but twins: cheap rows at the very parameters, noise and all."""
+    low, high = levels(5, n_low=60, n_high=30)
+    joined = Rows(
+        np.concatenate((low.theta, high.theta)), np.concatenate((low.x, high.x))
+    )
+    folds = cut(high.theta, 5, 0)
+    aligner = Aligner(("none", "shift"), modelled, None, 0)
+    step = aligner.step(joined, high, folds)
+    for fold, part in zip(folds, step._parts):
+        others = np.setdiff1d(np.arange(30), fold)
+        rest = Rows(
+            np.concatenate((low.theta, high.theta[others])),
+            np.concatenate((low.x, high.x[others])),
+        )
+        alone = aligner.step(rest, high, folds)
+        for choice in step.scores:
+            assert np.allclose(step.scores[choice][part], alone.scores[choice][part])
+
+
+def test_cheap_rows_at_parameters_held_out_are_left_out():
+    low, high = levels(6, n_low=20, n_high=5)
+    assert low.apart_from(high.theta) is low
+    kept = low.apart_from(np.concatenate((high.theta, low.theta[3:5])))
+    assert np.array_equal(kept.theta, np.delete(low.theta, [3, 4], axis=0))
+    assert np.array_equal(kept.x, np.delete(low.x, [3, 4], axis=0))
+    assert low.apart_from(low.theta) is low  # none would be left
 
 
 def test_it_says_what_it_means():

@@ -5,6 +5,7 @@ import torch
 from sbi.inference import DirectPosterior
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils.user_input_checks_utils import CustomPriorWrapper
 from torch.distributions import Exponential, Independent, StudentT, Uniform
 
 from sbi_multilevel.alignment.tails import Tails
@@ -130,12 +131,14 @@ def test_the_prior_adds_nothing_outside_its_support(prior):
             BoxUniform(torch.zeros(1), torch.ones(1)),
             Exponential(torch.ones(1)),
         ]),
+        CustomPriorWrapper(BOX),
     ),
-    ids=("box", "normal", "independent"),
+    ids=("box", "normal", "independent", "the user's own"),
 )
 def test_any_prior_of_sbi_gives_samples_and_densities(prior):
     weights = torch.tensor([0.0, 0.0, 1.0])
     mixture = MixtureEstimator(make_members("theta"), weights, "theta", prior=prior)
+    mixture.to("cpu")
     x, n = torch.randn(3, 2), 400
     samples = mixture.sample(torch.Size((n,)), x)
     assert samples.shape == (n, 3, 2)

@@ -55,16 +55,17 @@ def score_maps(
         folds one after the other, of many rows the first of each; -inf for a map that
         cannot be fitted.
     """
-    low = fitter.low
-    compress = _compression(fitter.tame(np.concatenate((low.x, high.x))))
+    compress = _compression(fitter.tame(np.concatenate((fitter.low.x, high.x))))
     scores: dict[MapChoice, list[np.ndarray]] = {choice: [] for choice in choices}
-    for fold in folds:
+    for fold, index in zip(folds, rows_to_judge(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
-        held_out = high[fold[: _MOST_HELD_OUT // len(folds)]]
+        held_out = high[index]
         judged = Rows(held_out.theta, compress(fitter.tame(held_out.x)))
+        unseen = fitter.apart_from(high.theta[fold])
+        low = unseen.low
         for choice in choices:
             try:
-                moved = fitter.fit(choice, high[others])(low.theta, low.x)
+                moved = unseen.fit(choice, high[others])(low.theta, low.x)
                 rows = Rows(low.theta, compress(fitter.tame(moved)))
                 score = _score(rows, judged, modelled)
             except (np.linalg.LinAlgError, ValueError):
@@ -72,6 +73,11 @@ def score_maps(
                 score = np.full(len(judged), -np.inf)
             scores[choice].append(np.nan_to_num(score, nan=-np.inf))
     return {choice: np.concatenate(parts) for choice, parts in scores.items()}
+
+
+def rows_to_judge(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Those rows of each fold that maps are judged by: of many the first."""
+    return [fold[: _MOST_HELD_OUT // len(folds)] for fold in folds]
 
 
 def _score(rows: Rows, judged: Rows, modelled: Literal["theta", "x"]) -> np.ndarray:

@@ -39,6 +39,20 @@ class Rows:
         """The rows in an order that says nothing."""
         return self[np.random.default_rng(seed).permutation(len(self))]
 
+    def apart_from(self, theta: np.ndarray) -> Rows:
+        """Those at none of these parameters; itself where none are shared.
+
+        Rows at the parameters of one that is held out, such as its own cheap twin,
+        tell what it holds.
+
+        Args:
+            theta: Parameters, shape `(m, d_theta)`.
+        """
+        known = {row.tobytes() for row in np.ascontiguousarray(theta)}
+        own = np.ascontiguousarray(self.theta)
+        shared = np.array([row.tobytes() in known for row in own], dtype=bool)
+        return self[~shared] if shared.any() and not shared.all() else self
+
     def __len__(self) -> int:
         return len(self.theta)
 

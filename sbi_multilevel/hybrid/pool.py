@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sbi_multilevel.alignment.choice import best_map, score_maps
+from sbi_multilevel.alignment.choice import best_map, rows_to_judge, score_maps
 from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
@@ -25,13 +25,18 @@ class Step:
         candidates: The maps to choose from.
         scores: Held-out score of each row of the level under each map, fold by fold,
             in nats, higher is better; empty where there is one map only.
-        num_folds: Number of folds.
+        num_judged: Rows of each fold that have scores.
     """
 
     fitter: MapFitter
     candidates: tuple[MapChoice, ...]
     scores: Mapping[MapChoice, np.ndarray]
-    num_folds: int
+    num_judged: tuple[int, ...]
+
+    @property
+    def num_folds(self) -> int:
+        """Number of folds."""
+        return len(self.num_judged)
 
     def choice(self, folds: Sequence[int]) -> MapChoice:
         """The map that the rows of these folds like best."""
@@ -43,8 +48,8 @@ class Step:
     @property
     def _parts(self) -> list[np.ndarray]:
         """Places of the rows of each fold among the scores."""
-        count = len(self.scores[self.candidates[0]])
-        return np.array_split(np.arange(count), self.num_folds)
+        stops = np.cumsum(self.num_judged)
+        return np.split(np.arange(stops[-1]), stops[:-1])
 
     def held_out(self) -> np.ndarray:
         """Score of each row under the map that all folds but its own like best."""
@@ -56,10 +61,18 @@ class Step:
             parts.append(np.full(len(part), -np.inf) if known is None else known[part])
         return np.concatenate(parts)
 
-    def move(self, high: Rows, folds: Sequence[int]) -> Rows:
-        """The rows below, by the map that these folds like best, fitted to `high`."""
-        low = self.fitter.low
-        move = self.fitter.fit(self.choice(folds), high)
+    def move(self, high: Rows, folds: Sequence[int], unseen: np.ndarray) -> Rows:
+        """The rows below, by the map that these folds like best, fitted to `high`.
+
+        Args:
+            high: Rows of the level.
+            folds: The folds to ask.
+            unseen: Parameters of rows that are held out, shape `(m, d_theta)`: rows
+                below at the same parameters are left out.
+        """
+        fitter = self.fitter.apart_from(unseen)
+        low = fitter.low
+        move = fitter.fit(self.choice(folds), high)
         return Rows(low.theta, move(low.theta, low.x))
 
 
@@ -85,7 +98,8 @@ class Aligner:
         maps, scores = fitter.candidates(self.kinds, high), {}
         if len(maps) > 1:  # else a score would cost time and decide nothing
             scores = score_maps(fitter, maps, high, folds, self.modelled)
-        return Step(fitter, maps, scores, len(folds))
+        num_judged = tuple(len(rows) for rows in rows_to_judge(folds))
+        return Step(fitter, maps, scores, num_judged)
 
     def told_by_outputs(
         self, step: Step, high: Rows, folds: Sequence[np.ndarray]
@@ -127,9 +141,9 @@ class Aligner:
         pool, steps = Rows.of(simulations[0]).shuffled(self.seed), []
         for level in list(simulations)[1:-1]:
             rows = Rows.of(level)
-            folds = cut(len(rows), num_folds, self.seed)
+            folds = cut(rows.theta, num_folds, self.seed)
             steps.append(self.step(pool, rows, folds))
-            moved = steps[-1].move(rows, range(len(folds)))
+            moved = steps[-1].move(rows, range(len(folds)), unseen=rows.theta[:0])
             pool = Rows(
                 np.concatenate((moved.theta, rows.theta)),
                 np.concatenate((moved.x, rows.x)),
@@ -138,10 +152,23 @@ class Aligner:
         return pool, steps
 
 
-def cut(count: int, num_folds: int, seed: int) -> list[np.ndarray]:
-    """Rows `0, ..., count - 1` in folds of equal size, within one."""
-    order = np.random.default_rng(seed).permutation(count)
-    return np.array_split(order, min(num_folds, count))
+def cut(theta: np.ndarray, num_folds: int, seed: int) -> list[np.ndarray]:
+    """Rows in folds with the same number of parameters, within one.
+
+    Rows at the same theta are in the same fold: they tell of each other.
+
+    Args:
+        theta: Parameters, shape `(n, d_theta)`.
+        num_folds: Number of folds; as many as there are parameters if those are fewer.
+        seed: Seed of the order.
+    """
+    at: dict[bytes, list[int]] = {}
+    for index, row in enumerate(np.ascontiguousarray(theta)):
+        at.setdefault(row.tobytes(), []).append(index)
+    rows = list(at.values())
+    order = np.random.default_rng(seed).permutation(len(rows))
+    parts = np.array_split(order, min(num_folds, len(rows)))
+    return [np.concatenate([rows[group] for group in part]) for part in parts]
 
 
 def fit_tails(simulations: MultilevelSimulations) -> Tails | None:

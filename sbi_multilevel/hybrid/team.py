@@ -95,7 +95,8 @@ class Team:
         trainers = []
         for index, rows in enumerate(self.others):
             member = self._member(self.recipe.member_recipe(len(rows)))
-            pool = step.move(self.high[rows], self.heard(index))
+            unseen = self.high.theta[self.folds[index]]
+            pool = step.move(self.high[rows], self.heard(index), unseen)
             member.append_lowfidelity_simulations(*self._network_rows(pool))
             member.append_simulations(*self._network_rows(self.high[rows]))
             if starts:
@@ -115,8 +116,9 @@ class Team:
         for half in range(2):
             heard = range(1 - half, len(self.folds), 2)
             rows = np.concatenate([self.folds[fold] for fold in heard])
-            member = self._member(self._plain_recipe)
-            pool = self._network_rows(step.move(self.high[rows], heard))
+            unseen = np.delete(self.high.theta, rows, axis=0)
+            member = self._member(self.recipe.plain_recipe)
+            pool = self._network_rows(step.move(self.high[rows], heard, unseen))
             trainers.append(member.append_lowfidelity_simulations(*pool))
         folds = [Fold(half, self.seed) for half in range(2)]
         return self._train(trainers, folds, "networks to start from")
@@ -140,14 +142,10 @@ class Team:
         return Component([], _finite(-prior.log_prob(theta)))
 
     def _plain(self, rows: np.ndarray) -> MultilevelMixin:
-        member = self._member(self._plain_recipe)
+        member = self._member(self.recipe.plain_recipe)
         return member.append_lowfidelity_simulations(
             *self._network_rows(self.high[rows])
         )
-
-    @property
-    def _plain_recipe(self) -> Transfer:
-        return Transfer(alignment=None, unconstrained=self.recipe.unconstrained)
 
     def _member(self, recipe: Transfer) -> MultilevelMixin:
         owner = self.trainer
@@ -202,5 +200,5 @@ def _runs(
 
 def _finite(losses: Tensor) -> np.ndarray:
     values = losses.detach().cpu().double().numpy()
-    limits = {"nan": _NO_DENSITY, "posinf": _NO_DENSITY, "neginf": -_NO_DENSITY}
-    return np.nan_to_num(values, **limits)
+    # an infinite density is a network collapsed, not a row well predicted
+    return np.where(np.isfinite(values), values, _NO_DENSITY)

@@ -11,6 +11,8 @@ from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.utils.sbiutils import ImproperEmpirical
 from tqdm.auto import tqdm
 
+from sbi_multilevel.alignment.constant import fill_constant
+from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.diagnostics import EffectiveRows
 from sbi_multilevel.hybrid.pool import Aligner, Step, cut, fit_tails
 from sbi_multilevel.hybrid.summary import HybridSummary
@@ -48,8 +50,9 @@ def train_hybrid(
     recipe, high = trainer._recipe, simulations[-1]
     assert isinstance(recipe, Hybrid)
     seed = int(torch.randint(2**31, ()))
+    simulations = fill_constant(simulations, seed)
     tails = fit_tails(simulations) if recipe.tame_tails else None
-    folds = cut(len(high), recipe.num_members, seed)
+    folds = cut(Rows.of(high).theta, recipe.num_members, seed)
 
     components: dict[str, Component] = {}
     steps: list[Step] = []
@@ -65,13 +68,15 @@ def train_hybrid(
             steps.append(aligner.step(pool, team.high, folds))
             outputs = aligner.told_by_outputs(steps[-1], team.high, folds)
             components[POOLED] = team.pooled(steps[-1])
+        if recipe.mix and components:
             on_half = team.on_half()
-        components[ALONE] = team.alone()
-    if prior is not None:
+        if recipe.mix or not components:
+            components[ALONE] = team.alone()
+    if recipe.mix and prior is not None:
         components[PRIOR] = team.prior(prior)
 
     losses = {name: each.losses for name, each in components.items()}
-    weights = weigh(losses) if recipe.mix else {next(iter(components)): 1.0}
+    weights = weigh(losses) if recipe.mix else {next(iter(losses)): 1.0}
     estimator = MixtureEstimator(
         [each for name in weights for each in components[name].estimators],
         torch.tensor(_shares(components, weights)),
@@ -141,7 +146,7 @@ def _num_networks(recipe: Hybrid, num_members: int, num_levels: int) -> int:
     """How many networks are trained in all."""
     if num_levels == 1:
         return num_members
-    return 2 * recipe.shared_start + 3 * num_members
+    return 2 * recipe.shared_start + (3 if recipe.mix else 1) * num_members
 
 
 def _shares(

@@ -2,20 +2,25 @@ r"""The recipe to start with: cheap rows made to look dear, and rules for trusti
 
 What it does, step by step:
 
-1. **Tails.** Features of x with heavy tails are tamed (`alignment.tails`).
+1. **Tails.** Features of x with heavy tails are tamed (`alignment.tails`), and those
+   that a lower level keeps constant are replaced by noise (`alignment.constant`).
 2. **Alignment.** Each level's rows are moved to the level above by the kind of map that
    high-fidelity rows held out like best (`alignment.choice`): from no map at all over
    conditional means and covariances to Gaussian processes on pairs. Rows of all lower
    levels end as one pool of pseudo-high-fidelity rows :math:`\tilde x`.
-3. **Members.** The high-fidelity rows are cut into E folds. For each, a map is chosen
-   by and fitted to the other folds, a network is trained on the pool it moves (from one
-   of two starts that have not seen the fold either), and then fine-tuned on
+3. **Members.** The high-fidelity rows are cut into E folds, those at the same theta
+   into the same one. For each, a map is fitted to the other folds, of the kind that
+   they like best (each judges a map fitted without itself alone, so the fold left out
+   has a say in the kind, though not in the map), a network is trained on the pool it
+   moves, without rows at the parameters of the fold (from one of two starts for which
+   the same holds), and then fine-tuned on
 
    .. math:: (1 - w)\, \mathbb{E}_\text{pool} f + w\, \mathbb{E}_\text{high} f,
-       \qquad w = \frac{n_L}{n_L + 50},
+       \qquad w = \frac{n}{n + 50},
 
-   until the same loss of held-out rows stops falling: rehearsing, so that ten rows
-   cannot pull it far. Another E networks are trained on the high-fidelity rows alone.
+   with n the high-fidelity rows of the other folds, until the same loss of held-out
+   rows stops falling: rehearsing, so that ten rows cannot pull it far. Another E
+   networks are trained on the high-fidelity rows alone.
 4. **Mixing.** Three components are weighed by the high-fidelity rows that each has not
    seen: networks with cheap rows, networks without, and for posteriors the prior
    itself. Stacking weights (`sbi_multilevel.stacking`) are taken if they raise the
@@ -34,7 +39,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from sbi_multilevel.alignment import Alignment, Moments
@@ -120,12 +125,17 @@ fine_tuning_rate=1.0, freeze=())
         Args:
             num_high: High-fidelity rows that it is trained on.
         """
+        share = self.rehearse * _HALF_TRUSTED / (num_high + _HALF_TRUSTED)
+        return replace(self.plain_recipe, rehearsal=share)
+
+    @property
+    def plain_recipe(self) -> Transfer:
+        """How a network is trained that fine-tunes nothing."""
         return Transfer(
             betas=self.betas,
             weight_decay=self.weight_decay,
             alignment=None,
             unconstrained=self.unconstrained,
-            rehearsal=self.rehearse * _HALF_TRUSTED / (num_high + _HALF_TRUSTED),
         )
 
     def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
