@@ -45,7 +45,7 @@ run ou2-high-ensembles ou2-published --rows 10000,50 10000,100 --observations 10
     --methods high high-ensemble
 run allocation allocation
 
-# the default recipe: found on the first four, run once on the others
+# the default recipe: found on the first four, then run on the others
 run ou2-published ou2-published --rows 10000,50 10000,100 10000,1000 --methods hybrid
 run camels camels camels-shuffled --methods hybrid
 run g-and-k g-and-k --rows 10000,50 10000,100 10000,300 --methods hybrid
