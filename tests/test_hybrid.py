@@ -237,6 +237,24 @@ def test_settings_of_the_optimiser_reach_all_networks(monkeypatch):
     assert sorted(each.rehearsal > 0 for each in recipes) == [False] * 6 + [True] * 2
 
 
+def test_too_few_rows_for_the_members_are_told_before_any_is_trained(monkeypatch):
+    monkeypatch.setattr(team_module, "train_members", None)
+    few = rows(n_high=6, paired=False)
+    with pytest.raises(ValueError, match="validation_fraction=0.4 and num_members=2 "):
+        trained(simulations=few, options={"validation_fraction": 0.4})
+    theta = few[1].theta[:1].expand(6, 1)
+    repeated = LevelSimulations(1, theta, few[1].x)
+    one = MultilevelSimulations((few[0], repeated))
+    with pytest.raises(ValueError, match="at different theta"):
+        trained(simulations=one)
+
+
+def test_a_large_validation_fraction_is_possible():
+    few = rows(n_high=12)
+    inference = trained(simulations=few, options={"validation_fraction": 0.5, **BRIEF})
+    assert inference.hybrid_summary.effective_rows is not None
+
+
 def test_unmixed_nothing_is_trained_that_has_no_part_in_it():
     inference = trained(recipe=Hybrid(num_members=2, mix=False))
     summary = inference.hybrid_summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +28,6 @@ from sbi_multilevel.trainers.tracking import SilentTracker
 if TYPE_CHECKING:
     from sbi_multilevel.trainers.mixin import MultilevelMixin
 
-_FEWEST_ROWS = 3  # two to train a network on, one to stop by
 _NO_DENSITY = 1e6  # the loss of a row whose density is no number
 
 
@@ -80,6 +80,23 @@ class Team:
         """The high-fidelity rows, as maps see them."""
         return Rows.of(self.level)
 
+    @property
+    def fewest_rows(self) -> int:
+        """Rows that leave two to train a network on, beside those to stop by."""
+        return math.ceil(2 / (1 - self.options["validation_fraction"]))
+
+    def check(self) -> None:
+        """Raise if a member would have too few rows to be trained on."""
+        fewest = min(len(rows) for rows in self.others)
+        if fewest < self.fewest_rows:
+            fraction = self.options["validation_fraction"]
+            raise ValueError(
+                f"validation_fraction={fraction} and num_members="
+                f"{self.recipe.num_members} leave a member fewer than two of the "
+                f"{len(self.high)} rows of the highest level to train on. Pass a "
+                "smaller fraction, or simulate more rows (at different theta)."
+            )
+
     @cached_property
     def others(self) -> list[np.ndarray]:
         """For each fold the rows of all others."""
@@ -131,7 +148,7 @@ class Team:
     def on_half(self) -> Component:
         """The same on half of the rows."""
         draw = np.random.default_rng(self.seed).permutation
-        sizes = [max(len(rows) // 2, _FEWEST_ROWS) for rows in self.others]
+        sizes = [max(len(rows) // 2, self.fewest_rows) for rows in self.others]
         halves = [draw(rows)[:size] for rows, size in zip(self.others, sizes)]
         trainers = [self._plain(rows) for rows in halves]
         return self._trained(trainers, "networks of half of the rows")

@@ -61,6 +61,7 @@ def train_hybrid(
     total = _num_networks(recipe, len(folds), len(simulations))
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
         team = Team(trainer, recipe, high, folds, tails, seed, options, bar)
+        team.check()
         if len(simulations) > 1:
             bar.set_description("Choosing maps")
             aligner = Aligner(recipe.alignments, trainer._modelled, tails, seed)
