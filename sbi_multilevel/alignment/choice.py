@@ -13,7 +13,7 @@ by that one,
 
 with :math:`F_k` the rows of fold k, :math:`T_{-k}` the map fitted without them, and s
 the log score of a dear row under the synthetic likelihood of the moved rows
-(`sbi_multilevel.alignment.synthetic`). Scores are taken of at most 500 rows, and of 64
+(`sbi_multilevel.alignment.judge`). Scores are taken of at most 500 rows, and of 64
 principal components where x has more features.
 """
 
@@ -26,9 +26,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
+from sbi_multilevel.alignment.judge import Judge
 from sbi_multilevel.alignment.regression import varies
 from sbi_multilevel.alignment.rows import Rows
-from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
 
 _MOST_HELD_OUT = 500  # rows that maps are judged by
 _MOST_JUDGED = 64  # features that moved rows are judged by
@@ -56,18 +56,20 @@ def score_maps(
         cannot be fitted.
     """
     compress = _compression(fitter.tame(np.concatenate((fitter.low.x, high.x))))
+    cheap = fitter.apart_from(high.theta).low
+    judge = Judge.chosen(Rows(cheap.theta, compress(fitter.tame(cheap.x))), modelled)
     scores: dict[MapChoice, list[np.ndarray]] = {choice: [] for choice in choices}
     for fold, index in zip(folds, rows_to_judge(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
         held_out = high[index]
-        judged = Rows(held_out.theta, compress(fitter.tame(held_out.x)))
+        judged = Rows(judge.inputs(held_out.theta), compress(fitter.tame(held_out.x)))
         unseen = fitter.apart_from(high.theta[fold])
         low = unseen.low
+        inputs = judge.inputs(low.theta)
         for choice in choices:
             try:
                 moved = unseen.fit(choice, high[others])(low.theta, low.x)
-                rows = Rows(low.theta, compress(fitter.tame(moved)))
-                score = _score(rows, judged, modelled)
+                score = judge.scores(Rows(inputs, compress(fitter.tame(moved))), judged)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or leads to inf, is none
                 score = np.full(len(judged), -np.inf)
@@ -78,13 +80,6 @@ def score_maps(
 def rows_to_judge(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Those rows of each fold that maps are judged by: of many the first."""
     return [fold[: _MOST_HELD_OUT // len(folds)] for fold in folds]
-
-
-def _score(rows: Rows, judged: Rows, modelled: Literal["theta", "x"]) -> np.ndarray:
-    model = SyntheticLikelihood.fit(rows)
-    if modelled == "x":
-        return model.log_likelihood(judged)
-    return model.log_posterior_ratio(judged, rows.theta)
 
 
 def best_map(scores: Mapping[MapChoice, np.ndarray]) -> MapChoice:

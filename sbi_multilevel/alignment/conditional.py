@@ -36,7 +36,12 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 from sklearn.pipeline import Pipeline
 
-from sbi_multilevel.alignment.regression import Regression, polynomials, spread
+from sbi_multilevel.alignment.regression import (
+    Regression,
+    log_sizes,
+    polynomials,
+    spread,
+)
 from sbi_multilevel.alignment.rows import Rows
 
 ConditionalKind = Literal["shift", "full", "scaled"]
@@ -74,12 +79,6 @@ class LowMean:
             mean,
             Regression.fit(quadratic, rows.theta, sizes),
         )
-
-
-def log_sizes(residuals: np.ndarray) -> np.ndarray:
-    """Logarithm of the absolute residuals, bounded below."""
-    sizes = np.abs(residuals)
-    return np.log(sizes + 0.01 * sizes.mean(axis=0) + 1e-12)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,12 @@ def varies(rows: np.ndarray) -> np.ndarray:
     return rows.std(axis=0) > 1e-9 * np.abs(rows).max(axis=0)
 
 
+def log_sizes(residuals: np.ndarray) -> np.ndarray:
+    """Logarithm of the absolute residuals, bounded below."""
+    sizes = np.abs(residuals)
+    return np.log(sizes + 0.01 * sizes.mean(axis=0) + 1e-12)
+
+
 @dataclass(frozen=True, eq=False)
 class Regression:
     """Each column of the targets on features of the inputs.

@@ -6,7 +6,8 @@ Drovandi 2020). Given theta, the standardised and decorrelated residuals
 .. math::  z = \Lambda^{-1/2} V^\top \, \frac{\tilde x - m(\theta)}{s(\theta)}
 
 are independent, each with a kernel density estimate (and 2 % of a wide normal, for
-rows beyond all that were seen). Means m and log scales are quadratic in theta, V and
+rows beyond all that were seen). Means m and log scales are quadratic in theta, or
+linear in richer features of it (`sbi_multilevel.alignment.judge`), V and
 :math:`\Lambda` diagonalise the correlation of the residuals. Dear rows that the map has
 not seen are judged under it: by :math:`\log \tilde p(x \mid \theta)` where a likelihood
 is to be learned, and by the posterior that it implies where posteriors are,
@@ -29,8 +30,12 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 from scipy.stats import iqr, norm
 
-from sbi_multilevel.alignment.conditional import log_sizes
-from sbi_multilevel.alignment.regression import Regression, polynomials, spread
+from sbi_multilevel.alignment.regression import (
+    Regression,
+    log_sizes,
+    polynomials,
+    spread,
+)
 from sbi_multilevel.alignment.rows import Rows
 
 _NUM_PRIOR = 2_000  # thetas that stand for the prior
@@ -60,9 +65,14 @@ class SyntheticLikelihood:
     densities: np.ndarray
 
     @classmethod
-    def fit(cls, rows: Rows) -> SyntheticLikelihood:
-        """Fit to many rows."""
-        features = polynomials(rows.theta, 2)
+    def fit(cls, rows: Rows, degree: int = 2) -> SyntheticLikelihood:
+        """Fit to many rows.
+
+        Args:
+            rows: The rows.
+            degree: Of the polynomials of theta that means and log scales are.
+        """
+        features = polynomials(rows.theta, degree)
         mean = Regression.fit(features, rows.theta, rows.x)
         residuals = rows.x - mean(rows.theta)
         log_scale = Regression.fit(features, rows.theta, log_sizes(residuals))
