@@ -1,6 +1,7 @@
 """Maps that tame heavy tails."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -138,3 +139,18 @@ def test_a_few_discrete_values_have_no_tails():
     generator = torch.Generator().manual_seed(0)
     x = torch.bernoulli(torch.full((2_000, 1), 0.45), generator=generator)
     assert Tails.fit([x]).is_identity
+
+
+def test_a_device_without_double_precision_has_single():
+    def to_mps(each):
+        if each.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return each.clone()
+
+    tails = deepcopy(MAPS)
+    tails._apply(to_mps)
+    assert {each.dtype for each in tails.buffers()} == {torch.float32}
+    x = torch.randn(9, 3)
+    assert torch.allclose(tails(x), MAPS(x), atol=1e-5)
+    assert torch.allclose(tails.inverse(tails(x)), x, atol=1e-4)
+    assert tails.log_det(x).dtype == torch.float32

@@ -12,11 +12,12 @@ where a few rows are a hundred times as large as the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 _CANDIDATES = (0.0, 0.3, 1.0, 3.0, 10.0)
 _LEAST_GAIN = 0.1  # nats a row
@@ -25,7 +26,7 @@ _FEWEST_VALUES = 10
 
 
 class Tails(nn.Module):
-    """The map of each feature of x, in double precision within.
+    """The map of each feature of x, in double precision where the device has it.
 
     Args:
         centre: m, shape `(k,)`.
@@ -74,21 +75,30 @@ class Tails(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tamed x, of the same shape `(..., k)`."""
-        z = (x.double() - self.centre) / self.scale
+        wide = x.to(self.centre.dtype)
+        z = (wide - self.centre) / self.scale
         tamed = torch.asinh(self._safe * z) / self._safe
-        return torch.where(self.delta > 0, tamed, x.double()).to(x.dtype)
+        return torch.where(self.delta > 0, tamed, wide).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:
         """x of tamed x, which is kept where x can be represented."""
-        bounded = (self._safe * y.double()).clamp(-_MOST_EXPONENT, _MOST_EXPONENT)
+        wide = y.to(self.centre.dtype)
+        bounded = (self._safe * wide).clamp(-_MOST_EXPONENT, _MOST_EXPONENT)
         x = self.centre + self.scale * torch.sinh(bounded) / self._safe
-        return torch.where(self.delta > 0, x, y.double()).to(y.dtype)
+        return torch.where(self.delta > 0, x, wide).to(y.dtype)
 
     def log_det(self, x: Tensor) -> Tensor:
         """Logarithm of the derivative, summed over features, shape `(...)`."""
-        z = self._safe * (x.double() - self.centre) / self.scale
+        z = self._safe * (x.to(self.centre.dtype) - self.centre) / self.scale
         each = -0.5 * torch.log1p(z**2) - self.scale.log()
         return torch.where(self.delta > 0, each, 0.0).sum(dim=-1).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        try:
+            fn(self.centre)
+        except TypeError:  # what mps says of double precision, which it does not have
+            return super()._apply(lambda each: fn(each.float()), recurse)
+        return super()._apply(fn, recurse)
 
     @property
     def _safe(self) -> Tensor:
