@@ -101,8 +101,10 @@ def one_observation(text):
     sharp, wide = text.split("\nsharp\n")[1].split("\nwide\n")
     sharp, wide = scores(sharp, "KL"), scores(wide, "KL")
     # rounds pay where the posterior is small, and not beside the default where not
-    assert sharp["MFTSNPE"] < sharp["MFNPE"] < sharp["MLNPE"]
-    assert wide["MLNPE"] < wide["MFTSNPE"] < wide["MFNPE"]
+    assert sharp["MFTSNPE"] < min(sharp["MFNPE"], sharp["MLNPE"]) - 0.3
+    assert abs(sharp["MLNPE"] - sharp["MFNPE"]) < 0.2
+    assert max(wide["MLNPE"], wide["MFTSNPE"]) < wide["MFNPE"] - 0.3
+    assert abs(wide["MLNPE"] - wide["MFTSNPE"]) < 0.2
     for name in ("sharp", "wide"):
         (share,) = values(rf"^{name}: 99.9 % of the posterior lie in ([\d.]+)%", text)
         assert (share < 1) == (name == "sharp")
