@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_multilevel.alignment.choice import best_map, score_maps
+from sbi_multilevel.alignment.choice import best_map, choose_judge, score_maps
 from sbi_multilevel.alignment.fitting import MAP_KINDS, MapChoice, MapFitter
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
@@ -18,12 +18,15 @@ def choices_of(*kinds):
     return [MapChoice(kind) for kind in kinds]
 
 
+def judged(fitter, choices, high, folds, modelled):
+    judge = choose_judge(fitter, high, modelled)
+    return score_maps(fitter, choices, high, folds, judge)
+
+
 def judge(low, high, kinds, modelled, num_folds=4, tails=None):
     """Mean score of each kind of map."""
     folds = np.array_split(np.arange(len(high)), num_folds)
-    scores = score_maps(
-        MapFitter(low, tails), choices_of(*kinds), high, folds, modelled
-    )
+    scores = judged(MapFitter(low, tails), choices_of(*kinds), high, folds, modelled)
     return {choice.kind: score.mean() for choice, score in scores.items()}
 
 
@@ -138,7 +141,7 @@ def test_maps_are_judged_by_rows_that_they_have_not_seen():
     low, high = level(200, 0, correlated(0.3)), level(11, 1, correlated(0.3))
     folds = np.array_split(np.random.default_rng(0).permutation(11), 3)
     seen.clear()
-    score_maps(Recorder(low), choices_of("shift", "full"), high, folds, "x")
+    judged(Recorder(low), choices_of("shift", "full"), high, folds, "x")
     assert len(seen) == 6
     for fold, fitted in zip(np.repeat(np.arange(3), 2), seen):
         together = np.concatenate((fitted.x, high.x[folds[fold]]))
@@ -151,9 +154,9 @@ def test_scores_are_those_of_the_synthetic_likelihood_fold_by_fold():
     folds = np.array_split(order, 2)
     (none,) = choices_of("none")
     model = SyntheticLikelihood.fit(low)
-    scores = score_maps(MapFitter(low), [none], high, folds, "x")
+    scores = judged(MapFitter(low), [none], high, folds, "x")
     assert np.allclose(scores[none], model.log_likelihood(high)[order])
-    scores = score_maps(MapFitter(low), [none], high, folds, "theta")
+    scores = judged(MapFitter(low), [none], high, folds, "theta")
     expected = model.log_posterior_ratio(high, low.theta)[order]
     assert np.allclose(scores[none], expected)
 
@@ -279,7 +282,7 @@ def test_heavy_tails_call_for_a_tamed_map():
     fitter = MapFitter(low, HEAVY)
     choices = fitter.candidates(("none", "shift"), high)
     for modelled in ("theta", "x"):
-        scores = score_maps(fitter, choices, high, folds, modelled)
+        scores = judged(fitter, choices, high, folds, modelled)
         means = {str(choice): score.mean() for choice, score in scores.items()}
         assert best(means) == "shift (tails tamed)"
         assert means["shift (tails tamed)"] > means["none"] + 0.1

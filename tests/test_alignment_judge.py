@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
-from sbi_multilevel.alignment.choice import score_maps
+from sbi_multilevel.alignment.choice import choose_judge, score_maps
 from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
 from sbi_multilevel.alignment.judge import Judge
 from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
 from sbi_multilevel.alignment.trees import Trees
 from tests.gaussian_rows import low_rows, scaled_rows
 
@@ -24,6 +26,11 @@ def switching_rows(n, seed, move=lambda x: x):
     theta = generator.uniform(-1, 1, size=(n, 1))
     coarse = switch(theta) + 0.3 * generator.normal(size=(n, 1))
     return Rows(theta, move(coarse), coarse)
+
+
+def judged(low, choices, high, folds, modelled):
+    judge = choose_judge(MapFitter(low), high, modelled)
+    return score_maps(MapFitter(low), choices, high, folds, judge)
 
 
 # ------------------------------------------------------------- trees
@@ -125,21 +132,46 @@ def test_at_a_switch_the_right_map_is_told_from_the_others(monkeypatch):
     gains = []
     for least in (0.1, np.inf):  # with trees, and without
         monkeypatch.setattr("sbi_multilevel.alignment.judge._LEAST_GAIN", least)
-        scores = score_maps(MapFitter(low), (none, shift, paired), high, folds, "x")
+        scores = judged(low, (none, shift, paired), high, folds, "x")
         rivals = np.maximum(scores[none].mean(), scores[shift].mean())
         gains.append(scores[paired].mean() - rivals)
     assert gains[0] > 0.5 and gains[0] > gains[1] + 0.2
 
 
-def test_scores_are_the_same_each_time():
+@pytest.mark.parametrize("threads", (1, 2))
+def test_scores_are_the_same_each_time_whatever_the_threads(threads):
     low, high = switching_rows(800, 0), switching_rows(20, 1)
     folds = np.array_split(np.arange(20), 4)
     choices = [MapChoice("none"), MapChoice("shift")]
-    first, again = (
-        score_maps(MapFitter(low), choices, high, folds, "theta") for _ in range(2)
-    )
+    assert choose_judge(MapFitter(low), high, "x").trees is not None
+    first = judged(low, choices, high, folds, "x")
+    with threadpool_limits(threads, user_api="openmp"):
+        again = judged(low, choices, high, folds, "x")
     for choice in choices:
         assert np.array_equal(first[choice], again[choice])
+
+
+def test_with_trees_means_are_linear_in_the_features():
+    rows = switching_rows(600, 0)
+    judge = Judge.chosen(rows, "x")
+    inputs = judge.inputs(rows.theta)
+    assert inputs.shape == (600, 2 + 2)  # theta, its square, a mean and a log scale
+    own = Rows(inputs, rows.x)
+    expected = SyntheticLikelihood.fit(own, degree=1).log_likelihood(own)
+    assert np.array_equal(judge.scores(own, own), expected)
+    others = SyntheticLikelihood.fit(own, degree=2).log_likelihood(own)
+    assert not np.allclose(expected, others)
+
+
+@pytest.mark.parametrize("scale", (0.0, 1e200))
+def test_rows_that_nothing_can_be_fitted_to_are_no_reason_to_fail(scale):
+    low, high = switching_rows(400, 0), switching_rows(20, 1)
+    low, high = (Rows(rows.theta, scale * rows.x) for rows in (low, high))
+    folds = np.array_split(np.arange(20), 4)
+    assert choose_judge(MapFitter(low), high, "x").trees is None
+    with np.errstate(all="ignore"):
+        scores = judged(low, [MapChoice("none"), MapChoice("shift")], high, folds, "x")
+    assert all(len(each) == 20 for each in scores.values())
 
 
 def test_the_judge_learns_nothing_from_the_cheap_twins_of_dear_rows(monkeypatch):
@@ -154,6 +186,6 @@ def test_the_judge_learns_nothing_from_the_cheap_twins_of_dear_rows(monkeypatch)
 
     monkeypatch.setattr(Trees, "fit", classmethod(recorded))
     folds = np.array_split(np.arange(20), 4)
-    score_maps(MapFitter(low), [MapChoice("none")], high, folds, "x")
+    judged(low, [MapChoice("none")], high, folds, "x")
     (theta,) = learned_from
     assert len(theta) == 480 and not np.isin(theta, high.theta).any()

@@ -1,5 +1,7 @@
 """What x of the lower levels tells, beyond what maps make of theta alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,25 @@ def test_without_pairs_the_order_of_outputs_tells_how_they_follow_theta():
     assert told.mean > 3 * told.error
     alone = gain(low, high, kinds=("none",))
     assert alone is None  # one map only: nothing is judged
+
+
+def test_the_true_order_and_the_shuffled_one_have_the_same_judge(monkeypatch):
+    """A switch calls for trees, which shuffled rows alone would never show."""
+    draw = np.random.default_rng(0)
+    theta = draw.uniform(-1, 1, size=(2_100, 1))
+    coarse = np.where(theta > 0.3, 4.0, 0.0) + 0.3 * draw.normal(size=theta.shape)
+    low = Rows(theta[100:], coarse[100:])
+    high = Rows(theta[:100], 1.5 * coarse[:100], coarse[:100])
+    folds = cut(high.theta, 5, 0)
+    aligner = Aligner(("none", "paired", "paired_process"), "x", None, 0)
+    step = aligner.step(low, high, folds)
+    assert step.judge is not None and step.judge.trees is not None
+    own = aligner.told_by_outputs(replace(step, judge=None), high, folds)
+    monkeypatch.setattr("sbi_multilevel.hybrid.pool.choose_judge", None)
+    told = aligner.told_by_outputs(step, high, folds)
+    # the noise is shared, which tells something, but less than a judge that is blind
+    assert told.mean > 3 * told.error
+    assert told.mean < own.mean - 0.2
 
 
 def test_it_changes_neither_the_rows_nor_their_scores():

@@ -13,14 +13,14 @@ by that one,
 
 with :math:`F_k` the rows of fold k, :math:`T_{-k}` the map fitted without them, and s
 the log score of a dear row under the synthetic likelihood of the moved rows
-(`sbi_multilevel.alignment.judge`). Scores are taken of at most 500 rows, and of 64
-principal components where x has more features.
+(`sbi_multilevel.alignment.judge`). Scores are taken of at most 500 dear rows, under at
+most 20 000 moved ones, and of 64 principal components where x has more features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -30,8 +30,28 @@ from sbi_multilevel.alignment.judge import Judge
 from sbi_multilevel.alignment.regression import varies
 from sbi_multilevel.alignment.rows import Rows
 
+if TYPE_CHECKING:
+    from sbi_multilevel.estimators import Modelled
+
 _MOST_HELD_OUT = 500  # rows that maps are judged by
+_MOST_MOVED = 20_000  # rows that a synthetic likelihood is fitted to
 _MOST_JUDGED = 64  # features that moved rows are judged by
+
+
+def choose_judge(fitter: MapFitter, high: Rows, modelled: Modelled) -> Judge:
+    """Who judges maps of these cheap rows to these dear ones.
+
+    Args:
+        fitter: Fits the maps.
+        high: The dear rows: cheap rows at their parameters have no part in the choice.
+        modelled: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
+    """
+    compress = _compression(fitter.tame(np.concatenate((fitter.low.x, high.x))))
+    return Judge.chosen(
+        fitter.apart_from(high.theta).low,
+        modelled,
+        outputs=lambda x: compress(fitter.tame(x)),
+    )
 
 
 def score_maps(
@@ -39,7 +59,7 @@ def score_maps(
     choices: Sequence[MapChoice],
     high: Rows,
     folds: Sequence[np.ndarray],
-    modelled: Literal["theta", "x"],
+    judge: Judge,
 ) -> dict[MapChoice, np.ndarray]:
     """Judge each map by rows held out, all with tamed tails.
 
@@ -48,28 +68,25 @@ def score_maps(
         choices: Maps to judge.
         high: The dear rows.
         folds: Indices of the rows of each fold.
-        modelled: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
+        judge: As of `choose_judge`.
 
     Returns:
         For each map the score of each row held out, in nats, higher is better: all
         folds one after the other, of many rows the first of each; -inf for a map that
         cannot be fitted.
     """
-    compress = _compression(fitter.tame(np.concatenate((fitter.low.x, high.x))))
-    cheap = fitter.apart_from(high.theta).low
-    judge = Judge.chosen(Rows(cheap.theta, compress(fitter.tame(cheap.x))), modelled)
     scores: dict[MapChoice, list[np.ndarray]] = {choice: [] for choice in choices}
     for fold, index in zip(folds, rows_to_judge(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
         held_out = high[index]
-        judged = Rows(judge.inputs(held_out.theta), compress(fitter.tame(held_out.x)))
+        judged = Rows(judge.inputs(held_out.theta), judge.outputs(held_out.x))
         unseen = fitter.apart_from(high.theta[fold])
-        low = unseen.low
+        low = unseen.low[np.arange(min(len(unseen.low), _MOST_MOVED))]
         inputs = judge.inputs(low.theta)
         for choice in choices:
             try:
                 moved = unseen.fit(choice, high[others])(low.theta, low.x)
-                score = judge.scores(Rows(inputs, compress(fitter.tame(moved))), judged)
+                score = judge.scores(Rows(inputs, judge.outputs(moved)), judged)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or leads to inf, is none
                 score = np.full(len(judged), -np.inf)

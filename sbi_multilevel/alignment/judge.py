@@ -11,25 +11,33 @@ of `sbi_multilevel.alignment.synthetic`, with means and log scales that are
 
 The second is taken where it predicts cheap rows left out better, by a tenth of a nat a
 row and by two standard errors. Dear rows have no part in that, and of cheap rows there
-are enough to tell; fewer than 200 parameters are too few for trees.
+are enough to tell; fewer than 200 parameters are too few for trees. What trees see is
+the form of rows that are not moved: maps that bend it much, as where the switch of the
+dear simulator is elsewhere, are judged less well than those that stretch or shift it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 
-from sbi_multilevel.alignment.regression import polynomials
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
 from sbi_multilevel.alignment.trees import Trees
-from sbi_multilevel.estimators import Modelled
+
+if TYPE_CHECKING:
+    from sbi_multilevel.estimators import Modelled
 
 _FEWEST_PARAMETERS = 200  # that trees could learn something from
 _MOST_LEFT_OUT = 500
 _LEAST_GAIN = 0.1  # nats a row
+
+
+def _as_it_is(rows: np.ndarray) -> np.ndarray:
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,54 +46,60 @@ class Judge:
 
     Args:
         modelled: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
-        quadratic: Quadratic features of theta; `None` without trees.
-        trees: Features beyond those; `None` if means and log scales are quadratic.
+        outputs: From x, shape `(n, k)`, to what of it is judged.
+        trees: Features of theta; `None` if means and log scales are quadratic.
     """
 
     modelled: Modelled
-    quadratic: Pipeline | None = None
+    outputs: Callable[[np.ndarray], np.ndarray] = _as_it_is
     trees: Trees | None = None
 
     @classmethod
-    def chosen(cls, rows: Rows, modelled: Modelled) -> Judge:
+    def chosen(
+        cls,
+        rows: Rows,
+        modelled: Modelled,
+        outputs: Callable[[np.ndarray], np.ndarray] = _as_it_is,
+    ) -> Judge:
         """The judge that predicts cheap rows better.
 
         Args:
-            rows: Cheap rows in an order that says nothing, as they are to be judged.
+            rows: Cheap rows in an order that says nothing.
             modelled: See the class.
+            outputs: See the class.
         """
-        plain = cls(modelled)
-        num_left_out = min(_MOST_LEFT_OUT, len(rows) // 5)
+        plain = cls(modelled, outputs)
         if len(np.unique(rows.theta, axis=0)) < _FEWEST_PARAMETERS:
             return plain
-        flexible = cls(modelled, polynomials(rows.theta, 2), Trees.fit(rows))
-        left_out = np.arange(num_left_out)
-        others = np.arange(num_left_out, len(rows))
-        scores = []
-        for judge in (plain, flexible):
-            own = Rows(judge.inputs(rows.theta), rows.x)
-            scores.append(judge.scores(own[others], own[left_out]))
-        gain = scores[1] - scores[0]
+        rows = Rows(rows.theta, outputs(rows.x))
+        try:
+            flexible = cls(modelled, outputs, Trees.fit(rows))
+            gain = flexible._left_out(rows) - plain._left_out(rows)
+        except (np.linalg.LinAlgError, ValueError):
+            return plain  # rows that nothing can be fitted to
         error = gain.std(ddof=1) / np.sqrt(len(gain))
         is_better = gain.mean() > max(_LEAST_GAIN, 2 * error)
         return flexible if is_better else plain
 
     def inputs(self, theta: np.ndarray) -> np.ndarray:
         """What means and log scales are regressed on, in the place of theta."""
-        if self.quadratic is None or self.trees is None:
-            return theta
-        return np.concatenate(
-            (self.quadratic.transform(theta), self.trees(theta)), axis=1
-        )
+        return theta if self.trees is None else self.trees.joined(theta)
 
     def scores(self, rows: Rows, judged: Rows) -> np.ndarray:
         """Log score of each row judged, in nats, shape `(n,)`.
 
         Args:
-            rows: Moved rows, with `inputs` for theta.
+            rows: Moved rows, with `inputs` for theta and `outputs` for x.
             judged: Dear rows that the map has not seen, likewise.
         """
         model = SyntheticLikelihood.fit(rows, degree=2 if self.trees is None else 1)
         if self.modelled == "x":
             return model.log_likelihood(judged)
         return model.log_posterior_ratio(judged, rows.theta)
+
+    def _left_out(self, rows: Rows) -> np.ndarray:
+        """Scores of some of the rows under the others."""
+        num_left_out = min(_MOST_LEFT_OUT, len(rows) // 5)
+        rows = Rows(self.inputs(rows.theta), rows.x)
+        left_out, others = np.split(np.arange(len(rows)), [num_left_out])
+        return self.scores(rows[others], rows[left_out])

@@ -18,7 +18,7 @@ is to be learned, and by the posterior that it implies where posteriors are,
     {\frac1m \sum_j \tilde p(x \mid \theta_j)}, \qquad \theta_j \sim p(\theta),
 
 how many nats more than the prior it gives the true theta. This is no model to infer
-with, but it takes a second, and it ranks maps as networks trained on the moved rows do.
+with, but it takes seconds, and it ranks maps as networks trained on the moved rows do.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ r"""What boosted trees know of cheap rows, beyond quadratics of theta.
 
 Means and log scales of x are regressed on features of theta, quadratic ones at first.
 Where a simulator switches, saturates or dies out, no quadratic follows, but there are
-many cheap rows to learn the form from, and dear means are cheap ones and little more.
-So the features of theta are joined by predictions of gradient-boosted trees (Friedman
+many cheap rows to learn the form from, and that of dear rows is often like it. So the
+features of theta are joined by predictions of gradient-boosted trees (Friedman
 2001) of what quadratics leave: of the mean of each feature of x, and of the logarithm
 of its scale,
 
@@ -12,9 +12,9 @@ of its scale,
     \phi(\theta) = \bigl(\theta,\ \theta \theta^\top,\
     t_1(\theta), \ldots, t_k(\theta),\ u_1(\theta), \ldots, u_k(\theta)\bigr).
 
-Trees remember the rows that they were fitted to. Rows are therefore cut in three parts
-and each theta has the predictions of trees that have not seen it: one of three at the
-cheap rows, the mean of all at any other.
+Trees remember the rows that they were fitted to. Rows (the first 10 000) are therefore
+cut in three parts and each theta has the predictions of trees that have not seen it:
+one of three at these rows, the mean of all at any other.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
 
 from sbi_multilevel.alignment.regression import (
     Regression,
@@ -45,10 +46,12 @@ class Trees:
     """Features of theta by trees that have not seen it.
 
     Args:
+        quadratic: Quadratic features, which trees are beside.
         parts: Trees fitted to all rows but those of a part.
         left_out: By which of them each theta of the rows was not seen.
     """
 
+    quadratic: Pipeline
     parts: Sequence[_Part]
     left_out: Mapping[bytes, int]
 
@@ -59,14 +62,20 @@ class Trees:
         Raises:
             ValueError: If there are fewer than three parameters.
         """
+        quadratic = polynomials(rows.theta, 2)
         rows = rows[np.arange(min(len(rows), _MOST_ROWS))]
         _, groups = np.unique(rows.theta, axis=0, return_inverse=True)
         parts, left_out = [], {}
-        cuts = GroupKFold(_NUM_PARTS).split(rows.theta, groups=groups)
+        cuts = GroupKFold(_NUM_PARTS).split(rows.theta, groups=groups.ravel())
         for number, (seen, unseen) in enumerate(cuts):
-            parts.append(_Part.fit(rows[seen]))
+            with _one_thread():
+                parts.append(_Part.fit(rows[seen]))
             left_out |= {theta.tobytes(): number for theta in rows.theta[unseen]}
-        return cls(parts, left_out)
+        return cls(quadratic, parts, left_out)
+
+    def joined(self, theta: np.ndarray) -> np.ndarray:
+        """Quadratic features and those of trees, side by side."""
+        return np.concatenate((self.quadratic.transform(theta), self(theta)), axis=1)
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
         """Features of theta, shape `(n, d)`: shape `(n, 2 k)`, k of them means."""
@@ -75,8 +84,14 @@ class Trees:
         for index, number in enumerate(numbers):
             if number is not None:
                 votes[:, index] = np.arange(len(self.parts)) == number
-        features = np.stack([part(theta) for part in self.parts])
+        with _one_thread():
+            features = np.stack([part(theta) for part in self.parts])
         return np.einsum("pn,pnk->nk", votes / votes.sum(axis=0), features)
+
+
+def _one_thread() -> threadpool_limits:
+    """Threads of many small fits wait for each other, and most on a busy machine."""
+    return threadpool_limits(1, user_api="openmp")
 
 
 @dataclass(frozen=True, eq=False)

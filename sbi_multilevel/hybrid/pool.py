@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sbi_multilevel.alignment.choice import best_map, rows_to_judge, score_maps
+from sbi_multilevel.alignment.choice import (
+    best_map,
+    choose_judge,
+    rows_to_judge,
+    score_maps,
+)
 from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
+from sbi_multilevel.alignment.judge import Judge
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
 from sbi_multilevel.estimators import Modelled
@@ -26,12 +32,14 @@ class Step:
         scores: Held-out score of each row of the level under each map, fold by fold,
             in nats, higher is better; empty where there is one map only.
         num_judged: Rows of each fold that have scores.
+        judge: Who gave them; `None` where there is one map only.
     """
 
     fitter: MapFitter
     candidates: tuple[MapChoice, ...]
     scores: Mapping[MapChoice, np.ndarray]
     num_judged: tuple[int, ...]
+    judge: Judge | None
 
     @property
     def num_folds(self) -> int:
@@ -92,14 +100,28 @@ class Aligner:
     tails: Tails | None = field(compare=False)
     seed: int
 
-    def step(self, low: Rows, high: Rows, folds: Sequence[np.ndarray]) -> Step:
-        """Judge maps from `low` to `high` by the rows of each fold."""
+    def step(
+        self,
+        low: Rows,
+        high: Rows,
+        folds: Sequence[np.ndarray],
+        judge: Judge | None = None,
+    ) -> Step:
+        """Judge maps from `low` to `high` by the rows of each fold.
+
+        Args:
+            low: The rows below.
+            high: The rows of the level.
+            folds: Indices of the rows of each fold.
+            judge: Who judges; `None` chooses.
+        """
         fitter = MapFitter(low, self.tails, self.seed)
         maps, scores = fitter.candidates(self.kinds, high), {}
         if len(maps) > 1:  # else a score would cost time and decide nothing
-            scores = score_maps(fitter, maps, high, folds, self.modelled)
+            judge = judge or choose_judge(fitter, high, self.modelled)
+            scores = score_maps(fitter, maps, high, folds, judge)
         num_judged = tuple(len(rows) for rows in rows_to_judge(folds))
-        return Step(fitter, maps, scores, num_judged)
+        return Step(fitter, maps, scores, num_judged, judge)
 
     def told_by_outputs(
         self, step: Step, high: Rows, folds: Sequence[np.ndarray]
@@ -123,7 +145,9 @@ class Aligner:
         draw, low = np.random.default_rng(self.seed), step.fitter.low
         shuffled = Rows(low.theta, draw.permutation(low.x))
         coarse = None if high.x_coarse is None else draw.permutation(high.x_coarse)
-        control = self.step(shuffled, Rows(high.theta, high.x, coarse), folds)
+        control = self.step(
+            shuffled, Rows(high.theta, high.x, coarse), folds, step.judge
+        )
         gain = step.held_out() - control.held_out()
         if not np.isfinite(gain).all():
             return None

@@ -127,8 +127,8 @@ class Team:
 
         Each is trained on a pool moved by a map that is fitted to, and chosen by, the
         folds of the other one's members, so that no member starts from anything that
-        was told what its own fold holds. Of the pool, though, a start may have seen rows
-        that a member stops by.
+        was told what its own fold holds. Of the pool, though, a start may have seen
+        rows that a member stops by.
         """
         trainers = []
         for half in range(2):
