@@ -81,7 +81,7 @@ def score_maps(
         held_out = high[index]
         judged = Rows(judge.inputs(held_out.theta), judge.outputs(held_out.x))
         unseen = fitter.apart_from(high.theta[fold])
-        low = unseen.low[np.arange(min(len(unseen.low), _MOST_MOVED))]
+        low = unseen.low.first(_MOST_MOVED)
         inputs = judge.inputs(low.theta)
         for choice in choices:
             try:

@@ -76,8 +76,7 @@ def fit_process(low: Rows, high: Rows, seed: int) -> ProcessMap:
         high: Pairs; of many features or pairs, not all pairs are used.
         seed: Seed of the noise.
     """
-    count = min(len(high), _MOST_PAIRS, _MOST_ENTRIES // high.x.shape[1])
-    high = high[np.arange(count)]
+    high = high.first(min(_MOST_PAIRS, _MOST_ENTRIES // high.x.shape[1]))
     assert high.x_coarse is not None
     scaler = StandardScaler().fit(np.concatenate((low.x, low.theta), axis=1))
     inputs = scaler.transform(np.concatenate((high.x_coarse, high.theta), axis=1))

@@ -39,6 +39,10 @@ class Rows:
         """The rows in an order that says nothing."""
         return self[np.random.default_rng(seed).permutation(len(self))]
 
+    def first(self, count: int) -> Rows:
+        """The first of them, all where they are fewer."""
+        return self[np.arange(min(len(self), count))]
+
     def apart_from(self, theta: np.ndarray) -> Rows:
         """Those at none of these parameters; itself where none are shared.
 

@@ -63,7 +63,7 @@ class Trees:
             ValueError: If there are fewer than three parameters.
         """
         quadratic = polynomials(rows.theta, 2)
-        rows = rows[np.arange(min(len(rows), _MOST_ROWS))]
+        rows = rows.first(_MOST_ROWS)
         _, groups = np.unique(rows.theta, axis=0, return_inverse=True)
         parts, left_out = [], {}
         cuts = GroupKFold(_NUM_PARTS).split(rows.theta, groups=groups.ravel())
@@ -79,11 +79,9 @@ class Trees:
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
         """Features of theta, shape `(n, d)`: shape `(n, 2 k)`, k of them means."""
-        numbers = [self.left_out.get(row.tobytes()) for row in theta]
-        votes = np.ones((len(self.parts), len(theta)))
-        for index, number in enumerate(numbers):
-            if number is not None:
-                votes[:, index] = np.arange(len(self.parts)) == number
+        numbers = np.array([self.left_out.get(row.tobytes(), -1) for row in theta])
+        is_own = numbers == np.arange(len(self.parts))[:, None]
+        votes = np.where(numbers < 0, 1.0, is_own)
         with _one_thread():
             features = np.stack([part(theta) for part in self.parts])
         return np.einsum("pn,pnk->nk", votes / votes.sum(axis=0), features)
