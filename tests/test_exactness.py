@@ -109,7 +109,7 @@ def test_loss_and_gradient_equal_those_by_hand(
 
 def test_validation_loss_is_the_telescoping_sum_of_the_held_out_rows():
     sims = simulations()
-    trainer = trained(MLNPE, Multilevel(alignment=None), sims)
+    trainer = trained(MLNPE, Multilevel(stopping="telescoping"), sims)
     _, loader = trainer.get_dataloaders(
         training_batch_size=7, validation_fraction=0.3, resume_training=False
     )

@@ -13,6 +13,7 @@ from typing import Any
 from sbi_multilevel.benchmark import report
 from sbi_multilevel.benchmark.allocation import allocation_table, run_allocations
 from sbi_multilevel.benchmark.cost import step_costs
+from sbi_multilevel.benchmark.divergence import divergence_table, run_divergences
 from sbi_multilevel.benchmark.journal import Journal
 from sbi_multilevel.benchmark.methods import METHODS
 from sbi_multilevel.benchmark.overhead import overheads
@@ -20,6 +21,7 @@ from sbi_multilevel.benchmark.records import by_title, cells, finished, key, tab
 from sbi_multilevel.benchmark.registry import COMMANDS, TASKS, load_plugin
 from sbi_multilevel.benchmark.run import Run, run_all
 from sbi_multilevel.benchmark.tasks import get_task
+from sbi_multilevel.held_out import STOPPING_RULES
 
 PROGRAM = "python -m sbi_multilevel.benchmark"
 
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(overheads())
     elif first == "allocation":
         _allocate(given)
+    elif first == "divergence":
+        _count_divergences(given)
     else:
         _benchmark(given)
 
@@ -107,6 +111,26 @@ def _allocate(given: Sequence[str]) -> None:
     _end(failures)
 
 
+def _count_divergences(given: Sequence[str]) -> None:
+    parser = _parser("Count multilevel trainings that diverge, on random tasks.")
+    parser.add_argument("command", choices=["divergence"])
+    parser.add_argument(
+        "--stopping",
+        nargs="+",
+        choices=STOPPING_RULES,
+        default=list(STOPPING_RULES),
+        help="held-out losses that early stopping follows; all if left out",
+    )
+    options = parser.parse_args(given)
+    journal = Journal(options.out, _command(given))
+    records = run_divergences(
+        _seeds(options), options.workers, journal.records, options.stopping
+    )
+    failures = _write(journal, records)
+    print(divergence_table(journal.records))
+    _end(failures)
+
+
 def _write(journal: Journal, records: Any, num_done: int = 0) -> list[dict[str, Any]]:
     """Add records as they come, and return those of failures."""
     if num_done:
@@ -125,7 +149,9 @@ def _end(failures: Sequence[dict[str, Any]]) -> None:
         return
     print(f"{len(failures)} runs failed; the same command tries them again:")
     for record in failures:
-        what = [record[k] for k in ("task", "method", "scheme") if k in record]
+        what = [
+            record[k] for k in ("task", "method", "scheme", "stopping") if k in record
+        ]
         rows = record.get("num_simulations", "")
         print(f"  {' '.join(what)} {rows} seed {record['seed']}: {record['error']}")
     raise SystemExit(1)

@@ -9,6 +9,7 @@ from sbi.inference import NLE, NPE
 from torch import Tensor
 
 from sbi_multilevel import Multilevel, MultilevelSimulations
+from sbi_multilevel.alignment import AlignmentKind
 from sbi_multilevel.benchmark.fitted import Fit, judged, only, runs_of
 from sbi_multilevel.benchmark.hybrid_methods import HYBRID_METHODS
 from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
@@ -102,6 +103,10 @@ def _paper(adjustment: str, alignment: str | None) -> MultilevelMethod:
     return MultilevelMethod(recipe, full_batch=True)
 
 
+def _aligned(alignment: AlignmentKind) -> MultilevelMethod:
+    return MultilevelMethod(Multilevel(alignment=alignment, stopping="telescoping"))
+
+
 def _name(adjustment: str) -> str:
     return "" if adjustment == "rescale_project" else f"-{adjustment}"
 
@@ -111,10 +116,12 @@ for _method_name, _method in {
     "low": low,
     "equal-cost": equal_cost,
     "oracle": oracle,
-    # our defaults, and the kinds of alignment
-    "ml": MultilevelMethod(Multilevel()),
-    "ml-paired": MultilevelMethod(Multilevel(alignment="paired")),
-    "ml-own": MultilevelMethod(Multilevel(alignment="own")),
+    # the default, and the loss that is trained on as the rule of early stopping
+    "ml-bounded": MultilevelMethod(Multilevel()),
+    "ml": MultilevelMethod(Multilevel(stopping="telescoping")),
+    # the kinds of alignment
+    "ml-paired": _aligned("paired"),
+    "ml-own": _aligned("own"),
     # the reference's settings and alignment, every adjustment
     **{f"ml-paper{_name(a)}": _paper(a, "own") for a in ADJUSTMENTS},
     # the reference's settings with other alignments

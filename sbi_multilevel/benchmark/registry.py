@@ -19,7 +19,7 @@ TASKS: dict[str, TaskBuilder] = {}
 METHODS: dict[str, Method] = {}
 
 # first words of the command line that are no tasks
-COMMANDS = ("allocation", "cost", "overhead", "report")
+COMMANDS = ("allocation", "cost", "divergence", "overhead", "report")
 
 _plugins: set[Path] = set()
 

@@ -58,6 +58,8 @@ class Stage:
             from are kept if no epoch beats them on the held-out rows.
         num_batches: Batches of an epoch at most, where early stopping must look more
             often than once a pass through all rows.
+        is_bounded: Whether early stopping follows the bounded estimate of the expected
+            loss (`sbi_multilevel.held_out`) rather than the sum of the terms.
 
     Example:
     --------
@@ -74,6 +76,7 @@ class Stage:
     freeze: tuple[str, ...] = ()
     is_warm: bool = False
     num_batches: int | None = None
+    is_bounded: bool = False
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -12,9 +12,13 @@ levels are; see `sbi_multilevel.trainers.npe` for the variance.
 
 All terms enter each step, and their gradients are combined as Algorithm 1 says
 (`sbi_multilevel.gradients`). The sum stays exact under maps of the rows as long as the
-same map is used wherever a level appears (`sbi_multilevel.alignment.affine`). A
-difference has no lower bound: on few pairs it can run to minus infinity, which the
-held-out rows of early stopping notice and a fixed number of epochs does not.
+same map is used wherever a level appears (`sbi_multilevel.alignment.affine`).
+
+A difference has no lower bound: on few pairs it can run to minus infinity, and so can
+its mean over held-out pairs. By default early stopping therefore follows an estimate
+of :math:`\mathbb{E} f_L` that is bounded below (`sbi_multilevel.held_out`); the plain
+telescoping sum of held-out means is `stopping="telescoping"`. The reference code of the
+paper trains for a fixed number of epochs (`early_stopping=False`) and notices neither.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
 inference*, NeurIPS 2025, arXiv:2506.06087, equation of the loss and Algorithm 1.
@@ -34,6 +38,7 @@ from sbi_multilevel.alignment import (
     fit_alignments,
 )
 from sbi_multilevel.gradients import ADJUSTMENTS, Adjustment
+from sbi_multilevel.held_out import STOPPING_RULES, Stopping
 from sbi_multilevel.recipes.base import Recipe, Stage, Term
 from sbi_multilevel.simulations import (
     LevelSimulations,
@@ -60,6 +65,8 @@ class Multilevel(Recipe):
             `sbi_multilevel.alignment`: not at all (`None`), `"paired"` (affine, from
             the pairs), or `"own"` (each level standardised by its own mean and standard
             deviation, as in the reference code).
+        stopping: The held-out loss that early stopping follows: `"bounded"`, or
+            `"telescoping"`, the sum that is trained on, which can diverge.
 
     Other arguments are those of `Recipe`.
 
@@ -82,6 +89,7 @@ class Multilevel(Recipe):
 
     adjustment: Adjustment = "rescale_project"
     alignment: AlignmentKind | None = None
+    stopping: Stopping = "bounded"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,13 +102,23 @@ class Multilevel(Recipe):
                 f"alignment must be None or one of {ALIGNMENTS}, but is "
                 f"{self.alignment!r}."
             )
+        if self.stopping not in STOPPING_RULES:
+            raise ValueError(
+                f"stopping must be one of {STOPPING_RULES}, but is {self.stopping!r}."
+            )
 
     def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
         """One stage: base, then fine and coarse of each level."""
         terms = [Term(level=0)]
         for level in range(1, num_levels):
             terms += [Term(level), Term(level, weight=-1.0, coarse=True)]
-        return (Stage(tuple(terms), self.adjustment, is_warm=is_pretrained),)
+        stage = Stage(
+            tuple(terms),
+            self.adjustment,
+            is_warm=is_pretrained,
+            is_bounded=self.stopping == "bounded",
+        )
+        return (stage,)
 
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
         """The rows as they are."""

@@ -35,12 +35,19 @@ are paired; nothing is differentiated for the sake of this. The formulas are in
 `sbi_multilevel.gradients` and `sbi_multilevel.diagnostics.training`. The summary also
 has, in `epochs_of`, the epoch of each of these values, and in `stages`, for each run of
 a stage, its first epoch, its levels, whether early stopping ended it (`None` while it
-runs) and the loss of the weights that were kept.
+runs) and the loss of the weights that were kept. The `validation_loss` of sbi's summary
+is what early stopping follows: with `Multilevel(stopping="bounded")` the estimate of
+`sbi_multilevel.held_out`, else the sum of the levels' parts.
+
+A training whose loss or gradient is not finite ends there, with a warning, and keeps
+the best weights before.
 """
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +62,7 @@ from sbi_multilevel.gradients import (
     assign_gradient,
     term_means,
 )
+from sbi_multilevel.held_out import LossEstimate
 from sbi_multilevel.recipes import Stage
 from sbi_multilevel.trainers.batches import TermRows
 from sbi_multilevel.trainers.data import MultilevelDataMixin
@@ -64,6 +72,10 @@ from sbi_multilevel.trainers.tracking import StepRecorder, TermLosses
 # through one graph of all rows (measured: `python -m sbi_multilevel.benchmark cost`).
 _ROWS_FOR_SEPARATE_PASSES = 1_000
 _SECONDS_BETWEEN_FLUSHES = 1.0
+
+
+class _NotFinite(ArithmeticError):
+    """A loss or a gradient is not finite."""
 
 
 class EpochMixin(MultilevelDataMixin):
@@ -78,6 +90,7 @@ class EpochMixin(MultilevelDataMixin):
     _warm_start: Any
     _last_flush: float = 0.0  # of the tracker, by `time.monotonic`
     _reports_convergence: bool = True  # members are silent
+    _has_diverged: bool = False  # in the last epoch
 
     @property
     def _uses_recipe(self) -> bool:
@@ -98,11 +111,16 @@ class EpochMixin(MultilevelDataMixin):
             group["betas"] = self._recipe.betas
             group["weight_decay"] = self._recipe.weight_decay
         parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
-        means, terms = [], self._stage.terms
+        means, terms, self._has_diverged = [], self._stage.terms, False
         recorder = StepRecorder(terms, self._positions) if len(terms) > 1 else None
         for batch in train_loader:
-            values = self._term_values(batch, loss_args, recorder)
-            step = adjusted_step(values, parameters, self._stage.adjustment)
+            try:
+                values = self._term_values(batch, loss_args, recorder)
+                step = adjusted_step(values, parameters, self._stage.adjustment)
+                _check_finite(step.direction)
+            except _NotFinite:
+                self._has_diverged = True  # `_converged` ends the training
+                return float("nan")
             if recorder is not None:
                 recorder.keep_step(step)
             assign_gradient(step.direction, parameters)
@@ -112,7 +130,8 @@ class EpochMixin(MultilevelDataMixin):
             means.append(torch.stack(values).detach())
         for name, value in recorder.metrics().items() if recorder is not None else ():
             self._log(name, value)
-        return self._log_levels("training_loss", torch.stack(means).mean(dim=0))
+        means = torch.stack(means).mean(dim=0).tolist()
+        return self._log_levels("training_loss", means)
 
     def _validate_epoch(
         self, val_loader: DataLoader, loss_args: LossArgs | None
@@ -122,26 +141,27 @@ class EpochMixin(MultilevelDataMixin):
             return super()._validate_epoch(val_loader, loss_args)
         if len(val_loader) == 0:
             return float("nan")
-        losses, marks = self._held_out_losses(val_loader, loss_args)
-        rows = TermLosses.of(losses, marks, self._stage.terms, self._positions)
-        self._log("validation_loss_error", rows.error)
-        means = self._means(losses, marks) * self._weights_of_terms
-        return self._log_levels("validation_loss", means)
+        try:
+            losses = self._term_losses(val_loader, loss_args)
+        except _NotFinite:
+            return math.inf
+        self._log_levels("validation_loss", losses.means)
+        estimate = self._estimate(losses)
+        self._log("validation_loss_error", estimate.error)
+        return estimate.value
 
-    def _held_out_losses(
+    def _term_losses(
         self, val_loader: DataLoader, loss_args: LossArgs | None
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of each held-out row, and its term."""
+    ) -> TermLosses:
+        """Losses of the held-out rows of each term of the stage."""
         with torch.no_grad():
             parts = [(self._losses(b, loss_args), b[-1]) for b in val_loader]
         losses, marks = (torch.cat(column) for column in zip(*parts))
-        return losses, marks
+        return TermLosses.of(losses, marks, self._stage.terms, self._positions)
 
-    def _held_out_means(
-        self, val_loader: DataLoader, loss_args: LossArgs | None
-    ) -> Tensor:
-        losses = self._held_out_losses(val_loader, loss_args)
-        return self._means(*losses) * self._weights_of_terms
+    def _estimate(self, losses: TermLosses) -> LossEstimate:
+        """What early stopping follows."""
+        return losses.bounded if self._stage.is_bounded else losses.sum
 
     @property
     def _positions(self) -> list[int]:
@@ -161,10 +181,13 @@ class EpochMixin(MultilevelDataMixin):
     def _losses(self, batch: Sequence[Tensor], loss_args: LossArgs | None) -> Tensor:
         """The parent's loss of each row, times its weight."""
         rows = batch[:3]
-        if loss_args is None:
-            losses = self._get_losses(batch=rows)
-        else:
-            losses = self._get_losses(batch=rows, loss_args=loss_args)
+        arguments = {} if loss_args is None else {"loss_args": loss_args}
+        try:
+            losses = self._get_losses(batch=rows, **arguments)
+        except ValueError as error:
+            if "NaN/Inf present" not in str(error):  # of sbi's `assert_all_finite`
+                raise
+            raise _NotFinite(str(error)) from error
         return losses * batch[3].to(losses.device)
 
     def _term_values(
@@ -210,11 +233,11 @@ class EpochMixin(MultilevelDataMixin):
         self._summary.setdefault(key, []).append(value)
         self._summary.setdefault("epochs_of", {}).setdefault(key, []).append(epoch)
 
-    def _log_levels(self, name: str, values: Tensor) -> float:
+    def _log_levels(self, name: str, values: Sequence[float]) -> float:
         """Sum of the signed means; logs the part of each level on the way."""
-        terms, total = self._stage.terms, values.sum().item()
+        terms, total = self._stage.terms, sum(values)
         for level in self._stage.levels:
-            part = sum(v.item() for v, t in zip(values, terms) if t.level == level)
+            part = sum(v for v, t in zip(values, terms) if t.level == level)
             self._log(f"{name}/level_{level}", part)
         if len(self._stage.levels) > 1:  # sbi tells the sum after training only
             epoch = len(self._summary["training_loss"])
@@ -234,11 +257,49 @@ class EpochMixin(MultilevelDataMixin):
         if self._uses_recipe and not self._recipe.early_stopping:
             self._best_val_loss = float("nan")  # keeps the weights of the last epoch
             self._best_model_state_dict = None
-            return False
+            return self._has_diverged and self._end_diverged(epoch)
         if self._uses_recipe and epoch == 0 and self._stage.is_warm:
             self._neural_net.eval()
-            self._val_loss = self._held_out_means(*self._held_out).sum().item()
-        return super()._converged(epoch, stop_after_epochs)
+            self._val_loss = self._validate_start()
+        converged = super()._converged(epoch, stop_after_epochs)
+        return converged or (self._has_diverged and self._end_diverged(epoch))
+
+    def _validate_start(self) -> float:
+        """The held-out loss of the weights that a warm stage starts from."""
+        try:
+            return self._estimate(self._term_losses(*self._held_out)).value
+        except _NotFinite:
+            return math.inf
+
+    def _end_diverged(self, epoch: int) -> bool:
+        """Return to the best weights after a training step that could not be taken.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        self._has_diverged = False
+        where = f"The loss or its gradient was not finite in epoch {epoch}"
+        if self._best_model_state_dict is None or not math.isfinite(
+            self._best_val_loss
+        ):
+            raise ValueError(
+                f"{where}, and no earlier weights have a finite loss on held-out "
+                f"simulations. Lower learning_rate={self._learning_rate:g} or "
+                "clip_max_norm, look for outliers in x, or keep early_stopping=True."
+            )
+        self._neural_net.load_state_dict(self._best_model_state_dict)
+        if self._reports_convergence:
+            warnings.warn(
+                f"{where}. Training ended there, and the best weights before are kept. "
+                f"Lower learning_rate={self._learning_rate:g} or clip_max_norm if "
+                "that was early.",
+                stacklevel=2,
+            )
+        return True
+
+    @property
+    def _learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
 
     def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
         self._summary["stages"][-1] |= {
@@ -250,3 +311,8 @@ class EpochMixin(MultilevelDataMixin):
         if self._uses_recipe and not self._recipe.early_stopping:
             return  # a fixed number of epochs was asked for
         super()._report_convergence_at_end(epoch, max_num_epochs)
+
+
+def _check_finite(direction: Tensor) -> None:
+    if not direction.isfinite().all():
+        raise _NotFinite("the gradient is not finite")

@@ -17,6 +17,7 @@ from sbi_multilevel.diagnostics.training import (
     estimate_variance,
 )
 from sbi_multilevel.gradients import Step, base_cosine, level_norms
+from sbi_multilevel.held_out import LossEstimate, bounded_loss
 from sbi_multilevel.recipes import Term
 
 
@@ -86,9 +87,27 @@ class TermLosses:
         return parts
 
     @property
-    def error(self) -> float:
-        """Standard error of the loss."""
-        return math.sqrt(estimate_variance(list(self.contributions.values())))
+    def means(self) -> list[float]:
+        """Signed mean of each term."""
+        return [
+            term.weight * float(rows.mean())
+            for term, rows in zip(self.terms, self.rows)
+        ]
+
+    @property
+    def sum(self) -> LossEstimate:
+        """The signed sum of the means of the terms."""
+        parts = self.contributions.values()
+        value = sum(float(part.mean()) for part in parts)
+        return LossEstimate(value, math.sqrt(estimate_variance(list(parts))))
+
+    @property
+    def bounded(self) -> LossEstimate:
+        """The estimate of the loss at the highest level that is bounded below."""
+        base, pairs = self.side(0), []
+        for level in range(1, max(self.contributions) + 1):
+            pairs.append((self.side(level), self.side(level, coarse=True)))
+        return bounded_loss(base, pairs)
 
     def metrics(self) -> dict[str, float]:
         """Control-variate coefficients and effective rows, named as for a tracker."""
