@@ -47,7 +47,8 @@ import numpy as np
 Stopping = Literal["bounded", "telescoping"]
 STOPPING_RULES: tuple[str, ...] = get_args(Stopping)
 
-_MIN_PAIRS = 4
+# pairs that determine a control variate
+MIN_PAIRS = 4
 _NUM_ERRORS = 2.0
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -106,7 +107,7 @@ def bounded_loss(base: np.ndarray, pairs: Pairs) -> LossEstimate:
 
 def _weight(fine: np.ndarray, coarse: np.ndarray, num_below: int, gap: float) -> float:
     r"""The coefficient :math:`\beta_l`."""
-    if len(fine) < _MIN_PAIRS:
+    if len(fine) < MIN_PAIRS:
         return float(gap > 0)
     centred = coarse - coarse.mean()
     spread = centred @ centred

@@ -43,6 +43,13 @@ def test_splits_are_partitions(counts, fraction):
         assert len(validation) == 0 or fraction > 0
 
 
+@pytest.mark.parametrize("count, held_out", [(3, 1), (10, 3), (20, 4), (100, 10)])
+def test_few_rows_hold_out_more_where_a_rule_needs_them(count, held_out):
+    split = LevelSplit.random([count], 0.1, min_held_out=4)
+    assert len(split.validation[0]) == held_out
+    assert len(split.train[0]) == count - held_out
+
+
 def term_rows(recipe=Multilevel(alignment=None), fraction=0.1):
     sims = simulations((40, 10, 6))
     split = LevelSplit.random(sims.num_simulations, fraction)

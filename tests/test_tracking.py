@@ -116,7 +116,7 @@ def test_rehearsed_rows_enter_with_their_weight():
     losses = TermLosses((Term(0, 0.25), Term(1, 0.75)), (low, high))
     variances = [rows.var(axis=-1, ddof=1).mean() for rows in (low, high)]
     expected = 0.25**2 * variances[0] / 20 + 0.75**2 * variances[1] / 5
-    assert losses.error == pytest.approx(math.sqrt(expected))
+    assert losses.sum.error == pytest.approx(math.sqrt(expected))
     assert losses.metrics() == {
         "effective_rows": pytest.approx(variances[1] / expected)
     }

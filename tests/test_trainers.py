@@ -237,7 +237,8 @@ def test_more_rows_continue_training(cls):
 
 def test_the_summary_and_the_tracker_tell_levels_apart(cls, capsys):
     tracker = SilentTracker()
-    trainer = make(cls, tracker=tracker)
+    recipe = Multilevel(stopping="telescoping")
+    trainer = make(cls, tracker=tracker, recipe=recipe)
     trainer.train(show_train_summary=True, **FEW)
     assert "Best validation performance" in capsys.readouterr().out
     logged = {}

@@ -113,6 +113,11 @@ class Recipe(ABC):
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be >= 0, but is {self.weight_decay}.")
 
+    @property
+    def min_held_out(self) -> int:
+        """Rows of each level that early stopping holds out at least."""
+        return 1
+
     @abstractmethod
     def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
         """The stages, in the order they are trained.

@@ -38,7 +38,7 @@ from sbi_multilevel.alignment import (
     fit_alignments,
 )
 from sbi_multilevel.gradients import ADJUSTMENTS, Adjustment
-from sbi_multilevel.held_out import STOPPING_RULES, Stopping
+from sbi_multilevel.held_out import MIN_PAIRS, STOPPING_RULES, Stopping
 from sbi_multilevel.recipes.base import Recipe, Stage, Term
 from sbi_multilevel.simulations import (
     LevelSimulations,
@@ -65,8 +65,9 @@ class Multilevel(Recipe):
             `sbi_multilevel.alignment`: not at all (`None`), `"paired"` (affine, from
             the pairs), or `"own"` (each level standardised by its own mean and standard
             deviation, as in the reference code).
-        stopping: The held-out loss that early stopping follows: `"bounded"`, or
-            `"telescoping"`, the sum that is trained on, which can diverge.
+        stopping: The held-out loss that early stopping follows: `"bounded"`, for which
+            at least four simulations of each level are held out (a third of them at
+            most), or `"telescoping"`, the sum that is trained on, which can diverge.
 
     Other arguments are those of `Recipe`.
 
@@ -106,6 +107,11 @@ class Multilevel(Recipe):
             raise ValueError(
                 f"stopping must be one of {STOPPING_RULES}, but is {self.stopping!r}."
             )
+
+    @property
+    def min_held_out(self) -> int:
+        """Rows of each level that early stopping holds out at least."""
+        return MIN_PAIRS if self.stopping == "bounded" else 1
 
     def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
         """One stage: base, then fine and coarse of each level."""

@@ -55,12 +55,24 @@ class LevelSplit:
         counts: Sequence[int],
         validation_fraction: float,
         fold: Fold | None = None,
+        min_held_out: int = 1,
     ) -> LevelSplit:
-        """Split each level at random; 0 holds nothing out, else at least one row."""
+        """Split each level at random; 0 holds nothing out, else at least one row.
+
+        Args:
+            counts: Rows of each level.
+            validation_fraction: Share held out.
+            fold: Which rows are held out; any if `None`.
+            min_held_out: Rows of each level held out at least, but no more than a third
+                of them for that.
+        """
         sizes = [
             count
             if validation_fraction == 0
-            else min(max(int((1 - validation_fraction) * count), 1), count - 1)
+            else min(
+                max(int((1 - validation_fraction) * count), 1),
+                count - max(min(min_held_out, count // 3), 1),
+            )
             for count in counts
         ]
         orders = [

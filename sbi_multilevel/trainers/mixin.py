@@ -152,7 +152,9 @@ class MultilevelMixin(EpochMixin):
         if not resume_training or self._split is None:
             fraction = validation_fraction if self._recipe.early_stopping else 0.0
             counts = simulations.num_simulations
-            self._split = LevelSplit.random(counts, fraction, self._fold)
+            self._split = LevelSplit.random(
+                counts, fraction, self._fold, self._recipe.min_held_out
+            )
         rows = TermRows.of(simulations, self._split, self._recipe, self._moments)
         self._term_rows = rows
         self._counts = simulations.num_simulations
