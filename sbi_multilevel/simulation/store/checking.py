@@ -99,6 +99,9 @@ def _node(path: Path, name: str) -> Any:
         return read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ValueError, RecursionError) as error:
+        where = file.relative_to(path)
+        raise ValueError(f"{where} is no JSON ({error})") from error
 
 
 def _check_node(name: str, node: Any, layout: _Layout) -> None:
@@ -135,7 +138,7 @@ def _check_codecs(name: str, node: dict[str, Any]) -> None:
             codec = codec.get("name", codec.get("id"))
         expect(
             codec in _CODECS,
-            f"{name} has the codec {codec!r:.60}, which is none of {', '.join(_CODECS)}",
+            f"{name} has the codec {codec!r:.60}, which is none of {_CODECS}",
         )
 
 

@@ -18,7 +18,7 @@ from sbi_multilevel.simulation.table import KINDS
 METADATA = "zarr.json"
 REMEDY = "Nothing was decoded. Use a whole store that `SimulationStore` wrote."
 _SMALL_CHUNK = 10_000  # rows of columns of one or two numbers a row
-_MOST_BYTES = 0x7E000000  # of a chunk, that the compressor takes
+_MOST_BYTES = 2**40  # of a chunk, which must fit in memory to be written
 
 
 def import_zarr() -> Any:
@@ -46,16 +46,15 @@ def chunk_shape(name: str, shape: tuple[int, ...], chunk_rows: int) -> tuple[int
         chunk_rows: Rows a chunk of x.
 
     Raises:
-        ValueError: If a chunk is larger than the compressor takes.
+        ValueError: If a chunk is larger than any that can have been written.
     """
     rows = chunk_rows if name in ("x", "x_coarse") else _SMALL_CHUNK
     chunks = (rows, *shape[1:])
     num_bytes = math.prod(chunks) * np.dtype(KINDS[name][0]).itemsize
     if num_bytes > _MOST_BYTES:
         raise ValueError(
-            f"{name} has chunks of shape {chunks}, {num_bytes} bytes each, but at most "
-            f"{_MOST_BYTES} can be written. Make the store with a smaller chunk_rows "
-            f"than {rows}."
+            f"{name} has chunks of shape {chunks}, {num_bytes} bytes each, but a chunk "
+            f"must fit in memory. Make the store with a smaller chunk_rows than {rows}."
         )
     return chunks
 
