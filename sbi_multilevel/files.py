@@ -111,9 +111,16 @@ def read_state(path: str | os.PathLike) -> Any:
         ) from error
 
 
-def is_state_dict(value: Any) -> bool:
-    """Whether a value is tensors by name."""
-    return isinstance(value, Mapping) and all(
-        isinstance(key, str) and isinstance(tensor, Tensor)
-        for key, tensor in value.items()
-    )
+def check_state_dict(value: Any) -> None:
+    """Raise a `ValueError` unless a value is tensors by name, fit for a network."""
+    expect(isinstance(value, Mapping), f"it holds a {type(value).__name__}, no weights")
+    for name, tensor in value.items():
+        expect(
+            isinstance(name, str)
+            and isinstance(tensor, Tensor)
+            and tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_complex()
+            and not tensor.isnan().any(),
+            f"{name!r:.60} is no tensor of real numbers without NaN",
+        )

@@ -144,7 +144,7 @@ def _check_codecs(name: str, node: dict[str, Any]) -> None:
 
 def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[str, Any]:
     """What an array of the layout has, apart from its codecs."""
-    shape = node.get("shape")
+    shape: Any = node.get("shape")
     expect(
         isinstance(shape, list) and len(shape) > 0 and all(map(_is_count, shape)),
         f"{name} has shape {shape!r:.60}",
