@@ -18,9 +18,16 @@ from typing import Any
 
 from sbi_multilevel.files import expect, read_json, understood
 from sbi_multilevel.simulation.store.fingerprint import Fingerprint
-from sbi_multilevel.simulation.store.zarr_columns import METADATA, REMEDY, chunk_shape
+from sbi_multilevel.simulation.store.zarr_columns import (
+    METADATA,
+    REMEDY,
+    SMALL_CHUNK,
+    check_chunk,
+    chunk_shape,
+)
 from sbi_multilevel.simulation.table import KINDS
 
+_MOST = 2**53  # rows or features; zarr counts chunks in floats
 _CODECS = ("bytes", "crc32c", "vlen-utf8", "zstd")
 _FORMAT_2 = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
@@ -156,6 +163,7 @@ def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[st
     )
     kind, fill = KINDS[column.name]
     chunks = chunk_shape(column.name, tuple(shape), column.chunk_rows)
+    check_chunk(name, chunks)
     return {
         "data_type": "string" if kind == "str" else kind,
         "fill_value": "NaN" if fill != fill else fill,  # JSON has no NaN
@@ -198,19 +206,18 @@ def _check_rows(path: Path, level: str) -> None:
     num_rows = status["shape"][0]
     for name in KINDS:
         node = _node(path, f"{level}/{name}")
+        if node is None:
+            expect(name in ("x", "x_coarse"), f"{level}/{name} is missing")
+            continue
+        found = node["shape"][0]
         expect(
-            node is not None or name in ("x", "x_coarse"),
-            f"{level}/{name} is missing",
-        )
-        expect(
-            node is None or node["shape"][0] >= num_rows,
-            f"{level}/{name} has {node and node['shape'][0]} rows, but {level}/status "
-            f"{num_rows}",
+            found >= num_rows,
+            f"{level}/{name} has {found} rows, but {level}/status {num_rows}",
         )
     for name in ("theta", "seed"):
         chunks = path / level / name / "c"
         num_chunks = sum(1 for _ in chunks.iterdir()) if chunks.is_dir() else 0
-        most = num_chunks * chunk_shape(name, (num_rows,), 1)[0]
+        most = num_chunks * SMALL_CHUNK
         expect(
             num_rows <= most,
             f"{level} declares {num_rows} rows, but the chunks of {level}/{name} hold "
@@ -219,4 +226,4 @@ def _check_rows(path: Path, level: str) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= _MOST

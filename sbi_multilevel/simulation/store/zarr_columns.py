@@ -10,15 +10,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sbi_multilevel.files import understood
 from sbi_multilevel.simulation.table import KINDS
 
 METADATA = "zarr.json"
 REMEDY = "Nothing was decoded. Use a whole store that `SimulationStore` wrote."
-_SMALL_CHUNK = 10_000  # rows of columns of one or two numbers a row
-_MOST_BYTES = 2**40  # of a chunk, which must fit in memory to be written
+SMALL_CHUNK = 10_000  # rows of columns of one or two numbers a row
+_NUMBER_BYTES, _MOST_BYTES = 8, 2**40  # the most of a number, and of a chunk
 
 
 def import_zarr() -> Any:
@@ -44,19 +42,18 @@ def chunk_shape(name: str, shape: tuple[int, ...], chunk_rows: int) -> tuple[int
         name: Name of the column.
         shape: Shape of the array.
         chunk_rows: Rows a chunk of x.
-
-    Raises:
-        ValueError: If a chunk is larger than any that can have been written.
     """
-    rows = chunk_rows if name in ("x", "x_coarse") else _SMALL_CHUNK
-    chunks = (rows, *shape[1:])
-    num_bytes = math.prod(chunks) * np.dtype(KINDS[name][0]).itemsize
-    if num_bytes > _MOST_BYTES:
+    rows = chunk_rows if name in ("x", "x_coarse") else SMALL_CHUNK
+    return (rows, *shape[1:])
+
+
+def check_chunk(name: str, shape: tuple[int, ...]) -> None:
+    """Raise if a chunk is larger than any that can have been written."""
+    if _NUMBER_BYTES * math.prod(shape) > _MOST_BYTES:
         raise ValueError(
-            f"{name} has chunks of shape {chunks}, {num_bytes} bytes each, but a chunk "
-            f"must fit in memory. Make the store with a smaller chunk_rows than {rows}."
+            f"{name} has chunks of shape {shape}, but a chunk must fit in memory. Make "
+            f"the store with a smaller chunk_rows than {shape[0]}"
         )
-    return chunks
 
 
 def open_group(path: Path, mode: str) -> Any:
@@ -104,10 +101,12 @@ class ZarrColumns:
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
         dtype, fill = KINDS[name]
+        chunks = chunk_shape(name, shape, self._chunk_rows)
+        check_chunk(name, chunks)
         self._arrays[name] = self._group.create_array(
             name,
             shape=shape,
-            chunks=chunk_shape(name, shape, self._chunk_rows),
+            chunks=chunks,
             dtype=dtype,
             fill_value=fill,
             overwrite=True,
