@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbi_multilevel.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.validation import (
     check_enough,
     check_level,
@@ -276,28 +277,33 @@ class MultilevelSimulations:
             path: The file. It is read without unpickling.
 
         Raises:
-            ValueError: If the file holds no multilevel simulations, or pickled data.
+            ValueError: If the file holds no multilevel simulations, or pickled data;
+                names what is wrong with it.
+            OSError: If the file cannot be read.
         """
-        with np.load(path, allow_pickle=False) as file:
-            if "num_levels" not in file:
-                raise ValueError(
-                    f"path={str(path)!r} holds no multilevel simulations (it has "
-                    f"{sorted(file.files)}). Pass a file written by "
-                    "`MultilevelSimulations.save`."
-                )
+        remedy = "Pass a file written by `MultilevelSimulations.save`."
+        with understood("path", path, "multilevel simulations", remedy):
+            arrays = read_arrays(path)
+            count = tensor_of(arrays, "num_levels")
+            is_number = count.ndim == 0 and not count.is_floating_point() and count > 0
+            expect(bool(is_number), f"num_levels is {count.tolist()!r:.60}")
             levels = [
                 LevelSimulations(
                     level,
+                    tensor_of(arrays, f"theta_{level}"),
+                    tensor_of(arrays, f"x_{level}"),
                     **{
-                        name: torch.from_numpy(file[f"{name}_{level}"])
-                        for name in _COLUMNS
-                        if f"{name}_{level}" in file
+                        name: tensor_of(arrays, f"{name}_{level}")
+                        for name in ("x_coarse", "weights")
+                        if f"{name}_{level}" in arrays
                     },
                 )
-                for level in range(int(file["num_levels"]))
+                for level in range(int(count))
             ]
-            costs = tuple(file["costs"].tolist()) if "costs" in file else None
-        return cls(tuple(levels), costs)
+            costs = None
+            if "costs" in arrays:
+                costs = tuple(tensor_of(arrays, "costs").flatten().tolist())
+            return cls(tuple(levels), costs)
 
 
 def merge_rows(parts: Iterable[LevelSimulations]) -> LevelSimulations:

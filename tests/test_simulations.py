@@ -170,7 +170,7 @@ def test_save_and_load(tmp_path, costs):
 
 def test_load_refuses_pickles_and_other_files(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(2))
-    with pytest.raises(ValueError, match="holds no multilevel simulations"):
+    with pytest.raises(ValueError, match="cannot be read as multilevel simulations"):
         MultilevelSimulations.load(tmp_path / "other.npz")
     objects = np.array([{"a": 1}], dtype=object)
     np.savez(tmp_path / "pickled.npz", num_levels=1, theta_0=objects, x_0=objects)

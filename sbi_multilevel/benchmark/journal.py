@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sbi_multilevel.benchmark.records import fault_of
+
 Record = dict[str, Any]
 
 PACKAGES = ("sbi_multilevel", "sbi", "torch", "nflows", "zuko", "numpy")
@@ -27,7 +29,8 @@ class Journal:
         command: The command line, noted with each record.
 
     Raises:
-        ValueError: If a line before the last is no record.
+        ValueError: If a line before the last is no record, or the file is something
+            else, which is left as it is.
     """
 
     def __init__(self, path: Path | None, command: str = ""):
@@ -37,8 +40,8 @@ class Journal:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        _mend(path)
-        self.records = read_records(path)
+        self.records = read_records(path)  # before anything is cut off
+        _end_with_a_line(path)
 
     def append(self, record: Record) -> Record:
         """Add a record, with its provenance, and return both."""
@@ -69,42 +72,49 @@ def read_records(path: Path) -> list[Record]:
         path: The file.
 
     Raises:
-        ValueError: If there is no such file, or a whole line is no record.
+        ValueError: If there is no such file, or a whole line is no record; names the
+            line and what is wrong with it.
     """
     if not path.is_file():
         raise ValueError(f"path={str(path)!r} is no file. Name one written by `--out`.")
     lines = path.read_bytes().split(b"\n")
-    if _parse(lines[-1]) is None:
+    if _is_half(lines[-1]):
         lines.pop()
     records = []
     for number, line in enumerate(lines, start=1):
         record = _parse(line)
-        if record is None:
+        fault = "it is no JSON object" if record is None else fault_of(record)
+        if record is None or fault is not None:
             raise ValueError(
-                f"Line {number} of path={str(path)!r} is no JSON object: {line[:40]!r}."
-                " Remove the line, or name a file of JSON lines."
+                f"Line {number} of path={str(path)!r} is no record: {fault}. It begins "
+                f"with {line[:40]!r}. Remove the line, or name a file of JSON lines."
             )
         records.append(record)
     return records
 
 
-def _mend(path: Path) -> None:
+def _end_with_a_line(path: Path) -> None:
     """End the file with a whole line."""
     content = path.read_bytes()
     whole, _, rest = content.rpartition(b"\n")
     if not rest:
         return
     with path.open("r+b") as file:
-        if _parse(rest) is None:
+        if _is_half(rest):
             file.truncate(len(content) - len(rest))
         else:  # an editor left out the last newline
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
 
 
+def _is_half(line: bytes) -> bool:
+    """Whether a last line is nothing, or the beginning of a record."""
+    return not line or (line.startswith(b"{") and _parse(line) is None)
+
+
 def _parse(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:  # of JSON, and of UTF-8
+    except (ValueError, RecursionError):  # of JSON, and of UTF-8
         return None
     return record if isinstance(record, dict) else None

@@ -14,6 +14,8 @@ Record = dict[str, Any]
 
 MIN_SEEDS = 5  # with fewer, a standard error says little, and cells are marked
 FEW_SEEDS = "†"
+_STATISTICS = ("mean", "median")
+_NUMBER = (int, float)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,48 @@ def key(record: Record) -> tuple:
     )
 
 
+def fault_of(record: Record) -> str | None:
+    """What a record of this benchmark lacks, or has of a wrong kind; `None` if nothing.
+
+    Objects that are records of no run pass.
+    """
+    if "method" not in record and "scheme" not in record:
+        return None
+    for name, kind in _kinds(record).items():
+        if not isinstance(record.get(name), kind):
+            return f"its {name} is {record.get(name)!r:.40}"
+    if not all(type(count) is int for count in record.get("num_simulations", ())):
+        return f"its num_simulations are {record['num_simulations']!r:.40}"
+    if "error" in record:
+        return None
+    metrics = record["metrics"]
+    if "scheme" in record and record["metric"] not in metrics:
+        return f"its metrics lack {record['metric']!r:.40}"
+    for name, values in metrics.items():
+        parts = [values.get(s) for s in _STATISTICS] if type(values) is dict else [None]
+        if not all(isinstance(part, _NUMBER) for part in parts):
+            return f"its {name} is {values!r:.40}, without a mean and a median"
+    return None
+
+
+def _kinds(record: Record) -> dict[str, Any]:
+    """Types of what a record of a run must have, and of what it may have."""
+    kinds: dict[str, Any] = {"task": str, "seed": int}
+    if "method" in record:
+        kinds.update(method=str, num_simulations=list)
+    else:
+        kinds.update(scheme=str)
+    if "error" in record:
+        kinds.update(error=str)
+    else:
+        kinds.update(num_simulations=list, metric=str, metrics=dict, seconds=_NUMBER)
+        kinds.update(command=str, python=str, versions=dict)
+        kinds.update({} if "method" in record else {"budget": _NUMBER})
+    may = {"observations": int, "runs": list, "cost": _NUMBER, "num_simulations": list}
+    kinds.update({k: v for k, v in may.items() if record.get(k) is not None})
+    return kinds
+
+
 def finished(records: Iterable[Record]) -> list[Record]:
     """Records of benchmark runs that ended well, the last one of each."""
     runs = (r for r in records if "method" in r and "error" not in r)
@@ -147,7 +191,7 @@ def _cell(group: Sequence[Record]) -> Cell:
                 for record in group
                 if name in record["metrics"]
             ])
-            for statistic in ("mean", "median")
+            for statistic in _STATISTICS
         }
         for name in names
     }
@@ -186,7 +230,7 @@ def table(given: Sequence[Cell]) -> Table:
         *(cell.metric for cell in given),
         *(name for cell in given for name in cell.metrics),
     ])
-    columns = [(name, statistic) for name in names for statistic in ("mean", "median")]
+    columns = [(name, statistic) for name in names for statistic in _STATISTICS]
     rows = []
     for cell in given:
         values = [

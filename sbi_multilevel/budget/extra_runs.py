@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.budget.growing import GrowingSimulations
+from sbi_multilevel.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.simulations import MultilevelSimulations
 
@@ -120,10 +121,22 @@ class ExtraRuns:
     def _read(self) -> dict[str, Tensor]:
         if self._path is None or not self._path.exists():
             return {}
-        with np.load(self._path, allow_pickle=False) as file:
-            if str(file["digest"]) != digest(self._simulations):
+        remedy = "Delete the file: the runs are made again."
+        with understood("path", self._path, "runs of a pilot", remedy):
+            arrays = read_arrays(self._path)
+            expect("digest" in arrays, f"it lacks digest, and has {sorted(arrays)}")
+            if str(arrays.pop("digest")) != digest(self._simulations):
                 return {}  # of other rows
-            return {k: torch.from_numpy(file[k]) for k in file if k != "digest"}
+            known = {name: tensor_of(arrays, name) for name in arrays}
+            for name, x in known.items():
+                level = int(name.split("_")[1])
+                wanted = len(self._simulations[level])
+                expect(
+                    x.dtype == torch.float32 and x.ndim > 1 and len(x) == wanted,
+                    f"{name} is {x.dtype} of shape {tuple(x.shape)}, not float32 with "
+                    f"{wanted} rows",
+                )
+            return known
 
     def _write(self) -> None:
         if self._path is None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sbi_multilevel.files import expect, read_json, understood
+
 
 @dataclass(frozen=True)
 class Step:
@@ -36,9 +38,11 @@ class StepLog:
         self._path, self._key = path, key
         self._steps: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            content = json.loads(path.read_text())
-            if content["key"] == key:
-                self._steps = content["steps"]
+            remedy = "Delete the file: the budget is divided again."
+            with understood("path", path, "steps of a budget", remedy):
+                content = read_json(path)
+                if content["key"] == key:
+                    self._steps = [asdict(_step(values)) for values in content["steps"]]
 
     def step(self, index: int) -> Step | None:
         """The step of an earlier run, if it came so far."""
@@ -56,3 +60,18 @@ class StepLog:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"key": self._key, "steps": self._steps}))
         os.replace(temporary, self._path)
+
+
+def _step(values: dict[str, Any]) -> Step:
+    """A step, as JSON gives it back.
+
+    Raises:
+        ValueError: If it does not hold as many numbers of each kind.
+    """
+    step = Step(**{name: tuple(numbers) for name, numbers in values.items()})
+    columns = (step.num_simulations, step.costs, step.variances)
+    is_sound = all(type(n) is int and n >= 0 for n in step.num_simulations) and all(
+        type(number) in (int, float) for column in columns for number in column
+    )
+    expect(is_sound and len(set(map(len, columns))) == 1, f"a step is {values!r:.100}")
+    return step

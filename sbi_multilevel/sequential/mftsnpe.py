@@ -27,6 +27,7 @@ from typing_extensions import Self
 
 from sbi_multilevel.recipes import Transfer, get_recipe
 from sbi_multilevel.sequential.acquisition import Acquisition
+from sbi_multilevel.sequential.checkpoint import SUMMARY
 from sbi_multilevel.sequential.proposing import propose_active, propose_truncated
 from sbi_multilevel.sequential.rounds import Proposals
 from sbi_multilevel.sequential.running import RunMixin
@@ -152,10 +153,7 @@ class MFTSNPE(RunMixin):
         self._new_rows, self._round, self._num_drawn = 0, 0, 0
         self._low_weights: Tensor | None = None
         self._pending: Proposals | None = None
-        self.summary: dict[str, list] = {
-            name: []
-            for name in ("num_simulations", "acceptance_rate", "num_active", "failures")
-        }
+        self.summary: dict[str, list] = {name: [] for name in SUMMARY}
 
     def append_lowfidelity_simulations(
         self, theta: Tensor, x: Tensor, level: int = 0
@@ -255,11 +253,7 @@ class MFTSNPE(RunMixin):
             ValueError: If the rows do not fit; nothing is stored then.
         """
         rows = LevelSimulations(1, theta, x, x_coarse)
-        self._check_x(rows.x)
-        if has_support(self._prior):
-            check_inside(self._prior, rows)
-        if self._rows:
-            check_rows_fit(rows, self._rows[0])
+        self._check_rows(rows, self._rows[0] if self._rows else rows)
         if self._acquisition is not None and self._acquisition.correct:
             rows = self._weighted(rows)
         self._rows.append(rows)
@@ -333,6 +327,23 @@ class MFTSNPE(RunMixin):
         weights = self._pending.weights_of(rows.theta)
         rows = replace(rows, weights=weights.clamp_min(1e-12))
         return rows[weights > 0]  # outside of the region rows say nothing about x_o
+
+    def _check_rows(self, rows: LevelSimulations, first: LevelSimulations) -> None:
+        """Raise unless rows fit the observation, the prior and the first rows."""
+        self._check_x(rows.x)
+        self._check_theta(rows.theta)
+        if has_support(self._prior):
+            check_inside(self._prior, rows)
+        check_rows_fit(rows, first)
+
+    def _check_theta(self, theta: Tensor) -> None:
+        with seeded(0):
+            expected = self._prior.sample((1,)).shape[1:]
+        if theta.shape[1:] != expected:
+            raise ValueError(
+                f"theta has shape {tuple(theta.shape[1:])} a row, but the prior draws "
+                f"{tuple(expected)}. Pass parameters of `propose()`."
+            )
 
     def _check_x(self, x: Tensor) -> None:
         if x.shape[1:] == self.x_o.shape:  # an observation with one channel

@@ -11,6 +11,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.files import expect
 from sbi_multilevel.recipes import Transfer
 from sbi_multilevel.sequential import checkpoint
 from sbi_multilevel.sequential.acquisition import Acquisition
@@ -52,6 +53,12 @@ class StateMixin(ABC):
     def _trainer(self, recipe: Transfer, parameters: Any = None) -> MFNPE: ...
 
     @abstractmethod
+    def _check_theta(self, theta: Tensor) -> None: ...
+
+    @abstractmethod
+    def _check_rows(self, rows: LevelSimulations, first: LevelSimulations) -> None: ...
+
+    @abstractmethod
     def _take_over(self, source: Any) -> ConditionalDensityEstimator: ...
 
     def save(self, path: str | os.PathLike) -> None:
@@ -66,7 +73,7 @@ class StateMixin(ABC):
         state = {
             "settings": self._settings,
             "members": None if members is None else [m.state_dict() for m in members],
-            "rows": [vars(rows) for rows in self._rows],
+            "rows": [vars(rows) for rows in self._rows if len(rows) > 0],
             "pending": None if self._pending is None else vars(self._pending),
             "low_weights": self._low_weights,
             "low_sums": self._low_sums,
@@ -85,16 +92,23 @@ class StateMixin(ABC):
             The same object (so that calls can be chained).
 
         Raises:
-            ValueError: If it was written under other settings, or by another network.
+            ValueError: If it was written under other settings, or by another network,
+                or holds something else; the object stays as it was then.
+            OSError: If it cannot be read.
         """
         state = checkpoint.read(path)
         checkpoint.check_settings(state["settings"], self._settings, path)
-        members, pending = state["members"], state["pending"]
-        if members is not None:
-            members = [self._take_over(weights) for weights in members]
-        self._members = members
-        self._rows = [LevelSimulations.trusted(**rows) for rows in state["rows"]]
-        self._pending = None if pending is None else Proposals(**pending)
+        members, rows, pending = state["members"], state["rows"], state["pending"]
+        with checkpoint.explained(path):
+            if members is not None:
+                is_right = len(members) == self._num_members
+                expect(is_right, f"it has {len(members)} networks")
+                members = [self._take_over(weights) for weights in members]
+            for part in rows:
+                self._check_rows(part, rows[0])
+            if pending is not None:
+                self._check_theta(pending.theta)
+        self._members, self._rows, self._pending = members, rows, pending
         self._low_weights, self._low_sums = state["low_weights"], state["low_sums"]
         self._new_rows, self._round, self._num_drawn = state["counters"]
         self.summary = state["summary"]

@@ -121,7 +121,14 @@ class LevelTable:
         """Blocks of the status of some rows, each with the number of its first row."""
         stop = len(self) if stop is None else min(stop, len(self))
         for first in range(start, stop, _BLOCK):
-            yield first, self._at("status", slice(first, min(first + _BLOCK, stop)))
+            status = self._at("status", slice(first, min(first + _BLOCK, stop)))
+            if status.max() >= len(Status):
+                raise ValueError(
+                    f"status of level {self.level} has the value {status.max()}, but "
+                    f"there are {len(Status)} statuses. Use a store that "
+                    "`SimulationStore` wrote."
+                )
+            yield first, status
 
     def task(self, rows: np.ndarray) -> Task:
         """The rows, ready to run."""
@@ -260,7 +267,8 @@ class LevelTable:
     def _damage_explained(self, name: str, index: slice | np.ndarray) -> Iterator[None]:
         try:
             yield
-        except (ValueError, RuntimeError) as error:  # of zarr's codecs
+        # of zarr's codecs, and of an array that is not there
+        except (ValueError, RuntimeError, KeyError) as error:
             raise OSError(
                 f"{name} of level {self.level} cannot be read in some of the rows "
                 f"{index}: {error}. `SimulationStore.repair` makes damaged rows "

@@ -13,16 +13,13 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.alignment import Moments
 from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
 from sbi_multilevel.recipes import Recipe, Stage, get_recipe
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
@@ -34,6 +31,8 @@ from sbi_multilevel.trainers.network import (
     check_builder,
     frees_theta,
     frozen,
+    moments_of,
+    read_weights,
     take_over,
 )
 from sbi_multilevel.validation import check_inside
@@ -106,7 +105,8 @@ class MultilevelMixin(EpochMixin):
             The trainer (so that calls can be chained).
 
         Raises:
-            ValueError: If the trainer was trained already, or its recipe cannot.
+            ValueError: If the trainer was trained already, its recipe cannot, or the
+                file holds something else.
         """
         if self._neural_net is not None:
             raise ValueError(
@@ -114,7 +114,7 @@ class MultilevelMixin(EpochMixin):
                 "trainer with the same simulations."
             )
         if isinstance(source, (str, os.PathLike)):
-            source = torch.load(Path(source), weights_only=True, map_location="cpu")
+            source = read_weights(source)
         self._warm_start = source
         return self
 
@@ -155,7 +155,9 @@ class MultilevelMixin(EpochMixin):
             self._split = LevelSplit.random(
                 counts, fraction, self._fold, self._recipe.min_held_out
             )
-        rows = TermRows.of(simulations, self._split, self._recipe, self._moments)
+        network = self._warm_start if self._neural_net is None else self._neural_net
+        moments = moments_of(network, simulations[-1].x)
+        rows = TermRows.of(simulations, self._split, self._recipe, moments)
         self._term_rows = rows
         self._counts = simulations.num_simulations
         self._loader_options = (training_batch_size, dataloader_kwargs or {})
@@ -185,14 +187,6 @@ class MultilevelMixin(EpochMixin):
     @property
     def _stages(self) -> tuple[Stage, ...]:
         return self._recipe.stages(len(self._counts), self._warm_start is not None)
-
-    @property
-    def _moments(self) -> Moments | None:
-        """Moments of the x that the network was built on."""
-        network = self._warm_start if self._neural_net is None else self._neural_net
-        if isinstance(network, Mapping) and "x_mean" in network:
-            return Moments(network["x_mean"], network["x_std"])
-        return network.moments if isinstance(network, MappedEstimator) else None
 
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return theta, x and prior masks: as the parent; fine sides of all levels."""

@@ -19,6 +19,7 @@ from sbi_multilevel.estimators import (
     Modelled,
     mapped_builder,
 )
+from sbi_multilevel.files import check_state_dict, read_state, understood
 from sbi_multilevel.recipes import Hybrid, Recipe, Transfer
 from sbi_multilevel.validation import has_support
 
@@ -64,6 +65,48 @@ def builder_for(
         return build
     free = frees_theta(recipe, modelled, prior, is_named)
     return mapped_builder(build, modelled, prior if free else None)
+
+
+def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
+    """Weights of an estimator from a file, which is read without unpickling.
+
+    Raises:
+        ValueError: If the file holds something else.
+        OSError: If it cannot be read.
+    """
+    remedy = "Pass a file written by `torch.save(estimator.state_dict(), path)`."
+    with understood("source", path, "weights of an estimator", remedy):
+        weights = read_state(path)
+        check_state_dict(weights)
+        return weights
+
+
+def moments_of(network: Any, x: Tensor) -> Moments | None:
+    """Moments of the x that an estimator was built on, if it keeps them.
+
+    Args:
+        network: An estimator, or weights of one.
+        x: Rows that are to be trained on, shape `(n, *x_shape)`.
+
+    Raises:
+        ValueError: If they are those of other features.
+    """
+    if isinstance(network, MappedEstimator):
+        mean, std = network.moments.mean, network.moments.std
+    elif isinstance(network, Mapping) and "x_mean" in network:
+        mean, std = network["x_mean"], network.get("x_std")
+    else:
+        return None
+    found = [None if values is None else tuple(values.shape) for values in (mean, std)]
+    wanted = tuple(x.shape[1:]) if x.ndim == 2 else ()  # see `Moments`
+    if found != [wanted, wanted]:
+        raise ValueError(
+            "The weights of `warm_start` are not those of this network (its x_mean and "
+            f"x_std have the shapes {found[0]} and {found[1]}, but x has "
+            f"{tuple(x.shape[1:])} a row). Pre-train on rows of this shape, or start "
+            "without it."
+        )
+    return Moments(mean, std)
 
 
 def take_over(

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
@@ -26,6 +25,7 @@ from sbi_multilevel.benchmark.calibration import calibration_of_network
 from sbi_multilevel.benchmark.metrics import posterior_density
 from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.base import BenchmarkTask
+from sbi_multilevel.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
 DATA_VARIABLE = "SBI_MULTILEVEL_CAMELS"
@@ -59,12 +59,18 @@ class Camels(BenchmarkTask):
             )
         self.name = "camels-shuffled" if shuffle else "camels"
         self._shuffle = shuffle
-        with np.load(path, allow_pickle=False) as file:
-            names = [str(name) for name in file["theta_names"]]
-            column = file["theta"][:, [names.index("sigma_8")]]
-            arrays = (column, file["x_low"], file["x_high"])
-            self._theta, self._low, self._high = (
-                torch.as_tensor(array, dtype=torch.float32) for array in arrays
+        remedy = "Name the file of CAMELS power spectra of the reference code."
+        with understood("path", path, "CAMELS power spectra", remedy):
+            arrays = read_arrays(path)
+            theta, self._low, self._high = (
+                tensor_of(arrays, name).float() for name in ("theta", "x_low", "x_high")
+            )
+            names = arrays["theta_names"].tolist()
+            self._theta = theta[:, [names.index("sigma_8")]]
+            expect(
+                self._low.shape == self._high.shape and len(theta) == len(self._low),
+                f"theta, x_low and x_high have the shapes {tuple(theta.shape)}, "
+                f"{tuple(self._low.shape)} and {tuple(self._high.shape)}",
             )
 
     @staticmethod

@@ -23,7 +23,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
@@ -31,6 +30,7 @@ from torch.distributions import Normal
 
 from sbi_multilevel.benchmark.registry import register_task
 from sbi_multilevel.benchmark.tasks.posterior import PosteriorTask, sample_density
+from sbi_multilevel.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.simulation import simulate_multilevel
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
@@ -255,10 +255,13 @@ class OUPublished(OUTransfer):
             )
         super().__init__(2)
         self.name = "ou2-published"
-        with np.load(path, allow_pickle=False) as file:
-            self._arrays = {
-                name: torch.as_tensor(file[name], dtype=torch.float32) for name in file
-            }
+        remedy = "Name the file of published rows."
+        with understood("path", path, "published rows of OU2", remedy):
+            arrays = read_arrays(path)
+            self._arrays = {name: tensor_of(arrays, name).float() for name in arrays}
+            needed = ("x_o", "theta_o", "posterior_samples")
+            missing = [name for name in needed if name not in arrays]
+            expect(not missing, f"it lacks {missing}, and has {sorted(arrays)}")
         self.observations = self._arrays["x_o"]
         self.true_theta = self._arrays["theta_o"]
 

@@ -7,7 +7,7 @@ code, and may differ in the last digits from one machine to another.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,32 @@ class Fingerprint:
         draws = draw_theta(prior, 0, 0, _DRAWS).tolist()
         return cls(num_levels, int(seed), draws, noise_draws(noise), names)
 
+    @classmethod
+    def from_json(cls, values: Any) -> Fingerprint:
+        """The fingerprint that a store holds.
+
+        Args:
+            values: What `dataclasses.asdict` made of one, as JSON gives it back.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError(f"the fingerprint must have {sorted(names)}")
+        found = cls(**values)
+        for name, is_sound in (
+            ("num_levels", type(found.num_levels) is int and found.num_levels > 0),
+            ("seed", type(found.seed) is int and found.seed >= 0),
+            ("prior", _are_draws(found.prior)),
+            ("noise", found.noise == "seeds" or _are_draws(found.noise)),
+            ("simulators", found.simulators is None or _are_names(found.simulators)),
+        ):
+            if not is_sound:
+                value = getattr(found, name)
+                raise ValueError(f"the fingerprint has {name} {value!r:.60}")
+        return found
+
     def differences(self, other: Fingerprint) -> list[str]:
         """What differs, in words: this one is stored, the other one asked for."""
         found = []
@@ -99,6 +125,21 @@ def _same(a: Any, b: Any) -> bool:
         shapes = [len(row) for row in a], [len(row) for row in b]
         return shapes[0] == shapes[1] and np.allclose(a, b, rtol=1e-4, atol=1e-6)
     return a == b
+
+
+def _are_draws(values: Any) -> bool:
+    """Whether values are rows of as many numbers each, at least one row."""
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(isinstance(row, list) for row in values)
+        and all(len(row) == len(values[0]) for row in values)
+        and all(type(number) in (int, float) for row in values for number in row)
+    )
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(name, str) for name in values)
 
 
 def _brief(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from sbi_multilevel.files import read_json
 from sbi_multilevel.simulation.noise import draw_theta, row_seeds
+from sbi_multilevel.simulation.store.checking import check_store
 from sbi_multilevel.simulation.store.fingerprint import Fingerprint
-from sbi_multilevel.simulation.store.zarr_columns import ZarrColumns, import_zarr
+from sbi_multilevel.simulation.store.zarr_columns import (
+    METADATA,
+    ZarrColumns,
+    import_zarr,
+    open_group,
+)
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Status
 
@@ -34,18 +40,19 @@ def is_store(path: Path) -> bool:
     if path.is_dir() and all(p.name.endswith(".partial") for p in path.iterdir()):
         return False
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError):
-        attributes = {}
-    if attributes.get("format") != FORMAT:
+        attributes = read_json(path / METADATA)["attributes"]
+        is_ours, version = attributes["format"] == FORMAT, attributes["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        is_ours, version = False, None
+    if not is_ours:
         raise ValueError(
             f"store={str(path)!r} exists and is no store of simulations. Name another "
             "path; nothing was touched."
         )
-    if attributes["version"] > VERSION:
+    if type(version) is not int or version > VERSION:
         raise ValueError(
-            f"store={str(path)!r} has version {attributes['version']} of the format, "
-            f"and this package reads up to {VERSION}. Update sbi_multilevel."
+            f"store={str(path)!r} has version {version!r} of the format, and this "
+            f"package reads up to {VERSION}. Update sbi_multilevel."
         )
     return True
 
@@ -66,20 +73,27 @@ def make(path: Path, fingerprint: Fingerprint, chunk_rows: tuple[int, ...]) -> N
 
 
 def read_root(path: Path, mode: str) -> Any:
-    """The zarr group of an existing store, mode "r" or "r+"."""
-    return import_zarr().open_group(str(path), mode=mode)
-
-
-def tables(root: Any) -> tuple[LevelTable, ...]:
-    """The table of each level.
+    """The zarr group of an existing store, mode "r" or "r+".
 
     Raises:
-        ValueError: If the store was not made to the end.
+        ValueError: If the metadata of the store is not what this package writes.
+    """
+    check_store(path)
+    return open_group(path, mode)
+
+
+def tables(path: Path, mode: str) -> tuple[LevelTable, ...]:
+    """The table of each level, mode "r" or "r+".
+
+    Raises:
+        ValueError: If the store was not made to the end, or its metadata is not what
+            this package writes.
     """
     found = []
-    for level, rows in enumerate(root.attrs["chunk_rows"]):
-        name = f"level_{level}"
-        columns = ZarrColumns(root[name], rows) if name in root else ()
+    for level, rows in enumerate(read_root(path, mode).attrs["chunk_rows"]):
+        folder = path / f"level_{level}"
+        is_there = (folder / METADATA).exists()
+        columns = ZarrColumns(folder, mode, rows) if is_there else ()
         if "status" not in columns:
             raise ValueError(
                 f"The store lacks its level {level}: the run that made it was killed. "
@@ -89,10 +103,10 @@ def tables(root: Any) -> tuple[LevelTable, ...]:
     return tuple(found)
 
 
-def complete(root: Any, d_theta: int) -> None:
+def complete(path: Path, d_theta: int) -> None:
     """Make the arrays that a store lacks yet, without rows."""
-    for level, rows in enumerate(root.attrs["chunk_rows"]):
-        columns = ZarrColumns(root.require_group(f"level_{level}"), rows)
+    for level, rows in enumerate(read_root(path, "r+").attrs["chunk_rows"]):
+        columns = ZarrColumns(path / f"level_{level}", "a", rows)
         shapes = {
             "theta": (0, d_theta),
             "seed": (0,),

@@ -30,14 +30,14 @@ class OpenStore:
         self._noise = noise
         self._is_writable = is_writable
         # open files nowhere: zarr reads and writes each chunk as it is asked for
-        self._root = layout.read_root(path, "r+" if is_writable else "r")
-        fingerprint = self._root.attrs["fingerprint"]
-        self.fingerprint = Fingerprint(**fingerprint)
+        self._mode = "r+" if is_writable else "r"
+        self._root = layout.read_root(path, self._mode)
+        self.fingerprint = Fingerprint.from_json(self._root.attrs["fingerprint"])
 
     @property
     def tables(self) -> tuple[LevelTable, ...]:
         """The rows of each level as they are on disk."""
-        return layout.tables(self._root)
+        return layout.tables(self.path, self._mode)
 
     @property
     def num_simulations(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class OpenStore:
         names = [name_of(simulator) for simulator in simulators]
         # as it is now: another process may have written it
         self._root = layout.read_root(self.path, "r+")
-        self.fingerprint = Fingerprint(**self._root.attrs["fingerprint"])
+        self.fingerprint = Fingerprint.from_json(self._root.attrs["fingerprint"])
         known = self.fingerprint
         if len(names) != known.num_levels:
             raise ValueError(

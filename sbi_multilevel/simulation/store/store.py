@@ -122,7 +122,7 @@ class SimulationStore(OpenStore):
                 layout.make(path, fingerprint, per_level(chunk_rows, len(planned)))
             store = cls(path, noise, is_writable=True)
             store._check_is_same(fingerprint)
-            layout.complete(store._root, len(fingerprint.prior[0]))
+            layout.complete(path, len(fingerprint.prior[0]))
             for table, num_rows in zip(store.tables, planned):
                 layout.grow(table, num_rows, prior, seed)
         return store

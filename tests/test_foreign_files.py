@@ -1,0 +1,379 @@
+"""Files of unknown origin: read without running code, or refused by name."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from sbi_multilevel import MFNPE, MultilevelSimulations
+from sbi_multilevel.benchmark.journal import Journal, read_records
+from sbi_multilevel.benchmark.tasks.camels import Camels
+from sbi_multilevel.benchmark.tasks.ou_transfer import OUPublished
+from sbi_multilevel.budget.extra_runs import ExtraRuns
+from sbi_multilevel.budget.growing import GrowingSimulations, Source
+from sbi_multilevel.budget.step_log import Step, StepLog
+from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
+from tests.mutations import Touch, damaged, odd_value, strange
+from tests.test_benchmark_report import _record
+from tests.test_mftsnpe import FINE, RUN, make
+from tests.test_simulations import rows
+from tests.test_trainers import FEW
+from tests.test_transfer import SIMS
+from tests.test_transfer import make as make_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def simulations(path):
+    MultilevelSimulations((rows(0), rows(1, 7)), (1.0, 2.0)).save(path)
+
+
+def spectra(path):
+    arrays = {"theta": rows(0).theta, "x_low": rows(1).x_coarse, "x_high": rows(1).x}
+    np.savez(path, theta_names=np.array(["Omega_m", "sigma_8"]), **arrays)
+
+
+def published(path):
+    names = ("x_o", "theta_o", "posterior_samples", "lf9_theta", "lf9_x")
+    np.savez(path, **{name: rows(0).x for name in names})
+
+
+def state(path):
+    inference = make()
+    inference.run(FINE, 20, 1, checkpoint=path, **RUN)
+    inference.propose(3)
+    inference.save(path)
+
+
+def weights(path):
+    options = {"tracker": SilentTracker(), "show_progress_bars": False}
+    trainer = MFNPE(prior(), "mdn", **options)
+    trainer.append_lowfidelity_simulations(SIMS[0].theta, SIMS[0].x)
+    torch.save(trainer.train(**FEW).state_dict(), path)
+
+
+def journal(path):
+    lines = (json.dumps(_record("high", seed, 1.0)) for seed in range(3))
+    path.write_text("\n".join(lines) + "\n")
+
+
+KEY = {"budget": 10.0}
+
+
+def steps(path):
+    StepLog(path, KEY).write(0, Step((10, 2), (1.0, 5.0), (0.5, 0.1)))
+
+
+# what writes a file, and what reads it
+FILES = {
+    "simulations": (simulations, MultilevelSimulations.load),
+    "spectra": (spectra, Camels),
+    "published": (published, OUPublished),
+    "state": (state, lambda path: make().load(path)),
+    "weights": (weights, lambda path: make_trainer(low=False).warm_start(path)),
+    "journal": (journal, lambda path: Journal(path)),
+    "records": (journal, read_records),
+    "steps": (steps, lambda path: StepLog(path, KEY).step(0)),
+}
+every_file = pytest.mark.parametrize("kind", FILES)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Contents of a file of each kind."""
+    contents = {}
+    for kind, (write, _) in FILES.items():
+        path = tmp_path_factory.mktemp("sound") / "file"
+        write(path)
+        # numpy gives its own ending
+        file = path if path.exists() else path.with_name("file.npz")
+        contents[kind] = file.read_bytes()
+    return contents
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "foreign.file"
+
+
+@every_file
+def test_sound_files_are_read(kind, sound, path):
+    path.write_bytes(sound[kind])
+    FILES[kind][1](path)
+
+
+@every_file
+@pytest.mark.parametrize("which", range(8))
+def test_something_else_is_refused_by_name_and_left_as_it_is(kind, which, path):
+    content = strange(path.with_name("code_ran"))[which]
+    if kind in ("journal", "records") and not content:
+        return  # a journal without records
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="foreign.file"):
+        FILES[kind][1](path)
+    assert path.read_bytes() == content and not path.with_name("code_ran").exists()
+
+
+@every_file
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_files_are_read_or_refused(kind, seed, sound, path):
+    """Never an error of a library; where a checksum is missing, other numbers."""
+    path.write_bytes(damaged(sound[kind], seed))
+    try:
+        FILES[kind][1](path)
+    except (ValueError, OSError) as error:
+        assert "foreign.file" in str(error)
+
+
+@pytest.mark.parametrize("kind", ("simulations", "state", "weights"))
+def test_a_file_that_is_not_there_is_an_error_of_the_disk(kind, path):
+    with pytest.raises(FileNotFoundError, match="foreign.file"):
+        FILES[kind][1](path)
+
+
+# ------------------------------------------------------------- archives
+
+
+def array(name, value):
+    return lambda arrays: {**arrays, name: np.asarray(value)}
+
+
+def without(name):
+    return lambda arrays: {k: v for k, v in arrays.items() if k != name}
+
+
+def objects(arrays):
+    return {**arrays, "x_0": np.array([Touch("code_ran")], dtype=object)}
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (objects, "Object arrays cannot be loaded"),
+        (without("num_levels"), "lacks num_levels, and has"),
+        (without("x_1"), "lacks x_1, and has"),
+        (array("num_levels", -1), "num_levels is -1"),
+        (array("num_levels", 10**12), "lacks theta_2"),
+        (array("num_levels", 2.0), r"num_levels is 2\.0"),
+        (array("num_levels", [2, 2]), r"num_levels is \[2, 2\]"),
+        (array("x_0", ["a", "b"]), "x_0 has the type <U1, and must hold numbers"),
+        (array("x_0", np.zeros(3, "f4,f4")), "x_0 is no array of numbers"),
+        (array("x_0", np.zeros((30, 3))), "x of level 0 must be a float32"),
+        (array("x_0", np.zeros((29, 3), "f4")), "level 0 differ in length.*29"),
+        (array("x_1", np.zeros((7, 4), "f4")), r"x of level 1 has shape \(7, 4\)"),
+        (array("weights_0", np.zeros(30, "f4")), "weights of level 0 must be"),
+        (array("costs", ["a"]), "costs has the type <U1"),
+        (array("costs", [1.0]), "costs must hold one number >= 0"),
+    ],
+)
+def test_archives_with_other_arrays_are_refused(change, named, sound, path):
+    path.write_bytes(sound["simulations"])
+    arrays = change(dict(np.load(path)))
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=f"foreign.file.*{named}.*Pass a file written"):
+        MultilevelSimulations.load(path)
+    assert not path.with_name("code_ran").exists()
+
+
+def test_an_absurd_size_is_not_allocated(sound, path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**15, 3)}
+    path.write_bytes(sound["simulations"])
+    arrays = dict(np.load(path))
+    with path.open("wb") as file:
+        np.savez(file, **without("x_0")(arrays))
+    with zipfile.ZipFile(path, "a") as archive, archive.open("x_0.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(ValueError, match="foreign.file.*Unable to allocate"):
+        MultilevelSimulations.load(path)
+
+
+def test_numbers_of_the_other_byte_order_are_read(sound, path):
+    path.write_bytes(sound["simulations"])
+    arrays = dict(np.load(path))
+    swapped = {k: v.astype(v.dtype.newbyteorder("S")) for k, v in arrays.items()}
+    with path.open("wb") as file:
+        np.savez(file, **swapped)
+    assert torch.equal(MultilevelSimulations.load(path)[0].x, rows(0).x)
+
+
+def test_arrays_of_a_task_are_named(sound, path):
+    for kind, names in (
+        ("spectra", ("theta", "x_low", "theta_names")),
+        ("published", ("x_o", "posterior_samples")),
+    ):
+        path.write_bytes(sound[kind])
+        arrays = dict(np.load(path))
+        for name in names:
+            with path.open("wb") as file:
+                np.savez(file, **without(name)(arrays))
+            with pytest.raises(ValueError, match=f"foreign.file.*{name}"):
+                FILES[kind][1](path)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (without("digest"), "lacks digest"),
+        (array("below_2_0", np.zeros((9, 2), "f4")), "below_2_0 is .*not float32 with"),
+        (array("below_2_0", np.zeros(30)), "below_2_0 is torch.float64"),
+        (array("below_9_0", np.zeros((9, 2), "f4")), "IndexError"),
+        (array("other", np.zeros((9, 2), "f4")), "IndexError"),
+        (array("below_2_0", ["a"]), "must hold numbers"),
+    ],
+)
+def test_runs_beside_a_pilot_that_are_none_are_refused(change, named, tmp_path):
+    pytest.importorskip("zarr")
+    store, file = tmp_path / "run.zarr", tmp_path / "run.zarr.pilot.npz"
+    source = Source(SIMULATORS, prior(), noise, store=store, show_progress_bars=False)
+    growing = GrowingSimulations(source)
+    pilot = (growing, growing.simulate((20, 20, 30)), (20, 20, 30))
+    ExtraRuns(*pilot).below()
+    np.savez(file, **change(dict(np.load(file))))
+    with pytest.raises(ValueError, match=f"pilot.npz.*{named}.*Delete the file"):
+        ExtraRuns(*pilot)
+
+
+# ------------------------------------------------------------- states
+
+
+def at(*place, value):
+    def change(tree):
+        if len(place) == 1:
+            return {**tree, place[0]: value}
+        return {**tree, place[0]: at(*place[1:], value=value)(tree[place[0]])}
+
+    return change
+
+
+def first_row(**changes):
+    return lambda tree: {**tree, "rows": [{**tree["rows"][0], **changes}]}
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda tree: [1, 2], "it holds a list"),
+        (lambda tree: {}, "settings is missing"),
+        (lambda tree: {**tree, "more": Touch("code_ran")}, "more than tensors"),
+        (at("members", value=3), "members is missing, or a int"),
+        (at("members", value=[]), "it has 0 networks"),
+        (at("members", value=[{"weight": torch.zeros(2)}]), "not those of this netw"),
+        (at("members", value=[{"weight": "a"}]), "'weight' is no tensor"),
+        (at("counters", value=(0, -1, 2)), r"counters are \(0, -1, 2\)"),
+        (at("counters", value=(0, 2, 2)), "summary has num_simulations"),
+        (at("summary", value={}), "summary has num_simulations None"),
+        (at("summary", "num_active", value=["a"]), "summary has num_active"),
+        (at("low_weights", value=torch.ones(7)), r"low_weights have the shape \(7,\)"),
+        (at("low_sums", value=(1.0, "a")), "low_sums are"),
+        (first_row(theta=torch.zeros(20, 3)), r"theta has shape \(3,\) a row"),
+        (first_row(x=torch.zeros(20, 5)), "x has shape"),
+        (first_row(x=torch.zeros(9, 2)), "differ in length"),
+        (first_row(x=torch.zeros(20, 2).double()), "x of level 1 must be a float32"),
+        (first_row(level=2), "rows of level 2, not 1"),
+        (first_row(more=1), "more"),
+        (at("pending", "theta", value=torch.zeros(3, 5)), r"shape \(5,\) a row"),
+        (at("pending", "weights", value=torch.zeros(9)), "differ in length"),
+        (at("pending", "active", value=torch.zeros(3)), "active does not say"),
+        (at("pending", "acceptance", value="a"), "acceptance is no number"),
+        (at("pending", "outputs", value={7: (torch.zeros(2),)}), "of other rows"),
+        (
+            at("pending", "outputs", value={0: (torch.zeros(2),), 1: ()}),
+            "outputs differ in shape",
+        ),
+        (at("pending", "failures", value={0: 7}), "failures are no text"),
+    ],
+)
+def test_states_with_other_content_are_refused(change, named, sound, path):
+    path.write_bytes(sound["state"])
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    inference = make()
+    with pytest.raises(ValueError, match=f"foreign.file(?s:.*){named}(?s:.*)Pass a fi"):
+        inference.load(path)
+    with pytest.raises(RuntimeError, match="Nothing was trained"):  # as it was before
+        inference.build_posterior()
+    assert not path.with_name("code_ran").exists()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_odd_states_are_read_or_refused(seed, sound, path):
+    path.write_bytes(sound["state"])
+    torch.save(odd_value(torch.load(path, weights_only=True), seed), path)
+    try:
+        make().load(path)
+    except ValueError as error:
+        assert "foreign.file" in str(error)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda weights: list(weights.values()), "it holds a list, no weights"),
+        (lambda weights: {**weights, "x_mean": 1.0}, "'x_mean' is no tensor"),
+        (at("x_std", value=torch.full((2,), torch.nan)), "'x_std' is no tensor"),
+        (at("x_std", value=torch.zeros(3)), r"x_std have the shapes \(2,\) and \(3,\)"),
+        (without("x_std"), r"x_std have the shapes \(2,\) and None"),
+        (without("x_shift"), "are not those of this network"),
+        (lambda weights: {**weights, "more": Touch("code_ran")}, "more than tensors"),
+    ],
+)
+def test_weights_with_other_content_are_refused(change, named, sound, path):
+    path.write_bytes(sound["weights"])
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(ValueError, match=f"{named}(?s:.*)(Pass|Pre-train)"):
+        make_trainer(low=False).warm_start(path).train(**FEW)
+    assert not path.with_name("code_ran").exists()
+
+
+# ------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize(
+    "record, named",
+    [
+        ({"seed": "1"}, "its seed is '1'"),
+        ({"task": None}, "its task is None"),
+        ({"num_simulations": 5}, "its num_simulations is 5"),
+        ({"num_simulations": ["a"]}, "its num_simulations are"),
+        ({"metrics": {"gap": {"mean": 1.0}}}, "without a mean and a median"),
+        ({"metrics": {"gap": 1.0}}, "its gap is 1.0"),
+        ({"observations": "all"}, "its observations is 'all'"),
+        ({"seconds": "long"}, "its seconds is 'long'"),
+        ({"versions": []}, r"its versions is \[\]"),
+        ({"error": 1, "metrics": 1}, "its error is 1"),
+    ],
+)
+def test_records_that_are_none_are_refused_by_line(record, named, path):
+    good = _record("high", 0, 1.0)
+    lines = (json.dumps(line) for line in (good, {**good, **record}, good))
+    path.write_text("\n".join(lines))
+    for read in (read_records, Journal):
+        with pytest.raises(ValueError, match=f"Line 2 of path=.*{named}.*Remove"):
+            read(path)
+
+
+@pytest.mark.parametrize("content", ("my notes", '{"a": 1}\nmy notes', "1"))
+def test_a_journal_cuts_nothing_off_a_file_of_another_kind(content, path):
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is no record"):
+        Journal(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{}],
+        [{"num_simulations": [1, 2], "costs": [1.0], "variances": [1.0, 2.0]}],
+        [{"num_simulations": [-1], "costs": [1.0], "variances": [1.0]}],
+        [{"num_simulations": ["9"], "costs": [1.0], "variances": [1.0]}],
+        [{"num_simulations": [1], "costs": "1", "variances": [1.0]}],
+        7,
+    ],
+)
+def test_steps_of_a_budget_that_are_none_are_refused(steps, path):
+    path.write_text(json.dumps({"key": KEY, "steps": steps}))
+    with pytest.raises(ValueError, match="foreign.file.*Delete the file"):
+        StepLog(path, KEY)
