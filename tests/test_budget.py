@@ -200,7 +200,7 @@ def test_a_useless_level_is_told_and_its_healthy_twin_is_not():
     assert len(done.simulations) == 3 and "Level 1 is not worth" in str(done)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        done = spend(0.2, 0.04, costs=(1.0, 5.0, 50.0))
+        done = spend(0.2, 0.04, costs=(0.1, 5.0, 50.0))
     assert "All levels are worth having." in str(done)
     assert f"of 20000 on {done.num_simulations} rows" in str(done)
 
