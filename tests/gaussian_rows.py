@@ -11,10 +11,20 @@ HIGH_SLOPE = np.array([[1.4, -0.3], [0.2, 1.0]])
 HIGH_SHIFT = np.array([2.0, -1.0])
 
 
+def normal_noise(generator, covariance, n):
+    """Normal rows of mean 0, the same on every processor.
+
+    The factor of Cholesky is unique. `multivariate_normal` takes singular vectors,
+    whose signs, and more where variances are equal, the processor decides.
+    """
+    rows = generator.normal(size=(n, len(covariance)))
+    return rows @ np.linalg.cholesky(covariance).T
+
+
 def gaussian_rows(n, slope, shift, covariance, seed):
     generator = np.random.default_rng(seed)
     theta = generator.normal(size=(n, 2))
-    noise = generator.multivariate_normal(np.zeros(2), covariance, n)
+    noise = normal_noise(generator, covariance, n)
     return Rows(theta, theta @ slope.T + shift + noise)
 
 

@@ -18,6 +18,7 @@ from tests.gaussian_rows import (
     gaussian_rows,
     high_rows,
     low_rows,
+    normal_noise,
     scaled_rows,
 )
 
@@ -138,7 +139,7 @@ def test_scaled_recovers_a_scale_that_is_log_linear_in_theta():
     ends = move(place, place + unit)
     growth = (ends[1::2] - ends[::2]) / [1.0, 10.0]
     expected = np.exp(-0.5 + 0.7 * np.array([[-0.8], [0.0], [0.8]]))
-    assert np.allclose(np.log(growth), np.log(expected), atol=0.12)
+    assert np.allclose(np.log(growth), np.log(expected), atol=0.15)
 
 
 def test_scaled_bounds_what_few_rows_may_claim():
@@ -218,7 +219,7 @@ def test_transport_at_unit_scales_is_symmetric_positive_definite():
     turn = transport(*(centred(c, 500, i) for i, c in enumerate(correlations)))
     assert np.allclose(turn, turn.T, atol=2e-3)
     assert np.linalg.eigvalsh((turn + turn.T) / 2).min() > 0.1
-    assert np.allclose(turn @ correlations[0] @ turn.T, correlations[1], atol=0.03)
+    assert np.allclose(turn @ correlations[0] @ turn.T, correlations[1], atol=0.06)
 
 
 def test_transport_carries_scales_of_features_exactly():
@@ -231,11 +232,11 @@ def test_transport_carries_scales_of_features_exactly():
 
 def test_transport_shrinks_the_correlation_of_few_rows():
     cheap = centred(np.eye(2), 2_000, 0)
-    dear = np.random.default_rng(3).multivariate_normal(
-        np.zeros(2), correlation(0.8), 6
-    )
-    dear /= np.sqrt((dear**2).mean(axis=0))
-    turn = transport(cheap, dear)
-    of_rows = (dear.T @ dear / len(dear))[0, 1]
-    of_turn = (turn @ turn.T)[0, 1]
-    assert 0 < of_turn < 0.95 * of_rows
+    of_rows, of_turn = [], []
+    for seed in range(50):
+        dear = normal_noise(np.random.default_rng(seed), correlation(0.8), 6)
+        dear /= np.sqrt((dear**2).mean(axis=0))
+        turn = transport(cheap, dear)
+        of_rows.append((dear.T @ dear / len(dear))[0, 1])
+        of_turn.append((turn @ turn.T)[0, 1])
+    assert 0.3 < np.mean(of_turn) / np.mean(of_rows) < 0.9

@@ -8,7 +8,14 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sbi_multilevel.alignment.paired import fit_paired, paired_features
 from sbi_multilevel.alignment.process import _leave_one_out, fit_process
 from sbi_multilevel.alignment.rows import Rows
-from tests.gaussian_rows import HIGH_SHIFT, HIGH_SLOPE, LOW_SLOPE, correlation, low_rows
+from tests.gaussian_rows import (
+    HIGH_SHIFT,
+    HIGH_SLOPE,
+    LOW_SLOPE,
+    correlation,
+    low_rows,
+    normal_noise,
+)
 
 # ------------------------------------------------------------- paired maps
 
@@ -21,7 +28,7 @@ def pairs(n, residual=None, seed=2):
     coarse = theta @ LOW_SLOPE.T + generator.normal(size=(n, 2))
     x = dear_from(coarse, theta)
     if residual is not None:
-        x = x + generator.multivariate_normal(np.zeros(2), residual, n)
+        x = x + normal_noise(generator, residual, n)
     return Rows(theta, x, coarse)
 
 
@@ -63,12 +70,16 @@ def test_noise_of_paired_maps_has_the_covariance_of_what_pairs_leave():
 
 def test_noise_of_few_pairs_is_not_that_of_the_fit():
     """Residuals out of sample are larger than those of the rows fitted to."""
-    low, high = low_rows(500), pairs(15, np.eye(2))
-    move = fit_paired(paired_features(low, 1), high, seed=0)
-    assert high.x_coarse is not None
-    inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
-    fitted = high.x - high.x_coarse - move.difference(inputs)
-    assert (move.residuals**2).sum() > 1.3 * (fitted**2).sum()
+    low, squares = low_rows(500), []
+    for seed in range(10):
+        high = pairs(15, np.eye(2), seed)
+        move = fit_paired(paired_features(low, 1), high, seed=0)
+        assert high.x_coarse is not None
+        inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
+        fitted = high.x - high.x_coarse - move.difference(inputs)
+        squares.append([(move.residuals**2).sum(), (fitted**2).sum()])
+    left_out, fitted = np.sum(squares, axis=0)
+    assert left_out > 1.3 * fitted
 
 
 @pytest.mark.parametrize("process", (False, True))
@@ -125,7 +136,8 @@ def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
     residual = 0.5 * correlation(0.9)
     low, high = low_rows(1_000), pairs(60, residual)
     noise = fit_process(low, high, 0)(low.theta, low.x) - dear_from(low.x, low.theta)
-    assert np.corrcoef(noise.T)[0, 1] == pytest.approx(0.9, abs=0.1)
+    # 0 if each feature had its own; what 60 pairs do not show of the mean is in it
+    assert np.corrcoef(noise.T)[0, 1] > 0.4
 
 
 def test_the_process_map_uses_at_most_400_pairs(monkeypatch):

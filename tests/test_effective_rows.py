@@ -44,16 +44,21 @@ def test_nothing_is_said_where_rows_do_not_help():
 
 
 @pytest.mark.parametrize("deviation", (0.05, 0.3))
-def test_the_interval_holds_the_estimate_on_noisy_rows(deviation):
-    losses = [noisy(rows, rows, deviation) for rows in (150, 100, 50)]
-    result = effective_rows(*losses, num_rows=100)
-    low, high = result.interval
-    assert 0 < low < result.estimate < high
-    assert low < 150 < high
+def test_the_interval_of_noisy_rows_holds_the_truth_nine_times_in_ten(deviation):
+    held = []
+    for seed in range(30):
+        losses = [noisy(n, 1_000 * seed + n, deviation) for n in (150, 100, 50)]
+        result = effective_rows(*losses, num_rows=100)
+        low, high = result.interval
+        assert 0 < low <= result.estimate <= high
+        held.append(low < 150 < high)
+    assert np.mean(held) > 0.9 - 4 * math.sqrt(0.9 * 0.1 / 30)
 
 
 def test_the_interval_may_end_at_infinity():
-    losses = [noisy(rows, rows, 0.5) for rows in (1_000, 100, 50)]
+    noise = 0.5 * np.random.default_rng(0).normal(size=(3, 80))
+    noise -= noise.mean(axis=1, keepdims=True)
+    losses = [law(n) + each for n, each in zip((100_000, 100, 50), noise)]
     low, high = effective_rows(*losses, num_rows=100).interval
     assert math.isfinite(low) and high == math.inf
 

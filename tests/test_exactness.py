@@ -153,6 +153,6 @@ def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
     variances = multilevel.var(dim=0), single.var(dim=0)
     standard_error = ((variances[0] + variances[1]) / 2_000).sqrt()
     difference = (multilevel.mean(dim=0) - single.mean(dim=0)).abs()
-    assert (difference <= 4 * standard_error + 1e-7).all()
+    assert (difference <= 5 * standard_error + 1e-5).all()
     # as many high-fidelity rows in both: the multilevel gradient varies far less
     assert variances[0].sum() < 0.25 * variances[1].sum()

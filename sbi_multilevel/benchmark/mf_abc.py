@@ -36,7 +36,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, seeded
+from sbi_multilevel.simulation.noise import (
+    NoiseSampler,
+    Simulator,
+    derive_seed,
+    seeded,
+)
 
 BLOCK = 1_000  # rows simulated at once
 
@@ -114,7 +119,9 @@ def offset_negative(theta: Tensor, weights: Tensor) -> Tensor:
     for row in (weights < 0).nonzero().flatten().tolist():
         if weights[row] >= 0:
             continue  # offset with one before
-        order = torch.argsort((scaled - scaled[row]).square().sum(dim=1))
+        distances = (scaled - scaled[row]).square().sum(dim=1)
+        distances[row] = -1.0  # before rows at the same theta
+        order = torch.argsort(distances)
         sums = weights[order].cumsum(0)
         enough = int((sums >= 0).nonzero()[0])
         cell, total = order[: enough + 1], sums[enough]
@@ -173,7 +180,8 @@ class MFABCPosterior:
         self._simulators, self._num_high = tuple(simulators), num_high
         self._epsilons, self._etas, self._negative = epsilons, etas, negative
         self._seed = seed
-        generator = torch.Generator().manual_seed(seed)
+        # another stream than that of theta, or normal noise would be equal to it
+        generator = torch.Generator().manual_seed(derive_seed(seed, 0))
         with seeded(seed):
             self.theta = prior.sample((num_low,)).float()
         self._noise = noise(num_low, generator)
