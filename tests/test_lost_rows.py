@@ -1,5 +1,6 @@
 """Every row ends with one outcome, whatever raises, hangs or dies on the way."""
 
+import multiprocessing
 import random
 import warnings
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sbi_multilevel.simulation.accounting import LostRows
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.table import memory_table
-from sbi_multilevel.simulation.tasks import Outcome, Status, Work
+from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work
 from sbi_multilevel.simulation.time_limit import TimeIsUp
 from sbi_multilevel.simulation.workers import WorkerDied, in_workers
 from tests.two_levels import PRIOR, assert_same, coarse, fine, normal_noise, simulate
@@ -28,7 +29,7 @@ STATUS = {
     "hangs": Status.TIMED_OUT,
     "returns NaN": Status.INVALID,
     "kills its worker": Status.FAILED,
-    "hears no alarm": Status.TIMED_OUT,
+    "ignores its alarm": Status.TIMED_OUT,
 }
 
 
@@ -111,7 +112,7 @@ class Pool:
         found = self.simulator.of(task.rows.tolist())
         if "kills its worker" in found and not self.names_killers:
             raise WorkerDied(RuntimeError("died"))
-        if "hears no alarm" in found:
+        if "ignores its alarm" in found:
             raise WorkerDied(TimeoutError("no answer"), Status.TIMED_OUT)
         return "kills its worker" in found
 
@@ -166,12 +167,15 @@ class TerminatedWorkerError(Exception):
 
 
 class Deadly(Work):
-    """Work in which some rows end as if they had killed a process of joblib."""
+    """Work in which some rows end as joblib reports processes that died or hang."""
 
     def __call__(self, task):
         (simulator,) = self.simulators
-        if "kills its worker" in simulator.of(task.rows.tolist()):
+        found = simulator.of(task.rows.tolist())
+        if "kills its worker" in found:
             raise TerminatedWorkerError
+        if "ignores its alarm" in found:
+            raise multiprocessing.TimeoutError
         return super().__call__(task)
 
 
@@ -180,8 +184,8 @@ class Deadly(Work):
 def test_deaths_that_joblib_reports_lose_nothing(seed, num_workers):
     """Threads of joblib, with all that goes on at the same time."""
     rng = np.random.default_rng(seed)
-    kinds = [kind for kind in STATUS if kind != "hears no alarm"]
-    faults = {int(row): str(rng.choice(kinds)) for row in rng.integers(0, 90, 12)}
+    kinds = sorted(STATUS)
+    faults = {int(row): str(rng.choice(kinds)) for row in rng.integers(0, 90, 15)}
     table, work = table_of(90), Deadly((Faulty(faults),))
     with joblib.parallel_config(backend="threading"):
         came = run(table, int(rng.integers(1, 5)), work, in_workers, num_workers)
@@ -242,6 +246,22 @@ def test_an_outcome_without_a_status_for_each_row_is_refused(is_short):
 
     with pytest.raises(LostRows, match="2 rows of level 0 .* 1 of them with a status"):
         run(table_of(10), 2, Half((sound,)), in_workers)
+
+
+def test_rows_that_vanish_are_counted():
+    class Careless(Task):
+        def halves(self):
+            return super().halves()[:1]
+
+    def failing(theta, seeds):
+        raise ArithmeticError("no convergence")
+
+    whole = table_of(10).task(np.arange(10))
+    tasks = [Careless(0, whole.rows, whole.theta, whole.seeds)]
+    with pytest.raises(
+        LostRows, match="10 rows were sent out, and 9 did not come .*1 "
+    ):
+        list(run_tasks(tasks, Work((failing,)), None))
 
 
 def test_a_run_that_leaves_rows_pending_says_so():
