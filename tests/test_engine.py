@@ -117,35 +117,6 @@ def test_the_limit_of_failures_is_not_met_by_chance():
     assert all(stopped(0.3, seed) for seed in range(20))
 
 
-class TerminatedWorkerError(Exception):
-    """Stands for joblib's."""
-
-
-@pytest.mark.parametrize("ahead", (1, 3, 50))
-@pytest.mark.parametrize("batch_size", (1, 4))
-@pytest.mark.parametrize("deadly", ((), (0,), (7, 8, 19), tuple(range(20))))
-def test_every_row_comes_once_whatever_dies(monkeypatch, deadly, batch_size, ahead):
-    """A pool that sends out `ahead` tasks before any result, and may die."""
-
-    def pool(tasks, work, num_workers, started):
-        for index, task in enumerate(tasks):
-            started.update(range(index, min(index + ahead, len(tasks))))
-            if np.isin(task.rows, deadly).any():
-                raise TerminatedWorkerError
-            yield index, work(task)
-
-    monkeypatch.setattr("sbi_multilevel.simulation.engine._parallel", pool)
-    table = memory_table(0, torch.zeros(20, 2), torch.arange(20, dtype=torch.int64))
-    work = Work((lambda theta, seeds: theta,))
-    came = []
-    for task, outcome in run_tasks(table.tasks(20, batch_size), work, 2):
-        came += task.rows.tolist()
-        table.write(task.rows, outcome)
-    assert sorted(came) == list(range(20))
-    assert table.rows_with(Status.FAILED).tolist() == list(deadly)
-    assert len(table.rows_with(Status.OK)) == 20 - len(deadly)
-
-
 def test_data_is_written_before_the_status_that_speaks_of_it(monkeypatch):
     table = memory_table(1, torch.zeros(4, 2), torch.arange(4, dtype=torch.int64))
     written, write = [], type(table)._write

@@ -241,7 +241,7 @@ def test_a_worker_that_hears_no_signal_is_killed(healthy, monkeypatch):
         return fine(theta, noise)
 
     # for the start of workers; 300 seconds otherwise
-    monkeypatch.setattr("sbi_multilevel.simulation.engine._GRACE_SECONDS", 30.0)
+    monkeypatch.setattr("sbi_multilevel.simulation.workers._GRACE_SECONDS", 30.0)
     options = dict(num_workers=2, timeout=0.5, max_failure_share=1.0)
     with pytest.warns(UserWarning, match="1 of 3 rows of level 1 .*did not answer"):
         sims = run(deaf, num_simulations=(2, 3), simulation_batch_size=1, **options)

@@ -11,10 +11,11 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import torch
 
 from sbi_multilevel import SimulationStore
 from tests.killed_run import BATCH, ROWS, Logged, run
-from tests.two_levels import assert_same, simulate
+from tests.two_levels import assert_same, coarse, fine, simulate
 
 pytest.importorskip("zarr")
 
@@ -96,6 +97,68 @@ def test_rows_do_not_depend_on_the_backend(backend):
         assert_same(rows(num_workers=4, simulation_batch_size=(1, 1_000)), rows())
 
 
+class Faulty:
+    """The high-fidelity simulator, with a fault in some rows; knows them by theta."""
+
+    def __init__(self, faults, marker):
+        self.faults, self.marker = faults, marker
+
+    def __call__(self, theta, noise):
+        x = fine(theta, noise)
+        for row, first in enumerate(theta[:, 0].tolist()):
+            fault = self.faults.get(first)
+            if fault == "raises":
+                raise ArithmeticError("no convergence")
+            if fault == "hangs":
+                time.sleep(1_000)
+            if fault == "returns NaN":
+                x[row] = torch.nan
+            if fault == "dies":
+                os._exit(1)
+            if fault == "is killed once" and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_row_is_lost_among_processes_that_die(tmp_path):
+    """Rows that raise, hang, return NaN or die, and a kill from outside, at once."""
+    rows = (20, 150)
+    healthy = simulate((coarse, fine), n=rows)
+    bad = {
+        3: "raises",
+        31: "dies",
+        32: "raises",
+        60: "hangs",
+        61: "returns NaN",
+        80: "is killed once",
+        140: "raises",
+    }
+    faults = {float(healthy[1].theta[row, 0]): kind for row, kind in bad.items()}
+    path = tmp_path / "run.zarr"
+    sims = simulate(
+        (coarse, Faulty(faults, tmp_path / "killed")),
+        n=rows,
+        store=path,
+        num_workers=2,
+        simulation_batch_size=(20, 4),
+        timeout=3.0,
+        max_failure_share=1.0,
+    )
+    statuses = {"dies": "failed", "raises": "failed", "hangs": "timed out"}
+    store = SimulationStore.open(path, read_only=True)
+    assert {failure.row: failure.status for failure in store.failures()} == {
+        row: statuses[kind] for row, kind in bad.items() if kind in statuses
+    }
+    assert "144 ok, 4 failed, 1 timed out, 1 invalid" in store.summary()
+    kept = torch.ones(rows[1], dtype=torch.bool)
+    kept[[row for row, kind in bad.items() if kind != "is killed once"]] = False
+    for name in ("theta", "x", "x_coarse"):
+        assert torch.equal(getattr(sims[1], name), getattr(healthy[1], name)[kept])
+
+
 # ---------------------------------------------------------------------- Dask
 
 
@@ -148,3 +211,31 @@ def test_a_dask_worker_killed_half_way_loses_nothing(cluster, tmp_path):
     assert not thread.is_alive()
     assert victim not in cluster.run(os.getpid).values()
     assert_same(sims, run(tmp_path / "here.zarr"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_row_that_kills_its_dask_workers_is_found(tmp_path):
+    """Of three workers two die, so that the run need not wait for new ones."""
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
+    healthy = simulate((coarse, fine), n=(4, 9))
+    deadly = Faulty({float(healthy[1].theta[4, 0]): "dies"}, tmp_path / "none")
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=3,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        sims = simulate(
+            (coarse, deadly),
+            n=(4, 9),
+            simulation_batch_size=1,
+            max_failure_share=1.0,
+        )
+    kept = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(sims[1].x, healthy[1].x[kept])

@@ -9,9 +9,13 @@ import numpy as np
 from scipy.stats import binom
 
 from sbi_multilevel.simulation.table import LevelTable
-from sbi_multilevel.simulation.tasks import Outcome, Status
+from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
 _CHANCE = 1e-3
+REMEDY = (
+    "This is no fault of a simulator: please report it. Run again to simulate the rows "
+    "that are missing; with a store the others are kept."
+)
 
 
 class TooManyFailures(RuntimeError):
@@ -19,6 +23,74 @@ class TooManyFailures(RuntimeError):
 
     What was simulated before is kept in the store, if there is one.
     """
+
+
+class LostRows(RuntimeError):
+    """A row has no outcome, or more than one: a fault of what runs the simulators."""
+
+
+class Account:
+    """Rows that were sent out against those that come back: each once, with a status.
+
+    Args:
+        tasks: What is sent out.
+    """
+
+    def __init__(self, tasks: Sequence[Task]):
+        self._missing = Counter(key for task in tasks for key in _rows(task))
+        self._num_sent = self._missing.total()
+
+    def settle(self, task: Task, outcome: Outcome) -> None:
+        """Strike off rows that came back.
+
+        Raises:
+            LostRows: If one has no status, was not sent, or came back before.
+        """
+        num_ended = int((outcome.status != Status.PENDING).sum())
+        if not num_ended == len(outcome.status) == len(task):
+            raise LostRows(
+                f"{len(task)} rows of level {task.level} came back, but {num_ended} of "
+                f"them with a status. {REMEDY}"
+            )
+        self._missing.subtract(_rows(task))
+        twice = [row for level, row in _rows(task) if self._missing[level, row] < 0]
+        if twice:
+            raise LostRows(
+                f"{len(twice)} rows of level {task.level} came back more than once, "
+                f"row {twice[0]} among them. {REMEDY}"
+            )
+
+    def close(self) -> None:
+        """Check that all rows came back.
+
+        Raises:
+            LostRows: If not; says how many.
+        """
+        missing = +self._missing
+        if missing:
+            level, row = min(missing)
+            raise LostRows(
+                f"{self._num_sent} rows were sent out, and {missing.total()} did not "
+                f"come back, row {row} of level {level} among them. {REMEDY}"
+            )
+
+
+def _rows(task: Task) -> list[tuple[int, int]]:
+    return [(task.level, row) for row in task.rows.tolist()]
+
+
+def check_none_pending(table: LevelTable, num_rows: int) -> None:
+    """Check that each of the first `num_rows` rows has a status.
+
+    Raises:
+        LostRows: If not; says how many.
+    """
+    pending = table.rows_with(Status.PENDING, stop=num_rows)
+    if len(pending):
+        raise LostRows(
+            f"{len(pending)} of {num_rows} rows of level {table.level} are pending "
+            f"after the run, row {pending[0]} among them. {REMEDY}"
+        )
 
 
 class FailureLimit:

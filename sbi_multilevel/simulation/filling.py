@@ -6,7 +6,11 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sbi_multilevel.simulation.accounting import FailureLimit, summary
+from sbi_multilevel.simulation.accounting import (
+    FailureLimit,
+    check_none_pending,
+    summary,
+)
 from sbi_multilevel.simulation.arguments import check_num_costs
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.progress import Progress
@@ -54,9 +58,12 @@ def fill(
 ) -> None:
     """Run the pending rows among the first `num_rows[l]` of each level l.
 
+    None of them is pending when it returns.
+
     Raises:
         ValueError: If there is not one cost a level, or rows of a batch are mixed up.
         TooManyFailures: If more fail than allowed.
+        LostRows: If rows are pending at the end.
     """
     check_num_costs(costs, len(tables))
     remaining = [
@@ -72,5 +79,6 @@ def fill(
                     outcome = table.write(task.rows, outcome)
                     progress.update(table.level, outcome)
                     limit.check(outcome)
+            check_none_pending(table, stop)
     if effort.show_progress_bars:
         print(summary(tables, num_rows))

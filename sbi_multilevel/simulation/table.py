@@ -173,9 +173,14 @@ class LevelTable:
         self._write("status", rows, outcome.status)
         return outcome
 
-    def reset(self, *statuses: Status) -> int:
-        """Make rows with these statuses pending again; returns how many."""
-        rows = self.rows_with(*statuses)
+    def reset(self, *statuses: Status, stop: int | None = None) -> int:
+        """Make rows with these statuses pending again; returns how many.
+
+        Args:
+            *statuses: The statuses.
+            stop: Of the first so many rows only.
+        """
+        rows = self.rows_with(*statuses, stop=stop)
         if len(rows):
             self._write("error", rows, np.full(len(rows), "", object))
             self.mark(rows, Status.PENDING)

@@ -200,11 +200,12 @@ class SimulationStore(OpenStore):
         )
         statuses = Status.all_named(retry)
         with self._writing(wait=0.0):
+            stops = self._checked_stops(num_simulations)
             self._note_simulators(simulators)
             tables = self.tables
-            for table in tables:
-                table.reset(*statuses)
-            stops = self._checked_stops(num_simulations)
+            # nothing is forgotten of rows that are not run
+            for table, stop in zip(tables, stops):
+                table.reset(*statuses, stop=stop)
             fill(tables, stops, work, effort, costs)
         return self
 
