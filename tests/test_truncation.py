@@ -30,13 +30,16 @@ EXACT = ncx2.cdf(-2 * math.log(0.01) * VARIANCE, 2, float((X_O / 1.09).square().
 
 
 class ExactPosterior(ConditionalDensityEstimator):
-    """The posterior as an estimator of sbi."""
+    """The posterior as an estimator of sbi, of noise with another deviation, too."""
 
-    def __init__(self):
+    def __init__(self, noise=0.3):
         super().__init__(torch.nn.Identity(), torch.Size((2,)), torch.Size((2,)))
+        self.noise = noise
 
     def _at(self, x):
-        return MultivariateNormal(x / 1.09, VARIANCE * torch.eye(2))
+        precision = 1 + self.noise**-2
+        mean = x / self.noise**2 / precision
+        return MultivariateNormal(mean, torch.eye(2) / precision)
 
     def log_prob(self, input, condition, **kwargs):
         return self._at(condition).log_prob(input)

@@ -20,6 +20,9 @@ from sbi_multilevel.simulations import LevelSimulations
 from sbi_multilevel.trainers.ensemble import trainer_state
 from sbi_multilevel.trainers.npe import MFNPE
 
+# what files of versions without these settings were written under
+_EARLIER = {"shared_pretraining": False, "all_rounds": True, "num_coverage_rows": 0}
+
 
 class StateMixin(ABC):
     """The state of truncated rounds, and its ways out of memory and back."""
@@ -31,11 +34,15 @@ class StateMixin(ABC):
     _recipe: Transfer
     _num_members: int
     _acquisition: Acquisition | None
+    _shared_pretraining: bool
+    _all_rounds: bool
     _truncation: Truncation
+    _num_coverage_rows: int
     _seed: int
     _train_options: dict[str, Any]
     _low: MFNPE  # holds the low-fidelity rows
     _members: list[ConditionalDensityEstimator] | None
+    _pretrained_here: bool  # on rows that were appended
     _rows: list[LevelSimulations]
     _parameters: Any
     _low_weights: Tensor | None  # of the low-fidelity rows, for alignment
@@ -88,7 +95,8 @@ class StateMixin(ABC):
             ValueError: If it was written under other settings, or by another network.
         """
         state = checkpoint.read(path)
-        checkpoint.check_settings(state["settings"], self._settings, path)
+        settings = {**_EARLIER, **state["settings"]}
+        checkpoint.check_settings(settings, self._settings, path)
         members, pending = state["members"], state["pending"]
         if members is not None:
             members = [self._take_over(weights) for weights in members]
@@ -97,7 +105,10 @@ class StateMixin(ABC):
         self._pending = None if pending is None else Proposals(**pending)
         self._low_weights, self._low_sums = state["low_weights"], state["low_sums"]
         self._new_rows, self._round, self._num_drawn = state["counters"]
-        self.summary = state["summary"]
+        self.summary = {
+            name: state["summary"].get(name, [[] for _ in range(self._round)])
+            for name in self.summary
+        }
         return self
 
     @property
@@ -108,6 +119,9 @@ class StateMixin(ABC):
             "num_members": self._num_members,
             "seed": self._seed,
             "acquisition": repr(self._acquisition),
+            "shared_pretraining": self._shared_pretraining,
+            "all_rounds": self._all_rounds,
+            "num_coverage_rows": self._num_coverage_rows,
             "truncation": repr(self._truncation),
             "recipe": repr(self._recipe),
             "parameters": repr(self._parameters),
