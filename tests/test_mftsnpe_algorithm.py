@@ -17,7 +17,7 @@ THETA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 
 
 def active(num_members=2, pool_size=50, correct=False, **options):
-    """An inference with active points; options of `Acquisition` are told by name."""
+    """An inference with active points; options of `Acquisition` go by their names."""
     names = ("fixed_pool", "first_round")
     chosen = {name: options.pop(name) for name in names if name in options}
     acquisition = Acquisition(pool_size=pool_size, correct=correct, **chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,32 +22,35 @@ _PROPOSE, _ALIGN, _POOL, _COVERAGE = 11, 14, 16, 17  # streams of seeds
 class DrawMixin(MemberMixin):
     """Draws the parameters of a round from the region of the round."""
 
-    def _region(self) -> Region:
+    def _region(self, posterior: Any) -> Region:
         """Where the parameters of this round are drawn."""
         if self._round == 0:
             return Region(self._prior, self._truncation)
-        truncated = self._truncation.truncate(self.build_posterior(), self._prior)
+        truncated = self._truncation.truncate(posterior, self._prior)
         return Region(self._prior, self._truncation, truncated)
 
     def _region_again(self) -> Region:
         """The region of this round, the same at each call."""
         with seeded(derive_seed(self._seed, _ALIGN, self._round)):
-            return self._region()
+            return self._region(self.build_posterior() if self._round > 0 else None)
 
     def _draw(self, num: int, is_active: bool = True) -> Proposals:
         """Proposals of this round; which they are depends on how many were drawn."""
-        index, acquisition = self._num_drawn, self._acquisition
+        index, acquisition = self._num_drawn, self._acquisition if is_active else None
         self._num_drawn += 1
-        if acquisition is not None and self._round == 0 and acquisition.first_round:
-            self._pretrain()
-        elif self._round == 0:
-            acquisition = None
+        if acquisition is not None and self._round == 0:
+            if acquisition.first_round:
+                self._pretrain()
+            if self._members is None or not acquisition.first_round:
+                acquisition = None
         with seeded(derive_seed(self._seed, _PROPOSE, self._round, index)):
-            region = self._region()
-            if acquisition is None or self._members is None or not is_active:
+            if acquisition is None and self._round == 0:
+                return self._region(None).draw(num)
+            posterior = self.build_posterior()
+            region = self._region(posterior)
+            if acquisition is None:
                 return region.draw(num)
             pool = self._pool(index) if acquisition.fixed_pool else None
-            posterior = self.build_posterior()
             return propose_active(num, region, posterior, acquisition, pool)
 
     def _pool(self, index: int) -> Tensor:
