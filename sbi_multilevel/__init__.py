@@ -15,6 +15,7 @@ from sbi_multilevel.budget import (
 )
 from sbi_multilevel.datatree import to_datatree
 from sbi_multilevel.estimators import unconstrained
+from sbi_multilevel.mixture import without_prior
 from sbi_multilevel.recipes import Hybrid, Multilevel, Transfer
 from sbi_multilevel.sequential import MFTSNPE, Acquisition, Truncation
 from sbi_multilevel.simulation import (
@@ -63,4 +64,5 @@ __all__ = [
     "to_datatree",
     "train_ensemble",
     "unconstrained",
+    "without_prior",
 ]

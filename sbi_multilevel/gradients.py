@@ -1,6 +1,6 @@
 r"""Gradients of a multilevel loss, term by term, and the rules that combine them.
 
-The telescoping loss of Hikida et al. (2025) is a signed sum of means
+The telescoping loss of Hikida et al. (2025, equation 2) is a signed sum of means
 
 .. math::
 
@@ -28,7 +28,8 @@ and of the loss lie far apart, training can stay near the former. With one level
 is nothing to adjust. All functions here are pure and know no trainer.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
-inference*, arXiv:2506.06087, Algorithm 1.
+inference*, NeurIPS 2025, arXiv:2506.06087, equation 2 and Algorithm 1; an ablation
+of the two rules is in their Appendix B.6.
 """
 
 from __future__ import annotations

@@ -8,13 +8,19 @@ r"""A mixture of estimators of sbi, as one estimator of sbi.
 where t tames the tails of x (`sbi_multilevel.alignment.tails`). One of the components
 of a posterior may be the prior. Whatever sbi builds on an estimator takes it as it is:
 direct posteriors, MCMC, SBC.
+
+A component that is the prior has a density everywhere in the support. The region of
+highest density that leaves out less than its weight, which is about :math:`1 / (n + 1)`
+or more for n high-fidelity simulations, is then all or most of the prior, and to
+truncate the prior to it removes little. `without_prior` leaves that component out.
+`sbi_multilevel.Truncation` and `sbi_multilevel.MFTSNPE` do so by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -25,6 +31,8 @@ from typing_extensions import Self
 
 from sbi_multilevel.alignment.tails import Tails
 from sbi_multilevel.estimators import Modelled
+
+Posterior = TypeVar("Posterior")
 
 
 class MixtureEstimator(ConditionalDensityEstimator):
@@ -83,6 +91,28 @@ class MixtureEstimator(ConditionalDensityEstimator):
     def members(self) -> list[ConditionalDensityEstimator]:
         """The estimators, without the prior."""
         return list(self.net)  # pyright: ignore[reportArgumentType]
+
+    def without_prior(self) -> MixtureEstimator:
+        """A copy without the prior among its components; the others keep their ratios.
+
+        Raises:
+            ValueError: If the prior has all of the weight.
+        """
+        copy = deepcopy(self)
+        copy._leave_out_prior()
+        return copy
+
+    def _leave_out_prior(self) -> None:
+        if self.prior is None:
+            return
+        weights = self.weights[:-1]
+        if not bool(weights.sum() > 0):
+            raise ValueError(
+                f"The weights {self.weights.tolist()} give all of the mixture to the "
+                "prior, so there is nothing to truncate the prior to. Train on more "
+                "simulations."
+            )
+        self.prior, self.weights = None, weights / weights.sum()
 
     @property
     def embedding_net(self) -> nn.Module | None:
@@ -156,3 +186,67 @@ class MixtureEstimator(ConditionalDensityEstimator):
         if inside.any():
             values[inside] = self.prior.log_prob(flat[inside])  # pyright: ignore[reportOptionalMemberAccess]
         return values.reshape(theta.shape[:-1])
+
+
+def without_prior(posterior: Posterior) -> Posterior:
+    """A posterior without the prior among its components, e.g. to truncate the prior.
+
+    The posterior of the hybrid recipe is a mixture that holds the prior
+    (`sbi_multilevel.mixture`): take its region of highest density from what is returned
+    here, and everything else from the posterior itself.
+
+    Args:
+        posterior: Posterior of sbi, an `EnsemblePosterior` too, with any estimator.
+
+    Returns:
+        A copy without the prior component, or the posterior itself if it has none.
+
+    Raises:
+        ValueError: If the prior has all of the weight.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.inference import DirectPosterior
+        >>> from sbi.neural_nets import posterior_nn
+        >>> from sbi.utils import RestrictedPrior, get_density_thresholder
+        >>> from torch.distributions import MultivariateNormal
+        >>> prior = MultivariateNormal(torch.zeros(1), torch.eye(1))
+        >>> _ = torch.manual_seed(0)
+        >>> rows = 0.1 * torch.randn(100, 1)  # the network begins at their moments
+        >>> network = posterior_nn("mdn")(rows, rows)
+        >>> weights = torch.tensor([0.9, 0.1])
+        >>> mixture = MixtureEstimator([network], weights, "theta", prior=prior)
+        >>> posterior = DirectPosterior(mixture, prior).set_default_x(torch.zeros(1, 1))
+        >>> theta = prior.sample((1_000,))
+        >>> inside = get_density_thresholder(posterior, 1e-3, 10_000)
+        >>> bool(inside(theta).float().mean() > 0.9)  # of the prior
+        True
+        >>> inside = get_density_thresholder(without_prior(posterior), 1e-3, 10_000)
+        >>> bool(inside(theta).float().mean() < 0.5)
+        True
+        >>> proposal = RestrictedPrior(prior, inside)
+    """
+    if not _mixtures_with_prior(posterior):
+        return posterior
+    posterior = deepcopy(posterior)
+    for mixture in _mixtures_with_prior(posterior):
+        mixture._leave_out_prior()
+    return posterior
+
+
+def _mixtures_with_prior(posterior: Any) -> list[MixtureEstimator]:
+    """The mixtures behind a posterior, or behind those of an ensemble."""
+    posteriors = getattr(posterior, "posteriors", [posterior])
+    potentials = [getattr(each, "potential_fn", None) for each in posteriors]
+    estimators = [getattr(each, "posterior_estimator", None) for each in potentials]
+    return [
+        part
+        for estimator in estimators
+        if isinstance(estimator, nn.Module)
+        for part in estimator.modules()  # the mixture may be inside another estimator
+        if isinstance(part, MixtureEstimator) and part.prior is not None
+    ]

@@ -2,7 +2,7 @@ r"""Parameters that only some levels have.
 
 The network models the parameters :math:`\theta` of the highest level. A parameter that
 a lower level does not have does not act on its outputs, so it may take any value there:
-it is a *dummy*, filled from the prior (Krouglova et al. 2026, Section 3). With
+it is a *dummy*, filled from the prior (Krouglova et al. 2026, Section 3.1.1). With
 
 .. math:: \theta_\mathrm{fill} \sim p(\theta_\mathrm{fill}), \qquad
     x = G_0(\theta_\mathrm{have}),
@@ -10,9 +10,9 @@ it is a *dummy*, filled from the prior (Krouglova et al. 2026, Section 3). With
 pre-training learns :math:`p(\theta_\mathrm{have} \mid x)\, p(\theta_\mathrm{fill})`.
 This is exact where the prior makes the two independent.
 
-A parameter that only a lower level has is dropped. The paper keeps it as a dimension of
-the network, fills it from its prior in fine-tuning, and ignores it at the end; leaving
-it out marginalises it already in training,
+A parameter that only a lower level has is dropped. The paper (Appendix D.4) keeps
+it as a dimension of the network, fills it from its prior in fine-tuning, and ignores it
+at the end; leaving it out marginalises it already in training,
 
 .. math:: p(\theta \mid x) = \int p(\theta, \psi \mid x) \, d\psi,
 

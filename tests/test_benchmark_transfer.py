@@ -8,7 +8,7 @@ import torch
 from sbi.inference import NLE, NPE
 from sbi.neural_nets import posterior_nn
 
-from sbi_multilevel import MFTSNPE
+from sbi_multilevel import MFTSNPE, Acquisition
 from sbi_multilevel.benchmark import __main__ as command_line
 from sbi_multilevel.benchmark import posterior_methods, transfer_methods
 from sbi_multilevel.benchmark.fitted import Mixture
@@ -132,6 +132,18 @@ def test_rounds_run_once_for_each_observation(monkeypatch):
     monkeypatch.setattr(posterior_methods.RoundsPosterior, "_run", counted)
     run_one(_run("mf-tsnpe"))
     assert torch.equal(torch.cat(seen), get_task("ou2").observations[:2])
+
+
+def test_rounds_are_those_of_the_kept_records_or_of_the_paper():
+    """Defaults of `MFTSNPE` may change, what a name in the records stands for not."""
+    recorded, paper = (METHODS[f"mf-tsnpe-af{end}"] for end in ("", "-paper"))
+    assert recorded.acquisition == Acquisition(
+        share=0.2, pool_size=250, first_round=False, fixed_pool=False
+    )
+    assert paper.acquisition == Acquisition()
+    for method, num_networks in (("mf-tsnpe-af-paper", 1), ("mf-tsnpe-af", 5)):
+        run_one(_run(method))
+        assert transfer_methods.pretrain.cache_info().misses == num_networks
 
 
 def test_a_mixture_is_the_mean_density():

@@ -16,6 +16,7 @@ from sbi_multilevel import (
     Hybrid,
     LevelSimulations,
     MultilevelSimulations,
+    Truncation,
     train_ensemble,
 )
 from sbi_multilevel.alignment.constant import fill_constant
@@ -297,6 +298,20 @@ def test_what_noise_is_worth_is_not_claimed():
     inference = trained(simulations=MultilevelSimulations((alone,)))
     assert inference.hybrid_summary.effective_rows is None
     assert set(inference.hybrid_summary.weights) <= {"high fidelity alone", "prior"}
+
+
+def test_the_prior_is_no_part_of_the_region_it_is_truncated_to():
+    inference = trained()
+    assert inference.hybrid_summary.weights["prior"] > 0
+    truncation, theta = Truncation(num_samples=2_000), PRIOR.sample((500,))
+    regions = []
+    for estimator in (inference._neural_net, inference._neural_net.without_prior()):
+        posterior = inference.build_posterior(estimator)
+        posterior.set_default_x(torch.tensor([[1.5, 0.5]]))
+        torch.manual_seed(0)
+        region = truncation.truncate(posterior, PRIOR)
+        regions.append(region._accept_reject_fn(theta))
+    assert torch.equal(*regions)
 
 
 def test_without_a_prior_the_prior_is_no_component():

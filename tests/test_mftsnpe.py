@@ -76,7 +76,7 @@ def test_step_by_step(options):
         assert posterior.sample((5,), show_progress_bars=False).shape == (5, 2)
         assert len(inference.summary["num_simulations"]) == round_ + 1
     assert inference.summary["num_simulations"] == [20, 20, 20]
-    assert inference.summary["num_active"] == ([0, 4, 4] if options else [0, 0, 0])
+    assert inference.summary["num_active"] == ([4, 4, 4] if options else [0, 0, 0])
     first, *later = inference.summary["acceptance_rate"]
     assert first == 1.0 and all(0 < rate < 1 for rate in later)
 

@@ -71,6 +71,7 @@ class RoundsPosterior:
             recipe=self.recipe,
             num_members=len(self.pretrained),
             acquisition=self.acquisition,
+            num_coverage_rows=0,
             seed=self.seed,
         ).warm_start(list(self.pretrained))
         inference.append_lowfidelity_simulations(self.low.theta, self.low.x)
@@ -95,15 +96,20 @@ class RoundsMethod:
         acquisition: How active points are chosen, if at all.
         num_members: Networks.
         recipe: How they are fine-tuned.
+        shared_pretraining: Whether all networks start from one, or each from one of its
+            own.
     """
 
     acquisition: Acquisition | None = None
     num_members: int = 1
     recipe: Transfer = Transfer()
+    shared_pretraining: bool = False
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
-        networks, before = pretrain_all(task, simulations, seed, self.num_members)
+        num_networks = 1 if self.shared_pretraining else self.num_members
+        networks, before = pretrain_all(task, simulations, seed, num_networks)
         estimators = tuple(network.estimator for network in networks)
+        estimators *= self.num_members // num_networks
         posterior = RoundsPosterior(
             task,
             estimators,
@@ -128,14 +134,24 @@ def mf_abc(task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
     return Fit(posterior, simulations[-1].x, 0, runs=simulations.num_simulations)
 
 
+# active points as the kept records were made with: none in the first round, and a pool
+# for each round, as in the code of the paper
+_RECORDED = {"first_round": False, "fixed_pool": False}
+
 POSTERIOR_METHODS = {
     "mf-abc": mf_abc,
     "mf-tsnpe": RoundsMethod(),
     # active points need an ensemble to disagree
     "mf-tsnpe-ensemble": RoundsMethod(num_members=NUM_MEMBERS),
-    "mf-tsnpe-af": RoundsMethod(Acquisition(on="density"), NUM_MEMBERS),
-    "mf-tsnpe-af-unaligned": RoundsMethod(  # as the paper's code
-        Acquisition(on="density"), NUM_MEMBERS, Transfer(alignment=None)
+    "mf-tsnpe-af": RoundsMethod(Acquisition(on="density", **_RECORDED), NUM_MEMBERS),
+    "mf-tsnpe-af-unaligned": RoundsMethod(
+        Acquisition(on="density", **_RECORDED), NUM_MEMBERS, Transfer(alignment=None)
     ),
-    "mf-tsnpe-af-log": RoundsMethod(Acquisition(on="log_density"), NUM_MEMBERS),
+    "mf-tsnpe-af-log": RoundsMethod(
+        Acquisition(on="log_density", **_RECORDED), NUM_MEMBERS
+    ),
+    # Algorithm 4 of the paper, the default of `MFTSNPE`
+    "mf-tsnpe-af-paper": RoundsMethod(
+        Acquisition(), NUM_MEMBERS, shared_pretraining=True
+    ),
 }

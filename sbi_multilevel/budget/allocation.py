@@ -1,7 +1,8 @@
 r"""How many rows each level gets.
 
 The multilevel loss :math:`\frac1{n_0}\sum f_0 + \sum_{l \ge 1} \frac1{n_l} \sum (f_l -
-f_{l-1})` estimates :math:`\mathbb{E} f_L` with the variance
+f_{l-1})` (Hikida et al. 2025, equation 2) estimates :math:`\mathbb{E} f_L` with the
+variance
 
 .. math::
 
@@ -38,7 +39,8 @@ from below what integers can reach, and so guides a branch-and-bound search for 
 integers (`allocate`).
 
 Reference: Giles (2008), *Multilevel Monte Carlo path simulation*, Operations Research
-56(3); Hikida, Bharti, Jeffrey, Briol (2025), arXiv:2506.06087.
+56(3); Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
+inference*, NeurIPS 2025, arXiv:2506.06087, equation 2 and Theorem 2.
 """
 
 from __future__ import annotations

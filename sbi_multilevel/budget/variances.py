@@ -28,7 +28,8 @@ and by Cauchy-Schwarz
 
 where :math:`\|G\|_{1,4}^4 = \mathbb{E}\|G\|^4 + \mathbb{E}\|\nabla G\|^4` is the norm
 of the Sobolev space :math:`W^{1,4}`: fourth moments of x and of its derivatives. Hikida
-et al. (2025) bound the same variances by the same norm; the derivation here is ours.
+et al. (2025, Theorem 1) bound the same variances by the same norm, and add the bounds
+up to one of the loss in their equation 5; the derivation here is ours.
 :math:`K'` is unknown, taken to be the same for all terms, and cancels in the
 allocation. On the toggle switch it is of no use (variances up to 145 times those at the
 best allocation): prefer the loss. Derivatives are those in theta
@@ -38,7 +39,8 @@ one random direction :math:`v \in \{-1, 1\}^d` a row, since :math:`\|A\|_F^4 \le
 then use the loss.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
-inference*, arXiv:2506.06087, Section 4; Giles (2015), *Multilevel Monte Carlo methods*.
+inference*, NeurIPS 2025, arXiv:2506.06087, Theorem 1 and equation 5; Giles (2015),
+*Multilevel Monte Carlo methods*.
 """
 
 from __future__ import annotations

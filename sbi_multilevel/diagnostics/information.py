@@ -18,12 +18,13 @@ changes I nowhere that features are continuous, and bounds the influence of tail
 
 .. math::  U = \frac{I(x; y)}{H(x)} = 1 - \frac{H(x \mid y)}{H(x)} \in [0, 1]
 
-is the share of the entropy that y removes. Krouglova et al. (2026) take it, with x of
-the high and y of the low fidelity, to rank low-fidelity simulators. But for continuous
-x, H is the *differential* entropy: it changes by :math:`\log c` when x is measured in
-other units :math:`c x`, can be 0 or negative, and is no bound of I, which is infinite
-where y determines x. U then has no scale, sign or upper end. The ranking of several y
-for the same x, in the same units and with H > 0, remains meaningful; it is that of I.
+is the share of the entropy that y removes. Krouglova et al. (2026, Section 4.4) take
+it, with x of the high and y of the low fidelity, to rank low-fidelity simulators. But
+for continuous x, H is the *differential* entropy: it changes by :math:`\log c` when x
+is measured in other units :math:`c x`, can be 0 or negative, and is no bound of I,
+which is infinite where y determines x. U then has no scale, sign or upper end. The
+ranking of several y for the same x, in the same units and with H > 0, remains
+meaningful; it is that of I.
 
 What carries over is to compare entropy *powers* :math:`N(x) = e^{2 H(x) / d} / 2 \pi
 e`, which, unlike entropies, are positive and scale like variances (a normal

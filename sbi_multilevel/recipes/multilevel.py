@@ -1,6 +1,7 @@
 r"""The multilevel Monte Carlo recipe: one telescoping loss over all levels.
 
 With :math:`f_l` the loss of a row of level l, the expected loss at the highest level is
+(Hikida et al. 2025, equation 1)
 
 .. math:: \mathbb{E} f_L = \mathbb{E} f_0
     + \sum_{l=1}^{L} \mathbb{E} \left[ f_l - f_{l-1} \right],
@@ -21,7 +22,7 @@ telescoping sum of held-out means is `stopping="telescoping"`. The reference cod
 paper trains for a fixed number of epochs (`early_stopping=False`) and notices neither.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
-inference*, NeurIPS 2025, arXiv:2506.06087, equation of the loss and Algorithm 1.
+inference*, NeurIPS 2025, arXiv:2506.06087, equations 1 and 2, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Multilevel(Recipe):
         \ell(\phi) = \frac1{n_0}\sum f_0
         + \sum_{l=1}^{L} \frac1{n_l} \sum \left( f_l - f_{l-1} \right)
 
-    One stage on the rows of all levels. Rows above level 0 must be paired.
+    This is their equation 2. One stage on the rows of all levels. Rows above level 0
+    must be paired.
 
     Args:
         adjustment: How the gradients of the terms are combined (their Algorithm 1):

@@ -21,7 +21,9 @@ reads it (`sbi_multilevel.alignment.affine`).
 
 Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026), *Multifidelity
 simulation-based inference for computationally expensive simulators*, ICLR 2026,
-arXiv:2502.08416, Algorithm 1. Rehearsal is ours.
+arXiv:2502.08416: equation 1 (the loss of each level), Algorithm 1 (two levels),
+Algorithm 2 (any number of levels), Appendix C.1 (settings of training), Appendix G.4.2
+(pre-training on all levels together). Rehearsal is ours.
 """
 
 from __future__ import annotations

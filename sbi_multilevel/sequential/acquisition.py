@@ -2,14 +2,19 @@ r"""Active learning: simulate where the members of an ensemble disagree.
 
 Of the n simulations of a round, :math:`n - k` are drawn from the truncated prior and k
 are the points of a pool of M prior draws with the largest disagreement about the
-observation (Krouglova et al. 2026, MF-TSNPE-AF),
+observation (Krouglova et al. 2026, equation 2 and Algorithm 4, MF-TSNPE-AF),
 
 .. math:: a(\theta) = \mathrm{Var}_e[q_e(\theta \mid x_o)] .
+
+Where the members agree everywhere, as they do before the first round if all start from
+one pre-trained network, the active points are the first of the pool: draws from the
+prior.
 
 Acquired points are no draws from the truncated prior
 :math:`p_R = p\, 1[\theta \in R] / Z`. They come, nearly, from the prior restricted to
 :math:`A = \{a(\theta) \ge v\}`, which holds the share :math:`k / M` of it, v being the
-lowest acquired score. With :math:`\alpha = k / n` the rows of a round have the density
+lowest acquired score (of points that tie at v the share that was acquired counts). With
+:math:`\alpha = k / n` the rows of a round have the density
 
 .. math::
 
@@ -17,8 +22,9 @@ lowest acquired score. With :math:`\alpha = k / n` the rows of a round have the 
     + \alpha\, \frac{M}{k}\, p(\theta)\, 1[\theta \in A],
 
 so that plain NPE on them learns a posterior under a prior that is too high on A: it
-leans toward the points of largest disagreement. The paper does so, and by default so do
-we; few points do little harm. `Acquisition(correct=True)` gives each row the weight
+leans toward the points of largest disagreement. The paper does so (Appendix M.2), and
+by default so do we; few points do little harm. `Acquisition(correct=True)` gives each
+row the weight
 
 .. math::
 
@@ -47,10 +53,17 @@ class Acquisition:
 
     Args:
         share: Share of the simulations of a round that are active points.
-        pool_size: Prior draws that they are chosen from.
+        pool_size: Prior draws that they are chosen from; 250 in the code of the paper
+            for up to 1 000 simulations.
         on: Whether the variance is that of the densities (the paper) or of the log
             densities (its code), which looks for points in the tails.
         correct: Whether rows get importance weights, see above.
+        fixed_pool: Whether the pool is drawn once for all rounds (the paper), so that a
+            point can be acquired in several rounds, each time with other noise, or in
+            each round (its code).
+        first_round: Whether the first round has active points, too (the paper). In its
+            code all of the first round is drawn from the prior, which leaves 16 % of
+            five rounds for active points.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -68,6 +81,8 @@ class Acquisition:
     pool_size: int = 250
     on: Score = "density"
     correct: bool = False
+    fixed_pool: bool = True
+    first_round: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -116,31 +131,32 @@ def disagreement(log_probs: Tensor, on: Score) -> Tensor:
         values = (log_probs - log_probs[:, somewhere].max()).exp()
     else:
         values = log_probs.clamp_min(-1e6)
-    scores = values.var(dim=0)
+    scores = (values - values[0]).var(dim=0)  # exactly 0 where members agree
     return torch.where(somewhere, scores, torch.zeros_like(scores))
 
 
 def importance_weights(
     is_inside: Tensor,
     scores: Tensor,
-    lowest_acquired: float,
+    pool_scores: Tensor,
     acceptance: float,
     num_active: int,
-    pool_size: int,
 ) -> Tensor:
     """Weights of the rows of a round, see the formula of this module.
 
     Args:
         is_inside: Whether each row lies in the truncated region, shape `(n,)`.
         scores: Disagreement at each row, shape `(n,)`.
-        lowest_acquired: Lowest score among the acquired points.
+        pool_scores: Disagreement at each point of the pool, shape `(M,)`.
         acceptance: Share Z of prior draws inside the region.
         num_active: Acquired points k.
-        pool_size: Points M that they were chosen from.
 
     Returns:
         Weights, shape `(n,)`; 0 outside of the region.
     """
     alpha = num_active / len(scores)
-    raised = alpha * acceptance * pool_size / num_active * (scores >= lowest_acquired)
+    lowest = pool_scores.topk(num_active).values[-1]
+    above, tied = (pool_scores > lowest).sum(), (pool_scores == lowest).sum()
+    acquired = (scores > lowest) + (scores == lowest) * (num_active - above) / tied
+    raised = alpha * acceptance * len(pool_scores) / num_active * acquired
     return is_inside / (1 - alpha + raised)

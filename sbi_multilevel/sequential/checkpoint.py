@@ -22,6 +22,7 @@ SUMMARY = {
     "acceptance_rate": float,
     "num_active": int,
     "failures": list,
+    "coverage": list,
 }
 _KINDS = {
     "settings": dict,
@@ -62,6 +63,9 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             expect(issubclass(found, kind), f"{name} is missing, or a {found.__name__}")
         for weights in state["members"] or ():
             check_state_dict(weights)
+        # files of versions that did not compute it lack it
+        rounds = len(state["summary"].get("failures", ()))
+        state["summary"].setdefault("coverage", [[] for _ in range(rounds)])
         _check_numbers(state)
         state["rows"] = [LevelSimulations(**columns) for columns in state["rows"]]
         for rows in state["rows"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.recipes import Transfer
-from sbi_multilevel.sequential.proposing import disagreement_at
+from sbi_multilevel.sequential.proposing import Region, disagreement_at
 from sbi_multilevel.sequential.state import StateMixin
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.simulations import LevelSimulations
@@ -24,7 +24,7 @@ from sbi_multilevel.trainers.network import take_over
 from sbi_multilevel.trainers.npe import MFNPE
 from sbi_multilevel.trainers.tracking import SilentTracker
 
-_PRETRAIN, _TRAIN, _ALIGN = 10, 12, 14  # streams of seeds
+_PRETRAIN, _TRAIN = 10, 12  # streams of seeds
 
 
 class MemberMixin(StateMixin):
@@ -33,18 +33,22 @@ class MemberMixin(StateMixin):
     def _pretrain(self) -> None:
         if self._members is not None or not self._low._theta_roundwise:
             return
+        num_networks = 1 if self._shared_pretraining else self._num_members
         ensemble = train_ensemble(
             self._low,
-            self._num_members,
+            num_networks,
             seed=derive_seed(self._seed, _PRETRAIN),
             num_workers=self._num_workers,
             train_options=self._train_options,
         )
-        self._members = ensemble.estimators
+        self._members = ensemble.estimators * (self._num_members // num_networks)
+        self._pretrained_here = True
 
-    def _fine_tune(self) -> tuple[list[ConditionalDensityEstimator], Tensor | None]:
-        """Networks trained on the rows of all rounds, and the weights of low rows."""
-        low_weights, recipe = self._weigh_low_rows(), self._recipe
+    def _fine_tune(
+        self, region: Callable[[], Region]
+    ) -> tuple[list[ConditionalDensityEstimator], Tensor | None]:
+        """Networks trained on the rows of the rounds, and the weights of low rows."""
+        low_weights, recipe = self._weigh_low_rows(region), self._recipe
         members: list[Any] = self._members or [None] * self._num_members
         if low_weights is None:
             recipe = replace(recipe, alignment=None)
@@ -56,10 +60,10 @@ class MemberMixin(StateMixin):
             trainer = self._trainer(recipe)
             if network is not None:
                 trainer.warm_start(network)
-            for rows in self._rows:
+            for rows in self._rows_to_train_on:
                 if rows.x_coarse is not None:
                     trainer.append_lowfidelity_simulations(rows.theta, rows.x_coarse)
-            for rows in self._rows:
+            for rows in self._rows_to_train_on:
                 weights = rows.loss_weights
                 trainer.append_weighted_simulations(rows.theta, rows.x, weights)
             trainers.append(trainer)
@@ -73,22 +77,16 @@ class MemberMixin(StateMixin):
         trained = train_members(trainers, folds, self._num_workers, self._train_options)
         return [trainer._neural_net for trainer in trained]
 
-    def _weigh_low_rows(self) -> Tensor | None:
-        """Weights that give low-fidelity rows the parameters' density of all rounds."""
+    def _weigh_low_rows(self, region: Callable[[], Region]) -> Tensor | None:
+        """Weights that give low-fidelity rows the density of theta in the rounds."""
         if self._low_weights is not None:
             self._check_low_rows()
         if not self._low._theta_roundwise or self._recipe.alignment is None:
             return None
         theta = self._low_rows.theta
         weights = self._low_weights
-        if weights is None:
+        if weights is None or not self._all_rounds:
             weights = torch.zeros(len(theta))
-        if self._round == 0:
-            return weights + self._new_rows / len(theta)
-        with seeded(derive_seed(self._seed, _ALIGN, self._round)):
-            posterior = self.build_posterior()
-            truncated = self._truncation.truncate(posterior, self._prior)
-            inside = truncated._accept_reject_fn(theta)
         share, acquired = 0.0, torch.zeros(len(theta))
         pending, acquisition = self._pending, self._acquisition
         if pending is not None and acquisition is not None and not acquisition.correct:
@@ -96,13 +94,27 @@ class MemberMixin(StateMixin):
             share = len(active) / len(pending.theta)
             if share > 0:
                 both = torch.cat([theta, active])
+                posterior = self.build_posterior()
                 scores = disagreement_at(posterior, both, acquisition.on)
                 acquired = scores[: len(theta)] >= scores[len(theta) :].min()
         return (
             weights
-            + (1 - share) * self._new_rows * _even(inside)
+            + (1 - share) * self._new_rows * _even(region().inside(theta))
             + share * self._new_rows * _even(acquired)
         )
+
+    @property
+    def _rows_of_round(self) -> list[LevelSimulations]:
+        """High-fidelity rows that were appended since the last training."""
+        first, missing = len(self._rows), self._new_rows
+        while missing > 0:
+            first -= 1
+            missing -= len(self._rows[first])
+        return self._rows[first:]
+
+    @property
+    def _rows_to_train_on(self) -> list[LevelSimulations]:
+        return self._rows if self._all_rounds else self._rows_of_round
 
     def _check_low_rows(self) -> None:
         """Raise unless the low-fidelity rows are those that the run began with."""

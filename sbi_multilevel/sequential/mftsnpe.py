@@ -1,4 +1,4 @@
-r"""Truncated rounds with cheaper simulators (MF-TSNPE), and active learning (-AF).
+r"""Truncated rounds with low-fidelity simulators (MF-TSNPE), and active learning (-AF).
 
 For one observation :math:`x_o`: networks are pre-trained on low-fidelity rows, then in
 each round high-fidelity rows are simulated from the prior truncated to where the
@@ -7,20 +7,52 @@ networks fine-tuned on all rounds so far, each from its weights of the round bef
 With an ensemble, part of a round can be simulated where its members disagree
 (`sbi_multilevel.sequential.acquisition`).
 
+This is Algorithm 3 (MF-TSNPE, one network) and Algorithm 4 (MF-TSNPE-AF, an ensemble
+and an `Acquisition`) of Krouglova et al. (2026), Appendix M: all members start from one
+pre-trained network, the first round draws from the prior, a fifth of each round are
+the points of a pool, drawn once from the prior, with the largest acquisition function
+(their equation 2), the prior is truncated to the region of highest probability of the
+mean of the members, and no row is weighted. Where we depart from it:
+
+*Rows of all rounds.* The algorithms write the loss of a round over the simulations of
+that round. Their code trains on those of all rounds, and so do we: rows of earlier
+rounds tell about the same posterior, and a round alone may have ten.
+`all_rounds=False` takes those of the round.
+
+*Expected coverage.* The algorithms compute it after each training without saying on
+which simulations, and their code does not compute it. On rows that a network was
+trained on it says little, and simulations made for it alone cost as much as others. So
+the rows of a round, before they are trained on, test the networks that proposed them:
+`summary["coverage"]` (`sbi_multilevel.sequential.coverage`). Active points do not
+count. The networks of the last round are tested on fresh simulations by
+`expected_coverage`. `num_coverage_rows=0` leaves it out.
+
+*Alignment.* Fine-tuning reads high-fidelity x at the scale of low-fidelity x, as
+`MFNPE` does. `recipe=Transfer(alignment=None)` leaves x as it is.
+
+*Failed simulations.* They are replaced by draws from the truncated prior, those at
+active points, too, where the paper also takes the next active points (Appendix F): a
+simulator that fails at one of these often fails near it. `max_resampling=0` stops
+instead.
+
+*Earlier versions of this package* had no active points in the first round (as the
+authors' code), drew the pool in each round (likewise) and pre-trained each member on
+other folds of the rows, so that members differ from the start:
+`MFTSNPE(acquisition=Acquisition(first_round=False, fixed_pool=False),
+shared_pretraining=False)`.
+
 Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026), *Multifidelity
 simulation-based inference for computationally expensive simulators*, ICLR 2026,
-arXiv:2502.08416, Algorithms 2 and 3; Deistler, Gonçalves, Macke (2022), *Truncated
-proposals for scalable and hassle-free simulation-based inference*.
+arXiv:2502.08416, Sections 3.1.2 and 3.1.3, Algorithms 3 and 4; Deistler, Gonçalves,
+Macke (2022), *Truncated proposals for scalable and hassle-free simulation-based
+inference*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
-from sbi.inference import DirectPosterior, EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
@@ -28,23 +60,14 @@ from typing_extensions import Self
 from sbi_multilevel.recipes import Transfer, get_recipe
 from sbi_multilevel.sequential.acquisition import Acquisition
 from sbi_multilevel.sequential.checkpoint import SUMMARY
-from sbi_multilevel.sequential.proposing import propose_active, propose_truncated
 from sbi_multilevel.sequential.rounds import Proposals
 from sbi_multilevel.sequential.running import RunMixin
 from sbi_multilevel.sequential.truncation import Truncation
-from sbi_multilevel.simulation.noise import (
-    derive_seed,
-    seeded,
-)
+from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.simulations import LevelSimulations
-from sbi_multilevel.validation import (
-    check_inside,
-    check_observation,
-    check_rows_fit,
-    has_support,
-)
+from sbi_multilevel.validation import check_observation
 
-_PROPOSE, _FILL = 11, 15  # streams of seeds
+_FILL = 15  # stream of seeds
 
 
 class MFTSNPE(RunMixin):
@@ -64,12 +87,27 @@ class MFTSNPE(RunMixin):
             low-fidelity rows there is no alignment.
         num_members: Networks; more than one make an ensemble.
         acquisition: How active points are chosen; none by default. Needs two members.
+        shared_pretraining: Whether all members start from one pre-trained network, or
+            each from one of its own, trained on other folds of the low-fidelity rows.
+        all_rounds: Whether networks are fine-tuned on the high-fidelity rows of all
+            rounds, or on those of the last one.
         truncation: How the prior is truncated.
+        num_coverage_rows: High-fidelity rows of a round, at most, at which expected
+            coverage is computed.
         parameters: Names of the columns of theta of each level, as for `MFNPE`.
         seed: Seed of all that is drawn here. The same seed, rows and settings give the
             same posterior, in one go or resumed.
         num_workers: Processes that train members at the same time.
         train_options: Arguments of `MFNPE.train`.
+
+    Attributes:
+        summary: Lists with an entry a round: `num_simulations`, `acceptance_rate` (the
+            share of the prior that is left), `num_active`, `failures` (what failed
+            simulations said), and `coverage`: of each row that was drawn from the
+            truncated prior, the level of the smallest region that holds its theta, by
+            the networks before the training of the round. In the first round these are
+            the pre-trained networks. `(torch.tensor(levels) < 0.9).float().mean()` is
+            the expected coverage of 90 % regions.
 
     Raises:
         ValueError: If the observation has NaN, or the settings do not fit.
@@ -116,7 +154,10 @@ class MFTSNPE(RunMixin):
         recipe: str | Transfer = "transfer",
         num_members: int = 1,
         acquisition: Acquisition | None = None,
+        shared_pretraining: bool = True,
+        all_rounds: bool = True,
         truncation: Truncation | None = None,
+        num_coverage_rows: int = 100,
         parameters: Mapping[int, Sequence[str]] | None = None,
         seed: int = 0,
         num_workers: int = 1,
@@ -139,16 +180,23 @@ class MFTSNPE(RunMixin):
                 f"num_members is {num_members}, but must be >= 1, and >= 2 for an "
                 "acquisition, which looks at where members disagree."
             )
+        if num_coverage_rows < 0:
+            raise ValueError(
+                f"num_coverage_rows must be >= 0, but is {num_coverage_rows}."
+            )
         self.x_o = check_observation(x_o)
         self._prior, self._density_estimator = prior, density_estimator
         self._num_members, self._acquisition = num_members, acquisition
+        self._shared_pretraining, self._all_rounds = shared_pretraining, all_rounds
         self._truncation = truncation or Truncation()
+        self._num_coverage_rows = num_coverage_rows
         self._seed, self._num_workers = seed, num_workers  # of training
         self._train_options = {"force_first_round_loss": True, **(train_options or {})}
         self._parameters = parameters
         self._low = self._trainer(self._recipe, parameters)
         self._low_sums: tuple[float, ...] | None = None
         self._members: list[ConditionalDensityEstimator] | None = None
+        self._pretrained_here = False
         self._rows: list[LevelSimulations] = []
         self._new_rows, self._round, self._num_drawn = 0, 0, 0
         self._low_weights: Tensor | None = None
@@ -170,12 +218,14 @@ class MFTSNPE(RunMixin):
             The same object (so that calls can be chained).
 
         Raises:
-            ValueError: If the rows do not fit, or the first round is over.
+            ValueError: If the rows do not fit, or networks were pre-trained already.
         """
-        if self._round > 0:
+        if self._round > 0 or self._pretrained_here:
+            when = "the first round" if self._round > 0 else "pre-training"
             raise ValueError(
-                "Low-fidelity rows were appended after the first round. Append all of "
-                "them before `train` or `run`, or start anew."
+                f"Low-fidelity rows were appended after {when}. Append all of them "
+                "before `train` or `run`, or, with an acquisition, before `propose`; "
+                "or start from scratch in a new object."
             )
         self._check_x(x)
         entry = len(self._low._theta_roundwise)
@@ -208,148 +258,3 @@ class MFTSNPE(RunMixin):
             )
         self._members = [self._take_over(estimator) for estimator in estimators]
         return self
-
-    # One round
-
-    def propose(self, num_simulations: int) -> Tensor:
-        """Parameters to simulate next.
-
-        In the first round they are draws from the prior, then from the truncated
-        prior, the last of them active points if there is an acquisition. More can be
-        asked for in the same round.
-
-        Args:
-            num_simulations: How many.
-
-        Returns:
-            Theta, shape `(num_simulations, d_theta)`.
-
-        Raises:
-            RuntimeError: If the truncated prior accepts nothing.
-        """
-        proposals = self._draw(num_simulations)
-        if self._pending is None:
-            self._pending = proposals
-        else:
-            self._pending.extend(proposals)
-        return proposals.theta
-
-    def append_simulations(
-        self, theta: Tensor, x: Tensor, x_coarse: Tensor | None = None
-    ) -> Self:
-        """Store high-fidelity rows of this round.
-
-        Args:
-            theta: Parameters that were proposed in this round; some may be missing.
-            x: Outputs of the highest simulator, shape `(n, *x_shape)`. Rows with NaN or
-                inf are dropped with a warning.
-            x_coarse: Outputs of the simulator a level below on the same theta and
-                noise; they are trained on before x is.
-
-        Returns:
-            The same object (so that calls can be chained).
-
-        Raises:
-            ValueError: If the rows do not fit; nothing is stored then.
-        """
-        rows = LevelSimulations(1, theta, x, x_coarse)
-        self._check_rows(rows, self._rows[0] if self._rows else rows)
-        if self._acquisition is not None and self._acquisition.correct:
-            rows = self._weighted(rows)
-        self._rows.append(rows)
-        self._new_rows += len(rows)
-        return self
-
-    def train(self) -> list[ConditionalDensityEstimator]:
-        """Pre-train if that is not done, then fine-tune on the rows of all rounds.
-
-        Returns:
-            The networks of the members.
-
-        Raises:
-            RuntimeError: If there are no new rows.
-        """
-        if self._new_rows == 0:
-            raise RuntimeError(
-                "No high-fidelity rows were appended since the last training. Simulate "
-                "the parameters of `propose()` and call `append_simulations`."
-            )
-        self._pretrain()
-        self._members, self._low_weights = self._fine_tune()
-        self._low_sums = self._sums_of_low_rows
-        pending = self._pending
-        self.summary["num_simulations"].append(self._new_rows)
-        self.summary["acceptance_rate"].append(pending.acceptance if pending else 1.0)
-        self.summary["num_active"].append(
-            int(pending.is_active.sum()) if pending else 0
-        )
-        failures = list(pending.failures.values()) if pending else []
-        self.summary["failures"].append(failures)
-        self._new_rows, self._pending, self._num_drawn = 0, None, 0
-        self._round += 1
-        return self._members
-
-    def build_posterior(self) -> DirectPosterior | EnsemblePosterior:
-        """sbi's posterior of the members, with the observation as its default x.
-
-        Raises:
-            RuntimeError: If nothing was trained yet.
-        """
-        if self._members is None:
-            raise RuntimeError("Nothing was trained yet. Call `train` or `run` first.")
-        posteriors = [DirectPosterior(net, self._prior) for net in self._members]
-        posterior = (
-            EnsemblePosterior(posteriors) if len(posteriors) > 1 else posteriors[0]
-        )
-        return posterior.set_default_x(self.x_o)
-
-    # Inside
-
-    def _draw(self, num: int, is_active: bool = True) -> Proposals:
-        """Proposals of this round; which they are depends on how many were drawn."""
-        seed = derive_seed(self._seed, _PROPOSE, self._round, self._num_drawn)
-        self._num_drawn += 1
-        with seeded(seed):
-            if self._round == 0:
-                return Proposals(self._prior.sample((num,)), torch.ones(num), 1.0)
-            where = (num, self._prior, self.build_posterior(), self._truncation)
-            if self._acquisition is None or not is_active:
-                return propose_truncated(*where)
-            return propose_active(*where, self._acquisition)
-
-    def _weighted(self, rows: LevelSimulations) -> LevelSimulations:
-        """Rows with importance weights, without those that have none."""
-        if self._pending is None:
-            raise ValueError(
-                "theta was not proposed in this round. Call `propose()` first, or use "
-                "`Acquisition(correct=False)`."
-            )
-        weights = self._pending.weights_of(rows.theta)
-        rows = replace(rows, weights=weights.clamp_min(1e-12))
-        return rows[weights > 0]  # outside of the region rows say nothing about x_o
-
-    def _check_rows(self, rows: LevelSimulations, first: LevelSimulations) -> None:
-        """Raise unless rows fit the observation, the prior and the first rows."""
-        self._check_x(rows.x)
-        self._check_theta(rows.theta)
-        if has_support(self._prior):
-            check_inside(self._prior, rows)
-        check_rows_fit(rows, first)
-
-    def _check_theta(self, theta: Tensor) -> None:
-        with seeded(0):
-            expected = self._prior.sample((1,)).shape[1:]
-        if theta.shape[1:] != expected:
-            raise ValueError(
-                f"theta has shape {tuple(theta.shape[1:])} a row, but the prior draws "
-                f"{tuple(expected)}. Pass parameters of `propose()`."
-            )
-
-    def _check_x(self, x: Tensor) -> None:
-        if x.shape[1:] == self.x_o.shape:  # an observation with one channel
-            self.x_o = self.x_o.unsqueeze(0)
-        if x.shape[1:] != self.x_o.shape[1:]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape[1:])} a row, but the observation x_o has "
-                f"{tuple(self.x_o.shape[1:])}. Summarise both in the same way."
-            )

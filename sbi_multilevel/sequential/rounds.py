@@ -74,21 +74,31 @@ class Proposals:
         )
         return self.theta[rows], *columns
 
+    def is_passive(self, theta: Tensor) -> Tensor:
+        """Which rows were proposed in this round and not acquired, shape `(n,)`."""
+        is_known, index = self._find(theta)
+        return is_known & ~self.is_active[index]
+
     def weights_of(self, theta: Tensor) -> Tensor:
         """Weights of proposed rows.
 
         Raises:
             ValueError: If a row was not proposed in this round.
         """
-        same = (theta[:, None] == self.theta.to(theta)).all(dim=-1)
-        unknown = ~same.any(dim=1)
+        is_known, index = self._find(theta)
+        unknown = ~is_known
         if unknown.any():
             raise ValueError(
                 f"theta of {int(unknown.sum())} of {len(theta)} rows was not proposed "
                 "in this round, so its importance weight is unknown. Pass rows of "
                 "`propose()`, unchanged, or use `Acquisition(correct=False)`."
             )
-        return self.weights[same.int().argmax(dim=1)]
+        return self.weights[index]
+
+    def _find(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether rows were proposed, and as which."""
+        same = (theta[:, None] == self.theta.to(theta)).all(dim=-1)
+        return same.any(dim=1), same.int().argmax(dim=1)
 
 
 def simulate(

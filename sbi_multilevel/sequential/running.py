@@ -5,38 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from abc import abstractmethod
 from pathlib import Path
 
 from sbi.inference import DirectPosterior, EnsemblePosterior
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from sbi_multilevel.sequential.checkpoint import read
-from sbi_multilevel.sequential.members import MemberMixin
 from sbi_multilevel.sequential.rounds import Proposals, simulate
+from sbi_multilevel.sequential.stepping import StepMixin
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, derive_seed
 from sbi_multilevel.simulation.tasks import Work
 
 _NOISE = 13  # stream of seeds
 
 
-class RunMixin(MemberMixin):
+class RunMixin(StepMixin):
     """Proposes, simulates and trains until all rounds are done."""
-
-    @abstractmethod
-    def propose(self, num_simulations: int) -> Tensor: ...
-
-    @abstractmethod
-    def append_simulations(
-        self, theta: Tensor, x: Tensor, x_coarse: Tensor | None = None
-    ) -> RunMixin: ...
-
-    @abstractmethod
-    def train(self) -> list: ...
-
-    @abstractmethod
-    def _draw(self, num: int, is_active: bool = True) -> Proposals: ...
 
     def run(
         self,

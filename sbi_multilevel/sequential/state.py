@@ -21,6 +21,9 @@ from sbi_multilevel.simulations import LevelSimulations
 from sbi_multilevel.trainers.ensemble import trainer_state
 from sbi_multilevel.trainers.npe import MFNPE
 
+# what files of versions without these settings were written under
+_EARLIER = {"shared_pretraining": False, "all_rounds": True, "num_coverage_rows": 0}
+
 
 class StateMixin(ABC):
     """The state of truncated rounds, and its ways out of memory and back."""
@@ -32,11 +35,15 @@ class StateMixin(ABC):
     _recipe: Transfer
     _num_members: int
     _acquisition: Acquisition | None
+    _shared_pretraining: bool
+    _all_rounds: bool
     _truncation: Truncation
+    _num_coverage_rows: int
     _seed: int
     _train_options: dict[str, Any]
     _low: MFNPE  # holds the low-fidelity rows
     _members: list[ConditionalDensityEstimator] | None
+    _pretrained_here: bool  # on rows that were appended
     _rows: list[LevelSimulations]
     _parameters: Any
     _low_weights: Tensor | None  # of the low-fidelity rows, for alignment
@@ -97,7 +104,8 @@ class StateMixin(ABC):
             OSError: If it cannot be read.
         """
         state = checkpoint.read(path)
-        checkpoint.check_settings(state["settings"], self._settings, path)
+        settings = {**_EARLIER, **state["settings"]}
+        checkpoint.check_settings(settings, self._settings, path)
         members, rows, pending = state["members"], state["rows"], state["pending"]
         with checkpoint.explained(path):
             if members is not None:
@@ -122,6 +130,9 @@ class StateMixin(ABC):
             "num_members": self._num_members,
             "seed": self._seed,
             "acquisition": repr(self._acquisition),
+            "shared_pretraining": self._shared_pretraining,
+            "all_rounds": self._all_rounds,
+            "num_coverage_rows": self._num_coverage_rows,
             "truncation": repr(self._truncation),
             "recipe": repr(self._recipe),
             "parameters": repr(self._parameters),

@@ -14,11 +14,14 @@ them meet, which is where the posterior of :math:`x_o` is, the mixture is still 
 prior up to a constant.
 
 The threshold and the truncated prior are sbi's (`get_density_thresholder`,
-`RestrictedPrior`).
+`RestrictedPrior`). Where q is a mixture that holds the prior, R is the region of the
+mixture without that component (`sbi_multilevel.mixture.without_prior`): with it, R
+would be the whole prior.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +29,9 @@ import torch
 from sbi.utils import RestrictedPrior, get_density_thresholder
 from torch import Tensor
 
+from sbi_multilevel.mixture import without_prior
+
+_LOG = logging.getLogger(__name__)
 _BLOCK = 10_000
 
 
@@ -90,10 +96,18 @@ class Truncation:
         """The prior inside the region of the posterior at its default x.
 
         Args:
-            posterior: Posterior of sbi with a default x.
+            posterior: Posterior of sbi with a default x. If the prior is a component of
+                it, as with the hybrid recipe, that component is left out, and a message
+                of level INFO is logged.
             prior: The prior.
         """
-        quiet = QuietPosterior(posterior)
+        alone = without_prior(posterior)
+        if alone is not posterior:
+            _LOG.info(
+                "The posterior is a mixture that holds the prior. Its region of "
+                "highest density is taken without that component."
+            )
+        quiet = QuietPosterior(alone)
         inside = get_density_thresholder(quiet, self.epsilon, self.num_samples)
         return RestrictedPrior(
             prior, inside, posterior=quiet, sample_with=self.sample_with

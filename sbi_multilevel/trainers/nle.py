@@ -1,7 +1,7 @@
 r"""Multilevel neural likelihood estimation (ML-NLE).
 
 The loss, its variance and its gradient are those of ML-NPE
-(`sbi_multilevel.trainers.npe`) with
+(`sbi_multilevel.trainers.npe`; Hikida et al. 2025, equation 2) with
 :math:`f_l(\phi) = -\log q_\phi(G_l(\theta, u) \mid \theta)`: the sum over levels
 telescopes to the loss of NLE on the highest level. Since `theta` may follow any
 distribution with NLE, only the pairs have to share theta and noise.
@@ -9,7 +9,7 @@ distribution with NLE, only the pairs have to share theta and noise.
 Rows dropped for NaN or inf change what is learned: the likelihood of valid outputs.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
-inference*, NeurIPS 2025, arXiv:2506.06087, Algorithm 1.
+inference*, NeurIPS 2025, arXiv:2506.06087, equations 1 and 2, Algorithm 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Multilevel neural posterior estimation (ML-NPE).
 
 With :math:`f_l(\phi) = -\log q_\phi(\theta \mid G_l(\theta, u))`, ML-NPE minimises the
-telescoping loss
+telescoping loss (Hikida et al. 2025, equation 2)
 
 .. math::
 
@@ -10,17 +10,18 @@ telescoping loss
     - f_{l-1}(\theta_i, u_i) \right],
 
 whose expectation is :math:`\mathbb{E} f_L`, the loss of NPE on simulations of the
-highest level alone: the sum telescopes. Level 0 is cheap, so :math:`n_0` can be large;
-the differences have small variance where the levels agree, so few rows correct the
-bias. The variance of the loss is :math:`\sum_l V_l / n_l` with :math:`V_l =
-\mathrm{Var}[f_l - f_{l-1}]`, against :math:`\mathrm{Var}[f_L] / n` for NPE.
+highest level alone: the sum telescopes (their equation 1). Level 0 is cheap, so
+:math:`n_0` can be large; the differences have small variance where the levels agree, so
+few rows correct the bias. The variance of the loss is :math:`\sum_l V_l / n_l` with
+:math:`V_l = \mathrm{Var}[f_l - f_{l-1}]`, against :math:`\mathrm{Var}[f_L] / n` for
+NPE.
 
 Steps follow the adjusted gradient of Algorithm 1 (`sbi_multilevel.gradients`). Rows of
 lower levels can be moved to the scale of the highest one before use
 (`sbi_multilevel.alignment`).
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
-inference*, NeurIPS 2025, arXiv:2506.06087, Algorithm 1.
+inference*, NeurIPS 2025, arXiv:2506.06087, equations 1 and 2, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class MFNPE(MLNPE):
 
     Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026),
     *Multifidelity simulation-based inference for computationally expensive simulators*,
-    ICLR 2026, arXiv:2502.08416, Algorithm 1.
+    ICLR 2026, arXiv:2502.08416, equation 1 (the loss), Algorithm 1 (two levels) and
+    Algorithm 2 (more).
 
     Example:
     --------

@@ -7,7 +7,7 @@ r"""g-and-k distribution: an exact density, two levels.
 
 Level 1 uses :math:`\Phi^{-1}` itself, level 0 two terms of the Taylor series of
 :math:`\mathrm{erf}^{-1}`, so that its tails are much too light. The prior is uniform on
-:math:`[0, 3]^3 \times [e^{1/2}, 3]`, as in Hikida et al. (2025), Section 5.
+:math:`[0, 3]^3 \times [e^{1/2}, 3]`, as in Hikida et al. (2025), Section 5.1.
 
 Since :math:`x` rises with :math:`u`, its density is known: :math:`p(x \mid \theta) =
 \varphi(z) / (\partial x / \partial z)`. The KL divergence to a density estimate is an

@@ -5,7 +5,7 @@ Level 1 is the Euler scheme of :math:`dx = \gamma(\mu - x) dt + \sigma dW` from
 independently from the stationary law :math:`N(\mu, \sigma^2 / 2\gamma)`, with the same
 standard normals. Five steps (0, 3, 9, 31, 99) are observed. The prior is uniform on
 :math:`\gamma \in [0.1, 1]`, :math:`\mu \in [0.1, 3]`, :math:`\sigma \in [0.1, 0.6]`.
-As in Hikida et al. (2025), Section 5, with the network of their code.
+As in Hikida et al. (2025), Section 5.2, with the network of their code.
 
 The observed steps are a Gaussian Markov chain, so the exact posterior is known up to a
 constant; it is sampled on a grid for the C2ST.
