@@ -52,13 +52,12 @@ class Backlog:
                 "would come twice."
             )
         task = group[number]
-        if outcome.error is not None and len(task) > 1:
+        is_final = outcome.error is None or len(task) == 1
+        if not is_final:
             origin = task.origin or Origin.of(task, outcome)
             group.update(self._numbered(replace(task, origin=origin).halves()))
-            del group[number]
-            return None
         del group[number]
-        return task, outcome
+        return (task, outcome) if is_final else None
 
     def separate(self, numbers: Set[int]) -> None:
         """Run tasks of the group before the others, in two groups of their own.
