@@ -68,8 +68,7 @@ def open_group(path: Path, mode: str) -> Any:
 class ZarrColumns:
     """The arrays of a zarr group, all of them that are there now.
 
-    The metadata must have been checked before, see `sbi_multilevel.simulation.store.
-    checking`.
+    Its metadata must have been checked before, by `checking.check_store`.
 
     Args:
         folder: The group.
