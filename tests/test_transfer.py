@@ -362,12 +362,12 @@ def test_the_default_recipe_is_transfer():
 
 
 def test_cheap_rows_help():
-    """With 30 dear rows, cheap rows of a level near by lower the error of the mean."""
+    """With 15 dear rows, cheap rows of a level near by lower the error of the mean."""
     errors = {True: [], False: []}
     x_o = torch.tensor([[0.5, -0.4]])
     exact = posterior(x_o[0])
     for seed in range(3):
-        sims = simulations((2_000, 30, 30), seed=seed)
+        sims = simulations((2_000, 30, 15), seed=seed)
         for low in errors:
             torch.manual_seed(seed)
             trainer = MFNPE(
