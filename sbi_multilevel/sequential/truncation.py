@@ -15,7 +15,7 @@ prior up to a constant.
 
 The threshold and the truncated prior are sbi's (`get_density_thresholder`,
 `RestrictedPrior`). Where q is a mixture that holds the prior, R is the region of the
-mixture without that component (`sbi_multilevel.mixture.without_prior`): with it, R
+mixture without that component (`sbi_multilevel.without_prior`): with it, R
 would be the whole prior.
 """
 
