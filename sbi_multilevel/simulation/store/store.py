@@ -143,7 +143,8 @@ class SimulationStore(OpenStore):
             read_only: Whether to refuse to write.
 
         Raises:
-            ValueError: If there is no store at `path`, or the noise is another one.
+            ValueError: If there is no store at `path`, its metadata is not what this
+                package writes (nothing is decoded then), or the noise is another one.
         """
         path = Path(path).resolve()
         if not layout.is_store(path):
