@@ -21,6 +21,11 @@ from tests.linear_gaussian import SilentTracker, simulations
 LOSSES = st.floats(-1e3, 1e12)
 
 
+def with_tail(value, num_pairs, base):
+    """A quarter of a simulation with the loss that a tenth of level 0 exceeds."""
+    return (num_pairs * value + np.quantile(base, 0.9) / 4) / (num_pairs + 0.25)
+
+
 def test_the_estimate_by_hand():
     base = np.array([1.0, 2.0, 3.0, 2.0, 1.0, 3.0])  # mean 2
     coarse = np.array([1.0, 2.0, 4.0, 1.0])  # mean 2, centred -1, 0, 2, -1
@@ -28,7 +33,7 @@ def test_the_estimate_by_hand():
     # covariance 4 / 6 of variance, times 6 / (6 + 4)
     weight = 0.6 * 4 / 6
     found = bounded_loss(base + 0.5, [(fine, coarse)])
-    assert found.value == pytest.approx(2.0 + weight * 0.5)
+    assert found.value == pytest.approx(with_tail(2.0 + weight * 0.5, 4, base + 0.5))
     rows = fine - weight * coarse
     variance = rows.var(ddof=1) / 4 + weight**2 * base.var(ddof=1) / 6
     assert found.error == pytest.approx(math.sqrt(variance))
@@ -40,14 +45,16 @@ def test_a_gap_beyond_two_standard_errors_is_added(shift):
     fine = np.array([2.0, 2.0, 2.0, 2.0])  # does not vary: no control variate
     coarse = np.array([1.0, 2.0, 3.0, 2.0]) + shift
     found = bounded_loss(base, [(fine, coarse)]).value
-    assert found == pytest.approx(2.0 + 10.0 - 2 * base.std() / 2)
+    expected = 2.0 + 10.0 - 2 * base.std() / 2
+    assert found == pytest.approx(with_tail(expected, 4, base))
 
 
 @pytest.mark.parametrize("shift, expected", [(-1.0, 2.0), (1.0, 1.0)])
 def test_few_pairs_take_the_larger_estimate(shift, expected):
     base, fine = np.array([2.0, 0.0, 4.0]), np.array([1.0, 1.0])
     coarse = np.full(2, 2.0 + shift)
-    assert bounded_loss(base, [(fine, coarse)]).value == pytest.approx(expected)
+    found = bounded_loss(base, [(fine, coarse)]).value
+    assert found == pytest.approx(with_tail(expected, 2, base))
 
 
 @given(
@@ -60,6 +67,16 @@ def test_coarse_losses_cannot_lower_the_estimate_without_bound(base, pairs):
     # by Cauchy-Schwarz, of the part of the gap that is not added as a penalty
     least = min(fine.mean(), *fine) - 2 * np.std(base) - abs(np.mean(base)) - 1e3
     assert found >= least
+
+
+def test_a_heavy_tail_at_level_0_raises_the_estimate():
+    """Held-out pairs that all look well do not show one simulation in ten."""
+    fine = np.array([1.0, 2.0, 1.5, 2.0, 1.0])
+    base = np.append(np.full(80, 1.5), np.full(20, 500.0))
+    gap = fine + base.mean() - fine.mean()  # coarse sides that agree with level 0
+    light = bounded_loss(np.full(100, base.mean()), [(fine, gap)]).value
+    heavy = bounded_loss(base, [(fine, gap)]).value
+    assert heavy - light == pytest.approx((500 - base.mean()) / 4 / 5.25)
 
 
 def test_losses_that_are_not_finite_are_never_the_best():
