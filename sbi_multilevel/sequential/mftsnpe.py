@@ -25,6 +25,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.recipes import Transfer, get_recipe
 from sbi_multilevel.sequential.acquisition import Acquisition
 from sbi_multilevel.sequential.proposing import propose_active, propose_truncated
@@ -40,6 +41,7 @@ from sbi_multilevel.validation import (
     check_inside,
     check_observation,
     check_rows_fit,
+    check_tensor,
     has_support,
 )
 
@@ -121,6 +123,7 @@ class MFTSNPE(RunMixin):
         num_workers: int = 1,
         train_options: Mapping[str, Any] | None = None,
     ):
+        check_types(MFTSNPE.__init__, locals())
         self._recipe = get_recipe(recipe)
         if not isinstance(self._recipe, Transfer):
             raise ValueError(
@@ -201,6 +204,7 @@ class MFTSNPE(RunMixin):
         Raises:
             ValueError: If their number does not fit, or their shapes do not.
         """
+        check_types(MFTSNPE.warm_start, locals())
         if isinstance(estimators, ConditionalDensityEstimator):
             estimators = [estimators] * self._num_members
         if len(estimators) != self._num_members:
@@ -229,6 +233,7 @@ class MFTSNPE(RunMixin):
         Raises:
             RuntimeError: If the truncated prior accepts nothing.
         """
+        check_types(MFTSNPE.propose, locals())
         proposals = self._draw(num_simulations)
         if self._pending is None:
             self._pending = proposals
@@ -335,6 +340,7 @@ class MFTSNPE(RunMixin):
         return rows[weights > 0]  # outside of the region rows say nothing about x_o
 
     def _check_x(self, x: Tensor) -> None:
+        check_tensor("x", x, 0)
         if x.shape[1:] == self.x_o.shape:  # an observation with one channel
             self.x_o = self.x_o.unsqueeze(0)
         if x.shape[1:] != self.x_o.shape[1:]:

@@ -12,6 +12,7 @@ from sbi.inference import DirectPosterior, EnsemblePosterior
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.sequential.checkpoint import read
 from sbi_multilevel.sequential.members import MemberMixin
 from sbi_multilevel.sequential.rounds import Proposals, simulate
@@ -77,6 +78,7 @@ class RunMixin(MemberMixin):
             RuntimeError: If more simulations fail than may be replaced.
             ValueError: If the checkpoint is of a run with other settings.
         """
+        check_types(RunMixin.run, locals())
         if num_rounds < 1 or num_simulations < 2 * num_rounds:
             raise ValueError(
                 f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "

@@ -26,6 +26,8 @@ import torch
 from sbi.utils import RestrictedPrior, get_density_thresholder
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_field_types
+
 _BLOCK = 10_000
 
 
@@ -73,6 +75,7 @@ class Truncation:
     max_draws: int = 1_000_000
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if not 0 <= self.epsilon < 1:
             raise ValueError(f"epsilon must be in [0, 1), but is {self.epsilon}.")
         if min(self.num_samples, self.max_draws) < 1:
