@@ -24,6 +24,7 @@ from sbi.inference import MCMCPosterior
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.simulations import MultilevelSimulations
 
 if TYPE_CHECKING:
@@ -85,6 +86,14 @@ def to_datatree(
         >>> tree["posterior/mu"].shape
         (1, 1000)
     """
+    check_types(to_datatree, locals())
+    if not hasattr(posterior, "sample") or not hasattr(posterior, "default_x"):
+        raise TypeError(
+            f"posterior is a {type(posterior).__name__}, but must be a posterior of "
+            "sbi, as `build_posterior` returns it."
+        )
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be >= 1, but is {num_samples}.")
     xarray = _import_xarray()
     if x_o is None and posterior.default_x is None:
         raise ValueError(

@@ -29,11 +29,11 @@ from typing import Any, Literal
 import torch
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from sbi.utils import mcmc_transform
 from sbi.utils.sbiutils import CallableTransform
 from torch import Tensor, nn
 
 from sbi_multilevel.alignment import AffineMap, Moments
+from sbi_multilevel.validation import transform_of
 
 Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 Modelled = Literal["theta", "x"]
@@ -129,6 +129,52 @@ class MappedEstimator(ConditionalDensityEstimator):
 
 
 @dataclass(frozen=True)
+class CheckedBuilder:
+    """Builds estimators by another builder, and refuses those that cannot be trained.
+
+    Args:
+        build: Builder of sbi, or of the user.
+        modelled: `"theta"` (NPE) or `"x"` (NLE).
+    """
+
+    build: Builder
+    modelled: Modelled
+
+    def __call__(self, theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+        """Build one, see `MappedBuilder`.
+
+        Raises:
+            TypeError: If what is built is no density estimator.
+            ValueError: If nothing can be built, or it models something else.
+        """
+        shapes = theta.shape[1:], x.shape[1:]
+        rows = f"theta of shape {tuple(shapes[0])} and x of shape {tuple(shapes[1])}"
+        try:
+            estimator = self.build(theta, x)
+        except Exception as error:
+            raise ValueError(
+                f"density_estimator could not build a network for {rows} a row: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        name = "posterior_nn" if self.modelled == "theta" else "likelihood_nn"
+        if not isinstance(estimator, ConditionalDensityEstimator):
+            what = type(estimator).__name__
+            raise TypeError(
+                f"density_estimator builds a {what}, but must build a "
+                f"`ConditionalDensityEstimator`. Pass what `{name}(...)` of sbi "
+                "returns; flow matching, scores and ratios are not supported here."
+            )
+        found = estimator.input_shape, estimator.condition_shape
+        if found != (shapes if self.modelled == "theta" else shapes[::-1]):
+            raise ValueError(
+                f"density_estimator builds a density over shape {tuple(found[0])} "
+                f"given shape {tuple(found[1])}, but the rows are {rows}. Pass what "
+                f"`{name}(...)` of sbi returns."
+            )
+        return estimator
+
+
+@dataclass(frozen=True)
 class MappedBuilder:
     """Builds a `MappedEstimator` around the estimators of another builder.
 
@@ -151,13 +197,14 @@ class MappedBuilder:
         """
         free, transform = theta, None
         if self.prior is not None:
-            transform = mcmc_transform(self.prior).inv
+            transform = transform_of(self.prior).inv
             free = transform.inv(theta)
-        estimator = self.build(free, x)
+        build = CheckedBuilder(self.build, self.modelled)
+        estimator = build(free, x)
         if isinstance(estimator, MappedEstimator):  # the user wrapped it
             return self.build(theta, x)
         if transform is not None and _frees_theta_itself(estimator):
-            transform, estimator = None, self.build(theta, x)
+            transform, estimator = None, build(theta, x)
         return MappedEstimator(estimator, self.modelled, transform, Moments.of(x))
 
 
@@ -211,6 +258,10 @@ def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
         >>> bool(((samples >= 0) & (samples <= 1)).all())
         True
     """
+    if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
+        raise TypeError(
+            f"prior is a {type(prior).__name__}, but must be a distribution over theta."
+        )
     build = density_estimator
     if isinstance(build, str):
         build = posterior_nn(build)

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_field_types
+
 
 @dataclass(frozen=True)
 class LevelParameters:
@@ -55,6 +57,7 @@ class LevelParameters:
     names: Mapping[int, Sequence[str]]
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         for level, names in self.names.items():
             if len(set(names)) < len(names) or isinstance(names, str):
                 raise ValueError(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_field_types
 from sbi_multilevel.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.validation import (
     check_enough,
@@ -82,8 +83,9 @@ class LevelSimulations:
                 "x_coarse was passed with level=0, but there is no level below 0. "
                 "Pass the rows without x_coarse, or name the level that made x."
             )
-        columns = {"theta": self.theta, "x": self.x, "x_coarse": self.x_coarse}
-        columns = {name: value for name, value in columns.items() if value is not None}
+        columns = {"theta": self.theta, "x": self.x}
+        if self.x_coarse is not None:
+            columns["x_coarse"] = self.x_coarse
         for name, value in columns.items():
             check_tensor(name, value, self.level)
         check_shapes(columns, self.level)
@@ -189,6 +191,7 @@ class MultilevelSimulations:
     costs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         object.__setattr__(self, "levels", tuple(self.levels))
         check_levels_are_consecutive([rows.level for rows in self.levels])
         for rows in self.levels:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sbi.utils import mcmc_transform
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -53,6 +54,17 @@ def check_rows_fit(rows: LevelSimulations, reference: LevelSimulations) -> None:
                 f"but that of level {reference.level} has {tuple(old.shape[1:])}. All "
                 "levels must share one shape: summarise the outputs to common features."
             )
+
+
+def check_device(data_device: str | None) -> None:
+    """Raise unless PyTorch knows the device."""
+    try:
+        torch.device(data_device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            f"data_device={data_device!r} is no device of PyTorch. Pass e.g. 'cpu' or "
+            "'cuda'."
+        ) from error
 
 
 def check_same_device(new: Tensor, old: Tensor, level: int) -> None:
@@ -141,6 +153,56 @@ def check_inside(prior: Any, rows: LevelSimulations) -> None:
             "inside it. Leave these rows out, pass the prior they were drawn from, or "
             "set `unconstrained=False` in the recipe."
         )
+
+
+def transform_of(prior: Any) -> Any:
+    """sbi's transform from theta to unconstrained space.
+
+    Raises:
+        ValueError: If the prior has none.
+    """
+    try:
+        return mcmc_transform(prior)
+    except AssertionError as error:
+        raise ValueError(
+            f"prior={prior} has no finite mean and standard deviation, by which sbi "
+            "scales parameters without bounds. Pass a prior that has both, e.g. a "
+            "Student-t distribution of more than 2 degrees of freedom. To build a "
+            "posterior by NPE without this scaling, pass "
+            "`posterior_parameters=DirectPosteriorParameters(enable_transform=False)`."
+        ) from error
+
+
+def check_plain_rows(theta: Tensor, x: Tensor, level: int, drops_invalid: bool) -> None:
+    """Raise unless sbi can append these simulations.
+
+    Args:
+        theta: Parameters, shape `(n, d_theta)`.
+        x: Outputs, shape `(n, *x_shape)`.
+        level: Their level.
+        drops_invalid: Whether sbi leaves out simulations with NaN or inf in x.
+
+    Raises:
+        ValueError: If they differ in length, or too many of them have NaN or inf.
+    """
+    columns = {"theta": theta, "x": x}
+    for name, column in columns.items():
+        check_tensor(name, column, level)
+    check_shapes(columns, level)
+    for name, column in columns.items():
+        invalid = ~column.isfinite().flatten(1).all(dim=1)
+        number, total = int(invalid.sum()), len(column)
+        if number == total:
+            raise ValueError(
+                f"Level {level} has 0 valid simulations of {total}. Simulate more, or "
+                "fix those with NaN or inf."
+            )
+        if number and not (name == "x" and drops_invalid):
+            raise ValueError(
+                f"{name} of level {level} has NaN or inf in {number} of {total} "
+                "simulations. Leave these out, or fix the simulator; likelihoods "
+                "learned from the others are those of valid outputs only."
+            )
 
 
 def check_observation(x_o: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from itertools import combinations
 
 import numpy as np
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.budget.allocation import (
     check_budget,
     check_costs,
@@ -212,6 +213,7 @@ def advise(
           levels 1, 2: variance of the loss 1.18, worth 85 high-fidelity rows
         Level 1 is not worth having: at equal cost, levels 0, 2 estimate the loss ...
     """
+    check_types(advise, locals())
     check_costs(costs)
     for level, row in enumerate(difference_variances):
         check_variances(row, level + 1)

@@ -49,6 +49,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sbi_multilevel.argument_types import check_types
+
 # a budget of 10 affords 100 rows of 0.1, whatever rounding makes of it
 _ROUNDING = 1e-10
 # searches of one pair of levels before the best allocation found so far is taken: it is
@@ -116,6 +118,7 @@ def allocate(
         >>> allocate((1.0, 10.0), (4.0, 1.0), budget=1_000.0, minimum=(500, 2))
         (505, 45)
     """
+    check_types(allocate, locals())
     check_costs(costs)
     least = _checked_minimum(minimum, len(costs))
     check_variances(variances, len(costs))
@@ -277,7 +280,11 @@ def check_variances(variances: Sequence[float], num_levels: int) -> None:
 
 
 def _checked_minimum(minimum: int | Sequence[int], num_levels: int) -> np.ndarray:
-    least = np.broadcast_to(np.asarray(minimum), (num_levels,))
+    given = np.asarray(minimum)
+    if given.shape in ((), (num_levels,)):
+        least = np.broadcast_to(given, (num_levels,))
+    else:
+        least = np.zeros(num_levels)  # refused below
     if not np.issubdtype(least.dtype, np.integer) or least.min() < 1:
         raise ValueError(
             f"minimum must be an integer >= 1, or one for each of {num_levels} levels, "

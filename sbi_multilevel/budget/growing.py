@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 
 from sbi_multilevel.simulation.accounting import measured_costs
-from sbi_multilevel.simulation.arguments import check_num_costs, per_level
+from sbi_multilevel.simulation.arguments import (
+    check_num_costs,
+    check_seed,
+    per_level,
+    processed_prior,
+)
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -51,10 +55,9 @@ class Source:
     show_progress_bars: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or self.seed != int(self.seed) or self.seed < 0:
-            raise ValueError(f"seed must be an integer >= 0, but is {self.seed!r}.")
+        check_seed(self.seed)
         with seeded(self.seed):  # sbi draws from the prior to check it
-            prior, *_ = process_prior(self.prior)
+            prior = processed_prior(self.prior)
         object.__setattr__(self, "prior", prior)
         check_num_costs(self.costs, len(self.simulators))
 

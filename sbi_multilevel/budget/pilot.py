@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.budget.advice import Advice, advise
 from sbi_multilevel.budget.allocation import allocate, check_costs, row_costs
 from sbi_multilevel.budget.extra_runs import ExtraRuns
@@ -86,6 +87,7 @@ class Pilot:
         Args:
             confidence: Its nominal level, in (0, 1).
         """
+        check_types(Pilot.intervals, locals())
         pairs = [(level, max(level - 1, 0)) for level in range(len(self.costs))]
         return tuple(self.measurements.interval(p, confidence) for p in pairs)
 
@@ -98,6 +100,7 @@ class Pilot:
         Raises:
             ValueError: If it does not pay the pilot.
         """
+        check_types(Pilot.allocate, locals())
         beside = self.cost - float(np.dot(row_costs(self.costs), self.num_simulations))
         return allocate(
             self.costs, self.variances, budget - beside, self.num_simulations
@@ -109,6 +112,7 @@ class Pilot:
         Args:
             budget: Cost of all rows.
         """
+        check_types(Pilot.advise, locals())
         advice = advise(self.costs, self.difference_variances, budget)
         rng = np.random.default_rng(0)
         agreeing = 0
@@ -217,6 +221,7 @@ def pilot(
         750.0
         >>> rows = found.allocate(budget=2_000)
     """
+    check_types(pilot, locals())
     source = Source(
         tuple(simulators),
         prior,

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.budget.advice import Advice
 from sbi_multilevel.budget.allocation import allocate, check_budget, row_costs
 from sbi_multilevel.budget.extra_runs import digest
@@ -158,6 +159,7 @@ def simulate_budget(
         >>> 1_990 < done.spent <= 2_000
         True
     """
+    check_types(simulate_budget, locals())
     check_budget(budget)
     source = Source(
         tuple(simulators),

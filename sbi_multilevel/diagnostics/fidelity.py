@@ -33,6 +33,7 @@ from torch import Tensor
 from sbi_multilevel.alignment.regression import spread, varies
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.alignment.tails import Tails
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.diagnostics.coherence import coherence
 from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.information import (
@@ -103,6 +104,7 @@ def fidelity_report(
         >>> print(report.verdicts[0])
         Level 0 tells nothing about level 1. x of level 0 tells a probe nothing ...
     """
+    check_types(fidelity_report, locals())
     if len(simulations) < 2:
         raise ValueError(
             f"simulations has {len(simulations)} level, but the report compares two or "

@@ -28,13 +28,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
 from sbi_multilevel.simulation.accounting import failure_text, measured_costs
-from sbi_multilevel.simulation.arguments import check_num_costs, per_level
+from sbi_multilevel.simulation.arguments import (
+    CHECKED_ALONE,
+    check_num_costs,
+    check_seed,
+    per_level,
+    processed_prior,
+)
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
@@ -122,10 +128,11 @@ def check_pairing(
         >>> report.verdicts
         ('Level 1 with level 0: draws randomness of its own: level 1 (about ...
     """
+    check_types(check_pairing, locals(), but=CHECKED_ALONE)
     work = _EachAlone(simulators, noise, timeout)
-    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs)
+    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs, seed)
     with seeded(seed):  # sbi draws from the prior to check it
-        prior, *_ = process_prior(prior)
+        prior = processed_prior(prior)
     num_thetas = num_simulations // num_noises
     root = derive_seed(seed, _STREAM)
     theta = draw_theta(prior, root, 0, num_thetas).repeat_interleave(num_noises, dim=0)
@@ -169,6 +176,7 @@ def _check_arguments(
     num_noises: int,
     num_repeats: int,
     costs: Sequence[float] | None,
+    seed: int,
 ) -> None:
     if len(simulators) < 2:
         raise ValueError(
@@ -187,6 +195,7 @@ def _check_arguments(
             "multiple of num_noises up to num_simulations."
         )
     check_num_costs(costs, len(simulators))
+    check_seed(seed)
 
 
 class _EachAlone(Work):

@@ -169,7 +169,7 @@ class Team:
         owner = self.trainer
         # without a prior sbi makes one of the rows, which no other trainer takes
         is_given = not isinstance(owner._prior, ImproperEmpirical)
-        return type(owner)(
+        member = type(owner)(
             owner._prior if is_given else None,
             density_estimator=owner._build_neural_net,
             device=owner._device,
@@ -177,6 +177,8 @@ class Team:
             tracker=SilentTracker(),
             show_progress_bars=False,
         )
+        member._prepares = False
+        return member
 
     def _network_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Theta and x as networks see them: tamed, of the user's shape and kind."""

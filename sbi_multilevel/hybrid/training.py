@@ -11,7 +11,6 @@ from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.utils.sbiutils import ImproperEmpirical
 from tqdm.auto import tqdm
 
-from sbi_multilevel.alignment.constant import fill_constant
 from sbi_multilevel.alignment.rows import Rows
 from sbi_multilevel.diagnostics import EffectiveRows
 from sbi_multilevel.hybrid.pool import Aligner, Step, cut, fit_tails
@@ -44,13 +43,12 @@ def train_hybrid(
 
     Args:
         trainer: The user's trainer, whose prior and builder the members share.
-        simulations: The rows.
+        simulations: The rows, prepared (`sbi_multilevel.alignment.preparation`).
         options: Arguments of `train` for the members.
     """
     recipe, high = trainer._recipe, simulations[-1]
     assert isinstance(recipe, Hybrid)
     seed = int(torch.randint(2**31, ()))
-    simulations = fill_constant(simulations, seed)
     tails = fit_tails(simulations) if recipe.tame_tails else None
     folds = cut(Rows.of(high).theta, recipe.num_members, seed)
 

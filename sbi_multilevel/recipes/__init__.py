@@ -46,7 +46,7 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ValueError(
             f"recipe must be one of {sorted(RECIPES)}, a `Hybrid(...)`, a "
             f"`Multilevel(...)` or a `Transfer(...)`, but is {recipe!r}."

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sbi_multilevel.alignment import Alignment, Moments
+from sbi_multilevel.argument_types import check_field_types
 from sbi_multilevel.gradients import Adjustment
 from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
@@ -108,6 +109,7 @@ class Recipe(ABC):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if not all(0 <= beta < 1 for beta in self.betas) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), not {self.betas}.")
         if self.weight_decay < 0:

@@ -44,6 +44,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_field_types
+
 Score = Literal["density", "log_density"]
 
 
@@ -85,6 +87,7 @@ class Acquisition:
     first_round: bool = True
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if not 0 < self.share < 1:
             raise ValueError(f"share must be in (0, 1), but is {self.share}.")
         if self.on not in get_args(Score):

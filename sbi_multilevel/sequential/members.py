@@ -13,6 +13,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_multilevel.alignment import Moments
+from sbi_multilevel.observations import Watch
 from sbi_multilevel.recipes import Transfer
 from sbi_multilevel.sequential.proposing import Region, disagreement_at
 from sbi_multilevel.sequential.state import StateMixin
@@ -75,6 +76,9 @@ class MemberMixin(StateMixin):
         seed = derive_seed(self._seed, _TRAIN, self._round)
         folds = [Fold(index, seed) for index in range(self._num_members)]
         trained = train_members(trainers, folds, self._num_workers, self._train_options)
+        inside = trained[0]._training_range
+        if self._round == 0 and inside is not None:
+            Watch(inside).look_at(self.x_o)
         return [trainer._neural_net for trainer in trained]
 
     def _weigh_low_rows(self, region: Callable[[], Region]) -> Tensor | None:
@@ -137,7 +141,7 @@ class MemberMixin(StateMixin):
 
     @property
     def _low_rows(self) -> LevelSimulations:
-        return self._low._check_trainable()[0]
+        return self._low._prepared_simulations()[0]
 
     def _trainer(self, recipe: Transfer, parameters: Any = None) -> MFNPE:
         """A trainer of one member, without rows."""

@@ -57,6 +57,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.recipes import Transfer, get_recipe
 from sbi_multilevel.sequential.acquisition import Acquisition
 from sbi_multilevel.sequential.checkpoint import SUMMARY
@@ -163,6 +164,7 @@ class MFTSNPE(RunMixin):
         num_workers: int = 1,
         train_options: Mapping[str, Any] | None = None,
     ):
+        check_types(MFTSNPE.__init__, locals())
         self._recipe = get_recipe(recipe)
         if not isinstance(self._recipe, Transfer):
             raise ValueError(
@@ -249,6 +251,7 @@ class MFTSNPE(RunMixin):
         Raises:
             ValueError: If their number does not fit, or their shapes do not.
         """
+        check_types(MFTSNPE.warm_start, locals())
         if isinstance(estimators, ConditionalDensityEstimator):
             estimators = [estimators] * self._num_members
         if len(estimators) != self._num_members:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sbi.inference import DirectPosterior, EnsemblePosterior
 from tqdm.auto import tqdm
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.sequential.checkpoint import read
 from sbi_multilevel.sequential.rounds import Proposals, simulate
 from sbi_multilevel.sequential.stepping import StepMixin
@@ -61,6 +62,7 @@ class RunMixin(StepMixin):
             RuntimeError: If more simulations fail than may be replaced.
             ValueError: If the checkpoint is of a run with other settings.
         """
+        check_types(RunMixin.run, locals())
         if num_rounds < 1 or num_simulations < 2 * num_rounds:
             raise ValueError(
                 f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "

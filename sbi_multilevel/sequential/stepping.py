@@ -9,10 +9,16 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.sequential.drawing import DrawMixin
 from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.simulations import LevelSimulations
-from sbi_multilevel.validation import check_inside, check_rows_fit, has_support
+from sbi_multilevel.validation import (
+    check_inside,
+    check_rows_fit,
+    check_tensor,
+    has_support,
+)
 
 
 class StepMixin(DrawMixin):
@@ -35,6 +41,7 @@ class StepMixin(DrawMixin):
         Raises:
             RuntimeError: If the truncated prior accepts nothing.
         """
+        check_types(StepMixin.propose, locals())
         proposals = self._draw(num_simulations)
         if self._pending is None:
             self._pending = proposals
@@ -162,6 +169,7 @@ class StepMixin(DrawMixin):
             )
 
     def _check_x(self, x: Tensor) -> None:
+        check_tensor("x", x, 0)
         if x.shape[1:] == self.x_o.shape:  # an observation with one channel
             self.x_o = self.x_o.unsqueeze(0)
         if x.shape[1:] != self.x_o.shape[1:]:

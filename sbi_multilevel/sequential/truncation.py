@@ -29,6 +29,7 @@ import torch
 from sbi.utils import RestrictedPrior, get_density_thresholder
 from torch import Tensor
 
+from sbi_multilevel.argument_types import check_field_types
 from sbi_multilevel.mixture import without_prior
 
 _LOG = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Truncation:
     max_draws: int = 1_000_000
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if not 0 <= self.epsilon < 1:
             raise ValueError(f"epsilon must be in [0, 1), but is {self.epsilon}.")
         if min(self.num_samples, self.max_draws) < 1:

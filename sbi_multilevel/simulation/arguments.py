@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
-from typing import SupportsIndex
+from collections.abc import Mapping, Sequence, Sized
+from numbers import Integral, Real
+from typing import Any, SupportsIndex
+
+from sbi.utils.user_input_checks import process_prior
+
+# arguments of simulations with checks of their own, which say more than a type
+CHECKED_ALONE = (
+    "simulators",
+    "num_simulations",
+    "noise",
+    "seed",
+    "simulation_batch_size",
+    "chunk_rows",
+    "costs",
+)
 
 
 def per_level(sizes: SupportsIndex | Sequence[int], num_levels: int) -> tuple[int, ...]:
@@ -13,7 +27,7 @@ def per_level(sizes: SupportsIndex | Sequence[int], num_levels: int) -> tuple[in
         ValueError: If there is another number of them.
     """
     given = (sizes,) * num_levels if isinstance(sizes, SupportsIndex) else sizes
-    numbers = tuple(map(int, given)) if isinstance(given, Iterable) else ()
+    numbers = _integers(given)
     if len(numbers) != num_levels or min(numbers) < 1:
         raise ValueError(
             f"simulation_batch_size must be an integer >= 1, or one for each of the "
@@ -28,26 +42,72 @@ def rows_per_level(num_simulations: Sequence[int], least: int) -> tuple[int, ...
     Raises:
         ValueError: If there are none, or one is below `least`.
     """
-    is_sequence = isinstance(num_simulations, Iterable)
-    rows = tuple(map(int, num_simulations)) if is_sequence else ()
+    rows = _integers(num_simulations)
     if not rows or min(rows) < least:
         raise ValueError(
-            f"num_simulations is {rows if is_sequence else num_simulations}, but must "
-            f"hold a number for each level, at least {least}, e.g. (1_000, 100)."
+            f"num_simulations is {rows or num_simulations}, but must hold a number "
+            f"for each level, at least {least}, e.g. (1_000, 100)."
         )
     return rows
 
 
-def check_num_costs(costs: Sequence[float] | None, num_levels: int) -> None:
-    """Check that there is a cost a level, if any.
+def check_seed(seed: int) -> None:
+    """Check that a seed is an integer >= 0.
 
     Raises:
         ValueError: If not.
     """
-    if costs is not None and not (
-        isinstance(costs, Sized) and len(costs) == num_levels
-    ):
+    is_integer = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not is_integer or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, but is {seed!r}.")
+
+
+def processed_prior(prior: Any) -> Any:
+    """The prior as sbi uses it.
+
+    Raises:
+        TypeError: If sbi cannot make a distribution of it.
+    """
+    try:
+        if isinstance(prior, (list, tuple)) and any(isinstance(p, str) for p in prior):
+            raise TypeError("strings are no distributions")
+        return process_prior(prior)[0]
+    except Exception as error:
+        raise TypeError(
+            f"prior is a {type(prior).__name__} that sbi cannot use: {error} Pass a "
+            "distribution of PyTorch or sbi over theta, e.g. `BoxUniform(low, high)`."
+        ) from error
+
+
+def check_num_costs(costs: Sequence[float] | None, num_levels: int) -> None:
+    """Check that there is a cost >= 0 a level, if any.
+
+    Raises:
+        ValueError: If not.
+    """
+    if costs is not None and not _are_costs(costs, num_levels):
         raise ValueError(
             f"costs must hold one number for each of the {num_levels} levels, the cost "
             f"of one run of its simulator, but is {costs}."
         )
+
+
+def _are_costs(costs: Any, num_levels: int) -> bool:
+    if isinstance(costs, (str, Mapping)) or not isinstance(costs, Sized):
+        return False
+    numbers = costs.tolist() if hasattr(costs, "tolist") else costs
+    return len(costs) == num_levels and all(
+        isinstance(cost, Real) and not isinstance(cost, bool) and cost >= 0
+        for cost in numbers
+    )
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    """Numbers as plain integers; none where they are not whole numbers."""
+    try:
+        numbers = tuple(map(int, values))
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    if isinstance(values, str) or any(isinstance(value, bool) for value in values):
+        return ()
+    return numbers if all(n == value for n, value in zip(numbers, values)) else ()

@@ -42,6 +42,8 @@ class Effort:
             raise ValueError(
                 f"simulation_batch_size must be >= 1, but is {self.batch_sizes}."
             )
+        if self.num_workers == 0:
+            raise ValueError("num_workers must be >= 1, or -1 for all cores, but is 0.")
         if not 0 <= self.max_failure_share <= 1:
             raise ValueError(
                 "max_failure_share must be between 0 and 1, but is "

@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from sbi.utils.user_input_checks import process_prior
-
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.simulation.accounting import measured_costs
 from sbi_multilevel.simulation.arguments import (
+    CHECKED_ALONE,
     check_num_costs,
+    check_seed,
     per_level,
+    processed_prior,
     rows_per_level,
 )
 from sbi_multilevel.simulation.filling import Effort, fill
@@ -117,6 +118,7 @@ def simulate_multilevel(
         >>> sims.num_simulations
         (100, 10)
     """
+    check_types(simulate_multilevel, locals(), but=CHECKED_ALONE)
     work = Work(simulators, noise, timeout)
     num_simulations = rows_per_level(num_simulations, least=2)
     _check_arguments(simulators, num_simulations, seed)
@@ -142,7 +144,7 @@ def simulate_multilevel(
             f"retry={retry!r} needs the store of an earlier run. Pass store=path."
         )
     with seeded(seed):  # sbi draws from the prior to check it
-        prior, *_ = process_prior(prior)
+        prior = processed_prior(prior)
     tables = tuple(
         memory_table(
             level, draw_theta(prior, seed, level, n), row_seeds(seed, level, 0, n)
@@ -166,5 +168,4 @@ def _check_arguments(
             f"{len(num_simulations)}. Pass one simulator and one number a level, the "
             "cheapest first."
         )
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, but is {seed!r}.")
+    check_seed(seed)

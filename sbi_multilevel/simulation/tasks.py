@@ -53,7 +53,7 @@ class Status(IntEnum):
             ValueError: If there is none of this name.
         """
         names = {status.label: status for status in cls}
-        if name not in names:
+        if not isinstance(name, str) or name not in names:
             raise ValueError(f"status {name!r} is unknown. Use one of {sorted(names)}.")
         return names[name]
 

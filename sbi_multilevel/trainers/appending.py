@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
@@ -25,11 +26,17 @@ def checks_rows(append: Append) -> Append:
         append: The method of sbi, whose arguments and docstring stay.
     """
 
+    signature = inspect.signature(append)
+
     @functools.wraps(append)
     def append_simulations(
         self: Any, theta: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        self._check_plain(theta, x)
+        given = signature.bind(self, theta, x, *args, **kwargs)
+        given.apply_defaults()
+        # None (NPE): in the first round
+        drops_invalid = given.arguments["exclude_invalid_x"] is not False
+        self._check_plain(theta, x, drops_invalid)
         return append(self, theta, x, *args, **kwargs)
 
     return cast(Append, append_simulations)

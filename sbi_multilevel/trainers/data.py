@@ -11,6 +11,7 @@ from sbi.utils import RestrictedPrior
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.parameters import LevelParameters
 from sbi_multilevel.recipes import Recipe
 from sbi_multilevel.simulations import (
@@ -20,11 +21,12 @@ from sbi_multilevel.simulations import (
 )
 from sbi_multilevel.trainers.appending import incomplete, warn_of_repeats
 from sbi_multilevel.validation import (
+    check_device,
     check_levels_are_consecutive,
     check_paired,
+    check_plain_rows,
     check_rows_fit,
     check_same_device,
-    check_tensor,
 )
 
 
@@ -115,6 +117,8 @@ class MultilevelDataMixin(NeuralInference):
 
         Warns if rows of a level are there already, with the same theta and the same x.
         """
+        check_types(MultilevelDataMixin.append_multilevel_simulations, locals())
+        check_device(data_device)
         self._check_single_round(proposal)
         if isinstance(theta, MultilevelSimulations):
             if x is not None or x_coarse is not None or level is not None:
@@ -157,6 +161,7 @@ class MultilevelDataMixin(NeuralInference):
         Raises:
             ValueError: If the rows do not fit. Nothing is stored then.
         """
+        check_types(MultilevelDataMixin.append_lowfidelity_simulations, locals())
         if level != 0 and self._recipe.needs_pairs:
             raise ValueError(
                 f"level={level} was passed, but unpaired rows above level 0 cannot "
@@ -243,13 +248,12 @@ class MultilevelDataMixin(NeuralInference):
                 torch.empty(0, device=device), first.theta, parts[0].level
             )
 
-    def _check_plain(self, theta: Tensor, x: Tensor) -> None:
+    def _check_plain(self, theta: Tensor, x: Tensor, drops_invalid: bool) -> None:
         """Check rows of `append_simulations` beside those of levels."""
         if not self._entry_levels:
             return
         level = self._highest_level
-        for name, column in (("theta", theta), ("x", x)):
-            check_tensor(name, column, level)
+        check_plain_rows(theta, x, level, drops_invalid)
         rows = LevelSimulations.trusted(level, theta, x)
         check_rows_fit(rows, self._rows_of(0))
         warn_of_repeats([rows], self._appended)

@@ -26,6 +26,7 @@ from joblib import Parallel, delayed
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.diagnostics.training import TrainingRun, training_runs
 from sbi_multilevel.recipes import Hybrid
 from sbi_multilevel.simulation.noise import derive_seed, seeded
@@ -76,6 +77,7 @@ class Ensemble:
             posterior_parameters: As in `build_posterior` of the trainer.
             weights: Weight of each member; equal if `None`.
         """
+        check_types(Ensemble.build_posterior, locals())
         options: dict[str, Any] = {"posterior_parameters": posterior_parameters}
         if sample_with is not None:
             options["sample_with"] = sample_with
@@ -132,8 +134,17 @@ def train_ensemble(
         >>> posterior.sample((10,), show_progress_bars=False).shape
         torch.Size([10, 2])
     """
-    if num_members < 1:
-        raise ValueError(f"num_members must be >= 1, but is {num_members}.")
+    check_types(train_ensemble, locals())
+    if not hasattr(inference, "_recipe"):
+        raise TypeError(
+            f"inference is a {type(inference).__name__}, but must be a trainer of this "
+            "package, e.g. `MFNPE(prior)`, with its simulations appended."
+        )
+    if num_members < 1 or seed < 0 or num_workers == 0:
+        raise ValueError(
+            f"num_members={num_members} must be >= 1, seed={seed} >= 0, and "
+            f"num_workers={num_workers} not 0."
+        )
     if inference._neural_net is not None:
         raise ValueError(
             "inference was trained already. Pass a new trainer with the same "

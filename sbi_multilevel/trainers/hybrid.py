@@ -67,6 +67,11 @@ class HybridMixin(MultilevelMixin):
         if self._uses_members:
             check_builder(self)
             check_hybrid(self, simulations)
+        return simulations
+
+    def _prepared_simulations(self) -> MultilevelSimulations:
+        simulations = super()._prepared_simulations()
+        if self._uses_members:
             self._arranged = simulations
         return simulations
 

@@ -10,11 +10,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.factory import model_builders
 from torch import Tensor, nn
 
 from sbi_multilevel.alignment import Moments
 from sbi_multilevel.estimators import (
     Builder,
+    CheckedBuilder,
     MappedEstimator,
     Modelled,
     mapped_builder,
@@ -35,6 +37,28 @@ def frees_theta(recipe: Recipe, modelled: Modelled, prior: Any, is_named: bool) 
         return False
     wanted = is_named if recipe.unconstrained is None else recipe.unconstrained
     return wanted and has_support(prior)
+
+
+def check_named(density_estimator: Any) -> None:
+    """Raise unless it is the name of a network of sbi, or may be a builder.
+
+    Raises:
+        ValueError: If sbi has no network of this name.
+        TypeError: If it is neither.
+    """
+    names = sorted(model_builders)
+    if isinstance(density_estimator, str):
+        if density_estimator not in names:
+            raise ValueError(
+                f"density_estimator={density_estimator!r} is no network of sbi. Pass "
+                f"one of {names}, or what `posterior_nn` or `likelihood_nn` returns."
+            )
+    elif isinstance(density_estimator, nn.Module) or not callable(density_estimator):
+        raise TypeError(
+            f"density_estimator is a {type(density_estimator).__name__}, but must be "
+            f"one of {names}, or a function of (theta, x) that builds an estimator, "
+            "as `posterior_nn` or `likelihood_nn` returns it."
+        )
 
 
 def check_builder(trainer: MultilevelMixin) -> None:
@@ -62,7 +86,7 @@ def builder_for(
         is_named: Whether the user passed the name of a network.
     """
     if not isinstance(recipe, Transfer):
-        return build
+        return CheckedBuilder(build, modelled)
     free = frees_theta(recipe, modelled, prior, is_named)
     return mapped_builder(build, modelled, prior if free else None)
 

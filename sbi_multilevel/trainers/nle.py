@@ -14,8 +14,11 @@ inference*, NeurIPS 2025, arXiv:2506.06087, equations 1 and 2, Algorithm 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sbi.inference import NLE
 
+from sbi_multilevel.observations import WatchedPotential
 from sbi_multilevel.trainers.appending import checks_rows
 from sbi_multilevel.trainers.hybrid import HybridMixin
 
@@ -72,6 +75,14 @@ class MLNLE(HybridMixin, NLE):
     _modelled = "x"
 
     append_simulations = checks_rows(NLE.append_simulations)
+
+    def _get_potential_function(self, prior: Any, estimator: Any) -> Any:
+        """As the parent; the potential looks at the observations it is given."""
+        potential, transform = super()._get_potential_function(prior, estimator)
+        watch = self._watch
+        if watch is not None:
+            potential = WatchedPotential(estimator, prior, potential.device, watch)
+        return potential, transform
 
 
 class MFNLE(MLNLE):

@@ -140,7 +140,13 @@ def record_failures(tables: tuple[LevelTable, ...], ids: Any, error: str) -> int
 def _checked(
     name: str, value: Any, known: tuple[int, ...] | None, num_rows: int
 ) -> np.ndarray:
-    value = torch.as_tensor(value, dtype=torch.float32).detach().cpu().numpy()
+    try:
+        value = torch.as_tensor(value, dtype=torch.float32).detach().cpu().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, but must be a tensor of numbers, one "
+            "row for each id."
+        ) from error
     if value.ndim < 2 or len(value) != num_rows or known not in (None, value.shape[1:]):
         expected = (
             "(n, *x_shape)" if known is None else f"(n, {', '.join(map(str, known))})"
@@ -157,7 +163,13 @@ def _seconds(cost: Any, num_rows: int) -> np.ndarray:
     seconds = np.full((num_rows, 2), np.nan)
     if cost is None:
         return seconds
-    cost = np.asarray(cost, float)
+    try:
+        cost = np.asarray(cost, float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"cost is a {type(cost).__name__}, but must be a number, or an array of "
+            "numbers."
+        ) from error
     if (
         cost.shape not in ((), (num_rows,), (2,), (num_rows, 2))
         or not (cost >= 0).all()

@@ -26,10 +26,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbi.utils.user_input_checks import process_prior
-
+from sbi_multilevel.argument_types import check_types
 from sbi_multilevel.simulation.accounting import summary
-from sbi_multilevel.simulation.arguments import per_level, rows_per_level
+from sbi_multilevel.simulation.arguments import (
+    CHECKED_ALONE,
+    check_seed,
+    per_level,
+    processed_prior,
+    rows_per_level,
+)
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
@@ -111,11 +116,13 @@ class SimulationStore(OpenStore):
             ImportError: If zarr is missing.
             RuntimeError: If another process writes to the store.
         """
+        check_types(SimulationStore.create, locals(), but=CHECKED_ALONE)
         check_noise(noise)
         path = Path(path).resolve()
         planned = rows_per_level(num_simulations, least=0)
+        check_seed(seed)
         with seeded(seed):  # sbi draws from the prior to check it
-            prior, *_ = process_prior(prior)
+            prior = processed_prior(prior)
         fingerprint = Fingerprint.of(prior, len(planned), seed, noise)
         with writing(path):
             if not layout.is_store(path):
@@ -146,6 +153,7 @@ class SimulationStore(OpenStore):
             ValueError: If there is no store at `path`, its metadata is not what this
                 package writes (nothing is decoded then), or the noise is another one.
         """
+        check_types(SimulationStore.open, locals())
         path = Path(path).resolve()
         if not layout.is_store(path):
             raise ValueError(f"path={str(path)!r} holds no store. Use `create`.")
@@ -191,6 +199,7 @@ class SimulationStore(OpenStore):
             RuntimeError: If another process writes to the store.
             OSError: If the store cannot be written (disk full, no permission).
         """
+        check_types(SimulationStore.run, locals(), but=CHECKED_ALONE)
         work = Work(simulators, self._checked_noise(), timeout)
         sizes = simulation_batch_size or tuple(self._root.attrs["chunk_rows"])
         effort = Effort(
@@ -220,6 +229,7 @@ class SimulationStore(OpenStore):
         Raises:
             ValueError: If the store has a noise sampler and was opened without it.
         """
+        check_types(SimulationStore.pending, locals())
         tables = self.tables
         noise = self._checked_noise()
         return recording.pending_rows(tables[level], len(tables), noise, max_rows)
@@ -259,6 +269,7 @@ class SimulationStore(OpenStore):
         Returns:
             The number of rows that are new.
         """
+        check_types(SimulationStore.record_failures, locals())
         with self._writing():
             return recording.record_failures(self.tables, ids, error)
 
@@ -285,6 +296,7 @@ class SimulationStore(OpenStore):
         Args:
             simulators: One a level, cheapest first.
         """
+        check_types(SimulationStore.rename_simulators, locals())
         with self._writing():
             self.fingerprint = replace(self.fingerprint, simulators=None)
             self._root.attrs["fingerprint"] = vars(self.fingerprint)
@@ -325,6 +337,7 @@ class SimulationStore(OpenStore):
             ValueError: If a level has fewer than two valid rows.
             OSError: If a chunk cannot be read; `repair` then says what is lost.
         """
+        check_types(SimulationStore.to_simulations, locals())
         tables, stops = self.tables, self._checked_stops(num_simulations)
         chosen = tuple(costs) if costs is not None else self.costs
         if memory_map is not None:
@@ -340,4 +353,7 @@ class SimulationStore(OpenStore):
             level: The level.
             batch_size: Rows of the store that are read at once.
         """
+        check_types(SimulationStore.batches, locals())
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, but is {batch_size}.")
         return valid_blocks(self.tables[level], size=batch_size)

@@ -1,0 +1,119 @@
+"""Bad simulations give a sane result, or an error of ours; never one of a library."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from sbi.inference.posteriors import MCMCPosteriorParameters
+
+from sbi_multilevel import MFNLE, MFNPE, MFTSNPE, MLNLE, MLNPE, Truncation
+from tests.bad_simulations import COMMON, RARE, simulate
+from tests.errors import is_ours
+from tests.linear_gaussian import SilentTracker
+
+FEW = dict(max_num_epochs=2)
+
+
+def trained(cls, recipe, prior, low, high, density_estimator):
+    trainer = cls(
+        prior,
+        density_estimator=density_estimator,
+        recipe=recipe,
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    if cls in (MFNPE, MFNLE):
+        trainer.append_lowfidelity_simulations(low["theta"], low["x"])
+        trainer.append_simulations(high["theta"], high["x"])
+    else:
+        trainer.append_multilevel_simulations(**low, level=0)
+        trainer.append_multilevel_simulations(**high, level=1)
+    trainer.train(**FEW)
+    return trainer
+
+
+def posterior_by_rounds(prior, low, high, density_estimator):
+    x_o = torch.zeros(1, torch.as_tensor(low["x"]).shape[-1])
+    inference = MFTSNPE(
+        prior,
+        x_o,
+        density_estimator=density_estimator,
+        truncation=Truncation(num_samples=200),
+        train_options=FEW,
+    )
+    inference.append_lowfidelity_simulations(low["theta"], low["x"])
+    inference.append_simulations(high["theta"], high["x"])
+    inference.train()
+    return inference.build_posterior()
+
+
+def check_posterior(posterior, prior, x_o):
+    samples = posterior.sample((5,), x=x_o, show_progress_bars=False)
+    assert samples.isfinite().all() and prior.support.check(samples).all()
+    log_prob = posterior.log_prob(samples, x=x_o, norm_posterior=False)
+    assert log_prob.isfinite().all()
+
+
+def check_likelihood(trainer, prior, x_o):
+    chains = MCMCPosteriorParameters(num_chains=5, warmup_steps=2, thin=1)
+    posterior = trainer.build_posterior(posterior_parameters=chains)
+    samples = posterior.sample((5,), x=x_o, show_progress_bars=False)
+    assert samples.isfinite().all() and prior.support.check(samples).all()
+    assert posterior.potential(prior.sample((5,)), x=x_o).isfinite().all()
+
+
+TRAINERS = {
+    "MLNPE": (MLNPE, "multilevel"),
+    "MFNPE": (MFNPE, "transfer"),
+    "MLNLE": (MLNLE, "multilevel"),
+    "MFNLE": (MFNLE, "transfer"),
+    "hybrid MLNPE": (MLNPE, "hybrid"),
+    "hybrid MLNLE": (MLNLE, "hybrid"),
+}
+SLOW = ("hybrid MLNPE", "hybrid MLNLE", "MFTSNPE")
+
+
+def run(method, case, density_estimator):
+    torch.manual_seed(0)
+    prior, low, high = simulate(case)
+    x_o = torch.as_tensor(high["x"])[3:4].clone()
+    if method == "MFTSNPE":
+        posterior = posterior_by_rounds(prior, low, high, density_estimator)
+        return check_posterior(posterior, prior, torch.zeros(1, low["x"].shape[1]))
+    trainer = trained(*TRAINERS[method], prior, low, high, density_estimator)
+    if "NPE" in method:
+        return check_posterior(trainer.build_posterior(), prior, x_o)
+    return check_likelihood(trainer, prior, x_o)
+
+
+def parameters(cases, is_slow=False):
+    for method in (*TRAINERS, "MFTSNPE"):
+        for name in cases:
+            marks = [pytest.mark.slow] if is_slow or method in SLOW else []
+            yield pytest.param(method, name, id=f"{method}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(
+    "method, name", [*parameters(COMMON), *parameters(RARE, is_slow=True)]
+)
+def test_a_sane_result_or_an_error_of_ours(method, name, density_estimator="mdn"):
+    case = {**COMMON, **RARE}[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            run(method, case, density_estimator)
+        except Exception as error:
+            assert is_ours(error)
+            if method != "MFTSNPE":  # rounds refuse more
+                assert case.refused is not None
+                assert re.search(case.refused, str(error)), error
+            return
+    assert case.refused is None or case.may_train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density_estimator", ("maf", "nsf"))
+@pytest.mark.parametrize("method, name", [*parameters(COMMON, is_slow=True)])
+def test_with_flows(method, name, density_estimator):
+    test_a_sane_result_or_an_error_of_ours(method, name, density_estimator)
