@@ -369,7 +369,10 @@ def test_rows_with_and_without_pairs_are_told():
 
 
 def test_the_order_of_rows_says_nothing_to_the_maps():
-    simulations = rows(400, 90)
+    """Folds of neighbours would have to be extrapolated to, where levels bend apart."""
+    low, high = rows(400, 90, paired=False)
+    bent = high.x + 3 * torch.sin(4 * high.theta)
+    simulations = MultilevelSimulations((low, LevelSimulations(1, high.theta, bent)))
     in_order = MultilevelSimulations(
         tuple(level[level.theta[:, 0].argsort()] for level in simulations)
     )
@@ -378,7 +381,7 @@ def test_the_order_of_rows_says_nothing_to_the_maps():
         for each in (simulations, in_order)
     ]
     for kind, score in scores[0].items():
-        assert scores[1][kind] == pytest.approx(score, abs=0.6)
+        assert scores[1][kind] == pytest.approx(score, abs=2)
 
 
 def test_training_is_deterministic_by_seed_whatever_the_workers():
