@@ -32,6 +32,7 @@ from sbi_multilevel.sequential.proposing import propose_active, propose_truncate
 from sbi_multilevel.sequential.rounds import Proposals
 from sbi_multilevel.sequential.running import RunMixin
 from sbi_multilevel.sequential.truncation import Truncation
+from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.simulation.noise import (
     derive_seed,
     seeded,
@@ -39,6 +40,7 @@ from sbi_multilevel.simulation.noise import (
 from sbi_multilevel.simulations import LevelSimulations
 from sbi_multilevel.validation import (
     check_inside,
+    check_level,
     check_observation,
     check_rows_fit,
     check_tensor,
@@ -123,7 +125,8 @@ class MFTSNPE(RunMixin):
         num_workers: int = 1,
         train_options: Mapping[str, Any] | None = None,
     ):
-        check_types(MFTSNPE.__init__, locals())
+        check_types(MFTSNPE.__init__, locals(), but=("seed",))
+        check_seed(seed)
         self._recipe = get_recipe(recipe)
         if not isinstance(self._recipe, Transfer):
             raise ValueError(
@@ -182,6 +185,7 @@ class MFTSNPE(RunMixin):
                 "Low-fidelity rows were appended after the first round. Append all of "
                 "them before `train` or `run`, or start anew."
             )
+        check_level(level)
         self._check_x(x)
         entry = len(self._low._theta_roundwise)
         with seeded(derive_seed(self._seed, _FILL, level, entry)):  # missing columns
@@ -234,6 +238,8 @@ class MFTSNPE(RunMixin):
             RuntimeError: If the truncated prior accepts nothing.
         """
         check_types(MFTSNPE.propose, locals())
+        if num_simulations < 1:
+            raise ValueError(f"num_simulations must be >= 1, but is {num_simulations}.")
         proposals = self._draw(num_simulations)
         if self._pending is None:
             self._pending = proposals
