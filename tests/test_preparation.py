@@ -1,6 +1,7 @@
 """Simulations that every recipe repairs in the same way, and what it is worth."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -52,8 +53,13 @@ def simulations(change=lambda low, pairs, high: None, extra=0):
 
 
 def score(cls, sims):
-    """Mean log density of theta given x (NPE), or the other way, on fresh rows."""
-    torch.manual_seed(0)
+    """Mean log density on fresh rows; the median over trainings, one may fail."""
+    return statistics.median(score_of_seed(cls, sims, seed) for seed in range(3))
+
+
+def score_of_seed(cls, sims, seed):
+    """Mean log density of theta given x (NPE), or the other way."""
+    torch.manual_seed(seed)
     trainer = cls(
         PRIOR,
         density_estimator="mdn",
