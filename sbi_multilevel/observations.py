@@ -22,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from sbi_multilevel.alignment.constant import varies
 from sbi_multilevel.alignment.outputs import sample_of
 
 _FARTHEST, _GAPS, _FEW = 10.0, 3.0, 20.0
+_ROUNDING = 1e-5  # of a feature that is constant
 _LIBRARIES = ("sbi_multilevel", "sbi", "torch")
 
 
@@ -75,17 +77,20 @@ class TrainingRange:
         farthest = (1 + _FEW / len(x)) * max(_FARTHEST, _GAPS * gap)
         return cls(low, high, spread, farthest)
 
-    def distances(self, x: Tensor) -> Tensor:
-        """Distance of each feature from the range, in units of spread, shape `(n, k)`.
+    @cached_property
+    def reach(self) -> Tensor:
+        """How far outside of its range each feature may be, shape `(k,)`."""
+        rounding = _ROUNDING * torch.maximum(self.low.abs(), self.high.abs())
+        return torch.maximum(self.farthest * self.spread, rounding)
+
+    def is_far(self, x: Tensor) -> Tensor:
+        """Whether observations lie far outside, shape `(n,)`.
 
         Args:
             x: Observations, shape `(n, k)`.
         """
-        beyond = torch.maximum(x - self.high, self.low - x)
-        rounding = 1e-5 * torch.maximum(self.low.abs(), self.high.abs())
-        of_constant = torch.where(beyond > rounding, torch.inf, 0.0)
-        distances = beyond / self.spread.clamp_min(torch.finfo(x.dtype).tiny)
-        return torch.where(self.spread > 0, distances, of_constant)
+        least, most = self.low - self.reach, self.high + self.reach
+        return ((x < least) | (x > most)).any(dim=1)
 
     def message(self, x: Tensor) -> str | None:
         """What to say about observations; `None` if none is far outside.
@@ -93,21 +98,22 @@ class TrainingRange:
         Args:
             x: Observations, shape `(n, k)`.
         """
-        distances = self.distances(x)
-        is_far = (distances > self.farthest).any(dim=1)
+        is_far = self.is_far(x)
         if not bool(is_far.any()):
             return None
-        row, feature = divmod(int(distances.argmax()), distances.shape[1])
-        value, low, high, spread = (
-            float(v[feature]) for v in (x[row], self.low, self.high, self.spread)
+        beyond = torch.maximum(x - self.high, self.low - x)
+        relative = beyond / self.reach.clamp_min(torch.finfo(x.dtype).tiny)
+        row, feature = divmod(int(relative.argmax()), x.shape[1])
+        value, low, high, spread, distance = (
+            float(v[feature])
+            for v in (x[row], self.low, self.high, self.spread, beyond[row])
         )
+        where = f"but {low:.3g} in all of them"
         if spread > 0:
             where = (
-                f"{distances[row, feature]:.3g} times their spread of {spread:.3g} "
-                f"beyond their range of {low:.3g} to {high:.3g}"
+                f"{distance / spread:.3g} times their spread of {spread:.3g} beyond "
+                f"their range of {low:.3g} to {high:.3g}"
             )
-        else:
-            where = f"but {low:.3g} in all of them"
         who = "The observation x_o lies"
         if len(x) > 1:
             who = f"{int(is_far.sum())} of {len(x)} observations x_o lie"

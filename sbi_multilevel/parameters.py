@@ -58,6 +58,11 @@ class LevelParameters:
 
     def __post_init__(self) -> None:
         check_field_types(self)
+        if not self.names:
+            raise ValueError(
+                "parameters is empty. Name the columns of theta of the levels, e.g. "
+                "{0: ('mu',), 1: ('mu', 'sigma')}, or leave it out."
+            )
         for level, names in self.names.items():
             if len(set(names)) < len(names) or isinstance(names, str):
                 raise ValueError(

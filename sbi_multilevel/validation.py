@@ -11,6 +11,7 @@ import torch
 from sbi.utils import mcmc_transform
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.distributions import Distribution
 
 if TYPE_CHECKING:
     from sbi_multilevel.simulations import LevelSimulations
@@ -152,6 +153,16 @@ def check_inside(prior: Any, rows: LevelSimulations) -> None:
             f"lies outside the support of the prior, e.g. {first}, but is modelled "
             "inside it. Leave these rows out, pass the prior they were drawn from, or "
             "set `unconstrained=False` in the recipe."
+        )
+
+
+def check_prior(prior: Any) -> None:
+    """Raise unless trainers of sbi take the prior."""
+    if prior is not None and not isinstance(prior, Distribution):
+        raise TypeError(
+            f"prior is a {type(prior).__name__}, but must be a distribution of PyTorch "
+            "or sbi, e.g. `BoxUniform(low, high)`. For others see "
+            "`sbi.utils.user_input_checks.process_prior`."
         )
 
 

@@ -214,14 +214,14 @@ def test_a_feature_that_cheap_rows_keep_constant_costs_what_noise_costs(cls):
 
 def test_rows_without_constant_features_are_left_as_they_are():
     simulations = rows()
-    assert fill_constant(simulations, 0) is simulations
+    assert fill_constant(simulations, "theta", 0) is simulations
     # constant everywhere: nothing to put right
     low, high = simulations
     same = MultilevelSimulations((
         LevelSimulations(0, low.theta, torch.cat((low.x, torch.ones(200, 1)), 1)),
         LevelSimulations(1, high.theta, torch.cat((high.x, torch.ones(20, 1)), 1)),
     ))
-    assert fill_constant(same, 0) is same
+    assert fill_constant(same, "theta", 0) is same
 
 
 def test_settings_of_the_optimiser_reach_all_networks(monkeypatch):

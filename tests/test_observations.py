@@ -1,10 +1,11 @@
-"""Observations far outside of the training simulations are warned of, and no others."""
+"""Observations far outside of the training simulations."""
 
 import pickle
 import warnings
 
 import pytest
 import torch
+from sbi.inference import DirectPosterior, EnsemblePosterior, MCMCPosterior
 from sbi.inference.posteriors import MCMCPosteriorParameters
 
 from sbi_multilevel import (
@@ -18,114 +19,234 @@ from sbi_multilevel import (
     train_ensemble,
 )
 from sbi_multilevel.observations import TrainingRange
-from tests.linear_gaussian import SilentTracker, prior, simulations
+from tests.linear_gaussian import DIM, SIMULATORS, SilentTracker, prior, simulations
 
-FAR = "far outside of the training simulations: its feature 0"
-NEAR_X, FAR_X = torch.tensor([[0.5, -0.5]]), torch.tensor([[60.0, 0.0]])
-FEW = dict(max_num_epochs=1, training_batch_size=200)
-CHAINS = MCMCPosteriorParameters(num_chains=2, warmup_steps=1, thin=1)
-RECIPES = [
-    (MLNPE, "multilevel"),
-    (MLNPE, Hybrid(num_members=2, alignments=("none",), mix=False)),
-    (MFNPE, "transfer"),
-    (MLNLE, "multilevel"),
-    (MFNLE, "transfer"),
+FEW = dict(max_num_epochs=2)
+SMALL = Hybrid(num_members=2, alignments=("none",), mix=False)
+FAR = torch.tensor([[0.0, 80.0]])  # the deviation is 1.15
+NEAR = torch.zeros(1, DIM)
+FAR_OUTSIDE = "far outside of the training simulations: its feature 1 is 80"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:Data has"),
+    pytest.mark.filterwarnings("ignore:When the inference object is pickled"),
 ]
 
 
-def trainer(cls, recipe):
-    torch.manual_seed(0)
-    options = dict(tracker=SilentTracker(), show_progress_bars=False)
-    inference = cls(prior(), density_estimator="mdn", recipe=recipe, **options)
-    return inference.append_multilevel_simulations(simulations((100, 40)))
+def trainer(cls=MLNPE, recipe="multilevel", density_estimator="mdn"):
+    made = cls(
+        prior(),
+        density_estimator=density_estimator,
+        recipe=recipe,
+        tracker=SilentTracker(),
+        show_progress_bars=False,
+    )
+    return made.append_multilevel_simulations(simulations((200, 40)))
 
 
-def posterior_of(cls, recipe):
-    inference = trainer(cls, recipe)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        inference.train(**FEW)
-        options = {} if cls in (MLNPE, MFNPE) else {"posterior_parameters": CHAINS}
-        return inference.build_posterior(**options)
+def trained(*args, **options):
+    made = trainer(*args, **options)
+    made.train(**FEW)
+    return made
 
 
-def warnings_of(posterior, x):
+def warnings_of(call):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        posterior.sample((3,), x=x, show_progress_bars=False)
-    return [str(each.message) for each in caught if "far outside" in str(each.message)]
+        call()
+    return [str(w.message) for w in caught if "training simulations" in str(w.message)]
 
 
-@pytest.mark.parametrize("cls, recipe", RECIPES)
-def test_a_far_observation_is_warned_of_once(cls, recipe):
-    posterior = posterior_of(cls, recipe)
-    assert not warnings_of(posterior, NEAR_X)
-    (message,) = warnings_of(posterior, FAR_X)
-    assert FAR in message and "is 60, " in message and "times their spread" in message
-    assert not warnings_of(posterior, FAR_X)  # known
-    again = pickle.loads(pickle.dumps(posterior))
-    assert len(warnings_of(again, 2 * FAR_X)) == 1
+NPE = {
+    "multilevel": (MLNPE, "multilevel"),
+    "transfer": (MFNPE, "transfer"),
+    "hybrid": (MLNPE, SMALL),
+}
 
 
-def test_log_prob_and_batches_of_observations_are_looked_at():
-    posterior = posterior_of(MLNPE, "multilevel")
-    with pytest.warns(UserWarning, match=FAR):
-        posterior.log_prob(torch.zeros(1, 2), x=FAR_X)
-    both = torch.cat([NEAR_X, -FAR_X])
-    with pytest.warns(UserWarning, match="1 of 2 observations x_o lie far outside"):
-        posterior.sample_batched((3,), x=both, show_progress_bars=False)
+@pytest.fixture(scope="module", params=NPE)
+def posterior(request, tmp_path_factory):
+    return trained(*NPE[request.param]).build_posterior()
 
 
-def test_members_of_an_ensemble_look_too():
-    inference = trainer(MFNPE, "transfer")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ensemble = train_ensemble(inference, 2, seed=0, train_options=FEW)
-    assert warnings_of(ensemble.build_posterior(), FAR_X)
+NPE_CALLS = {
+    "sample": lambda p, x: p.sample((3,), x=x, show_progress_bars=False),
+    "log_prob": lambda p, x: p.log_prob(torch.zeros(1, DIM), x=x),
+    "potential": lambda p, x: p.potential(torch.zeros(1, DIM), x=x),
+    "sample_batched": lambda p, x: p.sample_batched(
+        (3,), x=torch.cat([NEAR, x]), show_progress_bars=False
+    ),
+    "log_prob_batched": lambda p, x: p.log_prob_batched(
+        torch.zeros(1, 1, DIM), x=x, norm_posterior=False
+    ),
+    "default x": lambda p, x: (
+        pickle.loads(pickle.dumps(p)).set_default_x(x).sample((3,))
+    ),
+}
 
 
-def test_rounds_look_at_their_observation():
-    sims = simulations((100, 40))
-    rounds = MFTSNPE(
+@pytest.mark.parametrize("name", NPE_CALLS)
+def test_posteriors_say_so(posterior, name):
+    call = NPE_CALLS[name]
+    fresh = pickle.loads(pickle.dumps(posterior))
+    assert type(fresh) is DirectPosterior
+    assert warnings_of(lambda: call(fresh, NEAR)) == []
+    message = "its feature 1 is 80" if "batched" in name else FAR_OUTSIDE
+    (found,) = warnings_of(lambda: call(fresh, FAR))
+    assert message in found
+
+
+@pytest.mark.parametrize("cls, recipe", [(MLNLE, "multilevel"), (MFNLE, "transfer")])
+def test_posteriors_by_likelihood_say_so(cls, recipe):
+    chains = MCMCPosteriorParameters(num_chains=2, warmup_steps=1, thin=1)
+    posterior = trained(cls, recipe).build_posterior(posterior_parameters=chains)
+    posterior = pickle.loads(pickle.dumps(posterior))
+    assert type(posterior) is MCMCPosterior
+    sample = lambda x: posterior.sample((4,), x=x, show_progress_bars=False)
+    assert warnings_of(lambda: sample(NEAR)) == []
+    # of two observations of one theta, the second
+    (found,) = warnings_of(lambda: sample(torch.cat([NEAR, FAR])))
+    assert "1 of 2 observations" in found and "feature 1 is 80" in found
+    (found,) = warnings_of(lambda: posterior.potential(torch.zeros(1, DIM), x=FAR))
+    assert FAR_OUTSIDE in found
+
+
+def test_mixtures_of_likelihoods_say_so():
+    posterior = trained(MLNLE, SMALL).build_posterior()
+    potential = lambda x: posterior.potential(torch.zeros(1, DIM), x=x)
+    assert warnings_of(lambda: potential(NEAR)) == []
+    assert len(warnings_of(lambda: potential(FAR))) == 1
+
+
+def test_ensembles_say_so():
+    ensemble = train_ensemble(trainer(MFNPE, "transfer"), 2, train_options=FEW)
+    posterior = ensemble.build_posterior()
+    assert type(posterior) is EnsemblePosterior
+    call = lambda x: posterior.log_prob(torch.zeros(1, DIM), x=x)
+    assert warnings_of(lambda: call(NEAR)) == []
+    first, second = warnings_of(lambda: call(FAR))
+    assert first == second  # so that Python shows one
+
+
+@pytest.mark.parametrize("x_o, number", [(NEAR, 0), (FAR, 1)])
+def test_rounds_say_so(x_o, number):
+    inference = MFTSNPE(
         prior(),
-        FAR_X,
+        x_o,
         density_estimator="mdn",
         truncation=Truncation(num_samples=100),
         train_options=FEW,
     )
-    rounds.append_lowfidelity_simulations(sims[0].theta, sims[0].x)
-    rounds.append_simulations(sims[1].theta, sims[1].x)
-    with pytest.warns(UserWarning, match="far outside of the training simulations"):
-        rounds.train()
-        rounds.build_posterior().sample((3,), show_progress_bars=False)
+    low, high = simulations((200, 40))
+    inference.append_lowfidelity_simulations(low.theta, low.x)
+    inference.append_simulations(high.theta, high.x)
+    found = warnings_of(inference.train)
+    assert len(found) == number and all(FAR_OUTSIDE in each for each in found)
 
 
-def test_the_distance_by_hand():
-    x = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]])  # quartiles 1 and 3
-    found = TrainingRange.of(x)
-    assert found.distances(torch.tensor([[9.0]])).item() == pytest.approx(5 * 1.349 / 2)
-    assert found.distances(torch.tensor([[2.0]])).item() < 0
-    assert found.message(torch.tensor([[4.5]])) is None
-    assert found.message(torch.tensor([[1e3]])) is not None
+def test_each_observation_is_named_once():
+    posterior = trained().build_posterior()
+
+    def use():
+        for _ in range(3):
+            NPE_CALLS["sample"](posterior, FAR)
+            NPE_CALLS["log_prob"](posterior, FAR)
+        NPE_CALLS["sample"](posterior, -FAR)
+
+    first, second = warnings_of(use)
+    assert "is 80" in first and "is -80" in second
+    # in units of the spread of the 40 simulations of level 1
+    x = simulations((200, 40))[1].x[:, 1]
+    spread = float(x.quantile(0.75) - x.quantile(0.25)) / 1.349
+    assert f"{float(80 - x.max()) / spread:.3g} times their spread" in first
 
 
-@pytest.mark.parametrize("count", (50, 1_000))
-@pytest.mark.parametrize("tails", ("normal", "Cauchy"))
-def test_observations_like_the_simulations_are_rarely_far(tails, count):
-    """One in 100 is claimed; 2 000 draws leave five standard errors below one in 40."""
-    generator = torch.Generator().manual_seed(0)
-    num_far = 0
-    for _ in range(200):
-        x = torch.randn(count + 10, 3, generator=generator)
-        if tails == "Cauchy":
-            x = x / torch.randn(count + 10, 3, generator=generator)
-        inside = TrainingRange.of(x[:count])
-        num_far += sum(inside.message(row[None]) is not None for row in x[count:])
-    assert num_far < 2_000 / 40
+def test_the_warning_names_the_line_of_the_user():
+    posterior = trained().build_posterior()
+    with pytest.warns(UserWarning, match=FAR_OUTSIDE) as caught:
+        posterior.sample((3,), x=FAR, show_progress_bars=False)
+    assert caught[0].filename == __file__
 
 
-def test_a_constant_feature_that_differs_is_far():
-    x = torch.cat([torch.randn(50, 1), torch.full((50, 1), 2.0)], dim=1)
+def test_nothing_else_changes():
+    made = trained()
+    watched = made.build_posterior()
+    plain = DirectPosterior(made._neural_net, made._prior)
+    for call in ("sample", "log_prob", "potential"):
+        torch.manual_seed(3)
+        ours = NPE_CALLS[call](watched, NEAR)
+        torch.manual_seed(3)
+        assert torch.equal(ours, NPE_CALLS[call](plain, NEAR))
+
+
+@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+def test_with_plain_simulations_all_is_as_in_the_parent(cls):
+    made = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
+    rows = simulations((200, 40))[1]
+    made.append_simulations(rows.theta, rows.x).train(**FEW)
+    posterior = made.build_posterior()
+    assert warnings_of(lambda: NPE_CALLS["potential"](posterior, FAR)) == []
+    assert type(posterior.potential_fn).__module__.startswith("sbi.")
+
+
+def test_observations_of_the_simulator_are_silent():
+    posterior = trained().build_posterior()
+    theta = prior().sample((500,))
+    x = SIMULATORS[1](theta, torch.randn(500, DIM))
+    call = lambda: posterior.sample_batched((1,), x=x, show_progress_bars=False)
+    assert warnings_of(call) == []
+
+
+# --------------------------------------------------- when a distance is far
+
+
+DRAWS = {
+    "normal": torch.randn,
+    "uniform": torch.rand,
+    "counts": lambda *shape: torch.poisson(torch.full(shape, 0.3)),
+    "log-normal": lambda *shape: torch.randn(*shape).exp(),
+    "Student-t": lambda *shape: torch.distributions.StudentT(3.0).sample(shape),
+    "Cauchy": lambda *shape: torch.distributions.Cauchy(0.0, 1.0).sample(shape),
+}
+
+
+@pytest.mark.parametrize("num_features", (1, 20))
+@pytest.mark.parametrize("num_rows", (10, 50, 1_000))
+@pytest.mark.parametrize("law", DRAWS)
+def test_false_alarms_are_rare(law, num_rows, num_features):
+    draw, number = DRAWS[law], 0
+    for _ in range(40):
+        inside = TrainingRange.of(
+            draw(num_rows, num_features), [draw(500, num_features)]
+        )
+        number += int(inside.is_far(draw(100, num_features)).sum())
+    assert number <= 0.03 * 4_000
+
+
+@pytest.mark.parametrize("law", ("normal", "uniform", "counts", "Student-t"))
+@pytest.mark.parametrize("num_rows", (10, 50, 1_000))
+def test_fifty_deviations_are_far(law, num_rows):
+    x = DRAWS[law](num_rows, 5)
+    x_o = x.mean(dim=0, keepdim=True)
+    x_o[0, 2] += 50 * DRAWS[law](1_000, 1).std() + x[:, 2].max()
+    assert TrainingRange.of(x).is_far(x_o).item()
+
+
+def test_a_constant_feature_must_be_met():
+    x = torch.cat([torch.randn(50, 1), torch.full((50, 1), 3.0)], dim=1)
     inside = TrainingRange.of(x)
-    assert inside.message(torch.tensor([[0.0, 2.0]])) is None
-    assert "but 2 in all of them" in inside.message(torch.tensor([[0.0, 2.1]]))
+    near, other = torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 3.1]])
+    assert inside.message(near) is None
+    assert "its feature 1 is 3.1, but 3 in all of them" in inside.message(other)
+    # lower levels know that it varies
+    lower = torch.randn(200, 2) + 3.0
+    assert TrainingRange.of(x, [lower]).message(other) is None
+
+
+def test_images_are_looked_at_entry_by_entry():
+    inside = TrainingRange.of(torch.randn(50, 4, 3))
+    x_o = torch.zeros(1, 12)
+    assert inside.message(x_o) is None
+    x_o[0, 7] = -99.0
+    assert "its feature 7 is -99" in inside.message(x_o)

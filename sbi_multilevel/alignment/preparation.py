@@ -45,6 +45,22 @@ def without_extremes(simulations: MultilevelSimulations) -> MultilevelSimulation
     return simulations
 
 
+def check_vectors(rows: LevelSimulations) -> None:
+    """Raise unless x of a row is a vector, as likelihoods need it.
+
+    Args:
+        rows: Simulations of a level.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if rows.x.ndim != 2:
+        raise ValueError(
+            f"x has shape {tuple(rows.x.shape[1:])} a row, but likelihoods are learned "
+            "of vectors. Flatten x, or summarise it."
+        )
+
+
 def check_theta_varies(rows: LevelSimulations) -> None:
     """Raise if a network would be z-scored by parameters that do not vary.
 

@@ -64,9 +64,10 @@ from sbi_multilevel.sequential.checkpoint import SUMMARY
 from sbi_multilevel.sequential.rounds import Proposals
 from sbi_multilevel.sequential.running import RunMixin
 from sbi_multilevel.sequential.truncation import Truncation
+from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.simulations import LevelSimulations
-from sbi_multilevel.validation import check_observation
+from sbi_multilevel.validation import check_level, check_observation
 
 _FILL = 15  # stream of seeds
 
@@ -164,7 +165,8 @@ class MFTSNPE(RunMixin):
         num_workers: int = 1,
         train_options: Mapping[str, Any] | None = None,
     ):
-        check_types(MFTSNPE.__init__, locals())
+        check_types(MFTSNPE.__init__, locals(), but=("seed",))
+        check_seed(seed)
         self._recipe = get_recipe(recipe)
         if not isinstance(self._recipe, Transfer):
             raise ValueError(
@@ -229,6 +231,7 @@ class MFTSNPE(RunMixin):
                 "before `train` or `run`, or, with an acquisition, before `propose`; "
                 "or start from scratch in a new object."
             )
+        check_level(level)
         self._check_x(x)
         entry = len(self._low._theta_roundwise)
         with seeded(derive_seed(self._seed, _FILL, level, entry)):  # missing columns

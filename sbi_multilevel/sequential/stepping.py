@@ -42,6 +42,8 @@ class StepMixin(DrawMixin):
             RuntimeError: If the truncated prior accepts nothing.
         """
         check_types(StepMixin.propose, locals())
+        if num_simulations < 1:
+            raise ValueError(f"num_simulations must be >= 1, but is {num_simulations}.")
         proposals = self._draw(num_simulations)
         if self._pending is None:
             self._pending = proposals

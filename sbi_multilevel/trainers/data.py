@@ -117,7 +117,9 @@ class MultilevelDataMixin(NeuralInference):
 
         Warns if rows of a level are there already, with the same theta and the same x.
         """
-        check_types(MultilevelDataMixin.append_multilevel_simulations, locals())
+        check_types(
+            MultilevelDataMixin.append_multilevel_simulations, locals(), but=("theta",)
+        )
         check_device(data_device)
         self._check_single_round(proposal)
         if isinstance(theta, MultilevelSimulations):

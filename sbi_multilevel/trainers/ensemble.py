@@ -140,10 +140,12 @@ def train_ensemble(
             f"inference is a {type(inference).__name__}, but must be a trainer of this "
             "package, e.g. `MFNPE(prior)`, with its simulations appended."
         )
-    if num_members < 1 or seed < 0 or num_workers == 0:
+    if num_members < 1:
+        raise ValueError(f"num_members must be >= 1, but is {num_members}.")
+    if seed < 0 or num_workers == 0:
         raise ValueError(
-            f"num_members={num_members} must be >= 1, seed={seed} >= 0, and "
-            f"num_workers={num_workers} not 0."
+            f"seed must be >= 0, and num_workers >= 1, or -1 for all cores, but they "
+            f"are {seed} and {num_workers}."
         )
     if inference._neural_net is not None:
         raise ValueError(

@@ -20,23 +20,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.alignment.constant import fill_constant, for_scaling
-from sbi_multilevel.alignment.preparation import (
-    check_pretrained,
-    check_theta_varies,
-    without_extremes,
-)
 from sbi_multilevel.estimators import Builder, MappedEstimator, Modelled
-from sbi_multilevel.observations import TrainingRange, Watch, WatchedEstimator
 from sbi_multilevel.recipes import Recipe, Stage, get_recipe
-from sbi_multilevel.simulations import MultilevelSimulations
 from sbi_multilevel.trainers.batches import Fold, LevelSplit, TermRows, stage_loaders
 from sbi_multilevel.trainers.data import MultilevelDataMixin
-from sbi_multilevel.trainers.epochs import EpochMixin
 from sbi_multilevel.trainers.network import (
     WarmStart,
     builder_for,
     check_builder,
+    check_enough_to_train,
     check_named,
     frees_theta,
     frozen,
@@ -44,12 +36,11 @@ from sbi_multilevel.trainers.network import (
     read_weights,
     take_over,
 )
-from sbi_multilevel.validation import check_inside, transform_of
+from sbi_multilevel.trainers.preparing import PreparingMixin
+from sbi_multilevel.validation import check_inside, check_prior
 
-_SEED_OF_NOISE = 0  # the same in all trainings on the same simulations
 
-
-class MultilevelMixin(EpochMixin):
+class MultilevelMixin(PreparingMixin):
     """Trains a network of sbi on rows of several levels, as a recipe says.
 
     Args:
@@ -65,8 +56,6 @@ class MultilevelMixin(EpochMixin):
 
     _modelled: ClassVar[Modelled]
     _default_recipe: ClassVar[str] = "hybrid"
-    _prepares: bool = True  # not where another trainer prepared the simulations
-    _training_range: TrainingRange | None = None  # before training
 
     def __init__(
         self,
@@ -83,6 +72,7 @@ class MultilevelMixin(EpochMixin):
         self._stage_index = 0
         self._trained: dict[Stage, tuple[int, ...]] = {}
         given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
+        check_prior(given.get("prior"))
         density_estimator = given.get("density_estimator", "maf")
         check_named(density_estimator)
         self._is_named = isinstance(density_estimator, str)
@@ -170,6 +160,7 @@ class MultilevelMixin(EpochMixin):
             self._split = LevelSplit.random(
                 counts, fraction, self._fold, self._recipe.min_held_out
             )
+            check_enough_to_train(self._split)
         network = self._warm_start if self._neural_net is None else self._neural_net
         moments = moments_of(network, simulations[-1].x)
         rows = TermRows.of(simulations, self._split, self._recipe, moments)
@@ -180,22 +171,6 @@ class MultilevelMixin(EpochMixin):
         self.train_indices = rows.indices(self._split.train, first.terms)
         self.val_indices = rows.indices(self._split.validation, first.terms)
         return stage_loaders(rows, self._split, first, *self._loader_options)
-
-    def _prepared_simulations(self) -> MultilevelSimulations:
-        """All simulations as the recipe uses them, fit to train on."""
-        simulations = self._check_trainable()
-        if not self._prepares:
-            return simulations
-        simulations = without_extremes(simulations)
-        highest, *lower = (rows.x for rows in reversed(simulations.levels))
-        self._training_range = TrainingRange.of(highest, lower)
-        simulations = fill_constant(simulations, self._modelled, _SEED_OF_NOISE)
-        if self._warm_start is not None:
-            moments = moments_of(self._warm_start, simulations[-1].x)
-            check_pretrained(moments, simulations)
-        elif self._neural_net is None:
-            check_theta_varies(simulations[0])
-        return simulations
 
     def _hold_out_fold(self, starting_round: int, validation_fraction: float) -> None:
         """Set sbi's own indices to those of a fold, for rows of one level."""
@@ -245,8 +220,7 @@ class MultilevelMixin(EpochMixin):
                 self._warm_start, wanted, self._modelled, theta, x
             )
             return
-        theta, x, masks = rows
-        self._network_rows = theta, for_scaling(x), masks
+        self._network_rows = self._rows_to_build_on()
         self._build_neural_net = wanted
         try:
             super()._initialize_neural_network(  # pyright: ignore[reportAbstractUsage]
@@ -254,28 +228,6 @@ class MultilevelMixin(EpochMixin):
             )
         finally:
             self._network_rows, self._build_neural_net = None, build
-
-    # Posterior
-
-    @property
-    def _watch(self) -> Watch | None:
-        """Looks at observations; `None` where training was that of the parent."""
-        if not self._uses_recipe or self._training_range is None:
-            return None
-        return Watch(self._training_range)
-
-    def _create_posterior(
-        self, estimator: Any, prior: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As the parent; the network looks at the observations it is given."""
-        watch = self._watch
-        if watch is not None and self._modelled == "theta":
-            estimator = WatchedEstimator(estimator, watch)
-        try:
-            return super()._create_posterior(estimator, prior, *args, **kwargs)
-        except AssertionError:
-            transform_of(prior)  # says what is wrong with it
-            raise
 
     # Stages
 

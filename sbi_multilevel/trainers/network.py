@@ -23,6 +23,7 @@ from sbi_multilevel.estimators import (
 )
 from sbi_multilevel.files import check_state_dict, read_state, understood
 from sbi_multilevel.recipes import Hybrid, Recipe, Transfer
+from sbi_multilevel.trainers.batches import LevelSplit
 from sbi_multilevel.validation import has_support
 
 if TYPE_CHECKING:
@@ -59,6 +60,21 @@ def check_named(density_estimator: Any) -> None:
             f"one of {names}, or a function of (theta, x) that builds an estimator, "
             "as `posterior_nn` or `likelihood_nn` returns it."
         )
+
+
+def check_enough_to_train(split: LevelSplit) -> None:
+    """Raise if a level has too few simulations beside those that are held out.
+
+    Raises:
+        ValueError: If one has fewer than two, of which no deviation is known.
+    """
+    for level, (kept, held_out) in enumerate(zip(split.train, split.validation)):
+        if len(kept) < 2:
+            raise ValueError(
+                f"Level {level} has {len(kept) + len(held_out)} simulations, of which "
+                f"{len(kept)} are left to train on, but at least 2 are needed beside "
+                "those held out for validation. Simulate more."
+            )
 
 
 def check_builder(trainer: MultilevelMixin) -> None:
