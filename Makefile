@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m sbi_multilevel.benchmark.demo --out results/demo.png
+	$(BIN)/python -m sbi_multilevel_benchmarks.demo --out results/demo.png
 
 test: $(INSTALLED)
 	$(RUN) -m "not slow" --doctest-modules
@@ -47,7 +47,7 @@ benchmark: $(INSTALLED)
 
 # tables and curves of what the repository has, in results/report/index.html
 report: $(INSTALLED)
-	$(BIN)/python -m sbi_multilevel.benchmark report benchmarks/results/*.jsonl \
+	$(BIN)/python -m sbi_multilevel_benchmarks report benchmarks/results/*.jsonl \
 	    --out results/report
 
 # the reference site, in docs/_build/html/index.html; what cannot be linked is an error

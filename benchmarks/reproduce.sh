@@ -14,7 +14,7 @@ run() { # name, then the arguments of the benchmark
     name=$1
     shift
     # the others go on where one fails
-    "$python" -m sbi_multilevel.benchmark "$@" --workers 2 --out "$out/$name.jsonl" ||
+    "$python" -m sbi_multilevel_benchmarks "$@" --workers 2 --out "$out/$name.jsonl" ||
         failed=1
 }
 
@@ -61,7 +61,7 @@ run ablation camels-shuffled g-and-k --methods hybrid hybrid-unaligned hybrid-un
     hybrid-untamed hybrid-unrehearsed hybrid-unmixed hybrid-scratch high-hybrid
 run oracles slcp sir ou4 ou2-published --methods oracle
 
-"$python" -m sbi_multilevel.benchmark overhead | tee "$out/overhead.md"
-"$python" -m sbi_multilevel.benchmark cost | tee "$out/cost.md"
-"$python" -m sbi_multilevel.benchmark report "$out"/*.jsonl --out ../results/report
+"$python" -m sbi_multilevel_benchmarks overhead | tee "$out/overhead.md"
+"$python" -m sbi_multilevel_benchmarks cost | tee "$out/cost.md"
+"$python" -m sbi_multilevel_benchmarks report "$out"/*.jsonl --out ../results/report
 exit "$failed"

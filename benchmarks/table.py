@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sbi_multilevel.benchmark.journal import Record, read_records
-from sbi_multilevel.benchmark.records import MIN_SEEDS, Cell, Table, cells
+from sbi_multilevel_benchmarks.journal import Record, read_records
+from sbi_multilevel_benchmarks.records import MIN_SEEDS, Cell, Table, cells
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = {"plain": "high", "multilevel": "ml", "transfer": "mf", "hybrid": "hybrid"}

@@ -31,7 +31,7 @@ _ORDER = ("trainers", "recipes", "alignment", "sequential", "budget", "diagnosti
 
 
 def public_names() -> dict[str, Any]:
-    """Each public name by its shortest path, e.g. `sbi_multilevel.alignment.Moments`.
+    """Each public name by its shortest path, e.g. `sbi_multilevel.level_maps.Moments`.
 
     Those of `sbi_multilevel.__all__`, and those of the `__all__` of each room that are
     not among them.

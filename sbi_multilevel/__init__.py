@@ -1,68 +1,84 @@
 """Simulation-based inference with simulators of several fidelities, for sbi.
 
-Level 0 is the cheapest simulator, level L the one to infer with. Start at
-`simulate_multilevel` for data and at `MLNPE` or `MFNPE` for inference.
+Level 0 is the lowest fidelity, level L the one to infer with. `HybridNPE` is the trainer
+to start with, and `simulate_multilevel` runs simulators at all levels.
 """
 
-from sbi_multilevel.budget import (
-    Advice,
-    BudgetedSimulations,
-    Pilot,
-    advise,
-    allocate,
-    pilot,
-    simulate_budget,
-)
-from sbi_multilevel.datatree import to_datatree
-from sbi_multilevel.estimators import unconstrained
-from sbi_multilevel.mixture import without_prior
-from sbi_multilevel.recipes import Hybrid, Multilevel, Transfer
-from sbi_multilevel.sequential import MFTSNPE, Acquisition, Truncation
-from sbi_multilevel.simulation import (
-    SimulationStore,
-    TooManyFailures,
-    one_at_a_time,
-    simulate_multilevel,
-)
-from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.trainers import (
-    MFNLE,
-    MFNPE,
-    MLNLE,
-    MLNPE,
-    Ensemble,
-    train_ensemble,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sbi_multilevel.allocation.advice import Advice, advise
+    from sbi_multilevel.allocation.optimal import allocate
+    from sbi_multilevel.allocation.pilot import Pilot, pilot
+    from sbi_multilevel.allocation.spending import BudgetedSimulations, simulate_budget
+    from sbi_multilevel.arviz import to_datatree
+    from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+    from sbi_multilevel.estimators.mixture import without_prior
+    from sbi_multilevel.estimators.transformed import unconstrained
+    from sbi_multilevel.methods.hybrid.config import HybridConfig
+    from sbi_multilevel.methods.multilevel import MultilevelConfig
+    from sbi_multilevel.methods.nle import MFNLE, MLNLE, HybridNLE
+    from sbi_multilevel.methods.npe import MFNPE, MLNPE, HybridNPE
+    from sbi_multilevel.methods.sequential.acquisition import Acquisition
+    from sbi_multilevel.methods.sequential.mftsnpe import MFTSNPE
+    from sbi_multilevel.methods.sequential.truncation import Truncation
+    from sbi_multilevel.methods.transfer import TransferConfig
+    from sbi_multilevel.simulate import simulate_multilevel
+    from sbi_multilevel.simulation.accounting import TooManyFailures
+    from sbi_multilevel.simulation.noise import vectorize_simulator
+    from sbi_multilevel.storage.store import SimulationStore
+    from sbi_multilevel.training.ensemble import Ensemble, train_ensemble
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "MFNLE",
-    "MFNPE",
-    "MFTSNPE",
-    "MLNLE",
-    "MLNPE",
-    "Acquisition",
-    "Advice",
-    "BudgetedSimulations",
-    "Ensemble",
-    "Hybrid",
-    "LevelSimulations",
-    "Multilevel",
-    "MultilevelSimulations",
-    "Pilot",
-    "SimulationStore",
-    "TooManyFailures",
-    "Transfer",
-    "Truncation",
-    "advise",
-    "allocate",
-    "one_at_a_time",
-    "pilot",
-    "simulate_budget",
-    "simulate_multilevel",
-    "to_datatree",
-    "train_ensemble",
-    "unconstrained",
-    "without_prior",
-]
+# Modules are imported when a name is used: training needs no simulation or storage.
+_MODULES = {
+    "Acquisition": "methods.sequential.acquisition",
+    "Advice": "allocation.advice",
+    "BudgetedSimulations": "allocation.spending",
+    "Ensemble": "training.ensemble",
+    "HybridConfig": "methods.hybrid.config",
+    "HybridNLE": "methods.nle",
+    "HybridNPE": "methods.npe",
+    "LevelSimulations": "data.simulations",
+    "MFNLE": "methods.nle",
+    "MFNPE": "methods.npe",
+    "MFTSNPE": "methods.sequential.mftsnpe",
+    "MLNLE": "methods.nle",
+    "MLNPE": "methods.npe",
+    "MultilevelConfig": "methods.multilevel",
+    "MultilevelSimulations": "data.simulations",
+    "Pilot": "allocation.pilot",
+    "SimulationStore": "storage.store",
+    "TooManyFailures": "simulation.accounting",
+    "TransferConfig": "methods.transfer",
+    "Truncation": "methods.sequential.truncation",
+    "advise": "allocation.advice",
+    "allocate": "allocation.optimal",
+    "pilot": "allocation.pilot",
+    "simulate_budget": "allocation.spending",
+    "simulate_multilevel": "simulate",
+    "to_datatree": "arviz",
+    "train_ensemble": "training.ensemble",
+    "unconstrained": "estimators.transformed",
+    "vectorize_simulator": "simulation.noise",
+    "without_prior": "estimators.mixture",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,7 +5,7 @@ import os
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_multilevel.benchmark import (
+from sbi_multilevel_benchmarks import (
     BenchmarkTask,
     Fit,
     register_method,

@@ -40,7 +40,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def camels_file():
     """The real CAMELS spectra, where the environment or a sibling folder has them."""
-    from sbi_multilevel.benchmark.tasks.camels import DATA_VARIABLE
+    from sbi_multilevel_benchmarks.tasks.camels import DATA_VARIABLE
 
     path = os.environ.get(DATA_VARIABLE)
     if not path:

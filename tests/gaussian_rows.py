@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.level_maps.arrays import Rows
 
 LOW_COVARIANCE = np.array([[1.0, 0.3], [0.3, 0.5]])
 HIGH_COVARIANCE = np.array([[0.6, -0.4], [-0.4, 2.0]])

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from sbi_multilevel import MFTSNPE, Acquisition
-from sbi_multilevel.sequential.acquisition import disagreement, importance_weights
+from sbi_multilevel.methods.sequential.acquisition import (
+    disagreement,
+    importance_weights,
+)
 from tests.test_mftsnpe import make, simulate
 
 

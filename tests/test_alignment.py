@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.alignment import AffineMap, Moments, fit_alignments
+from sbi_multilevel.level_maps import AffineMap, Moments, fit_alignments
 from tests.linear_gaussian import simulations
 
 PLACES = [(0, False), (1, False), (1, True), (2, False), (2, True)]

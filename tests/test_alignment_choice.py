@@ -4,30 +4,35 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_multilevel.alignment.choice import best_map, choose_judge, score_maps
-from sbi_multilevel.alignment.fitting import MAP_KINDS, MapChoice, MapFitter
-from sbi_multilevel.alignment.rows import Rows
-from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
-from sbi_multilevel.alignment.tails import Tails
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.fitting import MapFitter
+from sbi_multilevel.level_maps.kinds import MAP_KINDS, MapChoice
+from sbi_multilevel.level_maps.selection.cross_validation import (
+    best_map,
+    choose_scorer,
+    score_maps,
+)
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
+from sbi_multilevel.level_maps.tail_transform import TailTransform
 from tests.gaussian_rows import normal_noise
 
 UNPAIRED = ("none", "shift", "full", "scaled")
-both = pytest.mark.parametrize("modelled", ("theta", "x"))
+both = pytest.mark.parametrize("target", ("theta", "x"))
 
 
 def choices_of(*kinds):
     return [MapChoice(kind) for kind in kinds]
 
 
-def judged(fitter, choices, high, folds, modelled):
-    judge = choose_judge(fitter, high, modelled)
+def judged(fitter, choices, high, folds, target):
+    judge = choose_scorer(fitter, high, target)
     return score_maps(fitter, choices, high, folds, judge)
 
 
-def judge(low, high, kinds, modelled, num_folds=4, tails=None):
+def judge(low, high, kinds, target, num_folds=4, tails=None):
     """Mean score of each kind of map."""
     folds = np.array_split(np.arange(len(high)), num_folds)
-    scores = judged(MapFitter(low, tails), choices_of(*kinds), high, folds, modelled)
+    scores = judged(MapFitter(low, tails), choices_of(*kinds), high, folds, target)
     return {choice.kind: score.mean() for choice, score in scores.items()}
 
 
@@ -51,7 +56,7 @@ def correlated(rho):
 
 
 @both
-def test_shared_noise_calls_for_a_paired_map(modelled):
+def test_shared_noise_calls_for_a_paired_map(target):
     generator = np.random.default_rng(0)
     theta, noise = generator.normal(size=(1_100, 1)), generator.normal(size=(1_100, 2))
     coarse = theta + noise * [1.0, 0.3]
@@ -59,7 +64,7 @@ def test_shared_noise_calls_for_a_paired_map(modelled):
     fine = coarse + 0.8 * (coarse - 1.0) ** 2
     low = Rows(theta[100:], coarse[100:])
     high = Rows(theta[:100], fine[:100], coarse[:100])
-    means = judge(low, high, MAP_KINDS, modelled)
+    means = judge(low, high, MAP_KINDS, target)
     # the process and the quadratic do about as well
     paired = {kind: means[kind] for kind in (*UNPAIRED, "paired_quadratic")}
     assert lead(paired, "paired_quadratic") > 0.1
@@ -67,17 +72,17 @@ def test_shared_noise_calls_for_a_paired_map(modelled):
 
 
 @both
-def test_a_change_of_covariance_calls_for_the_full_map(modelled):
+def test_a_change_of_covariance_calls_for_the_full_map(target):
     low, high = level(1_500, 0, correlated(0.8)), level(60, 1, correlated(-0.8))
-    means = judge(low, high, UNPAIRED[:3], modelled)
+    means = judge(low, high, UNPAIRED[:3], target)
     assert lead(means, "full") > 0.1
 
 
 @both
-def test_a_shift_calls_for_no_more_than_a_shift(modelled):
+def test_a_shift_calls_for_no_more_than_a_shift(target):
     covariance = 0.5 * np.eye(2)
     low, high = level(1_500, 0, covariance), level(30, 1, covariance, shift=1.0)
-    means = judge(low, high, UNPAIRED, modelled)
+    means = judge(low, high, UNPAIRED, target)
     # the others can shift too
     assert lead(means, "shift") > -0.1
     assert means["none"] < means["shift"] - 0.2
@@ -96,32 +101,32 @@ def test_a_scale_that_depends_on_theta_calls_for_the_scaled_map():
 
 
 @both
-def test_nothing_beats_no_map_by_much_where_levels_agree(modelled):
+def test_nothing_beats_no_map_by_much_where_levels_agree(target):
     low, high = level(1_500, 0, correlated(0.3)), level(40, 1, correlated(0.3))
-    means = judge(low, high, UNPAIRED, modelled)
+    means = judge(low, high, UNPAIRED, target)
     assert max(means.values()) < means["none"] + 0.12
 
 
 @both
-def test_more_features_than_rows_call_for_no_covariance(modelled):
+def test_more_features_than_rows_call_for_no_covariance(target):
     """Theta shows in differences of close pairs, which few rows cannot keep close."""
     covariance = np.kron(np.eye(6), correlated(0.95))
     slope = np.tile([1.0, -1.0], 6)
     low = level(600, 0, covariance, slope=slope)
     high = level(12, 1, covariance, shift=2.0, slope=slope)
-    assert lead(judge(low, high, UNPAIRED, modelled), "shift") > 0.2
+    assert lead(judge(low, high, UNPAIRED, target), "shift") > 0.2
 
 
 @both
-def test_a_constant_feature_changes_no_choice(modelled):
+def test_a_constant_feature_changes_no_choice(target):
     low, high = level(600, 0, correlated(0.8)), level(40, 1, correlated(-0.8))
     kinds = ("none", "shift", "full")
-    without = judge(low, high, kinds, modelled)
+    without = judge(low, high, kinds, target)
     padded = [
         Rows(rows.theta, np.column_stack((rows.x, np.full(len(rows), 0.1))))
         for rows in (low, high)
     ]
-    means = judge(*padded, kinds, modelled)
+    means = judge(*padded, kinds, target)
     for kind in kinds:
         gap = means[kind] - means["none"]
         # covariances are shrunk a little more where features are more
@@ -205,7 +210,7 @@ def test_a_map_that_could_not_be_fitted_is_not_chosen():
 
 # ------------------------------------------------------------- what rows allow
 
-HEAVY = Tails(torch.zeros(2), torch.ones(2), torch.ones(2))
+HEAVY = TailTransform(torch.zeros(2), torch.ones(2), torch.ones(2))
 
 
 def blank(num_features, paired):
@@ -261,8 +266,8 @@ def test_maps_that_cannot_be_are_refused():
 # ------------------------------------------------------------- tamed tails
 
 
-def untamed(rows, tame=HEAVY.inverse):
-    return Rows(rows.theta, tame(torch.from_numpy(rows.x)).numpy())
+def untamed(rows, forward_tails=HEAVY.inverse):
+    return Rows(rows.theta, forward_tails(torch.from_numpy(rows.x)).numpy())
 
 
 def test_a_tamed_map_acts_in_tamed_space_and_returns_x():
@@ -277,7 +282,7 @@ def test_a_tamed_map_acts_in_tamed_space_and_returns_x():
     for choice in (MapChoice("shift", True), MapChoice("shift")):
         x = fitter.fit(choice, high)(theta, low.x)
         tamed = HEAVY(torch.from_numpy(x)) - HEAVY(torch.from_numpy(moved.x))
-        gaps[choice.is_tamed] = np.sqrt((tamed.numpy() ** 2).mean())
+        gaps[choice.transforms_tails] = np.sqrt((tamed.numpy() ** 2).mean())
     assert gaps[True] < 0.15 < 0.4 < gaps[False]
 
 
@@ -287,8 +292,8 @@ def test_heavy_tails_call_for_a_tamed_map():
     folds = np.array_split(np.arange(40), 4)
     fitter = MapFitter(low, HEAVY)
     choices = fitter.candidates(("none", "shift"), high)
-    for modelled in ("theta", "x"):
-        scores = judged(fitter, choices, high, folds, modelled)
+    for target in ("theta", "x"):
+        scores = judged(fitter, choices, high, folds, target)
         means = {str(choice): score.mean() for choice, score in scores.items()}
         assert lead(means, "shift (tails tamed)") > 0.03
 

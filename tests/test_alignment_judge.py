@@ -5,15 +5,19 @@ import pytest
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from sbi_multilevel.alignment.choice import choose_judge, score_maps
-from sbi_multilevel.alignment.fitting import MapChoice, MapFitter
-from sbi_multilevel.alignment.judge import Judge
-from sbi_multilevel.alignment.rows import Rows
-from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
-from sbi_multilevel.alignment.trees import Trees
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.fitting import MapFitter
+from sbi_multilevel.level_maps.kinds import MapChoice
+from sbi_multilevel.level_maps.selection.cross_validation import (
+    choose_scorer,
+    score_maps,
+)
+from sbi_multilevel.level_maps.selection.scorer import MapScorer
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
+from sbi_multilevel.level_maps.selection.trees import Trees
 from tests.gaussian_rows import low_rows, scaled_rows
 
-both = pytest.mark.parametrize("modelled", ("theta", "x"))
+both = pytest.mark.parametrize("target", ("theta", "x"))
 
 
 def switch(theta):
@@ -28,8 +32,8 @@ def switching_rows(n, seed, move=lambda x: x):
     return Rows(theta, move(coarse), coarse)
 
 
-def judged(low, choices, high, folds, modelled):
-    judge = choose_judge(MapFitter(low), high, modelled)
+def judged(low, choices, high, folds, target):
+    judge = choose_scorer(MapFitter(low), high, target)
     return score_maps(MapFitter(low), choices, high, folds, judge)
 
 
@@ -88,40 +92,40 @@ def test_other_parameters_have_the_mean_of_all_trees():
 
 @both
 @pytest.mark.parametrize("seed", range(3))
-def test_quadratics_are_kept_where_they_do(modelled, seed):
+def test_quadratics_are_kept_where_they_do(target, seed):
     order = np.random.default_rng(seed).permutation(1_500)
     rows = low_rows(1_500)[order]
-    judge = Judge.chosen(rows, modelled)
+    judge = MapScorer.chosen(rows, target)
     assert judge.trees is None
     assert judge.inputs(rows.theta) is rows.theta
     scaled = scaled_rows(1_500, lambda theta: 0.5 * theta, seed)
-    assert Judge.chosen(scaled, modelled).trees is None
+    assert MapScorer.chosen(scaled, target).trees is None
 
 
 @both
-def test_trees_are_taken_where_a_simulator_switches(modelled):
+def test_trees_are_taken_where_a_simulator_switches(target):
     rows, fresh = switching_rows(2_000, 0), switching_rows(1_500, 1)
-    judge = Judge.chosen(rows, modelled)
+    judge = MapScorer.chosen(rows, target)
     assert judge.trees is not None
-    quadratic = Judge(modelled)
+    quadratic = MapScorer(target)
     means = []
     for each in (judge, quadratic):
         own = Rows(each.inputs(rows.theta), rows.x)
         asked = Rows(each.inputs(fresh.theta), fresh.x)
         means.append(each.scores(own, asked).mean())
     exact = norm.logpdf(fresh.x, switch(fresh.theta), 0.3).mean()
-    if modelled == "theta":  # off below 0.3, on above: 1.3 and 0.7 of a width of 2
+    if target == "theta":  # off below 0.3, on above: 1.3 and 0.7 of a width of 2
         exact = np.where(fresh.theta > 0.3, np.log(2 / 0.7), np.log(2 / 1.3)).mean()
     assert means[0] > means[1] + 0.05
     assert exact - 0.3 < means[0] < exact + 0.1
 
 
 def test_few_parameters_are_judged_by_quadratics():
-    assert Judge.chosen(switching_rows(199, 0), "x").trees is None
-    assert Judge.chosen(switching_rows(600, 0), "x").trees is not None
+    assert MapScorer.chosen(switching_rows(199, 0), "x").trees is None
+    assert MapScorer.chosen(switching_rows(600, 0), "x").trees is not None
     rows = switching_rows(600, 0)
     for theta in (np.zeros_like(rows.theta), rows.theta.round(1)):
-        assert Judge.chosen(Rows(theta, rows.x), "x").trees is None
+        assert MapScorer.chosen(Rows(theta, rows.x), "x").trees is None
 
 
 def test_at_a_switch_the_right_map_is_told_from_the_others(monkeypatch):
@@ -132,7 +136,9 @@ def test_at_a_switch_the_right_map_is_told_from_the_others(monkeypatch):
     none, shift, paired = (MapChoice(kind) for kind in ("none", "shift", "paired"))
     gains = []
     for least in (0.1, np.inf):  # with trees, and without
-        monkeypatch.setattr("sbi_multilevel.alignment.judge._LEAST_GAIN", least)
+        monkeypatch.setattr(
+            "sbi_multilevel.level_maps.selection.scorer._MIN_GAIN", least
+        )
         scores = judged(low, (none, shift, paired), high, folds, "x")
         rivals = np.maximum(scores[none].mean(), scores[shift].mean())
         gains.append(scores[paired].mean() - rivals)
@@ -144,7 +150,7 @@ def test_scores_are_the_same_each_time_whatever_the_threads(threads):
     low, high = switching_rows(800, 0), switching_rows(20, 1)
     folds = np.array_split(np.arange(20), 4)
     choices = [MapChoice("none"), MapChoice("shift")]
-    assert choose_judge(MapFitter(low), high, "x").trees is not None
+    assert choose_scorer(MapFitter(low), high, "x").trees is not None
     first = judged(low, choices, high, folds, "x")
     with threadpool_limits(threads, user_api="openmp"):
         again = judged(low, choices, high, folds, "x")
@@ -154,7 +160,7 @@ def test_scores_are_the_same_each_time_whatever_the_threads(threads):
 
 def test_with_trees_means_are_linear_in_the_features():
     rows = switching_rows(600, 0)
-    judge = Judge.chosen(rows, "x")
+    judge = MapScorer.chosen(rows, "x")
     inputs = judge.inputs(rows.theta)
     assert inputs.shape == (600, 2 + 2)  # theta, its square, a mean and a log scale
     own = Rows(inputs, rows.x)
@@ -169,7 +175,7 @@ def test_rows_that_nothing_can_be_fitted_to_are_no_reason_to_fail(scale):
     low, high = switching_rows(400, 0), switching_rows(20, 1)
     low, high = (Rows(rows.theta, scale * rows.x) for rows in (low, high))
     folds = np.array_split(np.arange(20), 4)
-    assert choose_judge(MapFitter(low), high, "x").trees is None
+    assert choose_scorer(MapFitter(low), high, "x").trees is None
     with np.errstate(all="ignore"):
         scores = judged(low, [MapChoice("none"), MapChoice("shift")], high, folds, "x")
     assert all(len(each) == 20 for each in scores.values())

@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import Ridge
 
 from sbi_multilevel import LevelSimulations
-from sbi_multilevel.alignment.conditional import LowMean, fit_conditional, transport
-from sbi_multilevel.alignment.regression import Regression, polynomials
-from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.conditional import LowMean, fit_conditional, transport
+from sbi_multilevel.level_maps.regression import Regression, polynomials
 from tests.gaussian_rows import (
     HIGH_COVARIANCE,
     HIGH_SHIFT,

@@ -5,9 +5,12 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from sbi_multilevel.alignment.paired import fit_paired, paired_features
-from sbi_multilevel.alignment.process import _leave_one_out, fit_process
-from sbi_multilevel.alignment.rows import Rows
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.gaussian_process import (
+    _leave_one_out,
+    fit_gaussian_process,
+)
+from sbi_multilevel.level_maps.paired import fit_paired, paired_features
 from tests.gaussian_rows import (
     HIGH_SHIFT,
     HIGH_SLOPE,
@@ -88,7 +91,7 @@ def test_the_seed_sets_the_noise_of_paired_maps(process):
 
     def moved(seed):
         if process:
-            return fit_process(low, high, seed)(low.theta, low.x)
+            return fit_gaussian_process(low, high, seed)(low.theta, low.x)
         return fit_paired(paired_features(low, 1), high, seed)(low.theta, low.x)
 
     first = moved(0)
@@ -115,7 +118,7 @@ def test_the_process_map_learns_a_crooked_difference():
     assert x is not None
     errors = {}
     for name, move in (
-        ("process", fit_process(low, high, 0)),
+        ("process", fit_gaussian_process(low, high, 0)),
         ("quadratic", fit_paired(paired_features(low, 2), high, 0)),
     ):
         gaps = move(low.theta, x) - x - change(low.theta)
@@ -128,14 +131,16 @@ def test_the_noise_of_the_process_map_is_that_of_the_pairs():
     low = one_dimensional_pairs(2_000, np.square, 0.0, seed=1)
     x = low.x_coarse
     assert x is not None
-    noise = fit_process(low, high, 0)(low.theta, x) - low.x
+    noise = fit_gaussian_process(low, high, 0)(low.theta, x) - low.x
     assert noise.std() == pytest.approx(0.4, rel=4 / np.sqrt(2 * 100))
 
 
 def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
     residual = 0.5 * correlation(0.9)
     low, high = low_rows(1_000), pairs(60, residual)
-    noise = fit_process(low, high, 0)(low.theta, low.x) - dear_from(low.x, low.theta)
+    noise = fit_gaussian_process(low, high, 0)(low.theta, low.x) - dear_from(
+        low.x, low.theta
+    )
     # 0 if each feature had its own; what 60 pairs do not show of the mean is in it
     assert np.corrcoef(noise.T)[0, 1] > 0.4
 
@@ -143,7 +148,7 @@ def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
 def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "sbi_multilevel.alignment.process._fit_one",
+        "sbi_multilevel.level_maps.gaussian_process._fit_one",
         lambda inputs, column: (
             seen.append(len(inputs))
             or GaussianProcessRegressor(
@@ -151,7 +156,7 @@ def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
             ).fit(inputs, column)
         ),
     )
-    move = fit_process(low_rows(50), pairs(450), 0)
+    move = fit_gaussian_process(low_rows(50), pairs(450), 0)
     assert seen == [400, 400] and len(move.residuals) == 400
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbi_multilevel.budget.advice import advise
-from sbi_multilevel.budget.allocation import allocate, relaxed_rows, row_costs
+from sbi_multilevel.allocation.advice import advise
+from sbi_multilevel.allocation.optimal import allocate, relaxed_rows, row_costs
 
 
 def best_by_brute_force(unit, variances, budget, least):

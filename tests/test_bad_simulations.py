@@ -14,11 +14,11 @@ from tests.linear_gaussian import SilentTracker
 FEW = dict(max_num_epochs=2)
 
 
-def trained(cls, recipe, prior, low, high, density_estimator):
+def trained(cls, config, prior, low, high, density_estimator):
     trainer = cls(
         prior,
         density_estimator=density_estimator,
-        recipe=recipe,
+        config=config,
         tracker=SilentTracker(),
         show_progress_bars=False,
     )

@@ -5,23 +5,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbi_multilevel.recipes import Multilevel, Stage, Term, Transfer
-from sbi_multilevel.trainers.batches import (
+from sbi_multilevel.methods.multilevel import MultilevelConfig
+from sbi_multilevel.methods.transfer import TransferConfig
+from sbi_multilevel.training.batches import (
     LevelBatchSampler,
     LevelSplit,
-    TermRows,
-    rows_per_level,
+    TermDataset,
+    batch_sizes,
 )
+from sbi_multilevel.training.stages import Stage, Term
 from tests.linear_gaussian import simulations
 
-(STAGE,) = Multilevel().stages(3)
+(STAGE,) = MultilevelConfig().stages(3)
 counts_strategy = st.lists(st.integers(2, 500), min_size=2, max_size=4)
 
 
 @settings(max_examples=200, deadline=None)
 @given(counts=counts_strategy, batch_size=st.integers(1, 3_000))
 def test_rows_per_level(counts, batch_size):
-    sizes = rows_per_level(counts, batch_size, [1] + [2] * (len(counts) - 1))
+    sizes = batch_sizes(counts, batch_size, [1] + [2] * (len(counts) - 1))
     assert all(1 <= size <= count for size, count in zip(sizes, counts))
     in_all = sizes[0] + 2 * sum(sizes[1:])
     at_least = 1 + 2 * (len(counts) - 1)  # one row or pair of each level
@@ -50,10 +52,10 @@ def test_few_rows_hold_out_more_where_a_rule_needs_them(count, held_out):
     assert len(split.train[0]) == count - held_out
 
 
-def term_rows(recipe=Multilevel(alignment=None), fraction=0.1):
+def term_rows(config=MultilevelConfig(alignment=None), fraction=0.1):
     sims = simulations((40, 10, 6))
     split = LevelSplit.random(sims.num_simulations, fraction)
-    return sims, split, TermRows.of(sims, split, recipe)
+    return sims, split, TermDataset.of(sims, split, config)
 
 
 def test_blocks_hold_the_rows_of_their_terms():
@@ -98,7 +100,7 @@ def test_full_batch_holds_everything_once():
 
 @pytest.mark.parametrize("at_most, expected", ((1, 1), (3, 3), (1_000, 7), (None, 7)))
 def test_a_stage_may_limit_the_batches_of_an_epoch(at_most, expected):
-    _, split, rows = term_rows(Transfer(alignment=None))
+    _, split, rows = term_rows(TransferConfig(alignment=None))
     stage = Stage((Term(0),), num_batches=at_most)
     sampler = LevelBatchSampler(rows, split.train, batch_size=5, stage=stage)
     assert len(split.train[0]) // 5 == 7
@@ -106,7 +108,7 @@ def test_a_stage_may_limit_the_batches_of_an_epoch(at_most, expected):
 
 
 def test_limited_epochs_draw_other_rows_each_time():
-    _, split, rows = term_rows(Transfer(alignment=None))
+    _, split, rows = term_rows(TransferConfig(alignment=None))
     stage = Stage((Term(0),), num_batches=1)
     sampler = LevelBatchSampler(rows, split.train, batch_size=5, stage=stage)
     drawn = torch.cat([batch for _ in range(60) for batch in sampler])
@@ -114,9 +116,9 @@ def test_limited_epochs_draw_other_rows_each_time():
 
 
 def test_batches_of_a_rehearsing_stage_hold_rows_of_all_its_levels():
-    recipe = Transfer(alignment=None, rehearsal=0.4)
-    sims, split, rows = term_rows(recipe)
-    stage = recipe.stages(3)[2]
+    config = TransferConfig(alignment=None, rehearsal=0.4)
+    sims, split, rows = term_rows(config)
+    stage = config.stages(3)[2]
     positions = rows.positions(stage.terms)
     assert len(set(positions)) == 3
     for batch in LevelBatchSampler(rows, split.train, batch_size=12, stage=stage):

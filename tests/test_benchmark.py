@@ -8,22 +8,22 @@ from sbi.utils import BoxUniform
 from scipy import integrate
 from torch.distributions import MultivariateNormal
 
-from sbi_multilevel.benchmark import __main__ as command_line
-from sbi_multilevel.benchmark import cost, demo
-from sbi_multilevel.benchmark.journal import read_records
-from sbi_multilevel.benchmark.methods import METHODS, fit
-from sbi_multilevel.benchmark.metrics import grid_kl, nlpd, summarise
-from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
-from sbi_multilevel.benchmark.records import over_seeds
-from sbi_multilevel.benchmark.tasks import TASKS, get_task, ou
-from sbi_multilevel.benchmark.tasks.camels import Camels
-from sbi_multilevel.benchmark.tasks.g_and_k import (
+from sbi_multilevel_benchmarks import __main__ as command_line
+from sbi_multilevel_benchmarks import cost, demo
+from sbi_multilevel_benchmarks.journal import read_records
+from sbi_multilevel_benchmarks.methods import METHODS, fit
+from sbi_multilevel_benchmarks.metrics import grid_kl, nlpd, summarise
+from sbi_multilevel_benchmarks.posterior_methods import POSTERIOR_METHODS
+from sbi_multilevel_benchmarks.records import over_seeds
+from sbi_multilevel_benchmarks.tasks import TASKS, get_task, ou
+from sbi_multilevel_benchmarks.tasks.camels import Camels
+from sbi_multilevel_benchmarks.tasks.g_and_k import (
     GAndK,
     exact_log_prob,
     log_density,
     quantile,
 )
-from sbi_multilevel.benchmark.tasks.toggle_switch import truncated_normal
+from sbi_multilevel_benchmarks.tasks.toggle_switch import truncated_normal
 
 EPOCHS = {"max_num_epochs": 5}
 THETA = torch.tensor([1.0, 0.7, 1.5, 2.0], dtype=torch.float64)
@@ -238,7 +238,7 @@ def test_runs_are_the_same_by_seed(tmp_path, spectra):
 def test_a_failure_does_not_tell_where_the_data_lie(tmp_path, spectra, monkeypatch):
     out = tmp_path / "out.jsonl"
     options = ["--methods", "high", "--rows", "40,10", "--seeds", "1"]
-    fit = "sbi_multilevel.benchmark.run.fit"
+    fit = "sbi_multilevel_benchmarks.run.fit"
 
     def fail(*given):
         raise OSError(f"{spectra} is gone")

@@ -5,18 +5,18 @@ import warnings
 import numpy as np
 import pytest
 
-from sbi_multilevel.benchmark import __main__ as command_line
-from sbi_multilevel.benchmark import allocation
-from sbi_multilevel.benchmark.allocation import (
+from sbi_multilevel.allocation.optimal import row_costs
+from sbi_multilevel_benchmarks import __main__ as command_line
+from sbi_multilevel_benchmarks import allocation
+from sbi_multilevel_benchmarks.allocation import (
     RULES,
     SETTINGS,
     Setting,
     allocation_table,
     by_pilot,
 )
-from sbi_multilevel.benchmark.journal import read_records
-from sbi_multilevel.benchmark.tasks import get_task
-from sbi_multilevel.budget.allocation import row_costs
+from sbi_multilevel_benchmarks.journal import read_records
+from sbi_multilevel_benchmarks.tasks import get_task
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

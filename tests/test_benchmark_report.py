@@ -7,16 +7,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sbi_multilevel.benchmark import __main__ as command_line
-from sbi_multilevel.benchmark.plots import _ticks, arrange, draw, png
-from sbi_multilevel.benchmark.records import (
+from sbi_multilevel_benchmarks import __main__ as command_line
+from sbi_multilevel_benchmarks.plots import _ticks, arrange, draw, png
+from sbi_multilevel_benchmarks.records import (
     cells,
     failed,
     finished,
     over_seeds,
     table,
 )
-from sbi_multilevel.benchmark.report import write_report
+from sbi_multilevel_benchmarks.report import write_report
 
 
 def _record(method, seed, gap, rows=(100, 10), task="middle", **more):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations, benchmark
-from sbi_multilevel.benchmark import __main__ as command_line
-from sbi_multilevel.benchmark import registry, run
-from sbi_multilevel.benchmark.fitted import Fit, runs_of
-from sbi_multilevel.benchmark.journal import Journal, read_records
-from sbi_multilevel.benchmark.pool import Failure, run_groups
-from sbi_multilevel.benchmark.records import finished, key
-from sbi_multilevel.benchmark.tasks import get_task
+from sbi_multilevel_benchmarks import __main__ as command_line
+from sbi_multilevel_benchmarks import registry, run
+from sbi_multilevel_benchmarks.fitted import Fit, runs_of
+from sbi_multilevel_benchmarks.journal import Journal, read_records
+from sbi_multilevel_benchmarks.pool import Failure, run_groups
+from sbi_multilevel_benchmarks.records import finished, key
+from sbi_multilevel_benchmarks.tasks import get_task
 
 PLUGIN = Path(__file__).parent / "benchmark_plugin.py"
 TINY = ["middle", "--methods", "average", "of-all", "--seeds", "2"]

@@ -9,16 +9,16 @@ from sbi.inference import NLE, NPE
 from sbi.neural_nets import posterior_nn
 
 from sbi_multilevel import MFTSNPE, Acquisition
-from sbi_multilevel.benchmark import __main__ as command_line
-from sbi_multilevel.benchmark import posterior_methods, transfer_methods
-from sbi_multilevel.benchmark.fitted import Mixture
-from sbi_multilevel.benchmark.journal import read_records
-from sbi_multilevel.benchmark.methods import METHODS, check_method, fit
-from sbi_multilevel.benchmark.posterior_methods import POSTERIOR_METHODS
-from sbi_multilevel.benchmark.run import Run, run_all, run_one
-from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, TASKS, get_task, posterior
-from sbi_multilevel.benchmark.tasks.ou_transfer import OUTransfer
-from sbi_multilevel.sequential.truncation import Truncation
+from sbi_multilevel.methods.sequential.truncation import Truncation
+from sbi_multilevel_benchmarks import __main__ as command_line
+from sbi_multilevel_benchmarks import posterior_methods, transfer_methods
+from sbi_multilevel_benchmarks.fitted import Mixture
+from sbi_multilevel_benchmarks.journal import read_records
+from sbi_multilevel_benchmarks.methods import METHODS, check_method, fit
+from sbi_multilevel_benchmarks.posterior_methods import POSTERIOR_METHODS
+from sbi_multilevel_benchmarks.run import Run, run_all, run_one
+from sbi_multilevel_benchmarks.tasks import POSTERIOR_TASKS, TASKS, get_task, posterior
+from sbi_multilevel_benchmarks.tasks.ou_transfer import OUTransfer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 ROWS = (60, 20)
@@ -221,7 +221,7 @@ def test_runs_that_share_low_rows_follow_each_other(monkeypatch):
         for method in ("high", "mf")
         for seed in (0, 1)
     ]
-    monkeypatch.setattr("sbi_multilevel.benchmark.run.run_one", _stub_run_one)
+    monkeypatch.setattr("sbi_multilevel_benchmarks.run.run_one", _stub_run_one)
     records = list(run_all(runs))
     assert all(_stub_run_one(run) in records for run in runs)
     order = [(r["num_simulations"][0], r["seed"]) for r in records]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sbi.inference import NLE
 
-from sbi_multilevel.budget.allocation import row_costs
-from sbi_multilevel.budget.spending import simulate_budget
+from sbi_multilevel.allocation.optimal import row_costs
+from sbi_multilevel.allocation.spending import simulate_budget
 from tests.exact_likelihood import trained
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
 

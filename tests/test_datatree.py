@@ -11,7 +11,7 @@ from sbi.inference import NLE, DirectPosterior
 from sbi.neural_nets import posterior_nn
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.datatree import to_datatree
+from sbi_multilevel.arviz import to_datatree
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
 xarray = pytest.importorskip("xarray")

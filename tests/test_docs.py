@@ -18,7 +18,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch.distributions import MultivariateNormal, Normal
 
-from sbi_multilevel.mixture import MixtureEstimator
+from sbi_multilevel.estimators.mixture import MixtureEstimator
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOW_TO = sorted(path.stem for path in (DOCS / "howto").glob("*.md"))
@@ -37,14 +37,14 @@ PUBLIC = {
 # public names without an example of their own, and why; beside these, results
 NO_EXAMPLE = {
     "sbi_multilevel.TooManyFailures": "an error",
-    "sbi_multilevel.hybrid.HybridSummary": "made in training; see its how-to page",
-    "sbi_multilevel.recipes.Recipe": "abstract",
-    "sbi_multilevel.benchmark.BenchmarkTask": "abstract; an example is in the room's",
-    "sbi_multilevel.benchmark.PosteriorTask": "abstract",
-    "sbi_multilevel.benchmark.Fit": "made by methods; an example is in the room's",
-    "sbi_multilevel.benchmark.judged": "called by methods; an example is in the room's",
-    "sbi_multilevel.benchmark.register_method": "changes what other tests see",
-    "sbi_multilevel.benchmark.register_task": "changes what other tests see",
+    "sbi_multilevel.methods.hybrid.HybridSummary": "made in training; see its how-to page",
+    "sbi_multilevel.methods.Recipe": "abstract",
+    "sbi_multilevel_benchmarks.BenchmarkTask": "abstract; an example is in the room's",
+    "sbi_multilevel_benchmarks.PosteriorTask": "abstract",
+    "sbi_multilevel_benchmarks.Fit": "made by methods; an example is in the room's",
+    "sbi_multilevel_benchmarks.judged": "called by methods; an example is in the room's",
+    "sbi_multilevel_benchmarks.register_method": "changes what other tests see",
+    "sbi_multilevel_benchmarks.register_task": "changes what other tests see",
 }
 # constructors that users do not call, and why
 NO_ARGUMENTS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from sbi_multilevel.diagnostics import EffectiveRows, effective_rows
+from sbi_multilevel.diagnostics import EffectiveSampleSize, effective_sample_size
 from sbi_multilevel.plots.hybrid import _plot_worth
 
 
@@ -22,7 +22,7 @@ def noisy(rows, seed, deviation=0.05):
 @pytest.mark.parametrize("worth", (30, 100, 1_000))
 def test_exact_on_the_law(limit, worth):
     losses = [law(rows, limit) for rows in (worth, 100, 50)]
-    result = effective_rows(*losses, num_rows=100)
+    result = effective_sample_size(*losses, num_rows=100)
     assert result.estimate == pytest.approx(worth)
     assert result.interval == pytest.approx((worth, worth), rel=1e-6)
     assert result.gain == pytest.approx(50 / 100 - 50 / worth)
@@ -31,13 +31,13 @@ def test_exact_on_the_law(limit, worth):
 
 @pytest.mark.parametrize("loss", (1.0, 0.9))
 def test_infinite_at_or_below_the_limit(loss):
-    result = effective_rows(np.full(80, loss), law(100), law(50), num_rows=100)
+    result = effective_sample_size(np.full(80, loss), law(100), law(50), num_rows=100)
     assert result.estimate == math.inf
     assert result.interval == (math.inf, math.inf)
 
 
 def test_nothing_is_said_where_rows_do_not_help():
-    result = effective_rows(law(400), law(100), law(120), num_rows=100)
+    result = effective_sample_size(law(400), law(100), law(120), num_rows=100)
     assert math.isnan(result.estimate)
     assert all(math.isnan(end) for end in result.interval)
     assert result.gain == pytest.approx(50 / 100 - 50 / 400)
@@ -48,7 +48,7 @@ def test_the_interval_of_noisy_rows_holds_the_truth_nine_times_in_ten(deviation)
     held = []
     for seed in range(30):
         losses = [noisy(n, 1_000 * seed + n, deviation) for n in (150, 100, 50)]
-        result = effective_rows(*losses, num_rows=100)
+        result = effective_sample_size(*losses, num_rows=100)
         low, high = result.interval
         assert 0 < low <= result.estimate <= high
         held.append(low < 150 < high)
@@ -59,28 +59,28 @@ def test_the_interval_may_end_at_infinity():
     noise = 0.5 * np.random.default_rng(0).normal(size=(3, 80))
     noise -= noise.mean(axis=1, keepdims=True)
     losses = [law(n) + each for n, each in zip((100_000, 100, 50), noise)]
-    low, high = effective_rows(*losses, num_rows=100).interval
+    low, high = effective_sample_size(*losses, num_rows=100).interval
     assert math.isfinite(low) and high == math.inf
 
 
 def test_common_noise_of_rows_cancels():
     common = 5 * np.random.default_rng(0).normal(size=80)
     losses = [law(rows) + common for rows in (400, 100, 50)]
-    result = effective_rows(*losses, num_rows=100)
+    result = effective_sample_size(*losses, num_rows=100)
     assert result.estimate == pytest.approx(400)
     assert result.interval == pytest.approx((400, 400), rel=1e-6)
 
 
 def test_the_error_of_the_gain_is_its_standard_error():
     plain = noisy(100, 0, deviation=1.0)
-    result = effective_rows(law(400), plain, law(50), num_rows=100)
+    result = effective_sample_size(law(400), plain, law(50), num_rows=100)
     gain = plain - law(400)
     assert result.gain == pytest.approx(gain.mean())
     assert result.gain_error == pytest.approx(gain.std(ddof=1) / np.sqrt(80))
 
 
 def test_results_are_plain_numbers_that_read_well():
-    result = effective_rows(law(400), law(100), law(50), num_rows=100)
+    result = effective_sample_size(law(400), law(100), law(50), num_rows=100)
     text = "100 high-fidelity rows count as about 400 (400 to 400); log score +0.38"
     assert str(result).startswith(text)
     assert type(result.estimate) is float and type(result.gain) is float
@@ -97,7 +97,7 @@ def test_results_are_plain_numbers_that_read_well():
     ),
 )
 def test_no_estimate_is_printed_as_inf_or_nan(estimate, interval, words):
-    text = str(EffectiveRows(40, estimate, interval, 0.35, 0.2))
+    text = str(EffectiveSampleSize(40, estimate, interval, 0.35, 0.2))
     assert f"40 high-fidelity rows {words} log score +0.35" in text
     assert " inf" not in text and "nan" not in text
 
@@ -115,7 +115,7 @@ def test_no_estimate_is_printed_as_inf_or_nan(estimate, interval, words):
 )
 def test_in_the_picture_no_words_cross_the_line_or_leave_the_panel(estimate, interval):
     figure, axes = plt.subplots(figsize=(3.6, 3.0), layout="constrained")
-    _plot_worth(axes, EffectiveRows(40, estimate, interval, 0.35, 0.2))
+    _plot_worth(axes, EffectiveSampleSize(40, estimate, interval, 0.35, 0.2))
     figure.canvas.draw()
     dashed = axes.lines[0].get_window_extent()
     panel = axes.get_window_extent()

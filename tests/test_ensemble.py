@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 
 def make(cls, density_estimator="mdn"):
     # the default recipe of the first two is an ensemble already
-    recipe = "multilevel" if cls in (MLNPE, MLNLE) else None
-    trainer = cls(prior(), density_estimator, recipe=recipe, **OPTIONS)
+    config = "multilevel" if cls in (MLNPE, MLNLE) else None
+    trainer = cls(prior(), density_estimator, config=config, **OPTIONS)
     return trainer.append_multilevel_simulations(SIMS)
 
 

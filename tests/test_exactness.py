@@ -8,9 +8,9 @@ import pytest
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
 
-from sbi_multilevel import MLNLE, MLNPE, Multilevel
-from sbi_multilevel.alignment import fit_alignments
-from sbi_multilevel.gradients import ADJUSTMENTS, adjusted_step, combine
+from sbi_multilevel import MLNLE, MLNPE, MultilevelConfig
+from sbi_multilevel.level_maps import fit_alignments
+from sbi_multilevel.losses.gradients import ADJUSTMENTS, adjusted_step, combine
 from tests.linear_gaussian import (
     SIMULATORS,
     SilentTracker,
@@ -24,12 +24,12 @@ OPTIONS = dict(num_components=1, hidden_features=4)
 FULL_BATCH = dict(training_batch_size=10_000, max_num_epochs=1)
 
 
-def trained(cls, recipe, sims=None):
+def trained(cls, config, sims=None):
     """A trainer after one epoch of training, at weights that no longer move."""
     trainer = cls(
         prior(),
         density_estimator=NETWORKS[cls]("mdn", **OPTIONS),
-        recipe=recipe,
+        config=config,
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -79,14 +79,14 @@ def test_loss_and_gradient_equal_those_by_hand(
     cls, adjustment, alignment, rows_for_separate_passes, monkeypatch
 ):
     monkeypatch.setattr(
-        "sbi_multilevel.trainers.epochs._ROWS_FOR_SEPARATE_PASSES",
+        "sbi_multilevel.training.epochs._ROWS_FOR_SEPARATE_PASSES",
         rows_for_separate_passes,
     )
-    recipe = Multilevel(
+    config = MultilevelConfig(
         adjustment=adjustment, alignment=alignment, early_stopping=False
     )
     sims = simulations()
-    trainer = trained(cls, recipe, sims)
+    trainer = trained(cls, config, sims)
     maps = fit_alignments(alignment, sims, [(level, False) for level in range(3)])
 
     def move(x, level):
@@ -109,7 +109,7 @@ def test_loss_and_gradient_equal_those_by_hand(
 
 def test_validation_loss_is_the_telescoping_sum_of_the_held_out_rows():
     sims = simulations()
-    trainer = trained(MLNPE, Multilevel(stopping="telescoping"), sims)
+    trainer = trained(MLNPE, MultilevelConfig(stopping="telescoping"), sims)
     _, loader = trainer.get_dataloaders(
         training_batch_size=7, validation_fraction=0.3, resume_training=False
     )
@@ -138,7 +138,7 @@ def fresh_batch(counts, generator):
 
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
 def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
-    trainer = trained(cls, Multilevel(adjustment="none"))
+    trainer = trained(cls, MultilevelConfig(adjustment="none"))
     parameters = list(trainer._neural_net.parameters())
     generator = torch.Generator().manual_seed(0)
     multilevel, single = [], []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbi_multilevel import SimulationStore, one_at_a_time, simulate_multilevel
+from sbi_multilevel import SimulationStore, simulate_multilevel, vectorize_simulator
 
 pytest.importorskip("zarr")
 FOLDER = Path(__file__).parents[1] / "tutorials" / "external_program"
@@ -35,7 +35,7 @@ def test_rows_run_elsewhere_are_those_run_here(tmp_path):
     for file in reversed(inputs):
         run_program(file)
     elsewhere = ELSEWHERE.read(path, jobs).to_simulations()
-    simulators = [one_at_a_time(HERE.Pendulum(steps)) for steps in HERE.STEPS]
+    simulators = [vectorize_simulator(HERE.Pendulum(steps)) for steps in HERE.STEPS]
     here = simulate_multilevel(simulators, HERE.PRIOR, (3, 2), show_progress_bars=False)
     for a, b in zip(elsewhere, here):
         assert torch.equal(a.theta, b.theta) and torch.allclose(a.x, b.x)
@@ -59,7 +59,7 @@ def test_what_the_program_said_is_kept(tmp_path):
     path = tmp_path / "run.zarr"
     with pytest.warns(UserWarning, match="length must be positive"):
         simulate_multilevel(
-            [one_at_a_time(Broken(50))],
+            [vectorize_simulator(Broken(50))],
             HERE.PRIOR,
             (20,),
             simulation_batch_size=4,

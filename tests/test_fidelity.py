@@ -6,7 +6,7 @@ from sbi.inference import NPE
 from sbi.utils import BoxUniform
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.budget import quick_fit
+from sbi_multilevel.allocation import quick_fit
 from sbi_multilevel.diagnostics import (
     Coherence,
     Information,

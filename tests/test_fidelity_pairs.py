@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sbi_multilevel import MultilevelSimulations
-from sbi_multilevel.budget import quick_fit
+from sbi_multilevel.allocation import quick_fit
 from sbi_multilevel.diagnostics import best_weight, losses, rows_worth
 from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.losses import loss_pairs

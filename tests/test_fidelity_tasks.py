@@ -2,9 +2,9 @@
 
 import pytest
 
-from sbi_multilevel.benchmark.tasks import get_task
 from sbi_multilevel.diagnostics import check_pairing, fidelity_report
 from sbi_multilevel.diagnostics.level_fidelity import MUCH, NOTHING, SOMETHING
+from sbi_multilevel_benchmarks.tasks import get_task
 
 
 def pairing(name):

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sbi_multilevel import MFNPE, MultilevelSimulations
-from sbi_multilevel.benchmark.journal import Journal, read_records
-from sbi_multilevel.benchmark.tasks.camels import Camels
-from sbi_multilevel.benchmark.tasks.ou_transfer import OUPublished
-from sbi_multilevel.budget.extra_runs import ExtraRuns
-from sbi_multilevel.budget.growing import GrowingSimulations, Source
-from sbi_multilevel.budget.step_log import Step, StepLog
+from sbi_multilevel.allocation.extra_runs import ExtraRuns
+from sbi_multilevel.allocation.growing import GrowingSimulations, Source
+from sbi_multilevel.allocation.step_log import SpendingLog, Step
+from sbi_multilevel_benchmarks.journal import Journal, read_records
+from sbi_multilevel_benchmarks.tasks.camels import Camels
+from sbi_multilevel_benchmarks.tasks.ou_transfer import OUPublished
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
 from tests.mutations import Touch, damaged, odd_value, strange
 from tests.test_benchmark_report import _record
@@ -63,7 +63,7 @@ KEY = {"budget": 10.0}
 
 
 def steps(path):
-    StepLog(path, KEY).write(0, Step((10, 2), (1.0, 5.0), (0.5, 0.1)))
+    SpendingLog(path, KEY).write(0, Step((10, 2), (1.0, 5.0), (0.5, 0.1)))
 
 
 # what writes a file, and what reads it
@@ -75,7 +75,7 @@ FILES = {
     "weights": (weights, lambda path: make_trainer(low=False).warm_start(path)),
     "journal": (journal, lambda path: Journal(path)),
     "records": (journal, read_records),
-    "steps": (steps, lambda path: StepLog(path, KEY).step(0)),
+    "steps": (steps, lambda path: SpendingLog(path, KEY).step(0)),
 }
 every_file = pytest.mark.parametrize("kind", FILES)
 
@@ -376,4 +376,4 @@ def test_a_journal_cuts_nothing_off_a_file_of_another_kind(content, path):
 def test_steps_of_a_budget_that_are_none_are_refused(steps, path):
     path.write_text(json.dumps({"key": KEY, "steps": steps}))
     with pytest.raises(ValueError, match="foreign.file.*Delete the file"):
-        StepLog(path, KEY)
+        SpendingLog(path, KEY)

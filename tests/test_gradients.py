@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.nn import Parameter
 
-from sbi_multilevel.gradients import (
+from sbi_multilevel.losses.gradients import (
     ADJUSTMENTS,
     adjusted_step,
     assign_gradient,

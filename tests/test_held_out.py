@@ -13,9 +13,9 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch.distributions import MultivariateNormal
 
 from sbi_multilevel import MLNPE
-from sbi_multilevel.benchmark.divergence import divergence_table, run_divergences
-from sbi_multilevel.held_out import bounded_loss
-from sbi_multilevel.recipes import Multilevel
+from sbi_multilevel.losses.held_out import bounded_loss
+from sbi_multilevel.methods.multilevel import MultilevelConfig
+from sbi_multilevel_benchmarks.divergence import divergence_table, run_divergences
 from tests.linear_gaussian import SilentTracker, simulations
 
 LOSSES = st.floats(-1e3, 1e12)
@@ -110,7 +110,7 @@ def test_a_training_that_runs_away_keeps_sane_weights(stopping):
     trainer = MLNPE(
         prior,
         "mdn",
-        recipe=Multilevel(adjustment="none", stopping=stopping),
+        config=MultilevelConfig(adjustment="none", stopping=stopping),
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -147,7 +147,7 @@ def trainer_that_fails_after(num_finite, **settings):
     trainer = MLNPE(
         MultivariateNormal(torch.zeros(2), torch.eye(2)),
         lambda theta, x: FailsLater(theta, x, num_finite),
-        recipe=Multilevel(**settings),
+        config=MultilevelConfig(**settings),
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -174,7 +174,7 @@ def test_without_held_out_simulations_a_loss_that_is_not_finite_is_an_error():
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="stopping must be one of .*'telescope'"):
-        Multilevel(stopping="telescope")
+        MultilevelConfig(stopping="telescope")
 
 
 def test_random_trainings_are_counted_by_what_they_end_with():

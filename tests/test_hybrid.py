@@ -1,4 +1,4 @@
-"""The recipe `Hybrid`: what goes into its members, and what comes out."""
+"""The recipe `HybridConfig`: what goes into its members, and what comes out."""
 
 import joblib
 import numpy as np
@@ -13,21 +13,21 @@ from sbi_multilevel import (
     MFNPE,
     MLNLE,
     MLNPE,
-    Hybrid,
+    HybridConfig,
     LevelSimulations,
     MultilevelSimulations,
     Truncation,
     train_ensemble,
 )
-from sbi_multilevel.alignment.constant import fill_constant
+from sbi_multilevel.data.constant_features import fill_constant
 from sbi_multilevel.diagnostics import check_training
-from sbi_multilevel.hybrid import team as team_module
-from sbi_multilevel.hybrid.pool import Step
-from sbi_multilevel.mixture import MixtureEstimator
+from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.methods.hybrid import team as team_module
+from sbi_multilevel.methods.hybrid.pool import Step
 from tests import linear_gaussian
 
 PRIOR = BoxUniform(-torch.ones(1), torch.ones(1))
-QUICK = Hybrid(num_members=2)
+QUICK = HybridConfig(num_members=2)
 BRIEF = {"max_num_epochs": 2}
 
 
@@ -51,11 +51,11 @@ def rows(n_low=200, n_high=20, paired=True, seed=0, useless=False):
     return MultilevelSimulations(tuple(levels))
 
 
-def make(cls=MLNPE, simulations=None, recipe=QUICK, density_estimator="mdn"):
+def make(cls=MLNPE, simulations=None, config=QUICK, density_estimator="mdn"):
     trainer = cls(
         PRIOR,
         density_estimator=density_estimator,
-        recipe=recipe,
+        config=config,
         show_progress_bars=False,
     )
     return trainer.append_multilevel_simulations(simulations or rows())
@@ -74,7 +74,7 @@ def test_every_trainer_ends_with_one_mixture(cls, paired):
     inference = trained(cls, rows(paired=paired))
     assert isinstance(inference._neural_net, MixtureEstimator)
     names = ["with lower levels", "high fidelity alone"]
-    names += ["prior"] * (inference._modelled == "theta")
+    names += ["prior"] * (inference._target == "theta")
     assert set(inference.hybrid_summary.log_scores) == set(names)
     assert sum(inference.hybrid_summary.weights.values()) == pytest.approx(1)
     posterior = inference.build_posterior()
@@ -84,10 +84,10 @@ def test_every_trainer_ends_with_one_mixture(cls, paired):
 
 def test_three_levels_are_moved_step_by_step():
     inference = MLNPE(
-        linear_gaussian.prior(), "mdn", recipe=QUICK, show_progress_bars=False
+        linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations())
     inference.train(**BRIEF)
-    assert len(inference.hybrid_summary.alignments) == 2
+    assert len(inference.hybrid_summary.level_maps) == 2
     printed = str(inference.hybrid_summary)
     assert (
         "level 0 moved to level 1 by" in printed and "40 high-fidelity rows" in printed
@@ -104,7 +104,7 @@ def test_members_learn_from_the_pool_of_all_lower_levels(monkeypatch):
 
     monkeypatch.setattr(team_module, "train_members", spy)
     inference = MLNPE(
-        linear_gaussian.prior(), "mdn", recipe=QUICK, show_progress_bars=False
+        linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
     inference.train(**BRIEF)
     # the starts; members with the pool (high rows are kept apart); on half; alone
@@ -125,15 +125,15 @@ def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
         mapped.append(torch.as_tensor(high.theta).float())
         return move(self, high, folds, unseen)
 
-    def keep(self, step, original=team_module.Team.pooled):
+    def keep(self, step, original=team_module.MemberTrainer.pooled):
         teams.append(self)
         return original(self, step)
 
     monkeypatch.setattr(team_module, "train_members", spy_on_training)
     monkeypatch.setattr(Step, "move", spy_on_maps)
-    monkeypatch.setattr(team_module.Team, "pooled", keep)
+    monkeypatch.setattr(team_module.MemberTrainer, "pooled", keep)
     simulations = rows(paired=False)
-    make(simulations=simulations, recipe=Hybrid(num_members=3)).train(**BRIEF)
+    make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)
 
     theta, folds = simulations[1].theta, teams[0].folds
     assert sorted(np.concatenate(folds)) == list(range(20))
@@ -166,14 +166,14 @@ def test_neither_twins_nor_repeats_of_a_held_out_row_are_learned_from(monkeypatc
         ])
         return train(trainers, folds, *args)
 
-    def keep(self, step, original=team_module.Team.pooled):
+    def keep(self, step, original=team_module.MemberTrainer.pooled):
         teams.append(self)
         return original(self, step)
 
     monkeypatch.setattr(team_module, "train_members", spy)
-    monkeypatch.setattr(team_module.Team, "pooled", keep)
+    monkeypatch.setattr(team_module.MemberTrainer, "pooled", keep)
     simulations = nested()
-    make(simulations=simulations, recipe=Hybrid(num_members=3)).train(**BRIEF)
+    make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)
     starts, pooled, _, alone = trained_on
     for index, fold in enumerate(teams[0].folds):
         held_out = simulations[1].theta[fold]
@@ -225,17 +225,17 @@ def test_rows_without_constant_features_are_left_as_they_are():
 
 
 def test_settings_of_the_optimiser_reach_all_networks(monkeypatch):
-    recipes, original = [], team_module.Team._member
+    configs, original = [], team_module.MemberTrainer._member
 
-    def spy(self, recipe):
-        recipes.append(recipe)
-        return original(self, recipe)
+    def spy(self, config):
+        configs.append(config)
+        return original(self, config)
 
-    monkeypatch.setattr(team_module.Team, "_member", spy)
-    trained(recipe=Hybrid(num_members=2, betas=(0.5, 0.9), weight_decay=0.1))
-    assert len(recipes) == 8
-    assert {(each.betas, each.weight_decay) for each in recipes} == {((0.5, 0.9), 0.1)}
-    assert sorted(each.rehearsal > 0 for each in recipes) == [False] * 6 + [True] * 2
+    monkeypatch.setattr(team_module.MemberTrainer, "_member", spy)
+    trained(config=HybridConfig(num_members=2, betas=(0.5, 0.9), weight_decay=0.1))
+    assert len(configs) == 8
+    assert {(each.betas, each.weight_decay) for each in configs} == {((0.5, 0.9), 0.1)}
+    assert sorted(each.rehearsal > 0 for each in configs) == [False] * 6 + [True] * 2
 
 
 def test_too_few_rows_for_the_members_are_told_before_any_is_trained(monkeypatch):
@@ -253,14 +253,14 @@ def test_too_few_rows_for_the_members_are_told_before_any_is_trained(monkeypatch
 def test_a_large_validation_fraction_is_possible():
     few = rows(n_high=12)
     inference = trained(simulations=few, options={"validation_fraction": 0.5, **BRIEF})
-    assert inference.hybrid_summary.effective_rows is not None
+    assert inference.hybrid_summary.effective_sample_size is not None
 
 
 def test_unmixed_nothing_is_trained_that_has_no_part_in_it():
-    inference = trained(recipe=Hybrid(num_members=2, mix=False))
+    inference = trained(config=HybridConfig(num_members=2, mix=False))
     summary = inference.hybrid_summary
     assert list(summary.weights) == list(summary.log_scores) == ["with lower levels"]
-    assert summary.effective_rows is None
+    assert summary.effective_sample_size is None
     assert "with lower levels" in str(summary)
 
 
@@ -279,7 +279,7 @@ def test_a_prior_of_the_users_own_class():
         UsersPrior(),
         {"lower_bound": -torch.ones(1), "upper_bound": torch.ones(1)},
     )
-    inference = MLNPE(prior, "mdn", recipe=QUICK, show_progress_bars=False)
+    inference = MLNPE(prior, "mdn", config=QUICK, show_progress_bars=False)
     inference.append_multilevel_simulations(rows()).train(**BRIEF)
     assert "prior" in inference.hybrid_summary.weights
     samples = inference.build_posterior().sample((20,), x=torch.ones(1, 2))
@@ -296,7 +296,7 @@ def test_what_noise_is_worth_is_not_claimed():
     alone = rows()[1]
     alone = LevelSimulations(0, alone.theta, alone.x)
     inference = trained(simulations=MultilevelSimulations((alone,)))
-    assert inference.hybrid_summary.effective_rows is None
+    assert inference.hybrid_summary.effective_sample_size is None
     assert set(inference.hybrid_summary.weights) <= {"high fidelity alone", "prior"}
 
 
@@ -315,7 +315,7 @@ def test_the_prior_is_no_part_of_the_region_it_is_truncated_to():
 
 
 def test_without_a_prior_the_prior_is_no_component():
-    inference = MLNPE(density_estimator="mdn", recipe=QUICK, show_progress_bars=False)
+    inference = MLNPE(density_estimator="mdn", config=QUICK, show_progress_bars=False)
     inference.append_multilevel_simulations(rows()).train(**BRIEF)
     assert "prior" not in inference.hybrid_summary.weights
 
@@ -377,7 +377,7 @@ def test_the_order_of_rows_says_nothing_to_the_maps():
         tuple(level[level.theta[:, 0].argsort()] for level in simulations)
     )
     scores = [
-        trained(simulations=each).hybrid_summary.alignment_scores[0]
+        trained(simulations=each).hybrid_summary.map_scores[0]
         for each in (simulations, in_order)
     ]
     for kind, score in scores[0].items():
@@ -432,7 +432,7 @@ def test_heavy_tails_are_tamed_and_the_density_is_still_one_of_x():
     assert mass.item() == pytest.approx(1, abs=0.01)
     assert (
         trained(
-            MLNLE, simulations, Hybrid(num_members=2, tame_tails=False)
+            MLNLE, simulations, HybridConfig(num_members=2, transform_tails=False)
         )._neural_net.tails
         is None
     )
@@ -468,14 +468,14 @@ def test_more_rows_train_anew():
         torch.zeros(9, 1), torch.randn(9, 2), torch.randn(9, 2), level=1
     )
     inference.train(**BRIEF, force_first_round_loss=True)
-    assert inference.hybrid_summary.effective_rows.num_rows == 29
+    assert inference.hybrid_summary.effective_sample_size.num_rows == 29
 
 
 def test_four_high_fidelity_rows_are_enough_to_run():
-    inference = trained(simulations=rows(100, 4), recipe=Hybrid())
-    assert inference.hybrid_summary.effective_rows.num_rows == 4
+    inference = trained(simulations=rows(100, 4), config=HybridConfig())
+    assert inference.hybrid_summary.effective_sample_size.num_rows == 4
     with pytest.raises(ValueError, match="at least 4"):
-        trained(simulations=rows(100, 3), recipe=Hybrid())
+        trained(simulations=rows(100, 3), config=HybridConfig())
 
 
 @pytest.mark.parametrize(
@@ -491,10 +491,10 @@ def test_four_high_fidelity_rows_are_enough_to_run():
             )
             .train()
         ),
-        lambda: Hybrid(num_members=1),
-        lambda: Hybrid(alignments=("paired", "magic")),
-        lambda: Hybrid(alignments="paired"),
-        lambda: Hybrid(early_stopping=False),
+        lambda: HybridConfig(num_members=1),
+        lambda: HybridConfig(level_maps=("paired", "magic")),
+        lambda: HybridConfig(level_maps="paired"),
+        lambda: HybridConfig(early_stopping=False),
     ],
 )
 def test_what_it_cannot_do_is_refused(break_it):
@@ -517,14 +517,14 @@ def test_cheap_rows_are_worth_many_dear_ones_and_useless_ones_do_no_harm():
         ("good", rows(2_000, 20)),
         ("useless", rows(2_000, 10, paired=False, useless=True)),
     ):
-        inference = trained(simulations=simulations, recipe=Hybrid(), options={})
+        inference = trained(simulations=simulations, config=HybridConfig(), options={})
         with torch.no_grad():
             values = inference._neural_net.log_prob(test.theta.unsqueeze(0), test.x)[0]
         scores[name] = values.mean().item()
         weights = inference.hybrid_summary.weights
         if name == "good":
             assert weights["with lower levels"] > 0.8
-            assert inference.hybrid_summary.effective_rows.estimate > 40
+            assert inference.hybrid_summary.effective_sample_size.estimate > 40
     assert scores["good"] > scores["useless"] + 0.1
     # log score of the prior, which is uniform on [-1, 1]
     assert scores["useless"] > -np.log(2)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sbi_multilevel.alignment.rows import Rows
-from sbi_multilevel.hybrid import OutputsGain
-from sbi_multilevel.hybrid.pool import Aligner, cut
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.methods.hybrid import OutputsGain
+from sbi_multilevel.methods.hybrid.pool import MapSelector, cut
 
 KINDS = ("none", "shift", "full", "paired")
 
@@ -25,35 +25,35 @@ def levels(seed, tells=True, n_low=2_000, n_high=30):
     return low, Rows(theta[n_low:], x[n_low:], coarse[n_low:])
 
 
-def gain(low, high, kinds=KINDS, seed=0, modelled="x"):
+def gain(low, high, kinds=KINDS, seed=0, target="x"):
     folds = cut(high.theta, 5, seed)
-    aligner = Aligner(kinds, modelled, None, seed)
-    return aligner.told_by_outputs(aligner.step(low, high, folds), high, folds)
+    aligner = MapSelector(kinds, target, None, seed)
+    return aligner.gain_from_outputs(aligner.step(low, high, folds), high, folds)
 
 
-@pytest.mark.parametrize("modelled", ("theta", "x"))
-def test_outputs_tell_what_a_regression_on_theta_cannot(modelled):
-    told = gain(*levels(0), modelled=modelled)
+@pytest.mark.parametrize("target", ("theta", "x"))
+def test_outputs_tell_what_a_regression_on_theta_cannot(target):
+    told = gain(*levels(0), target=target)
     assert told.mean > 0.2 and told.mean > 3 * told.error
 
 
-@pytest.mark.parametrize("modelled", ("theta", "x"))
-def test_outputs_that_are_noise_tell_nothing(modelled):
-    told = [gain(*levels(s, tells=False), seed=s, modelled=modelled) for s in range(6)]
+@pytest.mark.parametrize("target", ("theta", "x"))
+def test_outputs_that_are_noise_tell_nothing(target):
+    told = [gain(*levels(s, tells=False), seed=s, target=target) for s in range(6)]
     means = [each.mean for each in told]
     error = np.std(means, ddof=1) / np.sqrt(len(means))
     assert abs(np.mean(means)) < 4 * error + 0.02
 
 
-@pytest.mark.parametrize("modelled", ("theta", "x"))
-def test_outputs_tell_little_where_a_regression_on_theta_does_as_well(modelled):
+@pytest.mark.parametrize("target", ("theta", "x"))
+def test_outputs_tell_little_where_a_regression_on_theta_does_as_well(target):
     """Both sides of the control are shuffled, or its map would wait for true pairs."""
     draw = np.random.default_rng(0).normal
     theta = draw(size=(1_080, 2))
     x = theta + 0.3 * draw(size=theta.shape)
     coarse = 2 * x + 1
     low, high = Rows(theta[80:], coarse[80:]), Rows(theta[:80], x[:80], coarse[:80])
-    told = gain(low, high, kinds=("none", "paired"), modelled=modelled)
+    told = gain(low, high, kinds=("none", "paired"), target=target)
     # three coefficients a summary from 64 rows cost about 3 / 64 nats
     assert abs(told.mean) < 0.2 + 3 * told.error
 
@@ -76,12 +76,12 @@ def test_the_true_order_and_the_shuffled_one_have_the_same_judge(monkeypatch):
     low = Rows(theta[100:], coarse[100:])
     high = Rows(theta[:100], 1.5 * coarse[:100], coarse[:100])
     folds = cut(high.theta, 5, 0)
-    aligner = Aligner(("none", "paired", "paired_process"), "x", None, 0)
+    aligner = MapSelector(("none", "paired", "paired_process"), "x", None, 0)
     step = aligner.step(low, high, folds)
     assert step.judge is not None and step.judge.trees is not None
-    own = aligner.told_by_outputs(replace(step, judge=None), high, folds)
-    monkeypatch.setattr("sbi_multilevel.hybrid.pool.choose_judge", None)
-    told = aligner.told_by_outputs(step, high, folds)
+    own = aligner.gain_from_outputs(replace(step, judge=None), high, folds)
+    monkeypatch.setattr("sbi_multilevel.methods.hybrid.pool.choose_judge", None)
+    told = aligner.gain_from_outputs(step, high, folds)
     # the noise is shared, which tells something, but less than a judge that is blind
     assert told.mean > 0
     assert told.mean < own.mean - 0.1
@@ -91,10 +91,10 @@ def test_it_changes_neither_the_rows_nor_their_scores():
     low, high = levels(2)
     before = [low.x.copy(), high.x_coarse.copy()]
     folds = cut(high.theta, 5, 0)
-    aligner = Aligner(KINDS, "x", None, 0)
+    aligner = MapSelector(KINDS, "x", None, 0)
     step = aligner.step(low, high, folds)
-    first = aligner.told_by_outputs(step, high, folds)
-    assert first == aligner.told_by_outputs(step, high, folds)
+    first = aligner.gain_from_outputs(step, high, folds)
+    assert first == aligner.gain_from_outputs(step, high, folds)
     assert np.array_equal(before[0], low.x)
     assert np.array_equal(before[1], high.x_coarse)
 
@@ -102,7 +102,7 @@ def test_it_changes_neither_the_rows_nor_their_scores():
 def test_held_out_scores_are_those_of_maps_that_other_folds_chose():
     low, high = levels(3)
     folds = cut(high.theta, 5, 0)
-    step = Aligner(KINDS, "x", None, 0).step(low, high, folds)
+    step = MapSelector(KINDS, "x", None, 0).step(low, high, folds)
     start = 0
     for fold, rows in enumerate(folds):
         choice = step.choice([f for f in range(5) if f != fold])
@@ -131,20 +131,20 @@ def test_scores_of_folds_of_unequal_size_are_told_apart():
     low, high = levels(4, n_high=12)
     high = Rows(high.theta[np.arange(30) % 7], high.x[np.arange(30) % 7])
     folds = cut(high.theta, 3, 0)
-    step = Aligner(("none", "shift"), "x", None, 0).step(low, high, folds)
-    assert step.num_judged == tuple(map(len, folds)) and len(set(map(len, folds))) > 1
+    step = MapSelector(("none", "shift"), "x", None, 0).step(low, high, folds)
+    assert step.num_scored == tuple(map(len, folds)) and len(set(map(len, folds))) > 1
     assert len(step.held_out()) == 30
 
 
-@pytest.mark.parametrize("modelled", ("theta", "x"))
-def test_twins_of_rows_held_out_do_not_raise_the_scores(modelled):
+@pytest.mark.parametrize("target", ("theta", "x"))
+def test_twins_of_rows_held_out_do_not_raise_the_scores(target):
     """A map by nothing but twins: cheap rows at the very parameters, noise and all."""
     low, high = levels(5, n_low=60, n_high=30)
     joined = Rows(
         np.concatenate((low.theta, high.theta)), np.concatenate((low.x, high.x))
     )
     folds = cut(high.theta, 5, 0)
-    aligner = Aligner(("none", "shift"), modelled, None, 0)
+    aligner = MapSelector(("none", "shift"), target, None, 0)
     step = aligner.step(joined, high, folds)
     for fold, part in zip(folds, step._parts):
         others = np.setdiff1d(np.arange(30), fold)

@@ -7,23 +7,23 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from sbi_multilevel import MFNPE, MLNLE, MLNPE, Hybrid, train_ensemble
-from sbi_multilevel.hybrid import training as training_module
-from sbi_multilevel.trainers.batches import Fold
-from sbi_multilevel.trainers.ensemble import train_members
+from sbi_multilevel import MFNPE, MLNLE, MLNPE, HybridConfig, train_ensemble
+from sbi_multilevel.methods.hybrid import training as training_module
+from sbi_multilevel.training.batches import Fold
+from sbi_multilevel.training.ensemble import train_members
 from tests.test_hybrid import BRIEF, QUICK, make, rows, trained
 
 
 @pytest.mark.parametrize(
-    ("recipe", "one_level", "total"),
+    ("config", "one_level", "total"),
     (
-        (Hybrid(num_members=3), False, 2 + 3 * 3),
-        (Hybrid(num_members=2, shared_start=False), False, 3 * 2),
-        (Hybrid(num_members=3), True, 3),
+        (HybridConfig(num_members=3), False, 2 + 3 * 3),
+        (HybridConfig(num_members=2, shared_start=False), False, 3 * 2),
+        (HybridConfig(num_members=3), True, 3),
     ),
 )
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
-def test_the_bar_moves_with_every_network(monkeypatch, recipe, one_level, total):
+def test_the_bar_moves_with_every_network(monkeypatch, config, one_level, total):
     moves, words, totals = [], [], []
 
     class Bar(tqdm):
@@ -38,20 +38,20 @@ def test_the_bar_moves_with_every_network(monkeypatch, recipe, one_level, total)
             words.append(desc)
 
     monkeypatch.setattr(training_module, "tqdm", Bar)
-    inference = make(recipe=recipe)
+    inference = make(config=config)
     if one_level:
-        inference = MLNPE(density_estimator="mdn", recipe=recipe)
+        inference = MLNPE(density_estimator="mdn", config=config)
         low = rows()[0]
         inference.append_multilevel_simulations(low.theta, low.x, level=0)
     inference.train(**BRIEF)
     assert totals == [(total, not one_level)]
     assert len(moves) == total and all(step == 1 for step, _ in moves)
-    members = recipe.num_members
+    members = config.num_members
     last = [("Training networks of high fidelity alone", members)]
     if not one_level:
         first = ("Training networks to start from", 2)
         last = [
-            *([first] if recipe.shared_start else []),
+            *([first] if config.shared_start else []),
             ("Training networks with lower levels", members),
             ("Training networks of half of the rows", members),
             *last,
@@ -63,7 +63,7 @@ def test_the_bar_moves_with_every_network(monkeypatch, recipe, one_level, total)
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 @pytest.mark.parametrize("num_workers", (1, 2))
 def test_members_come_in_order_and_are_told_one_by_one(num_workers):
-    trainers = [make(MFNPE, rows(60, n), recipe="transfer") for n in (20, 8, 12)]
+    trainers = [make(MFNPE, rows(60, n), config="transfer") for n in (20, 8, 12)]
     done = []
     folds = [Fold(index, 0) for index in range(3)]
     members = train_members(
@@ -101,14 +101,14 @@ def test_a_kernel_of_the_user_reaches_the_members():
         seen.append(len(x))
         return torch.ones(len(x))
 
-    inference = make(recipe=QUICK)
+    inference = make(config=QUICK)
     with pytest.warns(UserWarning, match="Maximum number of epochs"):
         inference.train(calibration_kernel=kernel, **BRIEF)
     assert seen
 
 
 def test_an_ensemble_warns_once_and_its_members_by_themselves_again():
-    trainer = make(MFNPE, recipe="transfer")
+    trainer = make(MFNPE, config="transfer")
     with pytest.warns(UserWarning, match="by 2 of 2 networks") as caught:
         ensemble = train_ensemble(trainer, 2, train_options=BRIEF)
     assert len([w for w in caught if "Maximum" in str(w.message)]) == 1

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from sbi_multilevel.benchmark import mf_abc
-from sbi_multilevel.benchmark.tasks import get_task
+from sbi_multilevel_benchmarks import mf_abc
+from sbi_multilevel_benchmarks.tasks import get_task
 
 
 @pytest.fixture(autouse=True)

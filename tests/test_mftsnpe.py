@@ -283,7 +283,7 @@ def test_without_low_fidelity_rows_x_is_read_as_it_is():
     [
         (dict(x_o=torch.tensor([0.0, torch.nan])), "x_o must be one observation"),
         (dict(x_o=torch.zeros(3, 2)), "x has shape"),
-        (dict(recipe="multilevel"), "recipe must be 'transfer'"),
+        (dict(config="multilevel"), "recipe must be 'transfer'"),
         (dict(num_members=0), "num_members is 0"),
         (dict(acquisition=Acquisition()), "num_members is 1"),
         (

@@ -6,7 +6,7 @@ from sbi.neural_nets import posterior_nn
 from scipy.stats import kstest
 
 from sbi_multilevel import Acquisition
-from sbi_multilevel.sequential.coverage import coverage_levels
+from sbi_multilevel.methods.sequential.coverage import coverage_levels
 from tests import linear_gaussian as problem
 from tests.test_mftsnpe import FINE, LOW, RUN, X_O, make, networks, simulate
 from tests.test_truncation import PRIOR, ExactPosterior, direct

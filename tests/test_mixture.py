@@ -8,14 +8,16 @@ from sbi.utils import BoxUniform, MultipleIndependent
 from sbi.utils.user_input_checks_utils import CustomPriorWrapper
 from torch.distributions import Exponential, Independent, StudentT, Uniform
 
-from sbi_multilevel.alignment.tails import Tails
-from sbi_multilevel.mixture import MixtureEstimator
+from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.level_maps.tail_transform import TailTransform
 
 BOX = BoxUniform(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0]))
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3])
-TAILS = Tails(torch.tensor([0.1, -0.4]), torch.tensor([1.0, 2.0]), torch.ones(2))
+TAILS = TailTransform(
+    torch.tensor([0.1, -0.4]), torch.tensor([1.0, 2.0]), torch.ones(2)
+)
 BUILDERS = {"theta": posterior_nn, "x": likelihood_nn}
-both = pytest.mark.parametrize("modelled", tuple(BUILDERS))
+both = pytest.mark.parametrize("target", tuple(BUILDERS))
 
 
 def rows(n=60, seed=0, dim=2):
@@ -24,8 +26,8 @@ def rows(n=60, seed=0, dim=2):
     return theta, theta + 0.3 * torch.randn(n, dim, generator=generator)
 
 
-def make_members(modelled, count=2, dim=2, seed=0):
-    build = BUILDERS[modelled]("mdn", hidden_features=8, num_components=2)
+def make_members(target, count=2, dim=2, seed=0):
+    build = BUILDERS[target]("mdn", hidden_features=8, num_components=2)
     return [build(*rows(seed=seed + i, dim=dim)).eval() for i in range(count)]
 
 
@@ -38,9 +40,9 @@ def by_hand(members, weights, input, condition):
 
 
 @both
-def test_log_prob_is_that_of_the_sum(modelled):
-    members = make_members(modelled, 3)
-    mixture = MixtureEstimator(members, WEIGHTS, modelled)
+def test_log_prob_is_that_of_the_sum(target):
+    members = make_members(target, 3)
+    mixture = MixtureEstimator(members, WEIGHTS, target)
     input, condition = torch.rand(4, 5, 2), torch.rand(5, 2)
     expected = by_hand(members, WEIGHTS, input, condition)
     assert expected.shape == (4, 5)
@@ -48,8 +50,8 @@ def test_log_prob_is_that_of_the_sum(modelled):
 
 
 @both
-def test_loss_is_the_negative_log_density_of_each_row(modelled):
-    mixture = MixtureEstimator(make_members(modelled), WEIGHTS[:2], modelled)
+def test_loss_is_the_negative_log_density_of_each_row(target):
+    mixture = MixtureEstimator(make_members(target), WEIGHTS[:2], target)
     input, condition = rows(7)
     each = [mixture.log_prob(i[None, None], c[None]) for i, c in zip(input, condition)]
     expected = -torch.cat(each).flatten()
@@ -71,7 +73,7 @@ def test_tails_of_a_posterior_tame_what_it_is_given():
 
 @pytest.mark.parametrize("delta", (0.0, 0.5, 3.0))
 def test_a_likelihood_with_tamed_tails_integrates_to_one(delta):
-    tails = Tails(*(torch.tensor([value]) for value in (0.2, 0.7, delta)))
+    tails = TailTransform(*(torch.tensor([value]) for value in (0.2, 0.7, delta)))
     members = make_members("x", dim=1)
     mixture = MixtureEstimator(members, WEIGHTS[:2], "x", tails)
     grid = torch.sinh(torch.linspace(-12, 12, 20_001, dtype=torch.float64)).float()
@@ -81,7 +83,7 @@ def test_a_likelihood_with_tamed_tails_integrates_to_one(delta):
 
 
 def test_samples_of_a_likelihood_with_tamed_tails_follow_its_density():
-    tails = Tails(*(torch.tensor([value]) for value in (0.2, 0.7, 3.0)))
+    tails = TailTransform(*(torch.tensor([value]) for value in (0.2, 0.7, 3.0)))
     mixture = MixtureEstimator(make_members("x", dim=1), WEIGHTS[:2], "x", tails)
     condition, n = torch.tensor([[0.4]]), 4_000
     samples = mixture.sample(torch.Size((n,)), condition).flatten()
@@ -183,8 +185,8 @@ def test_components_of_weight_zero_are_never_drawn():
 
 @both
 @pytest.mark.parametrize("shape", ((), (4,), (2, 3)))
-def test_shapes_of_samples(modelled, shape):
-    mixture = MixtureEstimator(make_members(modelled), WEIGHTS[:2], modelled, TAILS)
+def test_shapes_of_samples(target, shape):
+    mixture = MixtureEstimator(make_members(target), WEIGHTS[:2], target, TAILS)
     samples = mixture.sample(torch.Size(shape), torch.rand(5, 2))
     assert samples.shape == (*shape, 5, 2)
     assert (
@@ -234,15 +236,15 @@ def test_the_normalised_posterior_integrates_to_one():
 
 
 @both
-def test_the_state_comes_back(modelled):
-    prior = BOX if modelled == "theta" else None
+def test_the_state_comes_back(target):
+    prior = BOX if target == "theta" else None
     count = 2 + (prior is not None)
     first = MixtureEstimator(
-        make_members(modelled), WEIGHTS[:count], modelled, TAILS, prior
+        make_members(target), WEIGHTS[:count], target, TAILS, prior
     )
-    blank = Tails(torch.zeros(2), torch.ones(2), torch.zeros(2))
-    other = make_members(modelled, seed=5)
-    second = MixtureEstimator(other, torch.ones(count), modelled, blank, prior)
+    blank = TailTransform(torch.zeros(2), torch.ones(2), torch.zeros(2))
+    other = make_members(target, seed=5)
+    second = MixtureEstimator(other, torch.ones(count), target, blank, prior)
     input, condition = rows(6)
     assert not torch.allclose(*(m.loss(input, condition) for m in (first, second)))
     second.load_state_dict(first.state_dict())

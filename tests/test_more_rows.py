@@ -16,7 +16,7 @@ from sbi_multilevel import (
     LevelSimulations,
     MultilevelSimulations,
 )
-from sbi_multilevel.trainers.appending import count_repeats
+from sbi_multilevel.training.appending import count_repeats
 from tests.test_hybrid import BRIEF, make, rows, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -42,7 +42,7 @@ def test_a_second_training_is_that_of_a_new_trainer_with_all_rows(cls):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*with and without x_coarse")
             each.train(**BRIEF)
-    assert inference.hybrid_summary.effective_rows.num_rows == 34
+    assert inference.hybrid_summary.effective_sample_size.num_rows == 34
     assert same_weights(inference, fresh._neural_net)
 
 
@@ -63,7 +63,7 @@ def test_rows_of_a_proposal_are_not_taken_for_rows_of_the_prior():
 
 
 def test_other_recipes_ask_as_sbi_does():
-    inference = make(MFNPE, recipe="transfer")
+    inference = make(MFNPE, config="transfer")
     inference.train(**BRIEF)
     with pytest.raises(ValueError, match="force_first_round_loss"):
         inference.train(**BRIEF)
@@ -74,9 +74,9 @@ def test_other_recipes_ask_as_sbi_does():
 
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-@pytest.mark.parametrize("recipe", (None, "transfer"))
-def test_a_trainer_from_a_pickle_says_why_it_cannot_train(cls, recipe):
-    inference = make(cls, recipe=recipe)
+@pytest.mark.parametrize("config", (None, "transfer"))
+def test_a_trainer_from_a_pickle_says_why_it_cannot_train(cls, config):
+    inference = make(cls, config=config)
     copy = pickle.loads(pickle.dumps(inference))
     copy.append_multilevel_simulations(rows(seed=1))
     with pytest.raises(ValueError, match=rf"pickle.*new trainer, `{cls.__name__}\("):

@@ -14,15 +14,15 @@ from sbi_multilevel import (
     MFTSNPE,
     MLNLE,
     MLNPE,
-    Hybrid,
+    HybridConfig,
     Truncation,
     train_ensemble,
 )
-from sbi_multilevel.observations import TrainingRange
+from sbi_multilevel.estimators.observations import TrainingRange
 from tests.linear_gaussian import DIM, SIMULATORS, SilentTracker, prior, simulations
 
 FEW = dict(max_num_epochs=2)
-SMALL = Hybrid(num_members=2, alignments=("none",), mix=False)
+SMALL = HybridConfig(num_members=2, level_maps=("none",), mix=False)
 FAR = torch.tensor([[0.0, 80.0]])  # the deviation is 1.15
 NEAR = torch.zeros(1, DIM)
 FAR_OUTSIDE = "far outside of the training simulations: its feature 1 is 80"
@@ -34,11 +34,11 @@ pytestmark = [
 ]
 
 
-def trainer(cls=MLNPE, recipe="multilevel", density_estimator="mdn"):
+def trainer(cls=MLNPE, config="multilevel", density_estimator="mdn"):
     made = cls(
         prior(),
         density_estimator=density_estimator,
-        recipe=recipe,
+        config=config,
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -97,10 +97,10 @@ def test_posteriors_say_so(posterior, name):
     assert message in found
 
 
-@pytest.mark.parametrize("cls, recipe", [(MLNLE, "multilevel"), (MFNLE, "transfer")])
-def test_posteriors_by_likelihood_say_so(cls, recipe):
+@pytest.mark.parametrize("cls, config", [(MLNLE, "multilevel"), (MFNLE, "transfer")])
+def test_posteriors_by_likelihood_say_so(cls, config):
     chains = MCMCPosteriorParameters(num_chains=2, warmup_steps=1, thin=1)
-    posterior = trained(cls, recipe).build_posterior(posterior_parameters=chains)
+    posterior = trained(cls, config).build_posterior(posterior_parameters=chains)
     posterior = pickle.loads(pickle.dumps(posterior))
     assert type(posterior) is MCMCPosterior
     sample = lambda x: posterior.sample((4,), x=x, show_progress_bars=False)

@@ -5,7 +5,7 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_multilevel import MFNPE
-from sbi_multilevel.parameters import LevelParameters
+from sbi_multilevel.data.parameters import LevelParameters
 from tests.linear_gaussian import SilentTracker
 from tests.test_trainers import FEW
 from tests.test_transfer import BOX, both, box_rows

@@ -7,11 +7,11 @@ from sbi.inference import NLE, NPE, NRE
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MLNLE, MLNPE, Multilevel, simulate_multilevel
-from sbi_multilevel.budget.extra_runs import ExtraRuns
-from sbi_multilevel.budget.growing import GrowingSimulations, Source
-from sbi_multilevel.budget.pilot import pilot
-from sbi_multilevel.budget.variances import (
+from sbi_multilevel import MLNLE, MLNPE, MultilevelConfig, simulate_multilevel
+from sbi_multilevel.allocation.extra_runs import ExtraRuns
+from sbi_multilevel.allocation.growing import GrowingSimulations, Source
+from sbi_multilevel.allocation.pilot import pilot
+from sbi_multilevel.allocation.variances import (
     Measurements,
     loss_measurements,
     norm_measurements,
@@ -121,7 +121,7 @@ def test_paired_alignment_of_the_recipe_is_applied():
         return 3.0 * SIMULATORS[1](theta, u) - 2.0
 
     aligned = trained()
-    aligned._recipe = Multilevel(alignment="paired")
+    aligned._config = MultilevelConfig(alignment="paired")
     options = dict(simulators=(shifted, SIMULATORS[1]), costs=COSTS[:2])
     plain = run((300, 200), **options)
     moved = run((300, 200), inference=aligned, **options)

@@ -10,12 +10,12 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from sbi.inference import NPE
 
-from sbi_multilevel import MFNPE, MLNPE, Hybrid, Transfer
-from sbi_multilevel.diagnostics import EffectiveRows
-from sbi_multilevel.diagnostics.training import curve
-from sbi_multilevel.hybrid.summary import HybridSummary
+from sbi_multilevel import MFNPE, MLNPE, HybridConfig, TransferConfig
+from sbi_multilevel.diagnostics import EffectiveSampleSize
+from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.plots import compare, plot_training
 from sbi_multilevel.plots.style import COLOURS
+from sbi_multilevel.training.history import curve
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
 pytestmark = [
@@ -69,7 +69,7 @@ def assert_shows(line, points):
 @pytest.fixture(scope="module")
 def multilevel():
     torch.manual_seed(1)
-    return trained(MLNPE, simulations(), recipe="multilevel")
+    return trained(MLNPE, simulations(), config="multilevel")
 
 
 def test_a_multilevel_training_shows_all_that_is_known(multilevel):
@@ -121,7 +121,7 @@ def test_stages_of_a_transfer_are_marked():
 
 def test_rehearsal_has_gradients_of_the_second_stage_only():
     sims = simulations((200, 60))
-    trainer = trained(MFNPE, sims, recipe=Transfer(rehearsal=0.5))
+    trainer = trained(MFNPE, sims, config=TransferConfig(rehearsal=0.5))
     _, (losses, levels, norms, rows) = plot_training(trainer)
     assert [text.get_text() for text in losses.texts] == ["level 0", "levels 0, 1"]
     assert list(lines(levels, "level 0")[0].get_xdata()) == [*range(10)]
@@ -176,7 +176,7 @@ def hybrid_summary(worth, scores=None):
 
 
 def test_a_hybrid_shows_what_its_summary_holds():
-    worth = EffectiveRows(20, 55.0, (30.0, np.inf), 0.75, 0.1)
+    worth = EffectiveSampleSize(20, 55.0, (30.0, np.inf), 0.75, 0.1)
     inference = SimpleNamespace(hybrid_summary=hybrid_summary(worth))
     figure, (maps, weights, scores, rows) = plot_training(inference)
     figure.canvas.draw()
@@ -198,7 +198,7 @@ def test_a_hybrid_shows_what_its_summary_holds():
 @pytest.mark.parametrize("estimate", (np.nan, np.inf, 7.0))
 def test_any_worth_can_be_drawn(estimate):
     interval = (np.nan, np.nan) if np.isnan(estimate) else (5.0, np.inf)
-    worth = EffectiveRows(20, estimate, interval, 0.1, 0.1)
+    worth = EffectiveSampleSize(20, estimate, interval, 0.1, 0.1)
     inference = SimpleNamespace(hybrid_summary=hybrid_summary(worth))
     figure, axes = plot_training(inference)
     figure.canvas.draw()
@@ -208,8 +208,8 @@ def test_any_worth_can_be_drawn(estimate):
 
 
 def test_a_trained_hybrid_is_plotted():
-    recipe = Hybrid(num_members=2, alignments=("none", "shift"))
-    trainer = trained(MLNPE, simulations((100, 12)), recipe=recipe)
+    config = HybridConfig(num_members=2, level_maps=("none", "shift"))
+    trainer = trained(MLNPE, simulations((100, 12)), config=config)
     figure, axes = plot_training(trainer)
     figure.canvas.draw()
     assert len(axes) == 4

@@ -15,8 +15,8 @@ from sbi_multilevel import (
     LevelSimulations,
     MultilevelSimulations,
 )
-from sbi_multilevel.alignment.constant import fill_constant, varies
-from sbi_multilevel.alignment.extremes import limit_extremes
+from sbi_multilevel.data.constant_features import fill_constant, varies
+from sbi_multilevel.data.extremes import limit_extremes
 from tests.linear_gaussian import SilentTracker
 
 COUNTS, FEATURES = (400, 60), 3
@@ -63,7 +63,7 @@ def score_of_seed(cls, sims, seed):
     trainer = cls(
         PRIOR,
         density_estimator="mdn",
-        recipe=RECIPES[cls],
+        config=RECIPES[cls],
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -146,8 +146,8 @@ def test_the_likelihood_of_a_constant_feature_is_bounded(value, reference):
 def test_good_simulations_stay_as_they_are():
     sims = simulations()
     assert limit_extremes(sims) is sims
-    for modelled in ("theta", "x"):
-        assert fill_constant(sims, modelled, 0) is sims
+    for target in ("theta", "x"):
+        assert fill_constant(sims, target, 0) is sims
 
 
 HEAVY = {
@@ -231,8 +231,8 @@ def test_constants_of_pretraining_cannot_be_read_later():
 
 @pytest.mark.parametrize("cls", (MLNLE, MFNLE))
 def test_likelihoods_are_of_vectors(cls):
-    recipe = "transfer" if cls is MFNLE else "hybrid"
-    trainer = cls(PRIOR, recipe=recipe, tracker=SilentTracker())
+    config = "transfer" if cls is MFNLE else "hybrid"
+    trainer = cls(PRIOR, config=config, tracker=SilentTracker())
     theta, x = rows(40, 1)
     trainer.append_lowfidelity_simulations(theta, x.reshape(40, 3, 1))
     trainer.append_simulations(theta[:20] + 0.1, x[:20].reshape(20, 3, 1))

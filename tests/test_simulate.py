@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sbi.utils import BoxUniform
 from scipy.stats import uniform
 
-from sbi_multilevel import one_at_a_time, simulate_multilevel
+from sbi_multilevel import simulate_multilevel, vectorize_simulator
 from tests.two_levels import PRIOR, coarse, fine, normal_noise
 
 
@@ -23,7 +23,10 @@ def seeded_fine(theta, seed):
 KINDS = {
     "sampler": dict(simulators=(coarse, fine), noise=normal_noise),
     "seeds": dict(
-        simulators=(one_at_a_time(seeded_coarse), one_at_a_time(seeded_fine))
+        simulators=(
+            vectorize_simulator(seeded_coarse),
+            vectorize_simulator(seeded_fine),
+        )
     ),
 }
 

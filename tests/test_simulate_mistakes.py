@@ -12,8 +12,8 @@ from sbi.utils import BoxUniform
 from sbi_multilevel import (
     SimulationStore,
     TooManyFailures,
-    one_at_a_time,
     simulate_multilevel,
+    vectorize_simulator,
 )
 from sbi_multilevel.diagnostics import check_pairing
 from sbi_multilevel.simulation.arguments import per_level
@@ -243,11 +243,14 @@ def test_simulators_are_refused_by_name(simulators, text, tmp_path):
 
 def test_simulators_of_one_row_take_a_seed():
     with pytest.raises(ValueError, match=r"takes \(theta\), but is .*\(theta, seed\)"):
-        one_at_a_time(lambda theta: theta)
+        vectorize_simulator(lambda theta: theta)
 
 
 def test_simulators_without_a_known_signature_are_left_alone():
-    assert one_at_a_time(math.hypot)(torch.ones(2, 1), torch.zeros(2)).shape == (2, 1)
+    assert vectorize_simulator(math.hypot)(torch.ones(2, 1), torch.zeros(2)).shape == (
+        2,
+        1,
+    )
     run((np.minimum, np.maximum), noise=lambda n, g: torch.randn(n, 2, generator=g))
 
 
@@ -289,7 +292,7 @@ def test_a_seed_that_is_too_large_is_told_with_the_users_line():
         return theta
 
     with pytest.raises(TooManyFailures, match=r"2\*\*32 - 1 \(simulate, line"):
-        run((one_at_a_time(simulate),) * 2, noise=None)
+        run((vectorize_simulator(simulate),) * 2, noise=None)
 
 
 def test_one_number_a_row_needs_a_dimension():

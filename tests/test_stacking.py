@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from sbi_multilevel.stacking import stacking_weights
+from sbi_multilevel.estimators.stacking import stacking_weights
 
 
 def objective(weights, log_densities, counts):

@@ -208,8 +208,8 @@ def test_the_start_of_a_store_that_was_killed_is_none(path):
 
 
 def test_a_half_made_store_is_told_and_completed(path):
-    from sbi_multilevel.simulation.store import layout
-    from sbi_multilevel.simulation.store.fingerprint import Fingerprint
+    from sbi_multilevel.storage import layout
+    from sbi_multilevel.storage.fingerprint import Fingerprint
 
     fingerprint = Fingerprint.of(PRIOR, 2, 0, normal_noise)
     layout.make(path, fingerprint, (5, 5))
@@ -262,7 +262,7 @@ def test_numbers_may_be_numpys_and_one_status_a_word(path):
 
 
 def test_a_store_whose_growth_was_killed_is_grown_again(path, monkeypatch):
-    from sbi_multilevel.simulation.store import layout
+    from sbi_multilevel.storage import layout
 
     run(store=path)
 

@@ -137,7 +137,7 @@ def test_another_process_on_the_same_store_is_refused(healthy, tmp_path):
 
 
 def test_a_repair_that_is_killed_is_done_again(healthy, tmp_path, monkeypatch):
-    from sbi_multilevel.simulation.store import repairing
+    from sbi_multilevel.storage import repairing
 
     path = tmp_path / "run.zarr"
     run(store=path, simulation_batch_size=5)
@@ -175,7 +175,7 @@ def test_a_damaged_chunk_that_is_written_to_is_told(tmp_path):
 
 
 def test_a_link_to_a_store_has_its_lock(tmp_path):
-    from sbi_multilevel.simulation.store.locking import writing
+    from sbi_multilevel.storage.locking import writing
 
     path, link = tmp_path / "run.zarr", tmp_path / "link.zarr"
     run(store=path)

@@ -5,8 +5,8 @@ import pytest
 from scipy.integrate import trapezoid
 from scipy.stats import multivariate_normal, norm
 
-from sbi_multilevel.alignment.rows import Rows
-from sbi_multilevel.alignment.synthetic import SyntheticLikelihood
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
 from tests.gaussian_rows import (
     HIGH_COVARIANCE,
     HIGH_SHIFT,

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbi_multilevel.alignment.tails import Tails
+from sbi_multilevel.level_maps.tail_transform import TailTransform
 
-MAPS = Tails(
+MAPS = TailTransform(
     torch.tensor([0.0, -2.0, 5.0]),
     torch.tensor([1.0, 0.1, 30.0]),
     torch.tensor([0.0, 0.3, 10.0]),
@@ -23,7 +23,7 @@ def heavy(n, freedom=1.5):
 
 def test_normal_features_are_left_as_they_are():
     x = torch.randn(2_000, 3) * torch.tensor([1.0, 1e-3, 1e3]) + 7.0
-    tails = Tails.fit([x])
+    tails = TailTransform.fit([x])
     assert tails.is_identity
     assert torch.equal(tails(x), x) and torch.equal(tails.inverse(x), x)
     assert torch.equal(tails.log_det(x), torch.zeros(2_000))
@@ -31,7 +31,7 @@ def test_normal_features_are_left_as_they_are():
 
 def test_only_heavy_features_are_tamed():
     x = torch.cat([torch.randn(2_000, 1), heavy(2_000), torch.rand(2_000, 1)], dim=1)
-    tails = Tails.fit([x])
+    tails = TailTransform.fit([x])
     assert (tails.delta > 0).tolist() == [False, True, False]
     tamed = tails(x)
     assert not tails.is_identity
@@ -56,7 +56,7 @@ def of_the_law(z, delta):
 def test_rows_of_the_law_the_map_stands_for_choose_it(delta):
     z = torch.randn(5_000, 1, dtype=torch.float64)
     x = 4.0 + 2.5 * of_the_law(z, delta)
-    tails = Tails.fit([x])
+    tails = TailTransform.fit([x])
     if delta == 0.3:  # close to normal
         assert tails.is_identity
         return
@@ -71,13 +71,13 @@ def test_rows_of_the_law_the_map_stands_for_choose_it(delta):
 
 def test_a_heavy_level_of_few_rows_counts_as_much_as_a_light_one_of_many():
     light, few = quantiles(40_000), of_the_law(quantiles(40), 3.0)
-    assert Tails.fit([torch.cat([light, few])]).is_identity
-    assert not Tails.fit([light, few]).is_identity
+    assert TailTransform.fit([torch.cat([light, few])]).is_identity
+    assert not TailTransform.fit([light, few]).is_identity
 
 
 def test_constant_features_are_untouched():
     x = torch.cat([torch.full((500, 1), 0.1), heavy(500)], dim=1)
-    tails = Tails.fit([x, x[:20]])
+    tails = TailTransform.fit([x, x[:20]])
     y = x + torch.tensor([2.0, 0.0])
     assert torch.equal(tails(y)[:, 0], y[:, 0])
     assert torch.isfinite(tails.log_det(y)).all()
@@ -128,7 +128,7 @@ def test_the_type_and_the_shape_of_x_are_kept(dtype):
 
 
 def test_maps_are_part_of_the_state():
-    copy = Tails(torch.zeros(3), torch.ones(3), torch.ones(3))
+    copy = TailTransform(torch.zeros(3), torch.ones(3), torch.ones(3))
     copy.load_state_dict(MAPS.state_dict())
     x = torch.randn(9, 3)
     assert torch.equal(copy(x), MAPS(x))
@@ -136,7 +136,7 @@ def test_maps_are_part_of_the_state():
 
 def test_units_of_x_do_not_matter():
     x = heavy(1_000).double()
-    first, second = Tails.fit([x]), Tails.fit([1e-4 * x - 3.0])
+    first, second = TailTransform.fit([x]), TailTransform.fit([1e-4 * x - 3.0])
     assert torch.equal(first.delta, second.delta)
     assert torch.allclose(first(x), second(1e-4 * x - 3.0))
 
@@ -144,7 +144,7 @@ def test_units_of_x_do_not_matter():
 def test_a_few_discrete_values_have_no_tails():
     generator = torch.Generator().manual_seed(0)
     x = torch.bernoulli(torch.full((2_000, 1), 0.45), generator=generator)
-    assert Tails.fit([x]).is_identity
+    assert TailTransform.fit([x]).is_identity
 
 
 def test_a_device_without_double_precision_has_single():

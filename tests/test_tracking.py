@@ -14,15 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import Parameter
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from sbi_multilevel import MFNPE, MLNPE, Multilevel, Transfer
-from sbi_multilevel.diagnostics.training import (
-    control_variate,
-    curve,
-    effective_batch_rows,
-    estimate_variance,
-    training_runs,
-)
-from sbi_multilevel.gradients import (
+from sbi_multilevel import MFNPE, MLNPE, MultilevelConfig, TransferConfig
+from sbi_multilevel.losses.gradients import (
     ADJUSTMENTS,
     adjusted_step,
     base_cosine,
@@ -30,8 +23,15 @@ from sbi_multilevel.gradients import (
     level_norms,
     project,
 )
-from sbi_multilevel.recipes import Term
-from sbi_multilevel.trainers.tracking import StepRecorder, TermLosses
+from sbi_multilevel.training.history import (
+    control_variate,
+    curve,
+    effective_batch_size,
+    estimate_variance,
+    training_runs,
+)
+from sbi_multilevel.training.stages import Term
+from sbi_multilevel.training.tracking import StepRecorder, TermLosses
 from tests.linear_gaussian import SilentTracker, prior, simulations
 from tests.test_exactness import gradient_of, terms_by_hand
 from tests.test_gradients import GRADIENTS
@@ -43,11 +43,11 @@ STILL = dict(training_batch_size=10_000, max_num_epochs=1, learning_rate=1e-20)
 TELESCOPING = {"gradient_cosine", "control_variate_level_1", "gradient_norm_level_1"}
 
 
-def make(recipe="multilevel", sims=None, cls=MLNPE, tracker=None):
+def make(config="multilevel", sims=None, cls=MLNPE, tracker=None):
     trainer = cls(
         prior(),
         density_estimator=posterior_nn("mdn", **NETWORK),
-        recipe=recipe,
+        config=config,
         tracker=tracker or SilentTracker(),
         show_progress_bars=False,
     )
@@ -94,7 +94,7 @@ def test_effective_rows_of_known_variances():
     coarse = math.sqrt(3) * generator.normal(size=(batches, 10))
     fine = coarse + generator.normal(size=(batches, 10))
     expected = 4 / (3 / 60 + 1 / 10)
-    found = effective_batch_rows([base, fine - coarse], fine)
+    found = effective_batch_size([base, fine - coarse], fine)
     # a mean over batches of variances of n rows has relative variance 2 / (n - 1) each
     error = expected * math.sqrt(2 * 2 / 9 / batches)
     assert abs(found - expected) < 4 * error
@@ -107,7 +107,7 @@ def test_effective_rows_of_known_variances():
 
 def test_effective_rows_of_one_level_are_its_rows():
     losses = np.random.default_rng(3).normal(size=(5, 17))
-    assert effective_batch_rows([losses], losses) == pytest.approx(17)
+    assert effective_batch_size([losses], losses) == pytest.approx(17)
 
 
 def test_rehearsed_rows_enter_with_their_weight():
@@ -168,11 +168,11 @@ def test_logged_values_are_those_by_hand(
     adjustment, rows_for_separate_passes, monkeypatch
 ):
     monkeypatch.setattr(
-        "sbi_multilevel.trainers.epochs._ROWS_FOR_SEPARATE_PASSES",
+        "sbi_multilevel.training.epochs._ROWS_FOR_SEPARATE_PASSES",
         rows_for_separate_passes,
     )
     sims = simulations()
-    trainer = make(Multilevel(adjustment=adjustment, early_stopping=False), sims)
+    trainer = make(MultilevelConfig(adjustment=adjustment, early_stopping=False), sims)
     trainer.train(**STILL)
     summary = {k: v[0] for k, v in trainer.summary.items() if isinstance(v, list) and v}
     terms = list(terms_by_hand(trainer, sims, lambda x, level: x))
@@ -186,7 +186,7 @@ def test_logged_values_are_those_by_hand(
             beta, abs=1e-4
         )
     parts = [rows[0][0], *(rows[level][0] - rows[level][1] for level in (1, 2))]
-    expected = effective_batch_rows(parts, rows[2][0])
+    expected = effective_batch_size(parts, rows[2][0])
     assert summary["effective_rows"] == pytest.approx(expected, rel=1e-4)
     if adjustment == "none":
         assert not {"gradient_cosine", "gradient_norm_level_1"} & set(summary)
@@ -214,7 +214,7 @@ def rows_by_hand(trainer, sims):
 
 def test_the_error_of_the_validation_loss_is_that_of_the_held_out_rows():
     sims = simulations()
-    trainer = make(Multilevel(stopping="telescoping"), sims)
+    trainer = make(MultilevelConfig(stopping="telescoping"), sims)
     trainer.train(validation_fraction=0.3, **STILL)
     rows = rows_by_hand(trainer, sims.select(trainer._split.validation))
     parts = [rows[0][0], *(rows[level][0] - rows[level][1] for level in (1, 2))]
@@ -270,7 +270,7 @@ def test_metrics_arrive_before_the_next_epoch():
 
 
 def test_tensorboard_has_them_on_disk_while_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("sbi_multilevel.trainers.epochs._SECONDS_BETWEEN_FLUSHES", 0.0)
+    monkeypatch.setattr("sbi_multilevel.training.epochs._SECONDS_BETWEEN_FLUSHES", 0.0)
     trainer = make(tracker=TensorBoardTracker(SummaryWriter(tmp_path)))
     step, read = trainer._train_epoch, []
 
@@ -291,7 +291,7 @@ def test_a_tracker_is_flushed_once_a_second_at_most(monkeypatch):
     tracker, flushed = SilentTracker(), []
     trainer = make(tracker=tracker)
     clock = SimpleNamespace(monotonic=lambda: 100 + 0.6 * trainer.epoch)
-    monkeypatch.setattr("sbi_multilevel.trainers.epochs.time", clock)
+    monkeypatch.setattr("sbi_multilevel.training.epochs.time", clock)
     tracker.flush = lambda: flushed.append(trainer.epoch)
     trainer.train(max_num_epochs=4, training_batch_size=100)
     assert flushed == [0, 2, 4, 5]  # the last is sbi's own, at the end
@@ -302,7 +302,7 @@ def test_a_tracker_is_flushed_once_a_second_at_most(monkeypatch):
 
 def test_stages_of_transfer_and_their_epochs():
     sims = simulations((200, 60))
-    trainer = make(Transfer(rehearsal=0.5), sims, MFNPE)
+    trainer = make(TransferConfig(rehearsal=0.5), sims, MFNPE)
     trainer.train(max_num_epochs=3, training_batch_size=100)
     first, second = trainer.summary["stages"]
     assert (first["start"], first["levels"]) == (0, [0])

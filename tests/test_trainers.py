@@ -10,7 +10,7 @@ from sbi.inference import NLE, NPE
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
 
-from sbi_multilevel import MFNLE, MFNPE, MLNLE, MLNPE, Multilevel, Transfer
+from sbi_multilevel import MFNLE, MFNPE, MLNLE, MLNPE, MultilevelConfig, TransferConfig
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
 
 PARENTS = {MLNPE: NPE, MLNLE: NLE, MFNPE: NPE, MFNLE: NLE}
@@ -28,7 +28,7 @@ pytestmark = [
 def make(cls, density_estimator="maf", sims=None, **options):
     options = {"tracker": SilentTracker(), "show_progress_bars": False, **options}
     if cls in (MLNPE, MLNLE):  # the default is tested in test_hybrid.py
-        options.setdefault("recipe", "multilevel")
+        options.setdefault("config", "multilevel")
     trainer = cls(prior(), density_estimator=density_estimator, **options)
     return trainer.append_multilevel_simulations(sims or simulations())
 
@@ -66,7 +66,7 @@ def test_with_plain_rows_weights_are_those_of_the_parent(cls, density_estimator)
 def test_arguments_are_those_of_the_parent_and_ours(cls):
     ours = inspect.signature(cls).parameters
     parents = inspect.signature(PARENTS[cls]).parameters
-    assert list(ours) == [*parents, "recipe", "parameters"]
+    assert list(ours) == [*parents, "config", "parameters"]
     assert all(ours[name].default == parents[name].default for name in parents)
     ours, parents = (inspect.signature(c.train) for c in (cls, PARENTS[cls]))
     assert ours == parents
@@ -92,22 +92,22 @@ def test_any_estimator_of_the_parent_trains(cls, density_estimator):
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "config",
     [
         "multilevel",
-        *(Multilevel(adjustment=a) for a in ("rescale", "project", "none")),
-        *(Multilevel(alignment=kind) for kind in ("paired", "own", None)),
-        Multilevel(early_stopping=False, betas=(0.85, 0.999), weight_decay=1e-3),
+        *(MultilevelConfig(adjustment=a) for a in ("rescale", "project", "none")),
+        *(MultilevelConfig(alignment=kind) for kind in ("paired", "own", None)),
+        MultilevelConfig(early_stopping=False, betas=(0.85, 0.999), weight_decay=1e-3),
         "transfer",
-        Transfer(alignment=None, joint_pretraining=True),
-        Transfer(early_stopping=False, fine_tuning_rate=0.1),
+        TransferConfig(alignment=None, joint_pretraining=True),
+        TransferConfig(early_stopping=False, fine_tuning_rate=0.1),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("levels", (2, 3))
-def test_any_recipe_trains_any_number_of_levels(cls, recipe, levels):
+def test_any_recipe_trains_any_number_of_levels(cls, config, levels):
     sims = simulations((200, 30, 20)[:levels])
-    trainer = make(cls, sims=sims, recipe=recipe)
+    trainer = make(cls, sims=sims, config=config)
     trainer.train(max_num_epochs=25, training_batch_size=100, stop_after_epochs=50)
     losses = trainer.summary["training_loss"]
     assert losses[-1] < losses[0]
@@ -120,7 +120,7 @@ def test_the_network_is_built_on_the_aligned_training_rows(cls):
         seen.append((theta, x))
         return build(theta, x)
 
-    trainer = make(cls, builder, recipe=Multilevel(alignment="paired"))
+    trainer = make(cls, builder, config=MultilevelConfig(alignment="paired"))
     trainer.train(**FEW)
     theta, x, *_ = trainer._term_rows.dataset[trainer.train_indices]
     assert len(seen) == 1
@@ -128,8 +128,8 @@ def test_the_network_is_built_on_the_aligned_training_rows(cls):
 
 
 def test_settings_of_the_optimizer_reach_it(cls):
-    recipe = Multilevel(betas=(0.85, 0.99), weight_decay=0.01)
-    trainer = make(cls, recipe=recipe)
+    config = MultilevelConfig(betas=(0.85, 0.99), weight_decay=0.01)
+    trainer = make(cls, config=config)
     trainer.train(learning_rate=3e-4, **FEW)
     (group,) = trainer.optimizer.param_groups
     assert group["betas"] == (0.85, 0.99) and group["weight_decay"] == 0.01
@@ -153,7 +153,7 @@ def test_rows_in_parts_are_the_same_rows(cls):
     trainer = cls(
         prior(),
         density_estimator="maf",
-        recipe="multilevel" if cls in (MLNPE, MLNLE) else "transfer",
+        config="multilevel" if cls in (MLNPE, MLNLE) else "transfer",
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -171,7 +171,7 @@ def test_rows_in_parts_are_the_same_rows(cls):
 
 
 def test_early_stopping_keeps_the_best_weights(cls):
-    trainer = make(cls, "mdn", recipe="multilevel")
+    trainer = make(cls, "mdn", config="multilevel")
     trainer.train(learning_rate=0.02, stop_after_epochs=3, max_num_epochs=300)
     losses = trainer.summary["validation_loss"]
     assert len(losses) < 300
@@ -188,7 +188,7 @@ def test_early_stopping_keeps_the_best_weights(cls):
 
 
 def test_without_early_stopping_the_last_weights_of_all_rows_are_kept(cls):
-    trainer = make(cls, "mdn", recipe=Multilevel(early_stopping=False))
+    trainer = make(cls, "mdn", config=MultilevelConfig(early_stopping=False))
     states = []
     step = trainer._train_epoch
 
@@ -237,8 +237,8 @@ def test_more_rows_continue_training(cls):
 
 def test_the_summary_and_the_tracker_tell_levels_apart(cls, capsys):
     tracker = SilentTracker()
-    recipe = Multilevel(stopping="telescoping")
-    trainer = make(cls, tracker=tracker, recipe=recipe)
+    config = MultilevelConfig(stopping="telescoping")
+    trainer = make(cls, tracker=tracker, config=config)
     trainer.train(show_train_summary=True, **FEW)
     assert "Best validation performance" in capsys.readouterr().out
     logged = {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sbi.utils import RestrictedPrior
 
-from sbi_multilevel import MLNLE, MLNPE, Multilevel
+from sbi_multilevel import MLNLE, MLNPE, MultilevelConfig
 from tests.linear_gaussian import SilentTracker, prior, simulations
 from tests.test_trainers import FEW, make, single_level_rows
 
@@ -52,7 +52,7 @@ def test_bad_rows_are_refused_and_nothing_is_lost(cls, bad, named):
 
 
 def test_levels_come_in_rising_order(cls):
-    trainer = cls(prior(), recipe="multilevel", tracker=SilentTracker())
+    trainer = cls(prior(), config="multilevel", tracker=SilentTracker())
     with pytest.raises(ValueError, match=r"levels must be 0.*\[1\]"):
         trainer.append_multilevel_simulations(**rows())
 
@@ -62,10 +62,10 @@ def test_unpaired_rows_enter_at_level_0_only(cls):
         make(cls).append_lowfidelity_simulations(*single_level_rows(), level=1)
 
 
-@pytest.mark.parametrize("recipe", ("multilevel", "hybrid"))
-def test_level_0_alone_is_not_enough(cls, recipe):
+@pytest.mark.parametrize("config", ("multilevel", "hybrid"))
+def test_level_0_alone_is_not_enough(cls, config):
     trainer = cls(
-        prior(), recipe=recipe, tracker=SilentTracker(), show_progress_bars=False
+        prior(), config=config, tracker=SilentTracker(), show_progress_bars=False
     )
     trainer.append_lowfidelity_simulations(*single_level_rows())
     with pytest.raises(ValueError, match="Only (level 0 was|lower levels were)"):
@@ -74,7 +74,7 @@ def test_level_0_alone_is_not_enough(cls, recipe):
 
 def test_rows_without_a_level_do_not_mix_with_levels(cls):
     trainer = cls(
-        prior(), recipe="multilevel", tracker=SilentTracker(), show_progress_bars=False
+        prior(), config="multilevel", tracker=SilentTracker(), show_progress_bars=False
     )
     trainer.append_simulations(*single_level_rows())
     with pytest.raises(ValueError, match="`append_simulations` was called before"):
@@ -112,7 +112,7 @@ def test_later_rounds_do_not_mix_with_levels(cls):
 
 def test_unknown_recipes_are_refused(cls):
     with pytest.raises(ValueError, match="recipe.*'multilvl'"):
-        cls(prior(), recipe="multilvl")
+        cls(prior(), config="multilvl")
     for bad in (
         dict(adjustment="rescal"),
         dict(alignment="affine"),
@@ -120,4 +120,4 @@ def test_unknown_recipes_are_refused(cls):
         dict(weight_decay=-1),
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            cls(prior(), recipe=Multilevel(**bad))
+            cls(prior(), config=MultilevelConfig(**bad))

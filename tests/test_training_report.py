@@ -8,13 +8,13 @@ import pytest
 import torch
 from sbi.inference import NPE
 
-from sbi_multilevel import MFNPE, MLNPE, Multilevel
-from sbi_multilevel.diagnostics.training import TrainingRun
+from sbi_multilevel import MFNPE, MLNPE, MultilevelConfig
 from sbi_multilevel.diagnostics.training_report import (
     TrainingReport,
+    assess_run,
     check_training,
-    judge_run,
 )
+from sbi_multilevel.training.history import TrainingRun
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -66,29 +66,29 @@ def run_of(training, validation=None, base=None, converged=True):
 @pytest.mark.parametrize("seed", range(20))
 def test_healthy_curves_are_let_pass(seed):
     training, validation = decay(3, 1, seed=seed), decay(3, 1.2, seed=100 + seed)
-    assert judge_run(run_of(training, validation)) == ("converged", [])
+    assert assess_run(run_of(training, validation)) == ("converged", [])
     # the base rises to where the levels differ, and stays; the correction falls as far
     lift = 30 * (1 - np.exp(-np.arange(EPOCHS) / 8))
     run = run_of(training, validation, base=training + lift)
-    assert judge_run(run) == ("converged", [])
-    assert judge_run(replace(run, converged=False))[0] == "stopped at max epochs"
+    assert assess_run(run) == ("converged", [])
+    assert assess_run(replace(run, converged=False))[0] == "stopped at max epochs"
     # nor while they still move, slower and slower
     lift = 30 * (1 - np.exp(-np.arange(EPOCHS) / 40))
     run = run_of(training, base=training + lift)
-    assert judge_run(run) == ("converged", [])
+    assert assess_run(run) == ("converged", [])
 
 
 def test_overfitting_is_mentioned_but_is_no_divergence():
     validation = decay(3, 1.2) + np.maximum(np.arange(EPOCHS) - 30, 0) * 0.1
-    verdict, (note,) = judge_run(run_of(decay(3, 1), validation))
+    verdict, (note,) = assess_run(run_of(decay(3, 1), validation))
     assert verdict == "converged" and "overfitting" in note
     assert f"The weights of epoch {np.argmin(validation)} were kept." in note
     warm = replace(run_of(decay(3, 1), validation), best_validation_loss=0.0)
     assert warm.best_epoch == -1
-    assert "The weights that it started from were kept." in judge_run(warm)[1][0]
+    assert "The weights that it started from were kept." in assess_run(warm)[1][0]
     # within the error of the held-out rows
     few = replace(run_of(decay(3, 1), validation), validation_error=np.ones(EPOCHS))
-    assert judge_run(few) == ("converged", [])
+    assert assess_run(few) == ("converged", [])
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf))
@@ -96,65 +96,65 @@ def test_overfitting_is_mentioned_but_is_no_divergence():
 def test_a_loss_that_is_not_finite(which, value):
     run = run_of(decay(3, 1), decay(3, 1))
     getattr(run, which)[40] = value
-    verdict, (reason,) = judge_run(run)
+    verdict, (reason,) = assess_run(run)
     assert verdict == "diverged" and "not finite" in reason
 
 
 def test_both_losses_rising():
     up = 0.2 * np.maximum(np.arange(EPOCHS) - 20, 0)
-    verdict, (reason,) = judge_run(run_of(decay(3, 1) + up, decay(3, 1) + up))
+    verdict, (reason,) = assess_run(run_of(decay(3, 1) + up, decay(3, 1) + up))
     assert verdict == "diverged" and "nats above its best" in reason
-    assert judge_run(run_of(decay(3, 1) + up))[0] == "diverged"
+    assert assess_run(run_of(decay(3, 1) + up))[0] == "diverged"
     # e.g. with dropout, which validation does without
-    assert judge_run(run_of(decay(3, 1) + up, decay(3, 1)))[0] == "converged"
+    assert assess_run(run_of(decay(3, 1) + up, decay(3, 1)))[0] == "converged"
     slight = up / 20  # 0.4 nats in all
     assert (
-        judge_run(run_of(decay(3, 1) + slight, decay(3, 1) + slight))[0] != "diverged"
+        assess_run(run_of(decay(3, 1) + slight, decay(3, 1) + slight))[0] != "diverged"
     )
     # the same in a problem of 1000 dimensions, where a row's loss scatters by 22 nats
-    assert judge_run(run_of(decay(3, 1) + up), spread=22.0)[0] != "diverged"
+    assert assess_run(run_of(decay(3, 1) + up), spread=22.0)[0] != "diverged"
 
 
 def test_jumps_that_never_end():
     jumps = 3.0 * (-1.0) ** np.arange(EPOCHS)
-    verdict, (reason,) = judge_run(run_of(40 + jumps, 40 + jumps))
+    verdict, (reason,) = assess_run(run_of(40 + jumps, 40 + jumps))
     assert verdict == "diverged" and "moved by 6 nats" in reason
-    assert judge_run(run_of(40 + jumps / 30, 40 + jumps / 30))[0] == "converged"
+    assert assess_run(run_of(40 + jumps / 30, 40 + jumps / 30))[0] == "converged"
 
 
 def test_a_correction_without_bound():
     base = decay(3, 1) + 0.002 * np.arange(EPOCHS) ** 2
     correction = -0.003 * np.arange(EPOCHS) ** 2
-    verdict, (reason,) = judge_run(run_of(base + correction, base=base))
+    verdict, (reason,) = assess_run(run_of(base + correction, base=base))
     assert verdict == "diverged" and "the correction fell by 7.74 nats" in reason
     # held-out rows still like it: it may be learning where the levels differ
     run = run_of(base + correction, decay(3, 1, 20), base=base)
-    assert judge_run(run)[0] == "converged"
+    assert assess_run(run)[0] == "converged"
     # but not so far, nor if the base is spared by projection
     far = run_of(base + 10 * correction, decay(3, 1, 20), base=base)
-    assert judge_run(far)[0] == "diverged"
+    assert assess_run(far)[0] == "diverged"
     spared = run_of(decay(3, 1) + 10 * correction, base=decay(3, 1))
-    assert judge_run(spared)[0] == "diverged"
+    assert assess_run(spared)[0] == "diverged"
 
 
 def test_a_run_that_was_cut_off():
-    verdict, (reason,) = judge_run(run_of(decay(3, 1), decay(3, 1), converged=None))
+    verdict, (reason,) = assess_run(run_of(decay(3, 1), decay(3, 1), converged=None))
     assert verdict == "unfinished" and "inside epoch 61" in reason
 
 
 def test_weights_that_a_cut_off_training_leaves_worse_than_its_best():
     up = np.maximum(np.arange(EPOCHS) - 30, 0) * 0.1
     run = run_of(decay(3, 1), decay(3, 1.2) + up, converged=None)
-    verdict, (_, reason) = judge_run(run)
+    verdict, (_, reason) = assess_run(run)
     assert verdict == "unfinished"
     best = np.argmin(run.validation_loss)
     assert reason.startswith("the network is as it was then: held-out rows liked it ")
     assert f"nats better in epoch {best}. Train again" in reason
     # by less than the held-out rows can tell
     few = replace(run, validation_error=np.ones(EPOCHS))
-    assert len(judge_run(few)[1]) == 1
+    assert len(assess_run(few)[1]) == 1
     diverged = replace(run, training_loss=decay(3, 1) + 2 * up)
-    verdict, (reason,) = judge_run(diverged)
+    verdict, (reason,) = assess_run(diverged)
     assert verdict == "diverged" and "kept" not in reason
     assert reason.endswith("The network is as it was when training was ended.")
 
@@ -178,12 +178,12 @@ FULL_BATCH = dict(learning_rate=2e-3, training_batch_size=1_000)
 def test_an_unbounded_correction_diverges_and_its_healthy_twin_does_not(seed):
     sims = simulations((300, 60), seed)
     torch.manual_seed(seed)
-    healthy = make(sims=sims, recipe="multilevel")
+    healthy = make(sims=sims, config="multilevel")
     healthy.train(**FULL_BATCH)
     assert check_training(healthy).verdict == "converged"
     torch.manual_seed(seed)
-    recipe = Multilevel(adjustment="none", early_stopping=False)
-    unbounded = make(sims=sims, recipe=recipe)
+    config = MultilevelConfig(adjustment="none", early_stopping=False)
+    unbounded = make(sims=sims, config=config)
     unbounded.train(max_num_epochs=150, **FULL_BATCH)
     report = check_training(unbounded)
     assert report.verdict == "diverged"

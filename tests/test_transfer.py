@@ -10,9 +10,9 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MFNLE, MFNPE, Multilevel, Transfer
-from sbi_multilevel.estimators import MappedEstimator
-from sbi_multilevel.recipes import Term
+from sbi_multilevel import MFNLE, MFNPE, MultilevelConfig, TransferConfig
+from sbi_multilevel.estimators.transformed import MappedEstimator
+from sbi_multilevel.training.stages import Term
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
 from tests.test_trainers import FEW, weights
 
@@ -44,9 +44,9 @@ def box_rows(n, shift=0.0):
 
 
 def test_stages_of_the_recipe():
-    names = [stage.levels for stage in Transfer().stages(3)]
+    names = [stage.levels for stage in TransferConfig().stages(3)]
     assert names == [(0,), (1,), (2,)]
-    joint = Transfer(joint_pretraining=True, fine_tuning_rate=0.1, freeze=("a",))
+    joint = TransferConfig(joint_pretraining=True, fine_tuning_rate=0.1, freeze=("a",))
     first, last = joint.stages(3)
     assert (first.levels, last.levels) == ((0, 1, 2), (2,))
     assert (first.rate, first.freeze, first.is_warm) == (1.0, (), False)
@@ -57,7 +57,7 @@ def test_stages_of_the_recipe():
 
 
 def test_stages_of_rehearsal():
-    first, second, third = Transfer(rehearsal=0.4, freeze=("a",)).stages(3)
+    first, second, third = TransferConfig(rehearsal=0.4, freeze=("a",)).stages(3)
     assert first.terms == (Term(0),) and first.num_batches is None
     assert second.terms == (Term(0, 0.4), Term(1, 0.6))
     assert third.terms == (Term(0, 0.2), Term(1, 0.2), Term(2, 0.6))
@@ -66,20 +66,23 @@ def test_stages_of_rehearsal():
 
 
 def test_without_rehearsal_stages_are_those_of_the_paper():
-    for stage in (*Transfer().stages(3), *Transfer().stages(2, is_pretrained=True)):
+    for stage in (
+        *TransferConfig().stages(3),
+        *TransferConfig().stages(2, is_pretrained=True),
+    ):
         assert len(stage.terms) == 1 and stage.terms[0].weight == 1.0
         assert stage.num_batches is None
 
 
 def test_only_levels_above_the_first_rehearse():
-    recipe = Transfer(rehearsal=0.4)
-    (only,) = recipe.stages(1, is_pretrained=True)
+    config = TransferConfig(rehearsal=0.4)
+    (only,) = config.stages(1, is_pretrained=True)
     assert only.terms == (Term(0),) and only.is_warm
-    joint = Transfer(rehearsal=0.4, joint_pretraining=True)
+    joint = TransferConfig(rehearsal=0.4, joint_pretraining=True)
     for is_pretrained in (False, True):
         first, last = joint.stages(3, is_pretrained)
         assert first.terms == (Term(0), Term(1), Term(2))
-        assert last.terms == recipe.stages(3)[-1].terms
+        assert last.terms == config.stages(3)[-1].terms
 
 
 @both
@@ -119,7 +122,7 @@ def test_each_stage_trains_on_its_level_until_it_stops_by_itself(cls):
 
 
 def test_a_stage_that_only_harms_keeps_the_weights_it_started_from():
-    trainer = make(recipe=Transfer(fine_tuning_rate=200.0, alignment=None))
+    trainer = make(config=TransferConfig(fine_tuning_rate=200.0, alignment=None))
     states = []
     run = trainer._stages_to_run
     trainer._stages_to_run = lambda resume: run(resume)[:1]
@@ -180,8 +183,8 @@ def test_training_resumes_in_the_stage_it_was_in(cls):
 def test_frozen_parameters_stay_and_others_move():
     embedding = FCEmbedding(input_dim=2, output_dim=3, num_hiddens=5)
     build = posterior_nn("maf", embedding_net=embedding)
-    recipe = Transfer(freeze=("*embedding_net*",))
-    trainer = make(density_estimator=build, recipe=recipe)
+    config = TransferConfig(freeze=("*embedding_net*",))
+    trainer = make(density_estimator=build, config=config)
     run = trainer._stages_to_run
     trainer._stages_to_run = lambda resume: run(resume)[:1]
     trainer.train(**FEW)
@@ -200,12 +203,12 @@ def test_frozen_parameters_stay_and_others_move():
 )
 def test_freezing_nothing_or_all_is_refused(freeze, named):
     with pytest.raises(ValueError, match=named):
-        make(recipe=Transfer(freeze=freeze)).train(**FEW)
+        make(config=TransferConfig(freeze=freeze)).train(**FEW)
 
 
 @both
 def test_rehearsed_levels_enter_the_held_out_loss_by_their_shares(cls):
-    trainer = make(cls, recipe=Transfer(rehearsal=0.4, alignment=None))
+    trainer = make(cls, config=TransferConfig(rehearsal=0.4, alignment=None))
     trainer.train(**FEW)
     network, split = trainer._neural_net.eval(), trainer._split
     assert split is not None
@@ -225,8 +228,10 @@ def test_rehearsal_holds_the_network_near_what_it_learned_below():
     losses = {}
     for rehearsal in (0.0, 0.5):
         torch.manual_seed(0)
-        recipe = Transfer(rehearsal=rehearsal, alignment=None, early_stopping=False)
-        trainer = MFNPE(prior(), "mdn", recipe=recipe, tracker=SilentTracker(), **QUIET)
+        config = TransferConfig(
+            rehearsal=rehearsal, alignment=None, early_stopping=False
+        )
+        trainer = MFNPE(prior(), "mdn", config=config, tracker=SilentTracker(), **QUIET)
         trainer.append_lowfidelity_simulations(SIMS[0].theta, SIMS[0].x)
         trainer.append_simulations(SIMS[2].theta[:12], SIMS[2].x[:12] + 3.0)
         network = trainer.train(learning_rate=0.01, max_num_epochs=40).eval()
@@ -235,7 +240,7 @@ def test_rehearsal_holds_the_network_near_what_it_learned_below():
 
 
 def test_the_rate_of_fine_tuning_reaches_the_optimizer():
-    trainer = make(recipe=Transfer(fine_tuning_rate=0.1))
+    trainer = make(config=TransferConfig(fine_tuning_rate=0.1))
     trainer.train(learning_rate=2e-3, **FEW)
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
 
@@ -253,7 +258,7 @@ def test_the_rate_of_fine_tuning_reaches_the_optimizer():
 )
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        Transfer(**bad)
+        TransferConfig(**bad)
 
 
 # ------------------------------------------------------------- alignment
@@ -282,7 +287,7 @@ def test_x_is_read_at_the_scale_of_level_0(cls):
 
 
 def test_without_alignment_x_is_read_as_it_is():
-    network = make(recipe=Transfer(alignment=None)).train(**FEW)
+    network = make(config=TransferConfig(alignment=None)).train(**FEW)
     assert torch.equal(network.x_scale, torch.ones(2))
     assert torch.equal(network.x_shift, torch.zeros(2))
     network = make().train(**FEW)
@@ -331,7 +336,7 @@ def test_bad_weights_are_refused(w):
         trainer.append_weighted_simulations(SIMS[2].theta, SIMS[2].x, w)
     with pytest.raises(ValueError, match="weights were passed"):
         MFNPE(
-            prior(), recipe="multilevel", tracker=SilentTracker()
+            prior(), config="multilevel", tracker=SilentTracker()
         ).append_weighted_simulations(SIMS[2].theta, SIMS[2].x, torch.ones(60))
 
 
@@ -356,9 +361,9 @@ def test_the_working_copy_of_the_rows_is_not_pickled():
 
 
 def test_the_default_recipe_is_transfer():
-    assert isinstance(MFNPE(prior())._recipe, Transfer)
-    assert isinstance(MFNPE(prior(), recipe="multilevel")._recipe, Multilevel)
-    assert inspect.signature(MFNLE).parameters["recipe"].default == "transfer"
+    assert isinstance(MFNPE(prior())._config, TransferConfig)
+    assert isinstance(MFNPE(prior(), config="multilevel")._config, MultilevelConfig)
+    assert inspect.signature(MFNLE).parameters["config"].default == "transfer"
 
 
 def test_cheap_rows_help():

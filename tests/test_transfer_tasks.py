@@ -10,10 +10,10 @@ import torch
 from scipy.integrate import solve_ivp
 from torch.distributions import MultivariateNormal, Normal
 
-from sbi_multilevel.benchmark.metrics import nltp, nrmse
-from sbi_multilevel.benchmark.tasks import POSTERIOR_TASKS, blob, get_task, sbibm
-from sbi_multilevel.benchmark.tasks import ou_transfer as ou
-from sbi_multilevel.benchmark.tasks.posterior import sample_density
+from sbi_multilevel_benchmarks.metrics import nltp, nrmse
+from sbi_multilevel_benchmarks.tasks import POSTERIOR_TASKS, blob, get_task, sbibm
+from sbi_multilevel_benchmarks.tasks import ou_transfer as ou
+from sbi_multilevel_benchmarks.tasks.posterior import sample_density
 
 EXACT = tuple(name for name in POSTERIOR_TASKS if name != "blob")
 UNPAIRED = ("ou2-published", "ou-reverse")

@@ -18,9 +18,9 @@ from scipy.stats import ncx2
 from torch.distributions import MultivariateNormal
 
 from sbi_multilevel import Truncation, without_prior
-from sbi_multilevel.alignment import Moments
-from sbi_multilevel.estimators import MappedEstimator
-from sbi_multilevel.mixture import MixtureEstimator
+from sbi_multilevel.data.moments import Moments
+from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.estimators.transformed import MappedEstimator
 
 PRIOR = MultivariateNormal(torch.zeros(2), torch.eye(2))
 X_O, VARIANCE = torch.tensor([[0.5, -0.4]]), 0.09 / 1.09

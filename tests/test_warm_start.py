@@ -12,12 +12,12 @@ from sbi_multilevel import (
     MFNLE,
     MFNPE,
     MLNPE,
-    Multilevel,
-    Transfer,
+    MultilevelConfig,
+    TransferConfig,
     unconstrained,
 )
-from sbi_multilevel.estimators import MappedEstimator
-from sbi_multilevel.trainers.network import builder_for
+from sbi_multilevel.estimators.transformed import MappedEstimator
+from sbi_multilevel.training.network import builder_for
 from tests.linear_gaussian import SilentTracker, prior
 from tests.test_trainers import FEW, weights
 from tests.test_transfer import BOX, SIMS, both, box_rows, make
@@ -54,9 +54,12 @@ def test_the_density_in_unconstrained_theta_integrates_to_one():
 
 
 def test_a_builder_is_taken_as_it_is_unless_asked():
-    for recipe, is_free in ((Transfer(), False), (Transfer(unconstrained=True), True)):
+    for config, is_free in (
+        (TransferConfig(), False),
+        (TransferConfig(unconstrained=True), True),
+    ):
         trainer = make(
-            the_prior=prior(), density_estimator=posterior_nn("mdn"), recipe=recipe
+            the_prior=prior(), density_estimator=posterior_nn("mdn"), config=config
         )
         network = trainer.train(**FEW)
         assert (network.unconstrain is not None) == is_free
@@ -67,11 +70,13 @@ def wrapped_unseen(build):
 
 
 @pytest.mark.parametrize("wrap", (lambda build: build, wrapped_unseen))
-@pytest.mark.parametrize("recipe", (Transfer(unconstrained=True), Transfer()))
-def test_a_builder_that_frees_theta_does_it_once(recipe, wrap):
+@pytest.mark.parametrize(
+    "config", (TransferConfig(unconstrained=True), TransferConfig())
+)
+def test_a_builder_that_frees_theta_does_it_once(config, wrap):
     theta, x = box_rows(300)
     plain = unconstrained("nsf", BOX)
-    builder = builder_for(recipe, wrap(plain), "theta", BOX, is_named=False)
+    builder = builder_for(config, wrap(plain), "theta", BOX, is_named=False)
     networks = plain(theta, x), builder(theta, x)
     scores = [dict(network.named_buffers()) for network in networks]
     assert any("_scale" in name for name in scores[0])
@@ -140,8 +145,8 @@ def test_warm_start(cls, way, tmp_path):
     if way == "file":
         source = tmp_path / "pretrained.pt"
         torch.save(pretrained.state_dict(), source)
-    recipe = Transfer(alignment=None, fine_tuning_rate=1e-9)
-    trainer = make(cls, low=False, recipe=recipe).warm_start(source)
+    config = TransferConfig(alignment=None, fine_tuning_rate=1e-9)
+    trainer = make(cls, low=False, config=config).warm_start(source)
     network = trainer.train(**FEW)
     assert torch.equal(weights(pretrained), before)  # the source is copied
     theta, x = low.theta[:4], low.x[:4]
@@ -186,8 +191,8 @@ def test_weights_of_sbi_s_own_networks_start_too():
     trainer = NPE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
     trainer.append_simulations(SIMS[0].theta, SIMS[0].x)
     network = trainer.train(**FEW)
-    recipe = Transfer(fine_tuning_rate=1e-9, alignment=None, unconstrained=False)
-    trainer = make(low=False, recipe=recipe).warm_start(network.state_dict())
+    config = TransferConfig(fine_tuning_rate=1e-9, alignment=None, unconstrained=False)
+    trainer = make(low=False, config=config).warm_start(network.state_dict())
     theta, x = SIMS[0].theta[:4], SIMS[0].x[:4]
     a, b = (n.eval().log_prob(theta[None], x) for n in (network, trainer.train(**FEW)))
     assert torch.allclose(a, b, atol=1e-4)
@@ -222,7 +227,7 @@ def test_the_multilevel_recipe_reads_x_of_the_highest_level():
     trainer = MLNPE(
         prior(),
         unconstrained("mdn", prior()),
-        recipe=Multilevel(alignment="paired"),
+        config=MultilevelConfig(alignment="paired"),
         tracker=SilentTracker(),
         show_progress_bars=False,
     )

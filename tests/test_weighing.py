@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sbi_multilevel.hybrid.weighing import (
+from sbi_multilevel.methods.hybrid.weights import (
     ALONE,
     POOLED,
     PRIOR,

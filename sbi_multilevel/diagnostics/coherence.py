@@ -33,17 +33,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from sbi_multilevel.alignment.regression import spread, varies
 from sbi_multilevel.diagnostics.probes import (
     Probe,
     Score,
     cross_predictions,
     r_squared,
 )
+from sbi_multilevel.level_maps.regression import spread, varies
 
-_MOST_JUDGED = 2_000
+_MAX_JUDGED = 2_000
 _CLEARLY = 2.0  # standard errors
-_SURELY, _LEAST_EXPLAINED = 3.0, 0.05
+_SURELY, _MIN_EXPLAINED = 3.0, 0.05
 _WELL = 0.8  # share of what the probe reads at its own level
 
 
@@ -174,7 +174,7 @@ def coherence(
             f"Levels {level - 1} and {level} have {len(x_low)} and {len(x)} rows, too "
             "few for a probe. Pass 10 or more."
         )
-    judged = x_low[:_MOST_JUDGED], theta_low[:_MOST_JUDGED]
+    judged = x_low[:_MAX_JUDGED], theta_low[:_MAX_JUDGED]
     probe = Probe.fit(x_low, theta_low)
     aligned, signs = _aligned(theta_low, x_low, theta, x, x_coarse)
     answers, mended = probe(x), probe(aligned)
@@ -201,7 +201,7 @@ def _aligned(
     reference = x_coarse
     if reference is None:
         reference = Probe.fit(theta_low, x_low)(theta)
-        explained = reference.var(axis=0) > _LEAST_EXPLAINED * x_low.var(axis=0)
+        explained = reference.var(axis=0) > _MIN_EXPLAINED * x_low.var(axis=0)
         reference = np.where(explained, reference, 0.0)
     a, b = ((v - v.mean(axis=0)) / spread(v) for v in (reference, x))
     surely = norm.isf(norm.sf(_SURELY) / x.shape[1]) / np.sqrt(len(x))

@@ -31,12 +31,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sbi_multilevel.alignment.regression import Regression, polynomials, varies
 from sbi_multilevel.diagnostics.probes import Probe
+from sbi_multilevel.level_maps.regression import Regression, polynomials, varies
 
 _NUM_RESAMPLES = 200
 # share of the variance beyond theta below which a regression cannot tell it from none
-_LEAST_NOISE = 0.01
+_MIN_NOISE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def beyond_theta(
 
 
 def _is_noisy(residual: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return residual.var(axis=0) > _LEAST_NOISE * x.var(axis=0)
+    return residual.var(axis=0) > _MIN_NOISE * x.var(axis=0)
 
 
 def correlation(

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 _WIDTH, _EMBEDDING = 64, 16
 _BATCH, _RATE, _DECAY = 256, 1e-3, 1e-4
-_MOST_STEPS, _PATIENCE = 3_000, 150  # steps of the optimizer
+_MAX_STEPS, _PATIENCE = 3_000, 150  # steps of the optimizer
 _AVERAGING = 0.01
 _HELD_OUT = 0.2
 
@@ -160,7 +160,7 @@ def train_critic(x: Tensor, y: Tensor) -> Critic:
     # those that were better than all before
     records = [(_judged(critic, held_out, len(x)), deepcopy(critic.state_dict()))]
     average, waited, steps = None, 0, math.ceil(len(kept[0]) / _BATCH)
-    for _ in range(0, _MOST_STEPS, steps):
+    for _ in range(0, _MAX_STEPS, steps):
         average = _epoch(critic, kept, optimizer, average)
         value = _judged(critic, held_out, len(x))
         waited += steps

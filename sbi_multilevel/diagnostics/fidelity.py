@@ -16,7 +16,7 @@ is of use. For each level and the one below it:
 Only the last is known where rows are not paired. The others tell different things: two
 levels may share their noise and still code theta differently, and a level of other
 noise may teach all there is to know of theta. Heavy tails are tamed first
-(`sbi_multilevel.alignment.tails`) wherever moments are taken.
+(`sbi_multilevel.level_maps.tail_transform`) wherever moments are taken.
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.alignment.regression import spread, varies
-from sbi_multilevel.alignment.rows import Rows
-from sbi_multilevel.alignment.tails import Tails
-from sbi_multilevel.argument_types import check_types
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.diagnostics.coherence import coherence
 from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.information import (
@@ -44,13 +41,16 @@ from sbi_multilevel.diagnostics.information import (
 )
 from sbi_multilevel.diagnostics.level_fidelity import FidelityReport, LevelFidelity
 from sbi_multilevel.diagnostics.losses import loss_pairs
-from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.regression import spread, varies
+from sbi_multilevel.level_maps.tail_transform import TailTransform
+from sbi_multilevel.utils.argument_types import check_types
 
 if TYPE_CHECKING:
-    from sbi_multilevel.budget.quick_fit import Inference
+    from sbi_multilevel.allocation.quick_fit import Inference
 
-_FEWEST_PAIRS = 20
-_MOST_PAIRS = 2_000  # that the mutual information is estimated from
+_MIN_PAIRS = 20
+_MAX_PAIRS = 2_000  # that the mutual information is estimated from
 
 
 def fidelity_report(
@@ -165,8 +165,8 @@ def _compare(
     below: LevelSimulations, rows: LevelSimulations, seed: int
 ) -> LevelFidelity:
     """A level and the one below it, the loss left out."""
-    tame = Tails.fit([below.x, rows.x])
-    low, high = (_tamed(side, tame) for side in (below, rows))
+    forward_tails = TailTransform.fit([below.x, rows.x])
+    low, high = (_tamed(side, forward_tails) for side in (below, rows))
     # rows may come in an order, e.g. of theta
     low, high = low.shuffled(seed), high.shuffled(seed)
     columns = low.theta, low.x, high.theta, high.x
@@ -174,18 +174,20 @@ def _compare(
     if high.x_coarse is None:
         return LevelFidelity(rows.level, probe)
     correlations = pair_correlations(*columns, high.x_coarse, seed=seed)
-    if len(high) < _FEWEST_PAIRS:
+    if len(high) < _MIN_PAIRS:
         return LevelFidelity(rows.level, probe, correlations)
-    found = _information(high[np.arange(min(len(high), _MOST_PAIRS))], seed)
+    found = _information(high[np.arange(min(len(high), _MAX_PAIRS))], seed)
     entropy = _entropy(high.x)
     published = uncertainty_coefficient(found.nats, entropy)
     return LevelFidelity(rows.level, probe, correlations, found, published)
 
 
-def _tamed(rows: LevelSimulations, tame: Tails) -> Rows:
-    x_coarse = None if rows.x_coarse is None else tame(rows.x_coarse)
+def _tamed(rows: LevelSimulations, forward_tails: TailTransform) -> Rows:
+    x_coarse = None if rows.x_coarse is None else forward_tails(rows.x_coarse)
     return Rows.of(
-        LevelSimulations.trusted(rows.level, rows.theta, tame(rows.x), x_coarse)
+        LevelSimulations.trusted(
+            rows.level, rows.theta, forward_tails(rows.x), x_coarse
+        )
     )
 
 

@@ -57,12 +57,12 @@ from scipy.special import digamma, gammaln
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from sbi_multilevel.alignment.regression import varies
 from sbi_multilevel.diagnostics.critic import contributions, train_critic
+from sbi_multilevel.level_maps.regression import varies
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 
 _STREAM = 21
-_FEWEST_ROWS = 20
+_MIN_ROWS = 20
 _MANY_ROWS = 1_000  # from where two folds do
 
 
@@ -251,10 +251,9 @@ def _check(x: Tensor, y: Tensor, num_folds: int | None) -> None:
             f"x and y must have shapes (n, d_x) and (n, d_y), but have "
             f"{tuple(x.shape)} and {tuple(y.shape)}. Flatten or summarise them."
         )
-    if len(x) < _FEWEST_ROWS:
+    if len(x) < _MIN_ROWS:
         raise ValueError(
-            f"x has {len(x)} rows, too few for an estimate. Pass {_FEWEST_ROWS} or "
-            "more."
+            f"x has {len(x)} rows, too few for an estimate. Pass {_MIN_ROWS} or more."
         )
     if not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError("x or y holds NaN or inf. Leave these rows out.")

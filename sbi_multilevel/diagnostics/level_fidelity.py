@@ -16,7 +16,7 @@ _CLEARLY = 2.0  # standard errors
 _NOTABLE, _MOST = 0.1, 0.8  # shares of the entropy power
 # rows that pairs stand for, a pair, below which they save hardly anything
 _WORTHWHILE = 1.1
-_MOST_LISTED = 12
+_MAX_LISTED = 12
 _UNKNOWN = "not known: rows are not paired"
 
 MUCH, SOMETHING, LITTLE, NOTHING = "much", "something", "little", "nothing"
@@ -131,14 +131,14 @@ class LevelFidelity:
             return [f"  {'correlation of summaries':<32} {_UNKNOWN}"]
         lines = ["  summary    correlation   beyond theta"]
         order = np.arange(len(found.raw))
-        if len(order) > _MOST_LISTED:
+        if len(order) > _MAX_LISTED:
             order = np.argsort(np.nan_to_num(np.abs(found.raw)), kind="stable")
-        for s in order[:_MOST_LISTED]:
+        for s in order[:_MAX_LISTED]:
             raw = _plus_minus(found.raw[s], found.raw_error[s])
             rest = _plus_minus(found.beyond_theta[s], found.beyond_theta_error[s])
             lines.append(f"  {s:>7}  {raw:>13}  {rest:>13}")
-        if len(order) > _MOST_LISTED:
-            lines.append(f"  and {len(order) - _MOST_LISTED} with a higher correlation")
+        if len(order) > _MAX_LISTED:
+            lines.append(f"  and {len(order) - _MAX_LISTED} with a higher correlation")
         return lines
 
 

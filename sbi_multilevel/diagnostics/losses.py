@@ -1,7 +1,7 @@
 r"""What pairs do for the loss: variances of its differences, and rows they stand for.
 
 With the loss :math:`f_l` of a quick fit that has not seen a row
-(`sbi_multilevel.budget.quick_fit`), the rows give
+(`sbi_multilevel.allocation.quick_fit`), the rows give
 
 .. math::  \mathrm{Var}[f_l - f_{l-1}] \, / \, \mathrm{Var} f_l ,
 
@@ -33,13 +33,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.budget.variances import Measurements, loss_measurements
-from sbi_multilevel.diagnostics.control_variate import rows_worth
+from sbi_multilevel.allocation.variances import Measurements, loss_measurements
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.diagnostics.correlations import beyond_theta, correlation
-from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.losses.control_variate import rows_worth
 
 if TYPE_CHECKING:
-    from sbi_multilevel.budget.quick_fit import Inference
+    from sbi_multilevel.allocation.quick_fit import Inference
 
 # a rough fit does: what is wanted are differences, not the best network
 QUICK: Mapping[str, Any] = {
@@ -48,9 +48,9 @@ QUICK: Mapping[str, Any] = {
     "max_num_epochs": 30,
     "stop_after_epochs": 5,
 }
-_MOST_ROWS = 4_000
+_MAX_ROWS = 4_000
 _NUM_RESAMPLES, _INTERVAL = 500, (2.5, 97.5)
-_FEWEST_ROWS = 10
+_MIN_ROWS = 10
 _LARGEST = 0.9999  # size of a correlation at the end of an interval
 
 
@@ -115,10 +115,10 @@ def loss_pairs(
     if not any(_is_judged(rows) for rows in simulations):
         return [None] * (len(simulations) - 1)
     # trainers import this package
-    from sbi_multilevel.budget.quick_fit import get_trainer, held_out_losses
+    from sbi_multilevel.allocation.quick_fit import get_trainer, held_out_losses
 
     rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(len(rows))[:_MOST_ROWS] for rows in simulations]
+    chosen = [rng.permutation(len(rows))[:_MAX_ROWS] for rows in simulations]
     used = simulations.select([torch.from_numpy(rows) for rows in chosen])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sbi, on fits cut short; of means of NaN
@@ -145,7 +145,7 @@ def loss_pairs(
 
 
 def _is_judged(rows: LevelSimulations) -> bool:
-    return rows.is_paired and len(rows) >= _FEWEST_ROWS
+    return rows.is_paired and len(rows) >= _MIN_ROWS
 
 
 def _outputs(rows: LevelSimulations) -> list[Tensor]:
@@ -170,7 +170,7 @@ def _judge(
         (known_low & (fits[level - 1] == fit), known & (fits[level] == fit))
         for fit in np.unique(fits[level])
     ]
-    if known.sum() < _FEWEST_ROWS or min(m.sum() for pair in chosen for m in pair) < 2:
+    if known.sum() < _MIN_ROWS or min(m.sum() for pair in chosen for m in pair) < 2:
         return None
     parts = [
         _beyond_theta(

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.argument_types import check_types
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
 from sbi_multilevel.simulation.accounting import failure_text, measured_costs
@@ -53,10 +53,10 @@ from sbi_multilevel.simulation.noise import (
 )
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_of
-from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.utils.argument_types import check_types
 
 _STREAM = 20
-_FEWEST_NOISES, _FEWEST_THETAS = 3, 4
+_MIN_NOISES, _MIN_THETAS = 3, 4
 # a repeated output may differ by so much of its deviation, or of the largest value
 _TOLERANCE, _ROUNDING = 1e-2, 1e-5
 
@@ -183,11 +183,11 @@ def _check_arguments(
             f"simulators has {len(simulators)} levels, but pairing is about two or "
             "more. Pass one simulator a level, the cheapest first."
         )
-    if num_noises < _FEWEST_NOISES or num_simulations < _FEWEST_THETAS * num_noises:
+    if num_noises < _MIN_NOISES or num_simulations < _MIN_THETAS * num_noises:
         raise ValueError(
             f"num_simulations={num_simulations} and num_noises={num_noises} are too "
-            f"few to tell: pass num_noises >= {_FEWEST_NOISES}, and num_simulations >= "
-            f"{_FEWEST_THETAS} * num_noises."
+            f"few to tell: pass num_noises >= {_MIN_NOISES}, and num_simulations >= "
+            f"{_MIN_THETAS} * num_noises."
         )
     if not 1 <= num_repeats <= num_simulations // num_noises * num_noises:
         raise ValueError(
@@ -249,7 +249,7 @@ class _Runs:
         valid = torch.stack(finite).all(dim=0).numpy()
         groups = groups.reshape(-1)
         valid &= np.bincount(groups, weights=valid)[groups] > 1
-        if len(np.unique(groups[valid])) < _FEWEST_THETAS:
+        if len(np.unique(groups[valid])) < _MIN_THETAS:
             reasons = [failure_text(table, len(table)) for table in tables]
             why = "; ".join(text for text in reasons if text) or "NaN or inf in x"
             raise ValueError(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.diagnostics.shared_noise import SharedNoise
-from sbi_multilevel.simulations import MultilevelSimulations
 
 _SIGNIFICANT = 0.01
 # correlation given theta below which pairs hardly lower a variance (by a tenth)
@@ -17,7 +17,7 @@ _WEAK = 0.3
 _OPEN = 0.5
 # a summary that may well be paired with its counterpart follows no other
 _SURELY_NOT = 0.1
-_MOST_LISTED = 12
+_MAX_LISTED = 12
 
 PAIRED, WEAK = "paired", "weakly paired"
 UNPAIRED, UNCLEAR = "not paired", "cannot tell"
@@ -139,7 +139,7 @@ class LevelPairing:
                 f"rows depend on their batch: a row of {mixed} differs from the same "
                 "row alone, which is reproduced. Does the simulator combine rows, or "
                 "seed a generator once a batch? Compute each row from its own theta "
-                "and noise, e.g. by `one_at_a_time`. "
+                "and noise, e.g. by `vectorize_simulator`. "
             )
         rest = LevelPairing(self.level, self.shared, np.zeros_like(self.own))
         return f"{text}As it is: {rest.verdict}"
@@ -193,9 +193,9 @@ class LevelPairing:
             "  summary  corr. given theta  variance paired/unpaired       p  verdict"
         ]
         order = np.arange(len(states))
-        if len(order) > _MOST_LISTED:
+        if len(order) > _MAX_LISTED:
             order = np.argsort(-np.nan_to_num(shared.p_value, nan=-1.0), kind="stable")
-        for s in order[:_MOST_LISTED]:
+        for s in order[:_MAX_LISTED]:
             correlation = _plus_minus(
                 shared.correlation[s], shared.correlation_error[s]
             )
@@ -206,8 +206,8 @@ class LevelPairing:
             lines.append(
                 f"  {s:>7}  {correlation:>17}  {ratio:>24}  {p:>6}  {states[s]}"
             )
-        if len(order) > _MOST_LISTED:
-            lines.append(f"  and {len(order) - _MOST_LISTED} with smaller p")
+        if len(order) > _MAX_LISTED:
+            lines.append(f"  and {len(order) - _MAX_LISTED} with smaller p")
         return "\n".join(lines)
 
 
@@ -269,8 +269,8 @@ def _summaries(chosen: np.ndarray) -> str:
     numbers = np.flatnonzero(chosen).tolist()
     if len(numbers) == len(chosen) > 1:
         return "all summaries"
-    listed = ", ".join(map(str, numbers[:_MOST_LISTED]))
-    more = "" if len(numbers) <= _MOST_LISTED else ", ..."
+    listed = ", ".join(map(str, numbers[:_MAX_LISTED]))
+    more = "" if len(numbers) <= _MAX_LISTED else ", ..."
     return f"{'summary' if len(numbers) == 1 else 'summaries'} {listed}{more}"
 
 

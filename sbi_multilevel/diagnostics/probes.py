@@ -17,9 +17,9 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sbi_multilevel.alignment.regression import PENALTIES, varies
+from sbi_multilevel.level_maps.regression import PENALTIES, varies
 
-_MOST_ROWS, _MOST_CENTRES = 5_000, 300
+_MAX_ROWS, _MAX_CENTRES = 5_000, 300
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Probe:
             inputs: Shape `(n, d)`.
             targets: Shape `(n, k)`.
         """
-        inputs, targets = inputs[:_MOST_ROWS], targets[:_MOST_ROWS]
+        inputs, targets = inputs[:_MAX_ROWS], targets[:_MAX_ROWS]
         columns = varies(inputs)
         low, high = targets.min(axis=0), targets.max(axis=0)
         if not columns.any():
@@ -66,7 +66,7 @@ class Probe:
         centres = Nystroem(
             # standardised inputs are at a squared distance of twice their number
             gamma=0.5 / columns.sum(),
-            n_components=min(_MOST_CENTRES, len(inputs)),
+            n_components=min(_MAX_CENTRES, len(inputs)),
             random_state=0,
         )
         features = make_union(FunctionTransformer(), centres)

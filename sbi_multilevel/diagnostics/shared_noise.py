@@ -42,7 +42,7 @@ from scipy.stats import rankdata
 
 _NUM_PERMUTATIONS = 999
 # of more summaries than this, each is compared with its own counterpart alone
-_MOST_CROSSED = 50
+_MAX_CROSSED = 50
 # deviations below this share of the largest value are rounding, in single precision
 _ROUNDING = 1e-6
 
@@ -175,7 +175,7 @@ def _permutation_test(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """p-values of the counterparts by place, the best counterparts, their p-values."""
     a, b = (_centred_ranks(side, groups) for side in (x, x_coarse))
-    is_crossed = x.shape[1] <= _MOST_CROSSED
+    is_crossed = x.shape[1] <= _MAX_CROSSED
     rng = np.random.default_rng(seed)
     drawn = []
     for index in range(_NUM_PERMUTATIONS + 1):  # the first one is what was observed

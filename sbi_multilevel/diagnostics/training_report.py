@@ -46,7 +46,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from sbi_multilevel.diagnostics.training import (
+from sbi_multilevel.training.history import (
     TrainingRun,
     summary_of,
     training_runs,
@@ -55,9 +55,9 @@ from sbi_multilevel.diagnostics.training import (
 Verdict = Literal["converged", "stopped at max epochs", "unfinished", "diverged"]
 MembersRuns = Mapping[str, Mapping[str, tuple[TrainingRun, ...]]]
 _SEVERITY = get_args(Verdict)  # the last is the worst
-_FEWEST_EPOCHS, _LONGEST_WINDOW = 6, 10
+_MIN_EPOCHS, _LONGEST_WINDOW = 6, 10
 _NUM_ERRORS = 3.0
-_ABSURD, _LEAST_NOTED = 20.0, 0.25  # times the spread
+_ABSURD, _MIN_NOTED = 20.0, 0.25  # times the spread
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def check_training(inference: Any) -> TrainingReport:
     runs = training_runs(summary_of(inference))
     verdicts, reasons = [], []
     for index, run in enumerate(runs):
-        verdict, found = judge_run(run, spread)
+        verdict, found = assess_run(run, spread)
         verdicts.append(verdict)
         reasons += [f"Run {index + 1}{_name(run)}: {reason}" for reason in found]
     worst = max(verdicts, key=_SEVERITY.index)
@@ -131,7 +131,7 @@ def _of_members(
     for component in filter(components.__contains__, weights):
         for member, runs in components[component].items():
             for run in runs:
-                verdict, found = judge_run(run, spread)
+                verdict, found = assess_run(run, spread)
                 verdicts.append(verdict)
                 if verdict != "converged":
                     name = f"{component}, {member}{_name(run)}"
@@ -153,7 +153,7 @@ def _of_members(
     return TrainingReport(worst, tuple(verdicts), (counted, *reasons) if bad else ())
 
 
-def judge_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]]:
+def assess_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]]:
     """Verdict on one run, and the reasons.
 
     Args:
@@ -202,7 +202,7 @@ def _not_finite(run: TrainingRun, spread: float) -> str | None:
 
 
 def _rising(run: TrainingRun, spread: float) -> str | None:
-    if len(run.training_loss) < _FEWEST_EPOCHS:
+    if len(run.training_loss) < _MIN_EPOCHS:
         return None
     rises = [_rise(run.training_loss)]
     if np.isfinite(run.validation_loss).all():
@@ -217,7 +217,7 @@ def _rising(run: TrainingRun, spread: float) -> str | None:
 
 def _jumping(run: TrainingRun, spread: float) -> str | None:
     count = len(run.training_loss)
-    if count < _FEWEST_EPOCHS:
+    if count < _MIN_EPOCHS:
         return None
     jump = np.median(np.abs(np.diff(run.training_loss[count // 2 :])))
     if jump < spread:
@@ -249,7 +249,7 @@ def _unbounded(run: TrainingRun, spread: float) -> str | None:
 def _falls_of_correction(run: TrainingRun, spread: float) -> tuple[float, float] | None:
     """Its falls in the halves of a run, if the later is none the smaller."""
     correction, half = run.correction, len(run.correction) // 2
-    if len(correction) < _FEWEST_EPOCHS:
+    if len(correction) < _MIN_EPOCHS:
         return None
     earlier = float(correction[0] - correction[half])
     later = float(correction[half] - correction[-1])
@@ -274,13 +274,13 @@ def _notes(run: TrainingRun, spread: float) -> list[str]:
 def _overfitting(run: TrainingRun, spread: float) -> float | None:
     """Rise of the validation loss; the training loss did not rise."""
     values, errors = run.validation_loss, run.validation_error
-    if len(values) < _FEWEST_EPOCHS or not np.isfinite(values).all():
+    if len(values) < _MIN_EPOCHS or not np.isfinite(values).all():
         return None
     rise, error = _rise(values)
     at_best = errors[np.argmin(values)]
     if np.isfinite(at_best):  # of the held-out rows, not only from epoch to epoch
         error = math.hypot(error, at_best)
-    least = max(_LEAST_NOTED * spread, _NUM_ERRORS * error)
+    least = max(_MIN_NOTED * spread, _NUM_ERRORS * error)
     return None if rise < least else rise
 
 

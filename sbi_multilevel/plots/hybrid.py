@@ -1,4 +1,4 @@
-"""What the recipe `Hybrid` chose, and what it was worth, as a picture."""
+"""What the recipe `HybridConfig` chose, and what it was worth, as a picture."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sbi_multilevel.diagnostics import EffectiveRows
-from sbi_multilevel.hybrid.summary import HybridSummary
+from sbi_multilevel.diagnostics import EffectiveSampleSize
+from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.plots.style import NEUTRAL, colour, despine, plain_log_ticks
 
 _PANEL = (3.6, 3.0)  # inches
-_MOST_COLUMNS = 3
+_MAX_COLUMNS = 3
 _LINE_FROM = 0.38  # share of a panel below the line of the rows there are
 _LOG_FROM = -20.0  # nats below the best that a linear axis still shows
 
@@ -36,10 +36,10 @@ def plot_hybrid(
     Returns:
         The figure, and an array of its axes.
     """
-    steps = [step for step in enumerate(summary.alignment_scores) if step[1]]
-    worth = summary.effective_rows
+    steps = [step for step in enumerate(summary.map_scores) if step[1]]
+    worth = summary.effective_sample_size
     count = len(steps) + 2 + (worth is not None)
-    columns = count if count <= _MOST_COLUMNS else _MOST_COLUMNS - 1
+    columns = count if count <= _MAX_COLUMNS else _MAX_COLUMNS - 1
     shape = math.ceil(count / columns), columns
     figure, grid = plt.subplots(
         *shape,
@@ -52,7 +52,7 @@ def plot_hybrid(
         spare.remove()
     panels = list(axes)
     for level, scores in steps:
-        _plot_maps(panels.pop(0), level, scores, summary.alignments[level])
+        _plot_maps(panels.pop(0), level, scores, summary.level_maps[level])
     _plot_weights(panels.pop(0), summary)
     _plot_scores(panels.pop(0), summary)
     if worth is not None:
@@ -120,7 +120,7 @@ def _name_components(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
 
 
-def _plot_worth(axes: Axes, worth: EffectiveRows) -> None:
+def _plot_worth(axes: Axes, worth: EffectiveSampleSize) -> None:
     """Effective rows with their interval; an arrow where it has no end."""
     axes.set_title(
         "worth of the lower levels\n"

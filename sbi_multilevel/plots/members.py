@@ -1,4 +1,4 @@
-"""Losses of the members of the recipe `Hybrid`, one over the other."""
+"""Losses of the members of the recipe `HybridConfig`, one over the other."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from sbi_multilevel.diagnostics.training import TrainingRun
 from sbi_multilevel.plots.style import NEUTRAL, colour, finish_epochs, scale_losses
+from sbi_multilevel.training.history import TrainingRun
 
 _START = "start"  # what networks are named after that members start from
 

@@ -10,12 +10,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from sbi_multilevel.diagnostics.training import (
-    TrainingRun,
-    curve,
-    summary_of,
-    training_runs,
-)
 from sbi_multilevel.plots.hybrid import plot_hybrid
 from sbi_multilevel.plots.members import plot_members
 from sbi_multilevel.plots.style import (
@@ -24,6 +18,12 @@ from sbi_multilevel.plots.style import (
     finish_epochs,
     plain_log_ticks,
     scale_losses,
+)
+from sbi_multilevel.training.history import (
+    TrainingRun,
+    curve,
+    summary_of,
+    training_runs,
 )
 
 _WIDTH, _FIRST_HEIGHT, _HEIGHT = 8.0, 3.0, 1.8  # inches
@@ -42,7 +42,7 @@ def plot_training(
     latter, the epoch whose weights were kept, and the stages of the recipe; the part of
     each level in the loss; and, where levels were trained together, the gradient norms
     of base and corrections, their cosine with the control-variate coefficients, and the
-    effective rows of a batch (`sbi_multilevel.diagnostics.training`). After
+    effective rows of a batch (`sbi_multilevel.training.history`). After
     recipe="hybrid" it is what `hybrid_summary` holds: scores of the maps, weights and
     log scores of the components, and effective rows. The losses of its members, each
     from its own first epoch on, go into `ax`, where one is given.

@@ -1,13 +1,6 @@
-"""Runs simulators: pairing by shared noise, seeds, workers, stores, failures, cost."""
+"""Runs simulators: shared noise, seeds, workers, failures, costs."""
 
-from sbi_multilevel.simulation.accounting import TooManyFailures
-from sbi_multilevel.simulation.noise import one_at_a_time
-from sbi_multilevel.simulation.run import simulate_multilevel
-from sbi_multilevel.simulation.store import SimulationStore
+from sbi_multilevel.simulation.accounting import LostRows, TooManyFailures
+from sbi_multilevel.simulation.noise import vectorize_simulator
 
-__all__ = [
-    "SimulationStore",
-    "TooManyFailures",
-    "one_at_a_time",
-    "simulate_multilevel",
-]
+__all__ = ["LostRows", "TooManyFailures", "vectorize_simulator"]

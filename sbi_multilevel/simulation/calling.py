@@ -25,7 +25,7 @@ def check_simulators(simulators: Any) -> None:
                 simulator,
                 ("theta", "noise"),
                 "Let it take both, and draw all its randomness from the noise; wrap a "
-                "function of one row, (theta, seed), by `one_at_a_time`.",
+                "function of one row, (theta, seed), by `vectorize_simulator`.",
             )
 
 

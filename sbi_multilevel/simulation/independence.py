@@ -22,7 +22,7 @@ _RELATIVE, _ROUNDING = 1e-4, 1e-5
 _REMEDY = (
     "Does the simulator combine rows, or add noise of shape (n,) to theta of shape "
     "(n, d_theta)? Check it (e.g. `noise.unsqueeze(1)`), or wrap a simulator of one "
-    "row by `one_at_a_time`"
+    "row by `vectorize_simulator`"
 )
 
 

@@ -108,7 +108,7 @@ def draw_theta(
     return torch.cat(blocks)[start - offset : stop - offset].to("cpu", torch.float32)
 
 
-class one_at_a_time:
+class vectorize_simulator:
     """Lets a simulator of one row, given a seed, stand in for a vectorised one.
 
     Args:
@@ -128,7 +128,7 @@ class one_at_a_time:
         >>> import numpy as np, torch
         >>> def simulate(theta, seed):
         ...     return theta.numpy() + np.random.default_rng(seed).normal(size=2)
-        >>> batched = one_at_a_time(simulate)
+        >>> batched = vectorize_simulator(simulate)
         >>> batched(torch.zeros(3, 2), torch.tensor([1, 2, 3])).shape
         torch.Size([3, 2])
     """

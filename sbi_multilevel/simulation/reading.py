@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.simulation.accounting import failure_text
 from sbi_multilevel.simulation.table import LevelTable, no_valid_rows
 from sbi_multilevel.simulation.tasks import Status
-from sbi_multilevel.simulations import LevelSimulations, MultilevelSimulations
 
 _BLOCK = 10_000
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
-from sbi_multilevel.simulations import LevelSimulations
 
 _BLOCK = 10_000  # rows of status that are read at once
 

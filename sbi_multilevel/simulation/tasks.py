@@ -284,13 +284,13 @@ def _checked(x: Any, num_rows: int, level: int) -> np.ndarray:
         raise ValueError(
             f"The simulator of level {level} returned x of shape (n,), one number a "
             "row. Return shape (n, 1), e.g. `x.unsqueeze(1)` or `x[:, None]`; a "
-            "simulator of one row at a time can be wrapped by `one_at_a_time`."
+            "simulator of one row at a time can be wrapped by `vectorize_simulator`."
         )
     if x.ndim < 2 or x.shape[0] != num_rows:
         raise ValueError(
             f"The simulator of level {level} returned x of shape {tuple(x.shape)} for "
             f"{num_rows} rows of theta. Return shape (n, *x_shape) with n = "
             f"{num_rows}; a simulator of one row at a time can be wrapped by "
-            "`one_at_a_time`."
+            "`vectorize_simulator`."
         )
     return x

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MLNPE, one_at_a_time, simulate_multilevel
+from sbi_multilevel import MLNPE, simulate_multilevel, vectorize_simulator
 
 PROGRAM = Path(__file__).with_name("pendulum.py")
 STEPS = (50, 2_000)  # of level 0 and level 1
@@ -43,7 +43,7 @@ class Pendulum:
 
 def main(store, num_simulations=(400, 40)):
     simulations = simulate_multilevel(
-        [one_at_a_time(Pendulum(steps)) for steps in STEPS],
+        [vectorize_simulator(Pendulum(steps)) for steps in STEPS],
         PRIOR,
         num_simulations,
         simulation_batch_size=(20, 1),  # cheap rows by twenties, dear ones alone

@@ -1,0 +1,219 @@
+"""Command line of the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sbi_multilevel.losses.held_out import STOPPING_RULES
+from sbi_multilevel_benchmarks import report
+from sbi_multilevel_benchmarks.allocation import allocation_table, run_allocations
+from sbi_multilevel_benchmarks.cost import step_costs
+from sbi_multilevel_benchmarks.divergence import divergence_table, run_divergences
+from sbi_multilevel_benchmarks.journal import Journal
+from sbi_multilevel_benchmarks.methods import METHODS
+from sbi_multilevel_benchmarks.overhead import overheads
+from sbi_multilevel_benchmarks.records import by_title, cells, finished, key, table
+from sbi_multilevel_benchmarks.registry import COMMANDS, TASKS, load_plugin
+from sbi_multilevel_benchmarks.run import Run, run_all
+from sbi_multilevel_benchmarks.tasks import get_task
+
+PROGRAM = "python -m sbi_multilevel_benchmarks"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `python -m sbi_multilevel_benchmarks TASK --methods ... --rows ...`.
+
+    Raises:
+        SystemExit: With code 1 if a run failed; the others are done all the same.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    first = given[0] if given else None
+    if first == "report":
+        report.main(given[1:])
+    elif first == "cost":
+        print(step_costs())
+    elif first == "overhead":
+        print(overheads())
+    elif first == "allocation":
+        _allocate(given)
+    elif first == "divergence":
+        _count_divergences(given)
+    else:
+        _benchmark(given)
+
+
+def _benchmark(given: Sequence[str]) -> None:
+    plugins = _plugins(given)
+    parser = _parser("Train methods, and judge them on tasks.")
+    parser.epilog = (
+        f"Tasks: {', '.join(TASKS)}. Methods: {', '.join(METHODS)}. "
+        f"Other commands: {', '.join(COMMANDS)}."
+    )
+    parser.add_argument("tasks", nargs="+", choices=TASKS, metavar="TASK")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=["high", "ml"],
+        metavar="METHOD",
+        help="high and ml if left out",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        type=_rows,
+        help="rows of each level, e.g. 10000,50 10000,100; each task's own if left out",
+    )
+    parser.add_argument(
+        "--observations",
+        type=int,
+        help="judge posteriors at the first so many observations only",
+    )
+    parser.add_argument("--data", help="file that the task reads, if any")
+    _add_plugin(parser)
+    options = parser.parse_args(given)
+    runs = [
+        Run(task, method, n, seed, options.data, options.observations)
+        for task in options.tasks
+        for n in options.rows or [get_task(task, options.data).num_simulations]
+        for method in options.methods
+        for seed in _seeds(options)
+    ]
+    journal = Journal(options.out, _command(given))
+    done = {key(record) for record in finished(journal.records)}
+    missing = [run for run in runs if key(run.identity) not in done]
+    # what cannot run is told before hours are spent
+    for run in {(r.task, r.method, r.num_simulations): r for r in missing}.values():
+        run.build_task()
+    records = run_all(missing, options.workers, plugins)
+    failures = _write(journal, records, num_done=len(runs) - len(missing))
+    asked = {key(run.identity) for run in runs}
+    done_now = cells(r for r in finished(journal.records) if key(r) in asked)
+    for group in by_title(done_now).values():
+        print(table(group))
+    _end(failures)
+
+
+def _allocate(given: Sequence[str]) -> None:
+    parser = _parser("Rows by a pilot, and by rules of thumb, at equal budget.")
+    parser.add_argument("command", choices=["allocation"])
+    options = parser.parse_args(given)
+    journal = Journal(options.out, _command(given))
+    seeds = _seeds(options)
+    failures = _write(journal, run_allocations(seeds, options.workers, journal.records))
+    print(allocation_table(journal.records))
+    _end(failures)
+
+
+def _count_divergences(given: Sequence[str]) -> None:
+    parser = _parser("Count multilevel trainings that diverge, on random tasks.")
+    parser.add_argument("command", choices=["divergence"])
+    parser.add_argument(
+        "--stopping",
+        nargs="+",
+        choices=STOPPING_RULES,
+        default=list(STOPPING_RULES),
+        help="held-out losses that early stopping follows; all if left out",
+    )
+    options = parser.parse_args(given)
+    journal = Journal(options.out, _command(given))
+    records = run_divergences(
+        _seeds(options), options.workers, journal.records, options.stopping
+    )
+    failures = _write(journal, records)
+    print(divergence_table(journal.records))
+    _end(failures)
+
+
+def _write(journal: Journal, records: Any, num_done: int = 0) -> list[dict[str, Any]]:
+    """Add records as they come, and return those of failures."""
+    if num_done:
+        print(f"{num_done} runs were done before.", file=sys.stderr, flush=True)
+    failures = []
+    for record in records:
+        record = journal.append(record)
+        print(json.dumps(record), flush=True)
+        if "error" in record:
+            failures.append(record)
+    return failures
+
+
+def _end(failures: Sequence[dict[str, Any]]) -> None:
+    if not failures:
+        return
+    print(f"{len(failures)} runs failed; the same command tries them again:")
+    for record in failures:
+        what = [
+            record[k] for k in ("task", "method", "scheme", "stopping") if k in record
+        ]
+        rows = record.get("num_simulations", "")
+        print(f"  {' '.join(what)} {rows} seed {record['seed']}: {record['error']}")
+    raise SystemExit(1)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=description, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="file of JSON lines, a record each; what it has is not run again",
+    )
+    return parser
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        help="Python file that registers tasks or methods; may be given several times",
+    )
+
+
+def _plugins(given: Sequence[str]) -> list[str]:
+    """Load the plugins, whose names are among those that may be given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_plugin(parser)
+    plugins = [
+        str(Path(path).resolve()) for path in parser.parse_known_args(given)[0].plugin
+    ]
+    for plugin in plugins:
+        load_plugin(plugin)
+    return plugins
+
+
+def _rows(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _seeds(options: argparse.Namespace) -> range:
+    return range(options.first_seed, options.first_seed + options.seeds)
+
+
+def _command(given: Sequence[str]) -> str:
+    """The command line, to be written beside what came of it."""
+    words: list[str] = []
+    for word in given:
+        option, equals, _ = word.partition("=")
+        # paths of this machine concern nobody else
+        if words and words[-1] in ("--data", "--out", "--plugin"):
+            word = "FILE"
+        elif equals and option in ("--data", "--out", "--plugin"):
+            word = f"{option}=FILE"
+        words.append(word)
+    return f"{PROGRAM} {shlex.join(words)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The report: one page that needs nothing else, and its pictures."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sbi_multilevel_benchmarks.allocation import allocation_table
+from sbi_multilevel_benchmarks.journal import read_records
+from sbi_multilevel_benchmarks.plots import draw, png
+from sbi_multilevel_benchmarks.records import (
+    FEW_SEEDS,
+    MIN_SEEDS,
+    Cell,
+    Table,
+    by_title,
+    cells,
+    failed,
+    finished,
+    table,
+)
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Benchmark of sbi_multilevel</title>
+<style>
+body { font-family: sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; line-height: 1.45; }
+img { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; }
+th, td { padding: 0.25rem 0.7rem; text-align: right; white-space: nowrap; }
+th { border-bottom: 2px solid #444; }
+td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
+th.text, td.text { text-align: left; }
+code { overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>Benchmark of sbi_multilevel</h1>
+<p>Lower is better (but <em>atc</em> is 0 at best). A value is the
+mean over test points, its mean ± standard error over
+seeds; <em>median</em> is that over test points, likewise. $few marks fewer than $seeds
+seeds. All methods of a task have the same simulations, noise, network and test points.
+<em>Cost</em> is that of the simulations a method takes, in the unit of the task; where
+each observation has simulations of its own, of those for one observation. An oracle is
+plain training on many high-fidelity rows that nobody could afford; a dotted line is a
+method that takes none.</p>
+<ul>$contents</ul>
+$sections
+</body>
+</html>
+""")
+
+SECTION = Template("""<section id="$anchor">
+<h2>$title</h2>
+$body
+</section>
+""")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `python -m sbi_multilevel_benchmarks report FILE [FILE ...] --out FOLDER`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sbi_multilevel_benchmarks report", description=__doc__
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder")
+    options = parser.parse_args(arguments)
+    records = [record for path in options.files for record in read_records(path)]
+    print(write_report(records, options.out))
+
+
+def write_report(records: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """Write `index.html` and a PNG a task.
+
+    Args:
+        records: Those of the benchmark, and of `allocation`, in any order; of those of
+            the same run the last counts.
+        folder: Where to; made if missing.
+
+    Returns:
+        Path of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = {}
+    for title, group in by_title(cells(records)).items():
+        picture = png(draw(group))
+        (folder / f"{_anchor(title)}.png").write_bytes(picture)
+        sections[title] = _task_body(title, group, picture, finished(records))
+    allocations = allocation_table(records)
+    if allocations.rows:
+        sections["Rows at equal budget"] = _html(allocations)
+    failures = failed(records)
+    if failures:
+        items = [
+            f"{r['task']} {r['method']} {r['num_simulations']} seed {r['seed']}: "
+            f"{r['error']}"
+            for r in failures
+        ]
+        sections["Failed runs"] = _list(items)
+    page = folder / "index.html"
+    page.write_text(_page(sections), encoding="utf-8")
+    return page
+
+
+def _page(sections: dict[str, str]) -> str:
+    links = (f'<li><a href="#{_anchor(t)}">{escape(t)}</a></li>' for t in sections)
+    bodies = (
+        SECTION.substitute(anchor=_anchor(title), title=escape(title), body=body)
+        for title, body in sections.items()
+    )
+    return PAGE.substitute(
+        few=FEW_SEEDS,
+        seeds=MIN_SEEDS,
+        contents="".join(links),
+        sections="".join(bodies),
+    )
+
+
+def _task_body(
+    title: str, group: Sequence[Cell], picture: bytes, records: Sequence[dict[str, Any]]
+) -> str:
+    code = base64.b64encode(picture).decode()
+    name = escape(title, quote=True)
+    image = f'<img alt="Errors on {name}" src="data:image/png;base64,{code}">'
+    one = group[0]
+    made = [
+        record
+        for record in records
+        if (record["task"], record.get("observations")) == (one.task, one.observations)
+    ]
+    return image + _html(table(group)) + _provenance(made)
+
+
+def _provenance(records: Sequence[dict[str, Any]]) -> str:
+    """Commands and versions, each once."""
+    lines = dict.fromkeys(record["command"] for record in records)
+    versions = dict.fromkeys(
+        ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+        + f", Python {record['python']}"
+        for record in records
+    )
+    return (
+        "<details><summary>Commands and versions</summary>"
+        f"{_list(lines, code=True)}{_list(versions)}</details>"
+    )
+
+
+def _html(given: Table) -> str:
+    def row(tag: str, texts: Sequence[str]) -> str:
+        parts = (
+            f"<{tag}{_kind(name)}>{escape(text)}</{tag}>"
+            for name, text in zip(given.header, texts)
+        )
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(row("td", texts) for texts in given.rows)
+    head = row("th", given.header)
+    return (
+        f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def _kind(name: str) -> str:
+    return ' class="text"' if name in ("task", "method", "rows by") else ""
+
+
+def _list(items: Any, code: bool = False) -> str:
+    texts = (escape(item) for item in items)
+    if code:
+        texts = (f"<code>{text}</code>" for text in texts)
+    return "<ul>" + "".join(f"<li>{text}</li>" for text in texts) + "</ul>"
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", title)

@@ -1,0 +1,170 @@
+"""Runs of a pilot beside its rows: levels further below, and a small step in theta.
+
+They are made once and, where the rows have a store, kept in a file beside it, so that a
+run that is taken up again need not pay for them twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.allocation.growing import GrowingSimulations
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulation.noise import derive_seed
+from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
+
+_STEP_STREAM, _STEP_TRIES = 12, 50
+
+
+class ExtraRuns:
+    """Runs the simulators again at the theta and noise of rows that exist.
+
+    Args:
+        growing: Where the rows come from.
+        simulations: The rows.
+        num_simulations: Rows of each level, those that failed included.
+    """
+
+    def __init__(
+        self,
+        growing: GrowingSimulations,
+        simulations: MultilevelSimulations,
+        num_simulations: Sequence[int],
+    ):
+        self._growing = growing
+        self._simulations = simulations
+        self._counts = tuple(num_simulations)
+        store = growing.source.store
+        self._path = None if store is None else Path(f"{os.fspath(store)}.pilot.npz")
+        self._known = self._read()
+
+    def below(self) -> list[list[Tensor]]:
+        """Outputs of levels 0 to m for the rows of each level m.
+
+        Those of m and m - 1 are there already, the others are run.
+        """
+        outputs = []
+        for level, rows in enumerate(self._simulations):
+            sides = [] if rows.x_coarse is None else [rows.x_coarse]
+            further = [self._run(level, k, "below") for k in range(level - len(sides))]
+            outputs.append([*(_like(x, rows.x) for x in further), *sides, rows.x])
+        return outputs
+
+    def aside(self, step: Tensor) -> list[list[Tensor]]:
+        """The same as `below`, at theta moved by `step` in a random direction.
+
+        Args:
+            step: Length of the step in each parameter, shape `(d_theta,)`; its sign is
+                drawn for each row. Where all directions that were tried leave the
+                prior, outputs are NaN.
+        """
+        moved = {}
+
+        def theta_of(level: int) -> Tensor:
+            if level not in moved:
+                moved[level] = self._moved(level, step)
+            return moved[level]
+
+        return [
+            [
+                _like(self._run(level, k, "aside", theta_of), rows.x)
+                for k in range(level + 1)
+            ]
+            for level, rows in enumerate(self._simulations)
+        ]
+
+    def _run(
+        self,
+        level: int,
+        simulator: int,
+        kind: str,
+        theta_of: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        name = f"{kind}_{level}_{simulator}"
+        if name not in self._known:
+            theta = self._simulations[level].theta
+            theta = theta if theta_of is None else theta_of(level)
+            seeds = self._growing.seeds(level, self._counts[level])
+            self._known[name] = self._run_inside(simulator, theta, seeds)
+            self._write()
+        return self._known[name]
+
+    def _run_inside(self, simulator: int, theta: Tensor, seeds: Tensor) -> Tensor:
+        """Run at the rows that have a theta; NaN at the others."""
+        inside = theta.isfinite().all(dim=1)
+        x = self._growing.run_again(simulator, theta[inside], seeds[inside])
+        result = torch.full((len(theta), *x.shape[1:]), torch.nan)
+        result[inside] = x
+        return result
+
+    def _moved(self, level: int, step: Tensor) -> Tensor:
+        source = self._growing.source
+        theta = self._simulations[level].theta
+        generator = torch.Generator().manual_seed(
+            derive_seed(source.seed, _STEP_STREAM, level)
+        )
+        moved = torch.full_like(theta, torch.nan)
+        for _ in range(_STEP_TRIES):
+            signs = torch.randint(0, 2, theta.shape, generator=generator) * 2 - 1
+            tried = theta + signs * step
+            inside = source.prior.log_prob(tried).isfinite() & moved.isnan().any(dim=1)
+            moved[inside] = tried[inside]
+        return moved
+
+    def _read(self) -> dict[str, Tensor]:
+        if self._path is None or not self._path.exists():
+            return {}
+        remedy = "Delete the file: the runs are made again."
+        with understood("path", self._path, "runs of a pilot", remedy):
+            arrays = read_arrays(self._path)
+            expect("digest" in arrays, f"it lacks digest, and has {sorted(arrays)}")
+            if str(arrays.pop("digest")) != digest(self._simulations):
+                return {}  # of other rows
+            known = {name: tensor_of(arrays, name) for name in arrays}
+            for name, x in known.items():
+                level = int(name.split("_")[1])
+                wanted = len(self._simulations[level])
+                expect(
+                    x.dtype == torch.float32 and x.ndim > 1 and len(x) == wanted,
+                    f"{name} is {x.dtype} of shape {tuple(x.shape)}, not float32 with "
+                    f"{wanted} rows",
+                )
+            return known
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        arrays = {name: x.numpy() for name, x in self._known.items()}
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                allow_pickle=False,
+                digest=np.array(digest(self._simulations)),
+                **arrays,
+            )
+        os.replace(temporary, self._path)
+
+
+def digest(simulations: MultilevelSimulations) -> str:
+    """A text that tells the rows from all others."""
+    state = hashlib.sha256()
+    for rows in simulations:
+        for column in (rows.theta, rows.x, rows.x_coarse):
+            if column is not None:
+                state.update(column.numpy().tobytes())
+    return state.hexdigest()
+
+
+def _like(x: Tensor, reference: Tensor) -> Tensor:
+    """x, or NaN in the shape of `reference` where all runs failed."""
+    if x.shape != reference.shape and x.isnan().all():
+        return torch.full_like(reference, torch.nan)
+    return x

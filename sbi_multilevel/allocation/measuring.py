@@ -1,0 +1,128 @@
+"""Measures variances: by quick fits, or by the norms of outputs and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.allocation.extra_runs import ExtraRuns
+from sbi_multilevel.allocation.growing import Source
+from sbi_multilevel.allocation.optimal import check_costs
+from sbi_multilevel.allocation.quick_fit import (
+    Inference,
+    get_trainer,
+    held_out_losses,
+)
+from sbi_multilevel.allocation.variances import (
+    Measurements,
+    Method,
+    loss_measurements,
+    norm_measurements,
+)
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+
+# length of a step in theta, in standard deviations of the prior
+_STEP = 0.01
+
+
+class Measuring:
+    """How variances are estimated; arguments as of `pilot`.
+
+    Raises:
+        ValueError: If an argument is none of those possible.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        inference: Inference | None,
+        method: Method,
+        num_folds: int,
+        train_options: Mapping[str, Any],
+    ):
+        if method not in get_args(Method):
+            raise ValueError(
+                f"method must be one of {get_args(Method)}, but is {method!r}."
+            )
+        if num_folds < 2:
+            raise ValueError(
+                f"num_folds must be >= 2, but is {num_folds}: rows must not be judged "
+                "by a fit that has seen them."
+            )
+        if source.costs is not None:
+            check_costs(source.costs)
+        self.method = method
+        self._trainer = (
+            get_trainer(inference, source.prior) if method == "loss" else None
+        )
+        self._seed, self._num_folds = source.seed, num_folds
+        self._train_options = train_options
+
+    def extra_cost(
+        self, num_simulations: Sequence[int], costs: Sequence[float]
+    ) -> float:
+        """Cost of the runs beside the rows."""
+        total = 0.0
+        for level, rows in enumerate(num_simulations):
+            total += rows * sum(costs[: max(level - 1, 0)])
+            if self.method == "norm":
+                total += rows * sum(costs[: level + 1])
+        return total
+
+    def measure(
+        self, simulations: MultilevelSimulations, extra: ExtraRuns
+    ) -> Measurements:
+        """Measurements of all rows; those after the pilot's know only their pairs."""
+        outputs = [
+            [_padded(x, len(rows)) for x in sides[:-2]] + _own_sides(rows)
+            for rows, sides in zip(simulations, extra.below())
+        ]
+        if self._trainer is None:
+            return self._norm(simulations, outputs, extra)
+        losses, fits = held_out_losses(
+            self._trainer,
+            simulations,
+            outputs,
+            seed=self._seed,
+            num_folds=self._num_folds,
+            train_options=self._train_options,
+        )
+        return loss_measurements(losses, fits)
+
+    def _norm(
+        self,
+        simulations: MultilevelSimulations,
+        outputs: Sequence[Sequence[Tensor]],
+        extra: ExtraRuns,
+    ) -> Measurements:
+        theta = torch.cat([rows.theta for rows in simulations])
+        aside = extra.aside(_STEP * theta.std(dim=0))
+        top = simulations[-1].x.flatten(1).double()
+        # units of the spread of level L; features that do not vary count for nothing
+        scale = torch.where(top.std(dim=0) > 0, top.std(dim=0), torch.inf)
+
+        def standardised(x: Tensor) -> np.ndarray:
+            return ((x.flatten(1).double() - top.mean(dim=0)) / scale).numpy()
+
+        here = [[standardised(x) for x in sides] for sides in outputs]
+        there = [[standardised(x) for x in sides] for sides in aside]
+        slopes = [
+            [(b - a[: len(b)]) / _STEP for a, b in zip(*sides)]
+            for sides in zip(here, there)
+        ]
+        here = [[a[: len(b)] for a, b in zip(*sides)] for sides in zip(here, slopes)]
+        return norm_measurements(here, slopes)
+
+
+def _own_sides(rows: LevelSimulations) -> list[Tensor]:
+    return [rows.x] if rows.x_coarse is None else [rows.x_coarse, rows.x]
+
+
+def _padded(x: Tensor, num_rows: int) -> Tensor:
+    """x with rows of NaN behind."""
+    behind = torch.full((num_rows - len(x), *x.shape[1:]), torch.nan)
+    return torch.cat([x, behind])

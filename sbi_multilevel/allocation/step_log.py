@@ -1,0 +1,77 @@
+"""What a run that spends a budget has decided, in a file beside its store."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sbi_multilevel.utils.files import expect, read_json, understood
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was known when rows were asked for.
+
+    Args:
+        num_simulations: Rows of each level, those of earlier steps included.
+        costs: Cost of a run of each simulator.
+        variances: Variance of each level.
+    """
+
+    num_simulations: tuple[int, ...]
+    costs: tuple[float, ...]
+    variances: tuple[float, ...]
+
+
+class SpendingLog:
+    """Steps of a run with a store, in a file beside it; without a store, nothing.
+
+    Args:
+        path: The file; `None` without a store.
+        key: What the steps depend on. Those of another key are not used.
+    """
+
+    def __init__(self, path: Path | None, key: dict[str, Any]):
+        self._path, self._key = path, key
+        self._steps: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            remedy = "Delete the file: the budget is divided again."
+            with understood("path", path, "steps of a budget", remedy):
+                content = read_json(path)
+                if content["key"] == key:
+                    self._steps = [asdict(_step(values)) for values in content["steps"]]
+
+    def step(self, index: int) -> Step | None:
+        """The step of an earlier run, if it came so far."""
+        if index >= len(self._steps):
+            return None
+        return Step(**{k: tuple(v) for k, v in self._steps[index].items()})
+
+    def write(self, index: int, step: Step) -> None:
+        """Keep a step, before its rows are simulated."""
+        if index < len(self._steps):
+            return  # read from the file
+        self._steps.append(asdict(step))
+        if self._path is None:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"key": self._key, "steps": self._steps}))
+        os.replace(temporary, self._path)
+
+
+def _step(values: dict[str, Any]) -> Step:
+    """A step, as JSON gives it back.
+
+    Raises:
+        ValueError: If it does not hold as many numbers of each kind.
+    """
+    step = Step(**{name: tuple(numbers) for name, numbers in values.items()})
+    columns = (step.num_simulations, step.costs, step.variances)
+    is_sound = all(type(n) is int and n >= 0 for n in step.num_simulations) and all(
+        type(number) in (int, float) for column in columns for number in column
+    )
+    expect(is_sound and len(set(map(len, columns))) == 1, f"a step is {values!r:.100}")
+    return step

@@ -1,0 +1,199 @@
+"""Posterior samples for ArviZ: an `xarray.DataTree` of what sbi knows.
+
+The groups are those of ArviZ's schema: `posterior`, `observed_data`, `prior` and
+`prior_predictive`. From version 1.0 on ArviZ takes the tree as it is; for earlier ones
+`arviz.from_datatree(tree)` makes an `InferenceData` of it. The tree is made by xarray
+alone, so ArviZ itself need not be installed.
+
+Samples of sbi's direct posteriors are independent: one chain, of which diagnostics of
+convergence say nothing. Those of an `MCMCPosterior` come in its chains, as they were
+drawn (see also sbi's guide to MCMC diagnostics with ArviZ).
+
+Reference: ArviZ developers, *InferenceData schema specification*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sbi.inference import MCMCPosterior
+from sbi.utils.sbiutils import ImproperEmpirical
+from torch import Tensor
+
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.utils.argument_types import check_types
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+
+def to_datatree(
+    posterior: Any,
+    x_o: Tensor | None = None,
+    *,
+    inference: Any = None,
+    simulations: MultilevelSimulations | None = None,
+    num_samples: int = 1_000,
+    labels: Sequence[str] | None = None,
+) -> DataTree:
+    r"""Samples, observation and prior as an `xarray.DataTree` for ArviZ.
+
+    Args:
+        posterior: A posterior of sbi.
+        x_o: The observation, shape `(1, *x_shape)`, or `(n, *x_shape)` for n
+            independent ones of one theta, where the posterior takes that; its default
+            x if left out.
+        inference: The trainer, whose prior is taken where the posterior has none.
+        simulations: Rows drawn from the prior. Those of the highest level become the
+            groups `prior` and `prior_predictive`, row by row; without them, `prior`
+            holds `num_samples` fresh draws, if the prior is known.
+        num_samples: Samples of the posterior; with MCMC rounded up to a multiple of the
+            chains.
+        labels: Names of the parameters, each a variable of its own then. Without them
+            all are one variable, `theta`, of shape `(chain, draw, d_theta)`.
+
+    Returns:
+        The tree. `observed_data` and `prior_predictive` have the variable `x`.
+
+    Raises:
+        ImportError: If xarray is missing, or older than 2024.10.
+        ValueError: If there is no observation, the labels are not as many as the
+            parameters, or the simulations have weights, so that they are no draws from
+            the prior.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFNPE
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> theta = prior.sample((200,))
+        >>> inference = MFNPE(prior, density_estimator="mdn", show_progress_bars=False)
+        >>> inference = inference.append_simulations(theta, theta)
+        >>> _ = inference.train(max_num_epochs=2)
+        >>> tree = to_datatree(
+        ...     inference.build_posterior(), torch.zeros(1, 2), labels=["mu", "sigma"]
+        ... )
+        >>> sorted(tree.children)
+        ['observed_data', 'posterior', 'prior']
+        >>> tree["posterior/mu"].shape
+        (1, 1000)
+    """
+    check_types(to_datatree, locals())
+    if not hasattr(posterior, "sample") or not hasattr(posterior, "default_x"):
+        raise TypeError(
+            f"posterior is a {type(posterior).__name__}, but must be a posterior of "
+            "sbi, as `build_posterior` returns it."
+        )
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be >= 1, but is {num_samples}.")
+    xarray = _import_xarray()
+    if x_o is None and posterior.default_x is None:
+        raise ValueError(
+            "x_o is None, and the posterior has no default x. Pass the observation, or "
+            "call `posterior.set_default_x(x_o)` before."
+        )
+    samples = _sample_chains(posterior, x_o, num_samples)
+    observed = torch.as_tensor(posterior.default_x if x_o is None else x_o)
+    prior = _prior_of(posterior, inference)
+    groups = {
+        "posterior": _parameters(samples, labels),
+        "observed_data": _rows("observation", observed),
+    }
+    if simulations is not None:
+        rows = simulations[-1]
+        if rows.weights is not None:
+            raise ValueError(
+                "simulations have weights, so they are no draws from the prior. Leave "
+                "them out, or pass those that are."
+            )
+        groups["prior"] = _parameters(rows.theta[None], labels)
+        groups["prior_predictive"] = _rows("draw", rows.x, chain=True)
+    elif prior is not None:
+        groups["prior"] = _parameters(prior.sample((num_samples,))[None], labels)
+    attributes = {
+        "inference_library": "sbi",
+        "inference_library_version": version("sbi"),
+        "posterior": type(posterior).__name__,
+    }
+    return xarray.DataTree.from_dict({
+        name: xarray.Dataset(variables, attrs=attributes)
+        for name, variables in groups.items()
+    })
+
+
+def _import_xarray() -> Any:
+    try:
+        import xarray
+    except ImportError as error:
+        raise ImportError(
+            "to_datatree needs xarray. Install it, with ArviZ, by "
+            "`pip install 'sbi_multilevel[arviz]'`."
+        ) from error
+    if not hasattr(xarray, "DataTree"):
+        raise ImportError(
+            f"to_datatree needs xarray 2024.10 or later, but {xarray.__version__} is "
+            "installed. Run `pip install --upgrade xarray`."
+        )
+    return xarray
+
+
+def _sample_chains(posterior: Any, x_o: Tensor | None, num_samples: int) -> Tensor:
+    """Samples, shape `(chains, draws, d_theta)`."""
+    chains = 1
+    if isinstance(posterior, MCMCPosterior):
+        chains = posterior.num_chains or 1
+    count = -(-num_samples // chains) * chains
+    # sbi returns the samples of one chain after those of another
+    samples = posterior.sample((count,), x=x_o, show_progress_bars=False)
+    return samples.reshape(chains, count // chains, -1)
+
+
+def _prior_of(posterior: Any, inference: Any) -> Any | None:
+    """The prior, where anything that was passed knows it."""
+    potential = getattr(posterior, "potential_fn", None)
+    candidates = (
+        getattr(posterior, "prior", None),
+        getattr(potential, "prior", None),
+        getattr(inference, "_prior", None),
+    )
+    for prior in candidates:
+        if prior is not None and not isinstance(prior, ImproperEmpirical):
+            return prior
+    return None
+
+
+def _parameters(theta: Tensor, labels: Sequence[str] | None) -> dict[str, Any]:
+    """Variables of parameters, from shape `(chains, draws, d_theta)`."""
+    values, dims = theta.detach().cpu().numpy(), ("chain", "draw")
+    coordinates = _places(dims, values.shape)
+    if labels is None:
+        return {"theta": ((*dims, "theta_dim"), values), **coordinates}
+    if len(labels) != values.shape[-1]:
+        raise ValueError(
+            f"labels has {len(labels)} names {list(labels)}, but there are "
+            f"{values.shape[-1]} parameters. Pass one name for each."
+        )
+    columns = {name: (dims, values[..., i]) for i, name in enumerate(labels)}
+    return {**columns, **coordinates}
+
+
+def _rows(dim: str, x: Tensor, chain: bool = False) -> dict[str, Any]:
+    """Outputs of simulators, shape `(n, *x_shape)`, along the dimension `dim`."""
+    values = x.detach().cpu().numpy()
+    dims = (dim, *(f"x_dim_{i}" for i in range(values.ndim - 1)))
+    if chain:
+        dims, values = ("chain", *dims), values[None]
+    count = 2 if chain else 1
+    return {"x": (dims, values), **_places(dims[:count], values.shape)}
+
+
+def _places(dims: Sequence[str], shape: Sequence[int]) -> dict[str, Any]:
+    return {name: ((name,), np.arange(size)) for name, size in zip(dims, shape)}

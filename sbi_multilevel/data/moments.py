@@ -1,0 +1,59 @@
+"""Mean and standard deviation of the features of simulations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and standard deviation of rows.
+
+    Args:
+        mean: Mean of each feature, shape `x_shape`, or one number, shape `()`.
+        std: Standard deviation, of the same shape.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> Moments.of(torch.tensor([[1.0], [3.0]])).mean
+        tensor([2.])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, weights: Tensor | None = None) -> Moments:
+        """Moments of rows `x`, shape `(n, *x_shape)`.
+
+        Each feature of a vector has its own; the entries of an image share one mean and
+        one standard deviation.
+
+        Args:
+            x: The rows.
+            weights: Weight of each row, shape `(n,)`; equal if `None`.
+        """
+        if x.ndim > 2:
+            x = x.flatten(1)
+            weights = None if weights is None else weights.repeat_interleave(x.shape[1])
+            x = x.reshape(-1, 1)
+            moments = cls.of(x, weights)
+            return cls(moments.mean[0], moments.std[0])
+        if weights is None:
+            return cls(x.mean(dim=0), x.std(dim=0))
+        share = (weights / weights.sum()).unsqueeze(1)
+        mean = (share * x).sum(dim=0)
+        return cls(mean, (share * (x - mean) ** 2).sum(dim=0).sqrt())
+
+    @property
+    def varies(self) -> Tensor:
+        """Whether each feature varies, by more than the rounding of its mean."""
+        rounding = 10 * torch.finfo(self.mean.dtype).eps
+        return self.std > rounding * self.mean.abs()

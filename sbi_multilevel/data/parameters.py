@@ -1,0 +1,130 @@
+r"""Parameters that only some levels have.
+
+The network models the parameters :math:`\theta` of the highest level. A parameter that
+a lower level does not have does not act on its outputs, so it may take any value there:
+it is a *dummy*, filled from the prior (Krouglova et al. 2026, Section 3.1.1). With
+
+.. math:: \theta_\mathrm{fill} \sim p(\theta_\mathrm{fill}), \qquad
+    x = G_0(\theta_\mathrm{have}),
+
+pre-training learns :math:`p(\theta_\mathrm{have} \mid x)\, p(\theta_\mathrm{fill})`.
+This is exact where the prior makes the two independent.
+
+A parameter that only a lower level has is dropped. The paper (Appendix D.4) keeps
+it as a dimension of the network, fills it from its prior in fine-tuning, and ignores it
+at the end; leaving it out marginalises it already in training,
+
+.. math:: p(\theta \mid x) = \int p(\theta, \psi \mid x) \, d\psi,
+
+so that the posterior has exactly the parameters of the highest level, with a density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_multilevel.utils.argument_types import check_field_types
+
+
+@dataclass(frozen=True)
+class LevelParameters:
+    """Which columns of theta each level has.
+
+    Args:
+        names: Names of the columns of theta of each level, the highest included. Levels
+            left out have the parameters of the highest one.
+
+    Raises:
+        ValueError: If a level names a parameter twice, or shares none with the highest.
+
+    Example:
+    --------
+
+    ::
+
+        >>> columns = LevelParameters({0: ("mu", "psi"), 1: ("mu", "gamma")})
+        >>> theta = torch.tensor([[1.0, 9.0]])
+        >>> prior = torch.distributions.Uniform(torch.zeros(2), torch.zeros(2) + 1e-9)
+        >>> columns.complete(theta, level=0, prior=prior).round(decimals=3)
+        tensor([[1., 0.]])
+    """
+
+    names: Mapping[int, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        if not self.names:
+            raise ValueError(
+                "parameters is empty. Name the columns of theta of the levels, e.g. "
+                "{0: ('mu',), 1: ('mu', 'sigma')}, or leave it out."
+            )
+        for level, names in self.names.items():
+            if len(set(names)) < len(names) or isinstance(names, str):
+                raise ValueError(
+                    f"parameters of level {level} must be different names, one a "
+                    f"column of theta, but are {names!r}."
+                )
+            if not set(names) & set(self.highest):
+                raise ValueError(
+                    f"parameters of level {level} are {tuple(names)}, those of the "
+                    f"highest level {tuple(self.highest)}: none in common, so nothing "
+                    "can be learned from the rows. Use the same names for the same "
+                    "parameters."
+                )
+
+    @property
+    def highest(self) -> Sequence[str]:
+        """Names of the columns of the highest level."""
+        return self.names[max(self.names)]
+
+    def of(self, level: int) -> Sequence[str]:
+        """Names of the columns of theta of a level."""
+        return self.names.get(level, self.highest)
+
+    def complete(self, theta: Tensor, level: int, prior: Any) -> Tensor:
+        """Bring theta of a level to the columns of the highest one.
+
+        Args:
+            theta: Parameters of the rows, shape `(n, d_level)`.
+            level: Their level.
+            prior: Prior of the highest level; missing columns are drawn from it.
+
+        Returns:
+            Parameters, shape `(n, d_theta)`.
+
+        Raises:
+            ValueError: If theta has another number of columns than the level has names,
+                or if there is no prior to fill columns from.
+        """
+        have, want = list(self.of(level)), list(self.highest)
+        if theta.ndim != 2 or theta.shape[1] != len(have):
+            raise ValueError(
+                f"theta of level {level} has shape {tuple(theta.shape)}, but its "
+                f"parameters are {tuple(have)}: pass {len(have)} columns in this "
+                "order, or state others in `parameters`."
+            )
+        if have == want:
+            return theta
+        missing = [name not in have for name in want]
+        if any(missing) and prior is None:
+            raise ValueError(
+                f"prior is None, but the parameters "
+                f"{tuple(n for n, m in zip(want, missing) if m)} that level {level} "
+                "lacks are filled from it. Pass the prior to the trainer."
+            )
+        columns = [
+            theta[:, have.index(name)] if name in have else None for name in want
+        ]
+        drawn = prior.sample((len(theta),)).to(theta) if any(missing) else None
+        return torch.stack(
+            [
+                drawn[:, i] if column is None and drawn is not None else column
+                for i, column in enumerate(columns)
+            ],
+            dim=1,
+        )

@@ -1,0 +1,1 @@
+"""Density estimators of sbi, transformed or mixed."""

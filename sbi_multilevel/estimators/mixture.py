@@ -1,0 +1,252 @@
+r"""A mixture of estimators of sbi, as one estimator of sbi.
+
+.. math::
+
+    q(\theta \mid x) = \sum_k w_k\, q_k(\theta \mid t(x)), \qquad
+    q(x \mid \theta) = |\det t'(x)| \sum_k w_k\, q_k(t(x) \mid \theta),
+
+where t tames the tails of x (`sbi_multilevel.level_maps.tail_transform`). One of the components
+of a posterior may be the prior. Whatever sbi builds on an estimator takes it as it is:
+direct posteriors, MCMC, SBC.
+
+A component that is the prior has a density everywhere in the support. The region of
+highest density that leaves out less than its weight, which is about :math:`1 / (n + 1)`
+or more for n high-fidelity simulations, is then all or most of the prior, and to
+truncate the prior to it removes little. `without_prior` leaves that component out.
+`sbi_multilevel.Truncation` and `sbi_multilevel.MFTSNPE` do so by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import within_support
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from sbi_multilevel.estimators.transformed import Target
+from sbi_multilevel.level_maps.tail_transform import TailTransform
+
+Posterior = TypeVar("Posterior")
+
+
+class MixtureEstimator(ConditionalDensityEstimator):
+    """See the module.
+
+    Args:
+        members: Trained estimators, of the same input and condition.
+        weights: Weight of each, shape `(k,)`; with a prior, its weight last. They are
+            brought to sum 1.
+        target: Which of the two is the input: `"theta"` (NPE) or `"x"` (NLE).
+        tails: What tames the tails of x; `None` leaves x as it is.
+        prior: A further component over theta that ignores x.
+
+    Raises:
+        ValueError: If the weights do not fit the components.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[ConditionalDensityEstimator],
+        weights: Tensor,
+        target: Target,
+        tails: TailTransform | None = None,
+        prior: Any | None = None,
+    ):
+        first = members[0]
+        net = nn.ModuleList(members)
+        super().__init__(net, first.input_shape, first.condition_shape)
+        count = len(members) + (prior is not None)
+        if weights.shape != (count,) or not bool((weights >= 0).all()):
+            raise ValueError(
+                f"weights must be {count} numbers >= 0, one a component, but are "
+                f"{weights.tolist()}."
+            )
+        if prior is not None and target == "x":
+            raise ValueError("prior is a density of theta, but x is modelled.")
+        self.target: Target = target
+        self.tails = tails
+        self.prior = prior
+        self.register_buffer("weights", weights / weights.sum())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to another device with the prior, which is no module."""
+        before = self.weights.device
+        super()._apply(fn, recurse)
+        device = self.weights.device
+        # a user's own prior, as sbi wraps it, refuses every move, even to where it is
+        if self.prior is not None and device != before:
+            # a copy: the prior is the user's
+            self.prior = move_distribution_to_device(deepcopy(self.prior), device)
+        return self
+
+    @property
+    def members(self) -> list[ConditionalDensityEstimator]:
+        """The estimators, without the prior."""
+        return list(self.net)  # pyright: ignore[reportArgumentType]
+
+    def without_prior(self) -> MixtureEstimator:
+        """A copy without the prior among its components; the others keep their ratios.
+
+        Raises:
+            ValueError: If the prior has all of the weight.
+        """
+        copy = deepcopy(self)
+        copy._leave_out_prior()
+        return copy
+
+    def _leave_out_prior(self) -> None:
+        if self.prior is None:
+            return
+        weights = self.weights[:-1]
+        if not bool(weights.sum() > 0):
+            raise ValueError(
+                f"The weights {self.weights.tolist()} give all of the mixture to the "
+                "prior, so there is nothing to truncate the prior to. Train on more "
+                "simulations."
+            )
+        self.prior, self.weights = None, weights / weights.sum()
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The embedding network of the first member; each has its own."""
+        return self.members[0].embedding_net
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
+        tamed, given = input, condition
+        if self.tails is not None:
+            if self.target == "x":
+                tamed = self.tails(input)
+            else:
+                given = self.tails(condition)
+        # where one member has no density the others still have
+        values = [
+            torch.nan_to_num(member.log_prob(tamed, given), nan=-torch.inf)
+            for member in self.members
+        ]
+        if self.prior is not None:
+            values.append(self._prior_log_prob(input).expand_as(values[0]))
+        log_weights = self.weights.log().reshape(-1, *[1] * values[0].ndim)
+        total = torch.logsumexp(torch.stack(values) + log_weights, dim=0)
+        if self.tails is not None and self.target == "x":
+            total = total + self.tails.log_det(input)
+        return total
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Negative log density of each row, shape `(batch_dim,)`."""
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
+
+    def sample(
+        self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Samples, shapes as in `ConditionalDensityEstimator.sample`.
+
+        Each has a component of its own.
+        """
+        count = torch.Size(sample_shape).numel()
+        given = condition
+        if self.tails is not None and self.target == "theta":
+            given = self.tails(condition)
+        chosen = torch.multinomial(self.weights, count * len(given), replacement=True)
+        chosen = chosen.reshape(count, len(given))
+        samples = given.new_empty(count, len(given), *self.input_shape)
+        for component in chosen.unique().tolist():
+            places = chosen == component
+            # as many for each row as the row that needs most
+            nth = places.cumsum(dim=0) - 1
+            drawn = self._draw(component, int(nth.max()) + 1, given)
+            row = torch.arange(len(given), device=given.device).expand_as(nth)
+            samples[places] = drawn[nth[places], row[places]]
+        if self.tails is not None and self.target == "x":
+            samples = self.tails.inverse(samples)
+        return samples.reshape(*sample_shape, len(given), *self.input_shape)
+
+    def _draw(self, component: int, count: int, condition: Tensor) -> Tensor:
+        shape = torch.Size((count,))
+        if component < len(self.members):
+            return self.members[component].sample(shape, condition)
+        assert self.prior is not None
+        # priors of sbi made of several take one dimension of samples
+        drawn = self.prior.sample(torch.Size((count * len(condition),)))
+        return drawn.reshape(count, len(condition), *self.input_shape)
+
+    def _prior_log_prob(self, theta: Tensor) -> Tensor:
+        """Log density of the prior, -inf outside its support."""
+        flat = theta.reshape(-1, theta.shape[-1])
+        inside = within_support(self.prior, flat)
+        values = flat.new_full((len(flat),), -torch.inf)
+        if inside.any():
+            values[inside] = self.prior.log_prob(flat[inside])  # pyright: ignore[reportOptionalMemberAccess]
+        return values.reshape(theta.shape[:-1])
+
+
+def without_prior(posterior: Posterior) -> Posterior:
+    """A posterior without the prior among its components, e.g. to truncate the prior.
+
+    The posterior of the hybrid recipe is a mixture that holds the prior
+    (`sbi_multilevel.estimators.mixture`): take its region of highest density from what is returned
+    here, and everything else from the posterior itself.
+
+    Args:
+        posterior: Posterior of sbi, an `EnsemblePosterior` too, with any estimator.
+
+    Returns:
+        A copy without the prior component, or the posterior itself if it has none.
+
+    Raises:
+        ValueError: If the prior has all of the weight.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.inference import DirectPosterior
+        >>> from sbi.neural_nets import posterior_nn
+        >>> from sbi.utils import RestrictedPrior, get_density_thresholder
+        >>> from torch.distributions import MultivariateNormal
+        >>> prior = MultivariateNormal(torch.zeros(1), torch.eye(1))
+        >>> _ = torch.manual_seed(0)
+        >>> rows = 0.1 * torch.randn(100, 1)  # the network begins at their moments
+        >>> network = posterior_nn("mdn")(rows, rows)
+        >>> weights = torch.tensor([0.9, 0.1])
+        >>> mixture = MixtureEstimator([network], weights, "theta", prior=prior)
+        >>> posterior = DirectPosterior(mixture, prior).set_default_x(torch.zeros(1, 1))
+        >>> theta = prior.sample((1_000,))
+        >>> inside = get_density_thresholder(posterior, 1e-3, 10_000)
+        >>> bool(inside(theta).float().mean() > 0.9)  # of the prior
+        True
+        >>> inside = get_density_thresholder(without_prior(posterior), 1e-3, 10_000)
+        >>> bool(inside(theta).float().mean() < 0.5)
+        True
+        >>> proposal = RestrictedPrior(prior, inside)
+    """
+    if not _mixtures_with_prior(posterior):
+        return posterior
+    posterior = deepcopy(posterior)
+    for mixture in _mixtures_with_prior(posterior):
+        mixture._leave_out_prior()
+    return posterior
+
+
+def _mixtures_with_prior(posterior: Any) -> list[MixtureEstimator]:
+    """The mixtures behind a posterior, or behind those of an ensemble."""
+    posteriors = getattr(posterior, "posteriors", [posterior])
+    potentials = [getattr(each, "potential_fn", None) for each in posteriors]
+    estimators = [getattr(each, "posterior_estimator", None) for each in potentials]
+    return [
+        part
+        for estimator in estimators
+        if isinstance(estimator, nn.Module)
+        for part in estimator.modules()  # the mixture may be inside another estimator
+        if isinstance(part, MixtureEstimator) and part.prior is not None
+    ]

@@ -1,0 +1,61 @@
+r"""Weights of a mixture of estimators, by the rows that none of them has seen.
+
+With :math:`q_k(i)` the density that component k gives to row i, from members trained
+without that row, the weights maximise the held-out log score of the mixture and a
+Dirichlet prior (stacking of predictive distributions, Yao et al. 2018),
+
+.. math::
+
+    \sum_i \log \sum_k w_k\, q_k(i) + \sum_k a_k \log w_k, \qquad
+    w_k \ge 0, \; \sum_k w_k = 1,
+
+a concave problem, solved by expectation maximisation. The pseudo-counts :math:`a_k`
+keep every component in play, by about :math:`a_k / n`: with few rows nothing is ruled
+out by chance, and the loss of a mixture that holds the prior is bounded. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+
+_MAX_STEPS, _TOLERANCE = 10_000, 1e-10
+
+
+def stacking_weights(
+    log_densities: np.ndarray, pseudo_counts: Sequence[float]
+) -> np.ndarray:
+    """Weights of the components.
+
+    Args:
+        log_densities: Held-out log density of each row under each component, shape
+            `(n, k)`. A row may have `-inf`, but not under all components.
+        pseudo_counts: :math:`a_k`, one a component.
+
+    Returns:
+        Weights, shape `(k,)`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import numpy as np
+        >>> better, worse = np.zeros(20), np.full(20, -1.0)
+        >>> stacking_weights(np.stack([better, worse], axis=1), (0.5, 0.5)).round(2)
+        array([0.96, 0.04])
+    """
+    counts = np.asarray(pseudo_counts, dtype=float)
+    weights = np.full(len(counts), 1 / len(counts))
+    for _ in range(_MAX_STEPS):
+        with np.errstate(divide="ignore"):
+            joint = log_densities + np.log(weights)
+        shares = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+        updated = shares.sum(axis=0) + counts
+        updated /= updated.sum()
+        if np.abs(updated - weights).max() < _TOLERANCE:
+            break
+        weights = updated
+    return updated

@@ -1,0 +1,268 @@
+r"""A density estimator of sbi seen through maps of theta and x.
+
+Two maps are put in front of any estimator :math:`q`. With
+:math:`\vartheta = T^{-1}(\theta)` unconstrained and :math:`x' = a + b\,x`, NPE models
+
+.. math::
+
+    q(\theta \mid x) = q'(\vartheta \mid x')\,
+    \left| \det \frac{\partial \vartheta}{\partial \theta} \right| ,
+
+so that no mass leaks out of the support of the prior, and NLE models
+
+.. math::  q(x \mid \theta) = q'(x' \mid \theta) \, \prod_i |b_i| .
+
+:math:`T` is sbi's own transform of the prior (`sbi.utils.mcmc_transform`: logit for a
+box, log for positive parameters, a shift and scale for unbounded ones). The map of x is
+the identity until training sets it: transfer pre-trains on low-fidelity x and then
+reads high-fidelity x at the scale of the low one (`sbi_multilevel.level_maps`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import CallableTransform
+from torch import Tensor, nn
+
+from sbi_multilevel.data.validation import transform_of
+from sbi_multilevel.level_maps import AffineMap, Moments
+
+Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
+Target = Literal["theta", "x"]
+
+
+class MappedEstimator(ConditionalDensityEstimator):
+    """An estimator in unconstrained theta and aligned x.
+
+    Args:
+        estimator: Estimator of sbi, built on mapped rows.
+        target: Which of the two is the input: `"theta"` (NPE) or `"x"` (NLE).
+        unconstrain: Transform from unconstrained theta to theta, as `mcmc_transform`
+            returns it inverted; `None` leaves theta as it is.
+        moments: Moments of the x that `estimator` was built on.
+    """
+
+    def __init__(
+        self,
+        estimator: ConditionalDensityEstimator,
+        target: Target,
+        unconstrain: Any,
+        moments: Moments,
+    ):
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
+        self.target: Target = target
+        self.unconstrain = (
+            None if unconstrain is None else CallableTransform(unconstrain)
+        )
+        self.register_buffer("x_mean", moments.mean.clone())
+        self.register_buffer("x_std", moments.std.clone())
+        self.register_buffer("x_shift", torch.zeros_like(moments.mean))
+        self.register_buffer("x_scale", torch.ones_like(moments.std))
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The embedding network of the estimator."""
+        return self.net.embedding_net
+
+    @property
+    def moments(self) -> Moments:
+        """Moments of the x that the estimator was built on."""
+        return Moments(self.x_mean, self.x_std)
+
+    def refer_to(self, moments: Moments) -> MappedEstimator:
+        """A copy whose x is to be aligned to other moments."""
+        copy = deepcopy(self)
+        copy.x_mean.copy_(moments.mean)
+        copy.x_std.copy_(moments.std)
+        return copy
+
+    def read_x_through(self, align: AffineMap | None) -> None:
+        """Set the map of x; `None` is the identity."""
+        one = torch.ones_like(self.x_scale)
+        scale = one if align is None else align.scale
+        shift = 0 * one if align is None else align.target - align.scale * align.source
+        self.x_scale.copy_(scale.expand_as(self.x_scale))
+        self.x_shift.copy_(shift.expand_as(self.x_shift))
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Negative log density of each row, shape `(batch_dim,)`."""
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
+        if self.target == "x":
+            mapped = self._x(input)
+            return self.net.log_prob(mapped, condition) + self._log_det_x(input)
+        if self.unconstrain is None:
+            return self.net.log_prob(input, self._x(condition))
+        transform = self.unconstrain().inv
+        free = transform(input)
+        log_det = transform.log_abs_det_jacobian(input, free)
+        if log_det.ndim < 2:  # no dimension of samples
+            log_det = log_det.unsqueeze(0)
+        return self.net.log_prob(free, self._x(condition)) + log_det
+
+    def sample(
+        self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Samples, shapes as in `ConditionalDensityEstimator.sample`."""
+        if self.target == "x":
+            mapped = self.net.sample(sample_shape, condition)
+            return (mapped - self.x_shift) / self.x_scale
+        samples = self.net.sample(sample_shape, self._x(condition))
+        return samples if self.unconstrain is None else self.unconstrain()(samples)
+
+    def _x(self, x: Tensor) -> Tensor:
+        return self.x_shift + self.x_scale * x
+
+    def _log_det_x(self, x: Tensor) -> Tensor:
+        entries = math.prod(self.input_shape) / self.x_scale.numel()
+        return entries * self.x_scale.abs().log().sum()
+
+
+@dataclass(frozen=True)
+class CheckedBuilder:
+    """Builds estimators by another builder, and refuses those that cannot be trained.
+
+    Args:
+        build: Builder of sbi, or of the user.
+        target: `"theta"` (NPE) or `"x"` (NLE).
+    """
+
+    build: Builder
+    target: Target
+
+    def __call__(self, theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+        """Build one, see `MappedBuilder`.
+
+        Raises:
+            TypeError: If what is built is no density estimator.
+            ValueError: If nothing can be built, or it models something else.
+        """
+        shapes = theta.shape[1:], x.shape[1:]
+        rows = f"theta of shape {tuple(shapes[0])} and x of shape {tuple(shapes[1])}"
+        try:
+            estimator = self.build(theta, x)
+        except Exception as error:
+            raise ValueError(
+                f"density_estimator could not build a network for {rows} a row: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        name = "posterior_nn" if self.target == "theta" else "likelihood_nn"
+        if not isinstance(estimator, ConditionalDensityEstimator):
+            what = type(estimator).__name__
+            raise TypeError(
+                f"density_estimator builds a {what}, but must build a "
+                f"`ConditionalDensityEstimator`. Pass what `{name}(...)` of sbi "
+                "returns; flow matching, scores and ratios are not supported here."
+            )
+        found = estimator.input_shape, estimator.condition_shape
+        if found != (shapes if self.target == "theta" else shapes[::-1]):
+            raise ValueError(
+                f"density_estimator builds a density over shape {tuple(found[0])} "
+                f"given shape {tuple(found[1])}, but the rows are {rows}. Pass what "
+                f"`{name}(...)` of sbi returns."
+            )
+        return estimator
+
+
+@dataclass(frozen=True)
+class MappedBuilder:
+    """Builds a `MappedEstimator` around the estimators of another builder.
+
+    Args:
+        build: Builder of sbi, e.g. from `posterior_nn`.
+        target: `"theta"` (NPE) or `"x"` (NLE).
+        prior: Prior whose support theta is freed of; `None` leaves theta as it is.
+    """
+
+    build: Builder
+    target: Target
+    prior: Any | None
+
+    def __call__(self, theta: Tensor, x: Tensor) -> MappedEstimator:
+        """Build one.
+
+        Args:
+            theta: Parameters to z-score by, shape `(n, d)`.
+            x: Outputs to z-score by, shape `(n, *x_shape)`.
+        """
+        free, transform = theta, None
+        if self.prior is not None:
+            transform = transform_of(self.prior).inv
+            free = transform.inv(theta)
+        build = CheckedBuilder(self.build, self.target)
+        estimator = build(free, x)
+        if isinstance(estimator, MappedEstimator):  # the user wrapped it
+            return self.build(theta, x)
+        if transform is not None and _is_unconstrained_already(estimator):
+            transform, estimator = None, build(theta, x)
+        return MappedEstimator(estimator, self.target, transform, Moments.of(x))
+
+
+def mapped_builder(build: Builder, target: Target, prior: Any | None) -> Builder:
+    """A builder of `MappedEstimator`, as `MappedBuilder`; the user may have made one.
+
+    Args:
+        build: Builder of sbi, or one from here, which is returned as it is: to map
+            theta twice would take it out of the support.
+        target: As for `MappedBuilder`.
+        prior: Likewise.
+    """
+    if isinstance(build, MappedBuilder):
+        return build
+    return MappedBuilder(build, target, prior)
+
+
+def _is_unconstrained_already(estimator: ConditionalDensityEstimator) -> bool:
+    """Whether it was built with `z_score_theta="transform_to_unconstrained"`."""
+    return any(isinstance(part, CallableTransform) for part in estimator.modules())
+
+
+def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
+    """A builder for NPE whose theta is modelled in unconstrained space: nothing leaks.
+
+    Works with every estimator of sbi; sbi's own option `z_score_theta=
+    "transform_to_unconstrained"` exists for zuko's networks and mixtures only, and goes
+    without z-scoring. Since nothing leaks, `posterior.log_prob(..., norm_posterior=
+    False)` is exact, and saves sbi's correction for leakage.
+
+    Args:
+        density_estimator: Name of a network, or a builder from `posterior_nn`.
+        prior: The prior.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.inference import NPE
+        >>> from sbi.utils import BoxUniform
+        >>> prior = BoxUniform(torch.zeros(1), torch.ones(1))
+        >>> theta = prior.sample((200,))
+        >>> inference = NPE(
+        ...     prior, unconstrained("mdn", prior), show_progress_bars=False
+        ... )
+        >>> _ = inference.append_simulations(theta, theta + 0.01 * torch.randn(200, 1))
+        >>> estimator = inference.train(max_num_epochs=1)
+        >>> samples = estimator.sample((500,), torch.zeros(1, 1))
+        >>> bool(((samples >= 0) & (samples <= 1)).all())
+        True
+    """
+    if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
+        raise TypeError(
+            f"prior is a {type(prior).__name__}, but must be a distribution over theta."
+        )
+    build = density_estimator
+    if isinstance(build, str):
+        build = posterior_nn(build)
+    return mapped_builder(build, "theta", prior)

@@ -1,5 +1,0 @@
-"""The recipe `Hybrid` at work: the pool, the members, their mixture, and a summary."""
-
-from sbi_multilevel.hybrid.summary import HybridSummary, OutputsGain
-
-__all__ = ["HybridSummary", "OutputsGain"]

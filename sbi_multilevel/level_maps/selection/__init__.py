@@ -1,0 +1,1 @@
+"""Which level map fits the simulations at hand."""

@@ -1,0 +1,1 @@
+"""The methods: multilevel, transfer, hybrid, and rounds."""

@@ -1,0 +1,128 @@
+"""A trainer of an ensemble that uses simulations of all levels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from sbi.inference.trainers._contracts import (
+    LossArgs,
+    StartIndexContext,
+    TrainConfig,
+)
+from torch.utils.data import DataLoader
+from typing_extensions import Self
+
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.hybrid.summary import HybridSummary
+from sbi_multilevel.training.network import WarmStart, check_builder
+from sbi_multilevel.training.trainer import MultilevelTrainer
+
+
+class HybridTrainer(MultilevelTrainer):
+    """Trains the members of a hybrid ensemble and returns their mixture.
+
+    `hybrid_summary` reports what was chosen; it is `None` before training.
+    """
+
+    _config: HybridConfig
+    _config_type = HybridConfig
+    _member_type: ClassVar[type[MultilevelTrainer]]
+
+    hybrid_summary: HybridSummary | None = None
+
+    def warm_start(self, source: WarmStart) -> Self:
+        """Not available: members are trained on simulations that the method moves.
+
+        Args:
+            source: An estimator or weights.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "warm_start was called, but a hybrid trains networks of its own on "
+            "simulations that it moves. Use a transfer trainer (`MFNPE`, `MFNLE`)."
+        )
+
+    def _check_trainable(self) -> MultilevelSimulations:
+        # imported here, as it brings level maps and scikit-learn with it
+        from sbi_multilevel.methods.hybrid.training import check_hybrid
+
+        simulations = super()._check_trainable()
+        check_builder(self)
+        check_hybrid(self._appended.low_fidelity, simulations)
+        return simulations
+
+    def _get_start_index(self, context: StartIndexContext) -> int:
+        """As the parent; members are trained from scratch by every call of `train`.
+
+        NPE of sbi asks for `force_first_round_loss=True` so that draws from a proposal
+        are not mistaken for draws from the prior; `_check_trainable` refuses such
+        draws.
+        """
+        if self._is_multilevel and not context.resume_training:
+            context = replace(context, force_first_round_loss=True)
+        return super()._get_start_index(context)  # pyright: ignore[reportAbstractUsage]
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict | None = None,
+    ) -> tuple[DataLoader, DataLoader]:
+        """As the parent, for the checks; members have their own loaders."""
+        if self._is_multilevel and resume_training:
+            raise ValueError(
+                "resume_training=True was passed, but a hybrid trains many networks to "
+                "their end. Leave it out: `train()` trains from scratch on all "
+                "simulations appended so far."
+            )
+        return super().get_dataloaders(
+            starting_round,
+            training_batch_size,
+            validation_fraction,
+            resume_training,
+            dataloader_kwargs,
+        )
+
+    def _initialize_neural_network(
+        self, retrain_from_scratch: bool, start_idx: int
+    ) -> None:
+        if self._is_multilevel:
+            return  # members build theirs, on simulations that are moved
+        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+
+    def _run_training_loop(
+        self,
+        train_loader: DataLoader,
+        val_loader: DataLoader,
+        train_config: TrainConfig,
+        loss_args: LossArgs | None = None,
+        summarization_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Train the members, from scratch whenever it is called."""
+        if not self._is_multilevel:
+            return super()._run_training_loop(
+                train_loader, val_loader, train_config, loss_args, summarization_kwargs
+            )
+        from sbi_multilevel.methods.hybrid.training import member_options, train_hybrid
+
+        layout = self._layout
+        options = member_options(
+            train_config, loss_args, layout.batch_size, layout.loader_options
+        )
+        network, summary = train_hybrid(self, layout.simulations, options)
+        self._neural_net, self.hybrid_summary = network, summary
+        self._summary["epochs_trained"].append(summary.num_epochs)
+        first = next(iter(summary.log_scores))
+        self._summary["best_validation_loss"].append(-summary.log_scores[first])
+        for name, score in summary.log_scores.items():
+            self._tracker.log_metric(f"held_out_log_score/{name}", score)
+            self._tracker.log_metric(f"weight/{name}", summary.weights.get(name, 0.0))
+        if train_config.show_train_summary:
+            print(summary)
+        return network

@@ -1,0 +1,198 @@
+"""Trains as the recipe `HybridConfig` says, from rows of all levels to one estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from sbi.utils.sbiutils import ImproperEmpirical
+from tqdm.auto import tqdm
+
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
+from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.hybrid.members import Component, MemberTrainer
+from sbi_multilevel.methods.hybrid.pool import MapSelector, Step, cut, fit_tails
+from sbi_multilevel.methods.hybrid.summary import HybridSummary
+from sbi_multilevel.methods.hybrid.weights import (
+    ALONE,
+    POOLED,
+    PRIOR,
+    weigh,
+    worth_of_lower_levels,
+)
+from sbi_multilevel.training.ensemble import warn_of_limit
+
+if TYPE_CHECKING:
+    from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
+
+_MIN_ROWS = 4
+
+
+def train_hybrid(
+    trainer: HybridTrainer,
+    simulations: MultilevelSimulations,
+    options: Mapping[str, Any],
+) -> tuple[MixtureEstimator, HybridSummary]:
+    """Train all members and mix them.
+
+    Args:
+        trainer: The user's trainer, whose prior and builder the members share.
+        simulations: The rows, prepared (`sbi_multilevel.data.preparation`).
+        options: Arguments of `train` for the members.
+    """
+    config, high = trainer._config, simulations[-1]
+    seed = int(torch.randint(2**31, ()))
+    tails = fit_tails(simulations) if config.transform_tails else None
+    folds = cut(Rows.of(high).theta, config.num_members, seed)
+
+    components: dict[str, Component] = {}
+    steps: list[Step] = []
+    on_half = outputs = None
+    prior = _proper_prior(trainer)
+    total = _num_networks(config, len(folds), len(simulations))
+    with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
+        team = MemberTrainer(trainer, config, high, folds, tails, seed, options, bar)
+        team.check()
+        if len(simulations) > 1:
+            bar.set_description("Choosing maps")
+            aligner = MapSelector(config.level_maps, trainer._target, tails, seed)
+            pool, steps = aligner.below_the_highest(simulations, config.num_members)
+            steps.append(aligner.step(pool, team.high, folds))
+            outputs = aligner.gain_from_outputs(steps[-1], team.high, folds)
+            components[POOLED] = team.pooled(steps[-1])
+        if config.mix and components:
+            on_half = team.on_half()
+        if config.mix or not components:
+            components[ALONE] = team.alone()
+    if config.mix and prior is not None:
+        components[PRIOR] = team.prior(prior)
+
+    losses = {name: each.losses for name, each in components.items()}
+    weights = weigh(losses) if config.mix else {next(iter(losses)): 1.0}
+    estimator = MixtureEstimator(
+        [each for name in weights for each in components[name].estimators],
+        torch.tensor(_shares(components, weights)),
+        trainer._target,
+        tails,
+        prior if PRIOR in weights else None,
+    )
+    estimator.to(trainer._device).eval()
+    worth = None
+    if on_half is not None:
+        worth = worth_of_lower_levels(losses, on_half.losses, folds)
+    training_folds = [team.training_folds(index) for index in range(len(folds))]
+    summary = _summarise(components, weights, steps, training_folds, worth)
+    runs = {name: each.runs for name, each in components.items() if each.runs}
+    every = [each for members in runs.values() for each in members.values()]
+    warn_of_limit(every, options["max_num_epochs"])
+    return estimator, replace(summary, outputs=outputs, runs=runs)
+
+
+def member_options(
+    config: TrainConfig,
+    loss_args: LossArgs | None,
+    batch_size: int,
+    dataloader_kwargs: dict,
+) -> dict[str, Any]:
+    """Arguments of `train` for the members, from those that the user passed.
+
+    Args:
+        config: What `train` of the user's trainer was called with.
+        loss_args: The same for the loss; a `calibration_kernel` sees tamed x.
+        batch_size: The same for batches.
+        dataloader_kwargs: The same for loaders.
+    """
+    options = {
+        "training_batch_size": batch_size,
+        "learning_rate": config.learning_rate,
+        "validation_fraction": config.validation_fraction,
+        "stop_after_epochs": config.stop_after_epochs,
+        "max_num_epochs": config.max_num_epochs,
+        "clip_max_norm": config.clip_max_norm,
+        "dataloader_kwargs": dataloader_kwargs,
+    }
+    kernel = getattr(loss_args, "calibration_kernel", None)
+    # that of sbi holds the user's trainer with all rows; members make their own
+    if kernel is None or (getattr(kernel, "__module__", None) or "").startswith("sbi."):
+        return options
+    return {**options, "calibration_kernel": kernel}
+
+
+def check_hybrid(low_fidelity: set[int], simulations: MultilevelSimulations) -> None:
+    """Raise if there are too few high-fidelity simulations.
+
+    Args:
+        low_fidelity: Levels that were appended as low-fidelity ones.
+        simulations: Simulations of all levels.
+
+    Raises:
+        ValueError: If there are fewer than four.
+    """
+    high = simulations[-1]
+    if high.level in low_fidelity:
+        raise ValueError(
+            f"Only lower levels were appended, up to level {high.level}. Append "
+            "simulations of the highest level by `append_simulations`, or pairs."
+        )
+    if len(high) < _MIN_ROWS:
+        raise ValueError(
+            f"The highest level has {len(high)} simulations, but a hybrid needs at "
+            f"least {_MIN_ROWS}, as it holds some out twice. Simulate more, or use a "
+            "transfer trainer (`MFNPE`, `MFNLE`)."
+        )
+
+
+def _num_networks(config: HybridConfig, num_members: int, num_levels: int) -> int:
+    """How many networks are trained in all."""
+    if num_levels == 1:
+        return num_members
+    return 2 * config.shared_start + (3 if config.mix else 1) * num_members
+
+
+def _shares(
+    components: Mapping[str, Component], weights: Mapping[str, float]
+) -> list[float]:
+    """Weight of each estimator, and last that of the prior."""
+    shares: list[float] = []
+    for name, weight in weights.items():
+        count = max(len(components[name].estimators), 1)
+        shares += [weight / count] * count
+    return shares
+
+
+def _summarise(
+    components: Mapping[str, Component],
+    weights: Mapping[str, float],
+    steps: list[Step],
+    training_folds: Sequence[Sequence[int]],
+    worth: EffectiveSampleSize | None,
+) -> HybridSummary:
+    scores = {name: float(-each.losses.mean()) for name, each in components.items()}
+    # one map moves rows to a level between, one a member those to the highest
+    chosen = [[step.choice(range(step.num_folds))] for step in steps[:-1]]
+    chosen += [[step.choice(each) for each in training_folds] for step in steps[-1:]]
+    return HybridSummary(
+        tuple(", ".join(dict.fromkeys(map(str, each))) for each in chosen),
+        tuple(
+            {str(c): float(rows.mean()) for c, rows in step.scores.items()}
+            for step in steps
+        ),
+        dict(weights),
+        scores,
+        worth,
+        round(next(iter(components.values())).num_epochs),
+    )
+
+
+def _proper_prior(trainer: HybridTrainer) -> Any | None:
+    """The prior as a density of theta, where theta is modelled and it was given."""
+    prior = trainer._prior
+    if trainer._target == "x" or isinstance(prior, ImproperEmpirical):
+        return None
+    return prior

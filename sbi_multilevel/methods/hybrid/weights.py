@@ -1,0 +1,75 @@
+"""Weights of the components of a hybrid, and what its lower levels were worth; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+
+from sbi_multilevel.losses.effective_sample_size import (
+    EffectiveSampleSize,
+    effective_sample_size,
+)
+from sbi_multilevel.estimators.stacking import stacking_weights
+
+POOLED, ALONE, PRIOR = "with lower levels", "high fidelity alone", "prior"
+_PSEUDO_COUNT = 0.5
+# what takes time to evaluate must be worth it; the prior takes none
+_MIN_WEIGHT = 0.02
+
+# loss of each high-fidelity row under each component, none of which has seen it
+Losses = Mapping[str, np.ndarray]
+
+
+def weigh(losses: Losses) -> dict[str, float]:
+    r"""Stacking weights of the components, where held-out rows ask for them.
+
+    The first component takes all but the share :math:`1 / (n + 1)` of the prior, which
+    bounds the loss, unless stacking weights raise the held-out log score by more than
+    its standard error.
+    """
+    log_densities = -np.stack(list(losses.values()), axis=1)
+    names, count = list(losses), len(log_densities)
+    plain = np.zeros(len(names))
+    plain[names.index(PRIOR) if PRIOR in names else 0] = 1 / (count + 1)
+    plain[0] += 1 - plain.sum()
+    stacked = stacking_weights(log_densities, [_PSEUDO_COUNT] * len(names))
+    gain = _mixture(log_densities, stacked) - _mixture(log_densities, plain)
+    is_better = gain.mean() > gain.std() / np.sqrt(count)
+    weights = dict(zip(names, (stacked if is_better else plain).tolist()))
+    if POOLED in weights and weights[ALONE] < _MIN_WEIGHT:
+        weights[POOLED] += weights.pop(ALONE)
+    return weights
+
+
+def _mixture(log_densities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return logsumexp(log_densities, axis=1, b=weights)
+
+
+def worth_of_lower_levels(
+    losses: Losses, on_half: np.ndarray, folds: Sequence[np.ndarray]
+) -> EffectiveSampleSize:
+    """What the lower levels added to the same mixture without them.
+
+    Args:
+        losses: Those of the components.
+        on_half: Losses of networks of half of the high-fidelity rows alone.
+        folds: Rows that members have not seen.
+    """
+    without = {name: each for name, each in losses.items() if name != POOLED}
+    half = {**without, ALONE: on_half}
+    of_mixtures = [_held_out_losses(each, folds) for each in (losses, without, half)]
+    return effective_sample_size(*of_mixtures, num_rows=len(on_half))
+
+
+def _held_out_losses(losses: Losses, folds: Sequence[np.ndarray]) -> np.ndarray:
+    """Loss of each row under the mixture that is weighed by the other folds."""
+    table = -np.stack(list(losses.values()), axis=1)
+    mixed = np.empty(len(table))
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(table)), fold)
+        weights = weigh({name: each[others] for name, each in losses.items()})
+        values = np.array([weights.get(name, 0.0) for name in losses])
+        mixed[fold] = -_mixture(table[fold], values)
+    return mixed

@@ -1,0 +1,169 @@
+r"""The transfer recipe: pre-train on cheap rows, fine-tune on dear ones.
+
+.. math::
+
+    \phi_0 = \operatorname{stop}_{\phi} \frac1{n_0} \sum_i f_0(\theta_i, u_i)
+    \quad \text{from random weights}, \qquad
+    \phi_l = \operatorname{stop}_{\phi} \frac1{n_l} \sum_i f_l(\theta_i, u_i)
+    \quad \text{from } \phi_{l-1},
+
+where *stop* is gradient descent until the loss of held-out rows no longer falls. The
+minimum of the last loss knows nothing of the cheap rows; what carries them over is that
+training starts at their fit and stops near it. So the gain is large where the levels
+resemble each other and high-fidelity rows are few, and vanishes as these grow in
+number. There is no telescoping sum to keep exact: rows need not be paired.
+
+Two departures from plain fine-tuning, both settings of `TransferConfig`: with *rehearsal* r
+the loss of fine-tuning is :math:`(1 - r)\, f_l + r\, (\text{mean of } f_k, k < l)`, so
+that few rows cannot pull the network far from the cheap fit; and with the alignment
+"standardize" each level's x is standardised by its own mean and deviation before the network
+reads it (`sbi_multilevel.level_maps.affine`).
+
+Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026), *Multifidelity
+simulation-based inference for computationally expensive simulators*, ICLR 2026,
+arXiv:2502.08416: equation 1 (the loss of each level), Algorithm 1 (two levels),
+Algorithm 2 (any number of levels), Appendix C.1 (settings of training), Appendix G.4.2
+(pre-training on all levels together). Rehearsal is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sbi_multilevel.data.moments import Moments
+from sbi_multilevel.data.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    merge_levels,
+    split_pairs,
+)
+from sbi_multilevel.level_maps import Alignment, standardise_to
+from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.stages import Stage, Term
+
+_REHEARSED_BATCHES = 10  # of an epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig(MethodConfig):
+    r"""The transfer recipe of Krouglova et al. (2026): pre-train cheap, fine-tune dear.
+
+    One stage a level: the network is trained on level 0 until early stopping, from
+    those weights on level 1, and so on to the highest level. Rows need not be paired;
+    of paired ones, the coarse sides join the rows of the level below.
+
+    Args:
+        alignment: `"standardize"`: each level's x is standardised by its own mean and standard
+            deviation, as in the reference code, which takes the new ones before
+            fine-tuning; posteriors read x at that scale. `None`: x stays as it is,
+            better with some ten high-fidelity rows, whose moments are noise.
+        unconstrained: Whether NPE models theta in unconstrained space, so that nothing
+            leaks out of the prior. By default (`None`) it does if `density_estimator`
+            is the name of a network; a builder is taken as it is (wrap it by
+            `unconstrained(builder, prior)` where it has no such option).
+        joint_pretraining: Whether the first stage trains on the rows of all levels, the
+            mean loss of each level with equal weight, rather than on level 0 alone;
+            fine-tuning on the highest level follows.
+        rehearsal: Share of the loss of fine-tuning that rows of the lower levels keep,
+            so that few high-fidelity rows cannot pull the network far; 0 in the paper.
+            Rehearsing, early stopping looks at the held-out rows every ten batches.
+        fine_tuning_rate: Factor to the learning rate in all stages but the first.
+        freeze: Patterns of the names of parameters that all stages but the first leave
+            as they are, e.g. `("*embedding_net*",)`; for the names see
+            `estimator.named_parameters()`.
+
+    Other arguments are those of `MethodConfig`.
+
+    Raises:
+        ValueError: If a setting is none of those listed.
+
+    Example:
+    --------
+
+    ::
+
+        >>> pretrain, fine_tune = TransferConfig(fine_tuning_rate=0.1).stages(num_levels=2)
+        >>> pretrain.levels, fine_tune.levels, fine_tune.rate
+        ((0,), (1,), 0.1)
+    """
+
+    needs_pairs: ClassVar[bool] = False
+    maps_estimator: ClassVar[bool] = True
+
+    alignment: Literal["standardize"] | None = "standardize"
+    unconstrained: bool | None = None
+    joint_pretraining: bool = False
+    rehearsal: float = 0.0
+    fine_tuning_rate: float = 1.0
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alignment not in (None, "standardize"):
+            raise ValueError(
+                f"alignment must be None or 'standardize', but is {self.alignment!r}."
+            )
+        if not self.fine_tuning_rate > 0:
+            raise ValueError(
+                f"fine_tuning_rate must be > 0, but is {self.fine_tuning_rate}."
+            )
+        if not 0 <= self.rehearsal < 1:
+            raise ValueError(
+                f"rehearsal must be in [0, 1), but is {self.rehearsal}. It is the "
+                "share of lower levels in the loss of fine-tuning."
+            )
+        if isinstance(self.freeze, str):
+            raise ValueError(
+                f"freeze must be a tuple of patterns, but is the text {self.freeze!r}. "
+                f"Pass ({self.freeze!r},)."
+            )
+
+    def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
+        """Pre-training, then fine-tuning of each higher level."""
+        levels = [(level,) for level in range(num_levels)]
+        if self.joint_pretraining and num_levels > 1:
+            levels = [tuple(range(num_levels)), (num_levels - 1,)]
+        stages = []
+        for index, group in enumerate(levels):
+            terms = tuple(Term(level) for level in group)
+            if index == 0 and not is_pretrained:
+                stages.append(Stage(terms))
+            else:
+                stages.append(self._fine_tuning(terms))
+        return tuple(stages)
+
+    def _fine_tuning(self, terms: tuple[Term, ...]) -> Stage:
+        lower = range(terms[0].level)
+        if self.rehearsal > 0 and lower:
+            share = self.rehearsal / len(lower)
+            terms = (
+                *(Term(level, share) for level in lower),
+                *(Term(term.level, 1 - self.rehearsal) for term in terms),
+            )
+        return Stage(
+            terms,
+            rate=self.fine_tuning_rate,
+            freeze=self.freeze,
+            is_warm=True,
+            num_batches=_REHEARSED_BATCHES if self.rehearsal > 0 else None,
+        )
+
+    def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
+        """The rows without pairs."""
+        return merge_levels(split_pairs(parts))
+
+    def align(
+        self,
+        simulations: MultilevelSimulations,
+        terms: Sequence[Term],
+        moments: Moments | None,
+    ) -> list[Alignment]:
+        """Maps to the scale of the x that the network was built on."""
+        levels = [term.level for term in terms]
+        if self.alignment is None:
+            return [Alignment() for _ in levels]
+        if moments is None:
+            moments = Moments.of(simulations[0].x)
+        return standardise_to(moments, simulations, levels)

@@ -1,0 +1,267 @@
+"""From the rows of the levels to the batches that a step is taken on.
+
+The rows of all terms lie in one `TensorDataset`, a block a term, each row marked with
+its term. A stage draws from the blocks of its own terms. A sampler yields the indices
+of whole batches; the two sides of a pair always come together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from sbi.utils.sbiutils import mask_sims_from_prior
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from sbi_multilevel.data.moments import Moments
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.level_maps.affine import AffineMap, Alignment
+from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.stages import Stage, Term
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of several ways to hold rows out.
+
+    Args:
+        index: Which one, from 0.
+        seed: Seed of the order of the rows, the same for all folds.
+    """
+
+    index: int
+    seed: int
+
+    def order(self, count: int, num_held_out: int) -> Tensor:
+        """The rows `0, ..., count - 1`, those held out last.
+
+        Folds hold out different rows as long as there are enough of them.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(count, generator=generator)
+        return order.roll(-self.index * num_held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelSplit:
+    """Rows of each level used for training and held out for validation."""
+
+    train: tuple[Tensor, ...]
+    validation: tuple[Tensor, ...]
+
+    @classmethod
+    def random(
+        cls,
+        counts: Sequence[int],
+        validation_fraction: float,
+        fold: Fold | None = None,
+        min_held_out: int = 1,
+    ) -> LevelSplit:
+        """Split each level at random; 0 holds nothing out, else at least one row.
+
+        Args:
+            counts: Rows of each level.
+            validation_fraction: Share held out.
+            fold: Which rows are held out; any if `None`.
+            min_held_out: Rows of each level held out at least, but no more than a third
+                of them for that.
+        """
+        sizes = [
+            count
+            if validation_fraction == 0
+            else min(
+                max(int((1 - validation_fraction) * count), 1),
+                count - max(min(min_held_out, count // 3), 1),
+            )
+            for count in counts
+        ]
+        orders = [
+            torch.randperm(count) if fold is None else fold.order(count, count - size)
+            for count, size in zip(counts, sizes)
+        ]
+        return cls(
+            train=tuple(order[:size] for order, size in zip(orders, sizes)),
+            validation=tuple(order[size:] for order, size in zip(orders, sizes)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TermDataset:
+    """The rows of all terms, a block a term.
+
+    Args:
+        dataset: Aligned rows `(theta, x, prior_mask, weight, term)`.
+        terms: The terms of all stages, in the order of their blocks.
+        offsets: Position of the first row of each block.
+        level_maps: The map of the rows of each term.
+    """
+
+    dataset: TensorDataset
+    terms: tuple[Term, ...]
+    offsets: tuple[int, ...]
+    level_maps: tuple[Alignment, ...]
+
+    @classmethod
+    def of(
+        cls,
+        simulations: MultilevelSimulations,
+        split: LevelSplit,
+        config: MethodConfig,
+        moments: Moments | None = None,
+    ) -> TermDataset:
+        """Lay out `simulations`, aligned by maps fitted on the training rows."""
+        stages = config.stages(len(simulations))
+        terms = tuple(dict.fromkeys(t for stage in stages for t in stage.terms))
+        training = simulations.select(split.train)
+        level_maps = tuple(config.align(training, terms, moments))
+        blocks, offsets = [], [0]
+        for index, (term, align) in enumerate(zip(terms, level_maps, strict=True)):
+            rows = simulations[term.level]
+            coarse = rows.x_coarse if term.coarse else None
+            theta, x = align(rows.theta, rows.x if coarse is None else coarse)
+            mask = mask_sims_from_prior(0, len(rows)).to(theta.device)
+            marks = torch.full((len(rows),), index, device=theta.device)
+            blocks.append((theta, x, mask, rows.loss_weights, marks))
+            offsets.append(offsets[-1] + len(rows))
+        dataset = TensorDataset(*(torch.cat(column) for column in zip(*blocks)))
+        return cls(dataset, terms, tuple(offsets[:-1]), level_maps)
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """Theta, x and prior masks."""
+        return self.dataset.tensors[:3]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether x of some term is moved."""
+        return any(align.x for align in self.level_maps)
+
+    def x_map_of(self, stage: Stage) -> AffineMap | None:
+        """How x of the highest level of a stage is moved; `None` if it is not."""
+        fine = [term for term in stage.terms if not term.coarse]
+        highest = max(fine, key=lambda term: term.level)
+        (position,) = self.positions([highest])
+        maps = self.level_maps[position].x
+        return maps[0] if maps else None
+
+    def positions(self, terms: Sequence[Term]) -> list[int]:
+        """Where each of `terms` stands in `self.terms`: its mark in the dataset."""
+        return [self.terms.index(term) for term in terms]
+
+    def indices(self, rows: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:
+        """Dataset indices, term by term, of the rows `rows[l]` of each level `l`."""
+        return torch.cat([
+            rows[term.level] + self.offsets[position]
+            for term, position in zip(terms, self.positions(terms))
+        ])
+
+
+def batch_sizes(
+    counts: Sequence[int], batch_size: int, sides: Sequence[int]
+) -> list[int]:
+    r"""How many rows of each level a batch of `batch_size` rows holds.
+
+    A level whose rows enter several terms (a pair: two) counts as often. Levels enter
+    in proportion to their rows, but each of the L levels after the first gets at least
+    `batch_size // (2 L)` of the batch where it has so many, so that its gradient is not
+    made from single rows; the first fills what is left. With few pairs this is half of
+    a batch for the corrections; where they outnumber the first level a batch can hold
+    up to half as many rows again. With `batch_size` at or above the number of all rows
+    a batch holds everything (full batch).
+
+    Args:
+        counts: Training rows of each level of a stage.
+        batch_size: Rows in all.
+        sides: In how many terms the rows of each level enter.
+
+    Returns:
+        Rows of each level in a batch, between 1 and its count.
+
+    Example:
+    --------
+
+    ::
+
+        >>> batch_sizes([10_000, 100], batch_size=200, sides=[1, 2])
+        [100, 50]
+        >>> batch_sizes([10_000, 100], batch_size=10_200, sides=[1, 2])
+        [10000, 100]
+        >>> batch_sizes([10_000], batch_size=200, sides=[1])
+        [200]
+    """
+    total = sum(count * side for count, side in zip(counts, sides))
+    floor = batch_size // (2 * max(len(counts) - 1, 1))
+    later = [
+        min(count, max(batch_size * count // total, floor // side, 1))
+        for count, side in zip(counts[1:], sides[1:])
+    ]
+    taken = sum(size * side for size, side in zip(later, sides[1:]))
+    return [min(counts[0], max((batch_size - taken) // sides[0], 1)), *later]
+
+
+class LevelBatchSampler(Sampler[Tensor]):
+    """Yields the dataset indices of whole batches, fresh permutations each epoch.
+
+    An epoch passes once through the level that needs most batches (mostly the lowest);
+    the others start again, reshuffled, when they run out.
+
+    Args:
+        rows: The rows of all terms.
+        train: Rows of each level to draw from.
+        batch_size: Rows in a batch, over all terms of the stage.
+        stage: Which terms to draw.
+    """
+
+    def __init__(
+        self, rows: TermDataset, train: Sequence[Tensor], batch_size: int, stage: Stage
+    ):
+        self._rows, self._train, self._terms = rows, train, stage.terms
+        levels = stage.levels
+        counts = [len(train[level]) for level in levels]
+        sides = [sum(t.level == level for t in stage.terms) for level in levels]
+        sizes = batch_sizes(counts, batch_size, sides)
+        self._sizes = dict(zip(levels, sizes))
+        self._num_batches = max(n // m for n, m in zip(counts, sizes))
+        if stage.num_batches is not None:
+            self._num_batches = min(self._num_batches, stage.num_batches)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        streams = {level: self._stream(level) for level in self._sizes}
+        for _ in range(self._num_batches):
+            drawn = {level: next(stream) for level, stream in streams.items()}
+            rows = [drawn.get(level) for level in range(len(self._train))]
+            yield self._rows.indices(rows, self._terms)
+
+    def _stream(self, level: int) -> Iterator[Tensor]:
+        indices, size = self._train[level], self._sizes[level]
+        while True:
+            order = indices[torch.randperm(len(indices))]
+            for start in range(0, len(order) - size + 1, size):
+                yield order[start : start + size]
+
+
+def stage_loaders(
+    rows: TermDataset, split: LevelSplit, stage: Stage, batch_size: int, options: dict
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of whole training batches, and of the held-out rows in chunks.
+
+    Args:
+        rows: The rows of all terms.
+        split: Which of them are trained on.
+        stage: Whose terms to load.
+        batch_size: Rows in a batch.
+        options: Further options of the loaders.
+    """
+    options = {"batch_size": None, **options}
+    sampler = LevelBatchSampler(rows, split.train, batch_size, stage)
+    held_out = rows.indices(split.validation, stage.terms)
+    chunks = held_out.split(batch_size) if len(held_out) > 0 else ()
+    return (
+        DataLoader(rows.dataset, sampler=sampler, **options),
+        DataLoader(rows.dataset, sampler=chunks, **options),
+    )

@@ -1,0 +1,256 @@
+r"""Ensembles: the same training several times, each time with other rows held out.
+
+A split of ten rows for early stopping stops at random, and the held-out rows are not
+trained on. The members of an ensemble start from other weights and hold out other folds
+of the rows, so that together they use all of them. Their mixture
+
+.. math:: q(\theta \mid x) = \frac1E \sum_{e=1}^{E} q_e(\theta \mid x)
+
+is never worse than the members are on average, in expected log score (Jensen), and has
+the wider tails where they disagree (Lakshminarayanan et al. 2017; Hermans et al. 2022).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import torch
+from joblib import Parallel, delayed
+from sbi.inference import EnsemblePosterior
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+
+from sbi_multilevel.simulation.noise import derive_seed, seeded
+from sbi_multilevel.training.batches import Fold
+from sbi_multilevel.training.history import TrainingRun, training_runs
+from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel.utils.argument_types import check_types
+
+if TYPE_CHECKING:
+    from sbi_multilevel.training.trainer import MultilevelTrainer
+
+# A copy of a trainer has no tracker, which has open files. The builder of the network is
+# passed separately, as is the prior, which sbi compares by identity.
+_LEFT_OUT = ("_tracker", "_build_neural_net", "_prior")
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Trained members.
+
+    Args:
+        members: Trainers, each trained on other folds of the same rows.
+    """
+
+    members: tuple[MultilevelTrainer, ...]
+
+    @property
+    def estimators(self) -> list[ConditionalDensityEstimator]:
+        """The networks of the members."""
+        return [member._neural_net for member in self.members]
+
+    def build_posterior(
+        self,
+        sample_with: str | None = None,
+        posterior_parameters: Any = None,
+        weights: Sequence[float] | None = None,
+    ) -> EnsemblePosterior:
+        """sbi's ensemble of the posteriors of the members.
+
+        Args:
+            sample_with: As in `build_posterior` of the trainer; its default if `None`.
+            posterior_parameters: As in `build_posterior` of the trainer.
+            weights: Weight of each member; equal if `None`.
+        """
+        check_types(Ensemble.build_posterior, locals())
+        options: dict[str, Any] = {"posterior_parameters": posterior_parameters}
+        if sample_with is not None:
+            options["sample_with"] = sample_with
+        posteriors = [member.build_posterior(**options) for member in self.members]
+        return EnsemblePosterior(
+            posteriors, None if weights is None else [float(w) for w in weights]
+        )
+
+
+def train_ensemble(
+    inference: MultilevelTrainer,
+    num_members: int = 5,
+    *,
+    seed: int = 0,
+    num_workers: int = 1,
+    train_options: Mapping[str, Any] | None = None,
+) -> Ensemble:
+    r"""Train copies of a trainer on different validation folds.
+
+    Args:
+        inference: Any trainer of this package, with its simulations appended, not yet
+            trained. It stays as it is.
+        num_members: Members E.
+        seed: Seed of the folds, the networks and the batches. A member is the same
+            whatever the number of members or workers.
+        num_workers: Processes that train members at the same time (joblib), one thread
+            each. The builder of the network must be picklable by cloudpickle.
+        train_options: Arguments of `inference.train`, e.g. `{"learning_rate": 1e-3}`.
+
+    Returns:
+        The trained members; `build_posterior` makes an `EnsemblePosterior` of sbi.
+
+    Raises:
+        ValueError: If `num_members` is not positive, or `inference` was trained.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFNPE, train_ensemble
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> theta = prior.sample((200,))
+        >>> x = theta + 0.3 * torch.randn(200, 2)
+        >>> inference = MFNPE(prior, density_estimator="mdn", show_progress_bars=False)
+        >>> inference = inference.append_lowfidelity_simulations(theta, x)
+        >>> inference = inference.append_simulations(theta[:40], x[:40] + 0.1)
+        >>> ensemble = train_ensemble(
+        ...     inference, num_members=2, train_options={"max_num_epochs": 2}
+        ... )
+        >>> posterior = ensemble.build_posterior().set_default_x(torch.zeros(1, 2))
+        >>> posterior.sample((10,), show_progress_bars=False).shape
+        torch.Size([10, 2])
+    """
+    check_types(train_ensemble, locals())
+    if not hasattr(inference, "_plan"):
+        raise TypeError(
+            f"inference is a {type(inference).__name__}, but must be a trainer of this "
+            "package, e.g. `MFNPE(prior)`, with its simulations appended."
+        )
+    if num_members < 1:
+        raise ValueError(f"num_members must be >= 1, but is {num_members}.")
+    if seed < 0 or num_workers == 0:
+        raise ValueError(
+            f"seed must be >= 0, and num_workers >= 1, or -1 for all cores, but they "
+            f"are {seed} and {num_workers}."
+        )
+    if inference._neural_net is not None:
+        raise ValueError(
+            "inference was trained already. Pass a new trainer with the same "
+            "simulations; to start from its weights use `warm_start`."
+        )
+    if inference._config.is_ensemble:
+        raise ValueError(
+            f"A {type(inference).__name__} is an ensemble already. Call "
+            "`inference.train()`; `HybridConfig(num_members=...)` sets its size."
+        )
+    folds = [Fold(index, seed) for index in range(num_members)]
+    members = train_members(
+        [inference] * num_members, folds, num_workers, train_options or {}
+    )
+    if inference._config.early_stopping or not inference._is_multilevel:
+        runs = [training_runs(member.summary) for member in members]
+        warn_of_limit(runs, (train_options or {}).get("max_num_epochs"))
+    return Ensemble(tuple(members))
+
+
+def train_members(
+    trainers: Sequence[MultilevelTrainer],
+    folds: Sequence[Fold],
+    num_workers: int | None,
+    train_options: Mapping[str, Any],
+    when_done: Callable[[], object] = lambda: None,
+) -> list[MultilevelTrainer]:
+    """Train a copy of each trainer on its own fold, seeded by the fold.
+
+    Members do not warn of `max_num_epochs` themselves, see `warn_of_limit`.
+
+    Args:
+        trainers: Trainers with simulations; they stay as they are.
+        folds: A fold for each.
+        num_workers: Processes, one thread each; `None` leaves it to joblib.
+        train_options: Arguments of `train`.
+        when_done: Called after each member, e.g. to move a progress bar.
+
+    Returns:
+        The trained copies, in the order of `trainers`.
+    """
+    jobs = [
+        delayed(_train_member)(
+            type(trainer),
+            trainer_state(trainer),
+            trainer._prior,
+            trainer._build_neural_net,
+            fold,
+            dict(train_options),
+        )
+        for trainer, fold in zip(trainers, folds, strict=True)
+    ]
+    states = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
+    members = []
+    for trainer, state in zip(trainers, states):
+        members.append(
+            _restore(type(trainer), state, trainer._prior, trainer._build_neural_net)
+        )
+        when_done()
+    return members
+
+
+def warn_of_limit(runs: Iterable[Sequence[TrainingRun]], limit: int | None) -> None:
+    """Warn once if `max_num_epochs` cut the training of members off.
+
+    Args:
+        runs: The trainings of each member.
+        limit: `max_num_epochs`.
+    """
+    stopped = [any(run.converged is False for run in each) for each in runs]
+    if any(stopped):
+        warnings.warn(
+            f"Maximum number of epochs `max_num_epochs={limit}` reached by "
+            f"{sum(stopped)} of {len(stopped)} networks before they had converged. "
+            "Raise it, or leave it out.",
+            stacklevel=3,
+        )
+
+
+def trainer_state(trainer: MultilevelTrainer) -> dict[str, Any]:
+    """All of a trainer that can be sent to another process."""
+    return {k: v for k, v in vars(trainer).items() if k not in _LEFT_OUT}
+
+
+def _restore(
+    cls: type[MultilevelTrainer], state: dict[str, Any], prior: Any, build: Any
+) -> MultilevelTrainer:
+    trainer = object.__new__(cls)
+    vars(trainer).update(
+        state, _prior=prior, _build_neural_net=build, _tracker=SilentTracker()
+    )
+    return trainer
+
+
+def _train_member(
+    cls: type[MultilevelTrainer],
+    state: dict[str, Any],
+    prior: Any,
+    build: Any,
+    fold: Fold,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # the builder may hold an embedding net, which the members must not share
+    build = cloudpickle.loads(cloudpickle.dumps(build))
+    trainer = _restore(cls, deepcopy(state), prior, build)
+    trainer._plan.fold, trainer._plan.reports_convergence = fold, False
+    # sbi prints a line for each network that has converged
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    try:
+        with quiet, seeded(derive_seed(fold.seed, fold.index)):
+            trainer.train(**options)
+    finally:
+        torch.set_num_threads(threads)
+    return trainer_state(trainer)

@@ -1,0 +1,213 @@
+r"""An epoch of training and of validation over several levels.
+
+The values of an epoch are sent to the `Tracker` of the trainer at its end, and stored in
+`inference.summary`, with `_` for `/`:
+
+============================== =====================================================
+name                           what it is
+============================== =====================================================
+`training_loss/level_1`        what the simulations of a level add to the loss
+`validation_loss/level_1`      the same of held-out simulations
+`training_loss/all_levels`     their sum, with several levels; in the tracker only, as
+                               sbi stores it in the summary as `training_loss`
+`validation_loss/all_levels`   the same of held-out simulations
+`validation_loss_error`        standard error of the validation loss
+============================== =====================================================
+
+and of stages with several terms, as means over the steps of an epoch,
+
+============================== =====================================================
+name                           what it is
+============================== =====================================================
+`gradient_norm`                length of a step, before clipping and Adam
+`gradient_norm/level_1`        that of the base or the correction of a level, rescaled
+                               but not projected
+`gradient_cosine`              cosine between base and all corrections; below 0
+                               `project` acts
+`control_variate/level_1`      :math:`\mathrm{Cov}[f_l, f_{l-1}] /
+                               \mathrm{Var}[f_{l-1}]` over the pairs
+`effective_sample_size`        high-fidelity simulations whose plain mean would vary as
+                               little as the loss of a batch
+============================== =====================================================
+
+Gradients of levels are known if the method adjusts them, and coefficients if simulations
+are paired; nothing is differentiated for the sake of logging. The formulas are in
+`sbi_multilevel.losses.gradients` and `sbi_multilevel.training.history`. The summary also
+has, in `epochs_of`, the epoch of each of these values, and in `stages`, for each run of
+a stage, its first epoch, its levels, whether early stopping ended it (`None` while it
+runs) and the loss of the weights that were kept. The `validation_loss` of sbi's summary
+is the one that early stopping follows: the estimate of `sbi_multilevel.losses.held_out`
+with `MultilevelConfig(stopping="bounded")`, else the sum over levels.
+
+Training ends with a warning if the loss or its gradient is not finite. The best earlier
+weights are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient, term_means
+from sbi_multilevel.losses.held_out import LossEstimate
+from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.stages import Stage
+from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
+
+# From so many simulations a step on, a forward pass a term costs less than backward
+# passes through one graph of all (`python -m sbi_multilevel_benchmarks cost`).
+_MIN_FOR_SEPARATE_PASSES = 1_000
+
+SampleLosses = Callable[[Sequence[Tensor]], Tensor]
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient is not finite."""
+
+
+@dataclass(eq=False)
+class StageTraining:
+    """One stage under training.
+
+    Args:
+        stage: The stage.
+        positions: The mark in a batch of each of its terms.
+        num_terms: Number of terms in the dataset, of all stages.
+        log: Where values are sent.
+        held_out: Batches of held-out simulations.
+        losses: Loss of each simulation of a batch.
+        has_diverged: Whether a loss or a gradient of the last epoch was not finite.
+    """
+
+    stage: Stage
+    positions: list[int]
+    num_terms: int
+    log: TrainingLog
+    held_out: DataLoader
+    losses: SampleLosses
+    has_diverged: bool = False
+
+    def train_epoch(
+        self,
+        loader: DataLoader,
+        parameters: Sequence[Parameter],
+        optimizer: Optimizer,
+        clip_max_norm: float | None,
+    ) -> float:
+        """Take a step for each batch.
+
+        Args:
+            loader: Training batches.
+            parameters: The parameters to train.
+            optimizer: Takes the steps.
+            clip_max_norm: Largest norm of a gradient.
+
+        Returns:
+            The mean loss; NaN if one was not finite.
+        """
+        means, terms, self.has_diverged = [], self.stage.terms, False
+        recorder = StepRecorder(terms, self.positions) if len(terms) > 1 else None
+        for batch in loader:
+            try:
+                values = self._term_values(batch, recorder)
+                step = adjusted_step(values, parameters, self.stage.adjustment)
+                _check_finite(step.direction)
+            except NotFinite:
+                self.has_diverged = True  # the trainer ends the training
+                return float("nan")
+            if recorder is not None:
+                recorder.keep_step(step)
+            assign_gradient(step.direction, parameters)
+            if clip_max_norm is not None:
+                clip_grad_norm_(parameters, max_norm=clip_max_norm)
+            optimizer.step()
+            means.append(torch.stack(values).detach())
+        for name, value in recorder.metrics().items() if recorder is not None else ():
+            self.log.add(name, value)
+        means = torch.stack(means).mean(dim=0).tolist()
+        return self.log.add_levels("training_loss", means, self.stage)
+
+    def validate(self, loader: DataLoader) -> float:
+        """The loss that early stopping follows; NaN without held-out simulations."""
+        if len(loader) == 0:
+            return float("nan")
+        try:
+            by_term = self._term_losses(loader)
+        except NotFinite:
+            return math.inf
+        self.log.add_levels("validation_loss", by_term.means, self.stage)
+        estimate = self._estimate(by_term)
+        self.log.add("validation_loss_error", estimate.error)
+        return estimate.value
+
+    def validate_start(self) -> float:
+        """The held-out loss of the weights that a warm stage starts from."""
+        try:
+            return self._estimate(self._term_losses(self.held_out)).value
+        except NotFinite:
+            return math.inf
+
+    def _term_losses(self, loader: DataLoader) -> TermLosses:
+        """Losses of the held-out simulations of each term of the stage."""
+        with torch.no_grad():
+            parts = [(self.losses(batch), batch[-1]) for batch in loader]
+        values, marks = (torch.cat(column) for column in zip(*parts))
+        return TermLosses.of(values, marks, self.stage.terms, self.positions)
+
+    def _estimate(self, by_term: TermLosses) -> LossEstimate:
+        """The loss that early stopping follows."""
+        return by_term.bounded if self.stage.is_bounded else by_term.sum
+
+    def _term_values(
+        self,
+        batch: Sequence[Tensor],
+        recorder: StepRecorder | None = None,
+    ) -> list[Tensor]:
+        """The signed means of the terms, whose sum is the loss.
+
+        One pass over the whole batch and one over each term give the same values. With
+        many simulations the second makes the backward passes cheaper.
+        """
+        marks = batch[-1]
+        one_backward_pass = self.stage.adjustment == "none"
+        if one_backward_pass or len(marks) < _MIN_FOR_SEPARATE_PASSES:
+            values = self.losses(batch)
+            if recorder is not None:
+                recorder.keep_losses(values, marks)
+            means = term_means(values, marks.to(values.device), self.num_terms)
+            return list(self._weights(values) * means[self.positions])
+        passes = [[column[marks == t] for column in batch] for t in self.positions]
+        parts = [self.losses(simulations) for simulations in passes]
+        if recorder is not None:
+            recorder.keep_losses(torch.cat(parts), torch.cat([p[-1] for p in passes]))
+        weights = self._weights(parts[0])
+        return [w * part.mean() for w, part in zip(weights, parts, strict=True)]
+
+    def _weights(self, like: Tensor) -> Tensor:
+        weights = [term.weight for term in self.stage.terms]
+        return torch.tensor(weights, device=like.device)
+
+
+def set_adam(optimizer: Optimizer, config: MethodConfig) -> None:
+    """Set the options of Adam that sbi does not offer.
+
+    Args:
+        optimizer: The optimizer that sbi made.
+        config: The settings of the method.
+    """
+    for group in optimizer.param_groups:
+        group["betas"] = config.betas
+        group["weight_decay"] = config.weight_decay
+
+
+def _check_finite(direction: Tensor) -> None:
+    if not direction.isfinite().all():
+        raise NotFinite("the gradient is not finite")

@@ -1,0 +1,233 @@
+"""The network that is trained: built, taken over from elsewhere, partly frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.factory import model_builders
+from torch import Tensor, nn
+
+from sbi_multilevel.data.moments import Moments
+from sbi_multilevel.data.validation import has_support
+from sbi_multilevel.estimators.transformed import (
+    Builder,
+    CheckedBuilder,
+    MappedEstimator,
+    Target,
+    mapped_builder,
+)
+from sbi_multilevel.training.batches import LevelSplit
+from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.utils.files import check_state_dict, read_state, understood
+
+if TYPE_CHECKING:
+    from sbi_multilevel.training.trainer import MultilevelTrainer
+
+WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tensor]
+
+
+def is_unconstrained(
+    config: MethodConfig, target: Target, prior: Any, is_named: bool
+) -> bool:
+    """Whether theta is modelled in unconstrained space; arguments as `builder_for`."""
+    if not config.maps_estimator or target == "x":
+        return False
+    wanted = is_named if config.unconstrained is None else config.unconstrained
+    return wanted and has_support(prior)
+
+
+def check_named(density_estimator: Any) -> None:
+    """Raise unless it is the name of a network of sbi, or may be a builder.
+
+    Raises:
+        ValueError: If sbi has no network of this name.
+        TypeError: If it is neither.
+    """
+    names = sorted(model_builders)
+    if isinstance(density_estimator, str):
+        if density_estimator not in names:
+            raise ValueError(
+                f"density_estimator={density_estimator!r} is no network of sbi. Pass "
+                f"one of {names}, or what `posterior_nn` or `likelihood_nn` returns."
+            )
+    elif isinstance(density_estimator, nn.Module) or not callable(density_estimator):
+        raise TypeError(
+            f"density_estimator is a {type(density_estimator).__name__}, but must be "
+            f"one of {names}, or a function of (theta, x) that builds an estimator, "
+            "as `posterior_nn` or `likelihood_nn` returns it."
+        )
+
+
+def check_enough_to_train(split: LevelSplit) -> None:
+    """Raise if a level has too few simulations beside those that are held out.
+
+    Raises:
+        ValueError: If one has fewer than two, of which no deviation is known.
+    """
+    for level, (kept, held_out) in enumerate(zip(split.train, split.validation)):
+        if len(kept) < 2:
+            raise ValueError(
+                f"Level {level} has {len(kept) + len(held_out)} simulations, of which "
+                f"{len(kept)} are left to train on, but at least 2 are needed beside "
+                "those held out for validation. Simulate more."
+            )
+
+
+def check_builder(trainer: MultilevelTrainer) -> None:
+    """Raise if a network has to be built, but a trainer came back from a pickle."""
+    if trainer._build_neural_net is None:
+        name = type(trainer).__name__
+        raise ValueError(
+            "The trainer was pickled, and sbi leaves density_estimator out of the "
+            "pickle: a network cannot be built. Make a new trainer, "
+            f"`{name}(prior, density_estimator=...)`, and append the simulations to "
+            "it: those kept, or `multilevel_simulations` of this trainer."
+        )
+
+
+def builder_for(
+    config: MethodConfig, build: Builder, target: Target, prior: Any, is_named: bool
+) -> Builder:
+    """The builder that a recipe asks for.
+
+    Args:
+        config: The recipe.
+        build: The user's builder, or sbi's for the name of a network.
+        target: `"theta"` (NPE) or `"x"` (NLE).
+        prior: The prior.
+        is_named: Whether the user passed the name of a network.
+    """
+    if not config.maps_estimator:
+        return CheckedBuilder(build, target)
+    free = is_unconstrained(config, target, prior, is_named)
+    return mapped_builder(build, target, prior if free else None)
+
+
+def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
+    """Weights of an estimator from a file, which is read without unpickling.
+
+    Raises:
+        ValueError: If the file holds something else.
+        OSError: If it cannot be read.
+    """
+    remedy = "Pass a file written by `torch.save(estimator.state_dict(), path)`."
+    with understood("source", path, "weights of an estimator", remedy):
+        weights = read_state(path)
+        check_state_dict(weights)
+        return weights
+
+
+def moments_of(network: Any, x: Tensor) -> Moments | None:
+    """Moments of the x that an estimator was built on, if it keeps them.
+
+    Args:
+        network: An estimator, or weights of one.
+        x: Rows that are to be trained on, shape `(n, *x_shape)`.
+
+    Raises:
+        ValueError: If they are those of other features.
+    """
+    if isinstance(network, MappedEstimator):
+        mean, std = network.moments.mean, network.moments.std
+    elif isinstance(network, Mapping) and "x_mean" in network:
+        mean, std = network["x_mean"], network.get("x_std")
+    else:
+        return None
+    found = [None if values is None else tuple(values.shape) for values in (mean, std)]
+    wanted = tuple(x.shape[1:]) if x.ndim == 2 else ()  # see `Moments`
+    if found != [wanted, wanted]:
+        raise ValueError(
+            "The weights of `warm_start` are not those of this network (its x_mean and "
+            f"x_std have the shapes {found[0]} and {found[1]}, but x has "
+            f"{tuple(x.shape[1:])} a row). Pre-train on rows of this shape, or start "
+            "without it."
+        )
+    return Moments(mean, std)
+
+
+def take_over(
+    source: ConditionalDensityEstimator | Mapping[str, Tensor],
+    build: Builder,
+    target: Target,
+    theta: Tensor,
+    x: Tensor,
+) -> MappedEstimator:
+    """An estimator that starts from the weights of another.
+
+    Args:
+        source: A trained estimator, which is copied, or its `state_dict()`.
+        build: Builder of the network that the `state_dict()` is of.
+        target: `"theta"` (NPE) or `"x"` (NLE).
+        theta: Training rows, shape `(n, d_theta)`.
+        x: Training rows, shape `(n, *x_shape)`.
+
+    Raises:
+        ValueError: If the weights or the estimator do not fit the rows.
+    """
+    if isinstance(source, ConditionalDensityEstimator):
+        estimator = deepcopy(source)
+    else:
+        estimator = build(theta, x)
+        if isinstance(estimator, MappedEstimator) and "x_mean" not in source:
+            estimator = estimator.net  # weights of an estimator of sbi itself
+        try:
+            estimator.load_state_dict(source)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                "The weights of `warm_start` are not those of this network "
+                f"({str(error)[:200]}...). Pass what "
+                "`torch.save(estimator.state_dict(), path)` wrote, and the same prior, "
+                "density_estimator and recipe as then."
+            ) from error
+    shapes = (estimator.input_shape, estimator.condition_shape)
+    rows = (theta.shape[1:], x.shape[1:])
+    for name, found, wanted in zip(
+        ("theta", "x"), shapes if target == "theta" else shapes[::-1], rows
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"The estimator of `warm_start` takes {name} of shape {tuple(found)} a "
+                f"row, but the simulations have {tuple(wanted)}. Pre-train on rows of "
+                "this shape, or start without it."
+            )
+    if isinstance(estimator, MappedEstimator):
+        return estimator
+    return MappedEstimator(estimator, target, None, Moments.of(x))
+
+
+@contextlib.contextmanager
+def frozen(network: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
+    """Keep the parameters whose names match out of training inside the block.
+
+    Raises:
+        ValueError: If a pattern matches no parameter, or all are matched.
+    """
+    names = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    chosen = set()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ValueError(
+                f"freeze has the pattern {pattern!r}, which matches no parameter of "
+                f"the network. Its names are {list(names)[:10]}..."
+            )
+        chosen |= matching
+    if chosen and len(chosen) == len(names):
+        raise ValueError(
+            f"freeze={tuple(patterns)} matches all parameters of the network, which "
+            "leaves nothing to fine-tune."
+        )
+    for name in chosen:
+        names[name].requires_grad_(False)
+        names[name].grad = None
+    try:
+        yield
+    finally:
+        for name in chosen:
+            names[name].requires_grad_(True)

@@ -1,0 +1,69 @@
+"""What a stage of training minimises: signed terms of several levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbi_multilevel.losses.gradients import Adjustment
+
+
+@dataclass(frozen=True)
+class Term:
+    """One signed mean of the loss.
+
+    Args:
+        level: Level whose rows the mean is over.
+        weight: Factor in front of the mean, e.g. -1 for the coarse side of a pair.
+        coarse: Whether the outputs are `x_coarse` of the rows rather than `x`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Term(level=1, weight=-1.0, coarse=True)  # minus f_0 on the pairs of level 1
+        Term(level=1, weight=-1.0, coarse=True)
+    """
+
+    level: int
+    weight: float = 1.0
+    coarse: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training until early stopping.
+
+    Args:
+        terms: The terms of its loss.
+        adjustment: How their gradients are combined.
+        rate: Factor to the learning rate of `train`.
+        freeze: Patterns (as of file names) of the names of parameters left as they are.
+        is_warm: Whether the network was trained before. The weights a warm stage starts
+            from are kept if no epoch beats them on the held-out rows.
+        num_batches: Batches of an epoch at most, where early stopping must look more
+            often than once a pass through all rows.
+        is_bounded: Whether early stopping follows the bounded estimate of the expected
+            loss (`sbi_multilevel.losses.held_out`) rather than the sum of the terms.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Stage((Term(1, 0.5), Term(0, 0.5)), is_warm=True).levels
+        (0, 1)
+    """
+
+    terms: tuple[Term, ...]
+    adjustment: Adjustment = "none"
+    rate: float = 1.0
+    freeze: tuple[str, ...] = ()
+    is_warm: bool = False
+    num_batches: int | None = None
+    is_bounded: bool = False
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels whose rows are used, rising."""
+        return tuple(sorted({term.level for term in self.terms}))

@@ -1,0 +1,251 @@
+"""What is logged of training: values of an epoch, steps, and a silent tracker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_multilevel.losses.gradients import Step, base_cosine, level_norms
+from sbi_multilevel.losses.held_out import LossEstimate, bounded_loss
+from sbi_multilevel.training.history import (
+    control_variate,
+    effective_batch_size,
+    estimate_variance,
+)
+from sbi_multilevel.training.stages import Stage, Term
+
+_SECONDS_BETWEEN_FLUSHES = 1.0
+
+
+class SilentTracker:
+    """Writes no log folder, e.g. for the members of an ensemble, or in benchmarks."""
+
+    log_dir = None
+
+    def log_metric(self, name: str, value: float, step: int | None = None) -> None: ...
+
+    def log_metrics(
+        self, metrics: dict[str, float], step: int | None = None
+    ) -> None: ...
+
+    def log_params(self, params: dict[str, Any]) -> None: ...
+
+    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(eq=False)
+class TrainingLog:
+    """Sends values of an epoch to the tracker and stores them in the summary.
+
+    Args:
+        summary: `summary` of the trainer.
+        tracker: Its tracker.
+        last_flush: When the tracker was flushed last, by `time.monotonic`.
+    """
+
+    summary: dict[str, Any]
+    tracker: Any
+    last_flush: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted over all runs."""
+        return len(self.summary["training_loss"])
+
+    def begin(self, levels: Sequence[int], is_new: bool) -> None:
+        """Note where the training of a stage begins.
+
+        Args:
+            levels: Levels of the stage; none for a trainer of one level.
+            is_new: Whether this is its first epoch.
+        """
+        stages = self.summary.setdefault("stages", [])
+        if is_new or not stages:
+            stages.append({"start": self.epoch, "levels": list(levels)})
+        # until it ends
+        stages[-1] |= {"converged": None, "best_validation_loss": None}
+
+    def end(self, converged: bool, best_validation_loss: float) -> None:
+        """Note how the training of a stage ended."""
+        self.summary["stages"][-1] |= {
+            "converged": converged,
+            "best_validation_loss": best_validation_loss,
+        }
+
+    def add(self, name: str, value: float) -> None:
+        """Send a value to the tracker, and store it with its epoch in the summary."""
+        key = name.replace("/", "_")
+        self.tracker.log_metric(name, value, step=self.epoch)
+        self.summary.setdefault(key, []).append(value)
+        self.summary.setdefault("epochs_of", {}).setdefault(key, []).append(self.epoch)
+
+    def add_levels(self, name: str, values: Sequence[float], stage: Stage) -> float:
+        """Add the part of each level, and return their sum.
+
+        Args:
+            name: Name of the loss.
+            values: Signed mean of each term.
+            stage: The stage.
+        """
+        total = sum(values)
+        for level in stage.levels:
+            terms = zip(values, stage.terms)
+            part = sum(value for value, term in terms if term.level == level)
+            self.add(f"{name}/level_{level}", part)
+        if len(stage.levels) > 1:  # sbi logs the sum after training only
+            self.tracker.log_metric(f"{name}/all_levels", total, step=self.epoch)
+        if time.monotonic() - self.last_flush >= _SECONDS_BETWEEN_FLUSHES:
+            self.tracker.flush()
+            self.last_flush = time.monotonic()
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class TermLosses:
+    """Losses of rows, term by term.
+
+    Args:
+        terms: The terms of a stage.
+        rows: Loss of each row of each term, shape `(..., n)`; leading axes are batches.
+    """
+
+    terms: tuple[Term, ...]
+    rows: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(
+        cls,
+        losses: Tensor,
+        marks: Tensor,
+        terms: Sequence[Term],
+        positions: Sequence[int],
+    ) -> TermLosses:
+        """Tell the terms apart.
+
+        Args:
+            losses: Loss of each row, shape `(..., n)`.
+            marks: The term that each is of, shape `(n,)`.
+            terms: The terms.
+            positions: The mark of each.
+        """
+        values, marks = losses.detach().cpu().double().numpy(), marks.cpu()
+        blocks = [(marks == position).numpy() for position in positions]
+        return cls(tuple(terms), tuple(values[..., block] for block in blocks))
+
+    def side(self, level: int, coarse: bool = False) -> np.ndarray | None:
+        """Losses of one side of the rows of a level; `None` if no term has it."""
+        for term, rows in zip(self.terms, self.rows):
+            if (term.level, term.coarse) == (level, coarse):
+                return rows
+        return None
+
+    @property
+    def contributions(self) -> dict[int, np.ndarray]:
+        """What each row adds to the loss, by level: both sides of a pair together."""
+        parts: dict[int, np.ndarray] = {}
+        for term, rows in zip(self.terms, self.rows):
+            parts[term.level] = parts.get(term.level, 0.0) + term.weight * rows
+        return parts
+
+    @property
+    def means(self) -> list[float]:
+        """Signed mean of each term."""
+        return [
+            term.weight * float(rows.mean())
+            for term, rows in zip(self.terms, self.rows)
+        ]
+
+    @property
+    def sum(self) -> LossEstimate:
+        """The signed sum of the means of the terms."""
+        parts = self.contributions.values()
+        value = sum(float(part.mean()) for part in parts)
+        return LossEstimate(value, math.sqrt(estimate_variance(list(parts))))
+
+    @property
+    def bounded(self) -> LossEstimate:
+        """The estimate of the loss at the highest level that is bounded below."""
+        base, pairs = self.side(0), []
+        for level in range(1, max(self.contributions) + 1):
+            pairs.append((self.side(level), self.side(level, coarse=True)))
+        return bounded_loss(base, pairs)
+
+    def metrics(self) -> dict[str, float]:
+        """Control-variate coefficients and effective rows, named as for a tracker."""
+        parts, metrics = self.contributions, {}
+        for level in parts:
+            fine, coarse = self.side(level), self.side(level, coarse=True)
+            if fine is not None and coarse is not None:
+                name = f"control_variate/level_{level}"
+                metrics[name] = control_variate(fine, coarse)
+        highest = self.side(max(parts))
+        if highest is not None:
+            rows = effective_batch_size(list(parts.values()), highest)
+            metrics["effective_rows"] = rows
+        return metrics
+
+
+class StepRecorder:
+    """Keeps what the steps of an epoch computed anyway, and sums it up at its end.
+
+    A step costs one small product of matrices more; nothing is differentiated again,
+    and no random numbers are drawn.
+    """
+
+    def __init__(self, terms: Sequence[Term], positions: Sequence[int]):
+        """Start an epoch.
+
+        Args:
+            terms: The terms of the stage.
+            positions: The mark of each in a batch.
+        """
+        self._terms, self._positions = terms, positions
+        self._losses: list[Tensor] = []
+        self._marks = torch.empty(0)
+        self._lengths: list[Tensor] = []
+        self._grams: list[Tensor] = []
+
+    def keep_losses(self, losses: Tensor, marks: Tensor) -> None:
+        """Keep the losses of a batch.
+
+        Args:
+            losses: Loss of each row, shape `(n,)`.
+            marks: The term that each is of, shape `(n,)`, the same in every batch.
+        """
+        self._losses.append(losses.detach())
+        self._marks = marks
+
+    def keep_step(self, step: Step) -> None:
+        """Keep the lengths and angles of a step, before it is clipped."""
+        self._lengths.append(step.direction.norm())
+        if step.levels is not None:
+            self._grams.append(step.levels @ step.levels.T)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the steps, named as for a tracker.
+
+        `gradient_norm` is the length of a step before clipping, by level that of the
+        rows of `Step.levels`. Control-variate coefficients and effective rows are
+        ratios of means, which few rows disturb less than means of ratios.
+        """
+        metrics = {"gradient_norm": torch.stack(self._lengths).mean().item()}
+        if self._grams:
+            grams = torch.stack(self._grams).cpu().double()
+            norms = level_norms(grams).mean(dim=0).tolist()
+            levels = [term.level for term in self._terms if not term.coarse]
+            for level, norm in zip(levels, norms, strict=True):
+                metrics[f"gradient_norm/level_{level}"] = norm
+            metrics["gradient_cosine"] = base_cosine(grams).nanmean().item()
+        losses = TermLosses.of(
+            torch.stack(self._losses), self._marks, self._terms, self._positions
+        )
+        return {**metrics, **losses.metrics()}

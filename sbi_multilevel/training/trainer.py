@@ -1,0 +1,418 @@
+"""What makes a single-level trainer of sbi one of several levels.
+
+`MultilevelTrainer` precedes a trainer of sbi in the method resolution order and
+overrides the steps of training that involve more than one level: the batches, the
+simulations that the network is built on, the stages, an epoch, and early stopping. All
+else, from the loss of a simulation to the posterior, is the parent's. With
+`append_simulations` alone every method calls the parent's at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from torch import Tensor
+from torch.utils.data import DataLoader
+from typing_extensions import Self
+
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.data.validation import check_inside, check_prior, transform_of
+from sbi_multilevel.estimators.observations import Watch, WatchedEstimator
+from sbi_multilevel.estimators.transformed import Builder, MappedEstimator, Target
+from sbi_multilevel.training.appending import AppendingTrainer
+from sbi_multilevel.training.batches import LevelSplit
+from sbi_multilevel.training.config import MethodConfig, check_config
+from sbi_multilevel.training.epochs import NotFinite, StageTraining, set_adam
+from sbi_multilevel.training.network import (
+    WarmStart,
+    builder_for,
+    check_builder,
+    check_enough_to_train,
+    check_named,
+    frozen,
+    is_unconstrained,
+    moments_of,
+    read_weights,
+    take_over,
+)
+from sbi_multilevel.training.plan import Layout, TrainingPlan
+from sbi_multilevel.training.preparing import prepare, with_spread
+from sbi_multilevel.training.stages import Stage
+from sbi_multilevel.training.tracking import TrainingLog
+
+
+class MultilevelTrainer(AppendingTrainer):
+    """Trains a network of sbi on simulations of several levels.
+
+    Args:
+        config: The settings of the method; its defaults if `None`.
+        parameters: Names of the columns of theta that each level has, the highest
+            included, where levels differ, e.g. `{0: ("mu",), 1: ("mu", "sigma")}`. See
+            `sbi_multilevel.data.parameters`.
+
+    All other arguments are those of the parent.
+    """
+
+    _target: ClassVar[Target]
+    _config_type: ClassVar[type[MethodConfig]]
+
+    def __init__(
+        self,
+        *args: Any,
+        config: MethodConfig | None = None,
+        parameters: Mapping[int, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ):
+        self._config = check_config(config, type(self)._config_type, kwargs)
+        self._plan = TrainingPlan()
+        given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
+        check_prior(given.get("prior"))
+        density_estimator = given.get("density_estimator", "maf")
+        check_named(density_estimator)
+        self._is_named = isinstance(density_estimator, str)
+        super().__init__(*args, parameters=parameters, **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the parent's arguments beside ours in `help` and in editors."""
+        super().__init_subclass__(**kwargs)
+        following = cls.__mro__[cls.__mro__.index(AppendingTrainer) + 1 :]
+        parent = next(base for base in following if "__init__" in vars(base))
+        own = inspect.signature(MultilevelTrainer).parameters
+        added = (own["config"], own["parameters"])
+        parameters = [*inspect.signature(parent).parameters.values(), *added]
+        cls.__signature__ = inspect.Signature(parameters)
+
+    @property
+    def _is_multilevel(self) -> bool:
+        """Whether anything was appended that the parent does not know."""
+        return bool(self._appended) or self._plan.warm_start is not None
+
+    @property
+    def _layout(self) -> Layout:
+        """The simulations of the present call of `train`."""
+        assert self._plan.layout is not None
+        return self._plan.layout
+
+    def warm_start(self, source: WarmStart) -> Self:
+        """Start training from weights that were trained before, by any trainer of sbi.
+
+        Args:
+            source: An estimator, as `train` of a trainer of sbi returns it (it is
+                copied), its `state_dict()`, or a file written by
+                `torch.save(estimator.state_dict(), path)`, which is read without
+                unpickling.
+
+        Returns:
+            The trainer (so that calls can be chained).
+
+        Raises:
+            ValueError: If the trainer was trained already, the method cannot start from
+                weights, or the file holds something else.
+        """
+        if self._neural_net is not None:
+            raise ValueError(
+                "warm_start was called after training. Call it before, on a new "
+                "trainer with the same simulations."
+            )
+        if isinstance(source, (str, os.PathLike)):
+            source = read_weights(source)
+        self._plan.warm_start = source
+        return self
+
+    # Simulations and batches
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict | None = None,
+    ) -> tuple[DataLoader, DataLoader]:
+        """Return loaders of batches of `training_batch_size` over all terms.
+
+        Arguments are those of the parent. With simulations of several levels a batch is
+        `(theta, x, prior_masks, weight, term)`, see `sbi_multilevel.training.batches`,
+        and the loaders are those of the first stage; a batch size of at least the
+        number of all simulations (a pair counting as two) is full batch.
+        """
+        plan = self._plan
+        if not self._is_multilevel:
+            if plan.fold is not None and not resume_training:
+                self._hold_out_fold(starting_round, validation_fraction)
+            return super().get_dataloaders(
+                starting_round,
+                training_batch_size,
+                validation_fraction,
+                resume_training or plan.fold is not None,
+                dataloader_kwargs,
+            )
+        simulations = self._prepared_simulations()
+        if is_unconstrained(self._config, self._target, self._prior, self._is_named):
+            for level in simulations:
+                check_inside(self._prior, level)
+        if not resume_training or plan.split is None:
+            fraction = validation_fraction if self._config.early_stopping else 0.0
+            counts = simulations.num_simulations
+            plan.split = LevelSplit.random(
+                counts, fraction, plan.fold, self._config.min_held_out
+            )
+            check_enough_to_train(plan.split)
+        network = plan.warm_start if self._neural_net is None else self._neural_net
+        moments = moments_of(network, simulations[-1].x)
+        layout = plan.lay_out(
+            simulations, self._config, moments, training_batch_size, dataloader_kwargs
+        )
+        self.train_indices = layout.indices(plan.split.train)
+        self.val_indices = layout.indices(plan.split.validation)
+        return layout.loaders(layout.stages[0])
+
+    def _hold_out_fold(self, starting_round: int, validation_fraction: float) -> None:
+        """Set sbi's own indices to those of a fold, for simulations of one level."""
+        count = len(super().get_simulations(starting_round)[0])
+        split = LevelSplit.random([count], validation_fraction, self._plan.fold)
+        (self.train_indices,), (self.val_indices,) = split.train, split.validation
+
+    def _prepared_simulations(self) -> MultilevelSimulations:
+        """All simulations as the method uses them, prepared for training."""
+        simulations = self._check_trainable()
+        if not self._plan.prepares:
+            return simulations
+        is_new = self._neural_net is None
+        simulations, self._plan.training_range = prepare(
+            simulations, self._target, self._plan.warm_start, is_new
+        )
+        return simulations
+
+    # Network
+
+    @property
+    def _network_builder(self) -> Builder:
+        """The builder that the method asks for, around the user's own."""
+        return builder_for(
+            self._config,
+            self._build_neural_net,
+            self._target,
+            self._prior,
+            self._is_named,
+        )
+
+    def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Return theta, x and prior masks: as the parent; fine sides of all levels."""
+        if self._plan.network_simulations is not None:
+            return self._plan.network_simulations
+        return super().get_simulations(starting_round)
+
+    def _initialize_neural_network(
+        self, retrain_from_scratch: bool, start_idx: int
+    ) -> None:
+        """Build the network on the simulations of the first stage, for z-scoring."""
+        initialize = super()._initialize_neural_network  # pyright: ignore[reportAbstractUsage]
+        is_new = self._neural_net is None or retrain_from_scratch
+        if is_new:
+            check_builder(self)
+        if not self._is_multilevel:
+            initialize(retrain_from_scratch, start_idx)
+            return
+        source, builder = self._plan.warm_start, self._network_builder
+        theta, x, masks = self._layout.dataset.columns
+        if is_new and source is not None:
+            chosen = self.train_indices
+            self._neural_net = take_over(
+                source, builder, self._target, theta[chosen].cpu(), x[chosen].cpu()
+            )
+            return
+        x = with_spread(x, self.train_indices)
+        users_builder = self._build_neural_net
+        self._plan.network_simulations = (theta, x, masks)
+        self._build_neural_net = builder
+        try:
+            initialize(retrain_from_scratch, start_idx)
+        finally:
+            self._plan.network_simulations = None
+            self._build_neural_net = users_builder
+
+    # Stages
+
+    def _run_training_loop(
+        self,
+        train_loader: DataLoader,
+        val_loader: DataLoader,
+        train_config: TrainConfig,
+        loss_args: LossArgs | None = None,
+        summarization_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Train the stages with new simulations, each until it stops by itself."""
+        run = super()._run_training_loop
+        if not self._is_multilevel:
+            return run(
+                train_loader, val_loader, train_config, loss_args, summarization_kwargs
+            )
+        plan, layout, network = self._plan, self._layout, self._neural_net
+        if train_config.retrain_from_scratch:
+            plan.trained.clear()
+        resume = train_config.resume_training
+        self._read_x_of(None)
+        try:
+            for index in plan.stages_to_train(resume):
+                stage = layout.stages[index]
+                config = replace(
+                    train_config,
+                    learning_rate=train_config.learning_rate * stage.rate,
+                    resume_training=resume and index == plan.stage_index,
+                )
+                plan.stage_index = index
+                loaders = layout.loaders(stage)
+                plan.running = self._stage_training(stage, loaders[1], loss_args)
+                with frozen(network, stage.freeze):
+                    run(*loaders, config, loss_args, summarization_kwargs)
+                plan.trained[stage] = layout.counts_of(stage)
+        finally:
+            self._read_x_of(layout.stages[-1])
+        return network
+
+    def _stage_training(
+        self, stage: Stage, held_out: DataLoader, loss_args: LossArgs | None
+    ) -> StageTraining:
+        dataset = self._layout.dataset
+        return StageTraining(
+            stage,
+            dataset.positions(stage.terms),
+            len(dataset.terms),
+            self._log,
+            held_out,
+            partial(self._sample_losses, loss_args=loss_args),
+        )
+
+    def _sample_losses(
+        self, batch: Sequence[Tensor], loss_args: LossArgs | None
+    ) -> Tensor:
+        """The parent's loss of each simulation, times its weight."""
+        arguments = {} if loss_args is None else {"loss_args": loss_args}
+        try:
+            losses = self._get_losses(batch=batch[:3], **arguments)
+        except ValueError as error:
+            if "NaN/Inf present" not in str(error):  # of sbi's `assert_all_finite`
+                raise
+            raise NotFinite(str(error)) from error
+        return losses * batch[3].to(losses.device)
+
+    def _read_x_of(self, stage: Stage | None) -> None:
+        """Let the network read x as a stage aligns it; `None`: as it is.
+
+        If nothing is aligned, the network reads x as before.
+        """
+        network, dataset = self._neural_net, self._layout.dataset
+        if not isinstance(network, MappedEstimator) or not dataset.is_aligned:
+            return
+        network.read_x_through(None if stage is None else dataset.x_map_of(stage))
+
+    # Epochs
+
+    @property
+    def _log(self) -> TrainingLog:
+        return TrainingLog(self._summary, self._tracker)
+
+    def _train_epoch(
+        self,
+        train_loader: DataLoader,
+        clip_max_norm: float | None,
+        loss_args: LossArgs | None,
+    ) -> float:
+        running = self._plan.running if self._is_multilevel else None
+        levels = () if running is None else running.stage.levels
+        self._log.begin(levels, is_new=self.epoch == 0)
+        if running is None:
+            return super()._train_epoch(train_loader, clip_max_norm, loss_args)
+        set_adam(self.optimizer, self._config)
+        parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
+        return running.train_epoch(
+            train_loader, parameters, self.optimizer, clip_max_norm
+        )
+
+    def _validate_epoch(
+        self, val_loader: DataLoader, loss_args: LossArgs | None
+    ) -> float:
+        """The held-out loss; NaN if no simulations are held out."""
+        if not self._is_multilevel:
+            return super()._validate_epoch(val_loader, loss_args)
+        assert self._plan.running is not None
+        return self._plan.running.validate(val_loader)
+
+    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+        running = self._plan.running if self._is_multilevel else None
+        if running is None:
+            return super()._converged(epoch, stop_after_epochs)
+        if not self._config.early_stopping:
+            self._best_val_loss = float("nan")  # keeps the weights of the last epoch
+            self._best_model_state_dict = None
+            return running.has_diverged and self._end_diverged(epoch)
+        if epoch == 0 and running.stage.is_warm:
+            self._neural_net.eval()
+            self._val_loss = running.validate_start()
+        converged = super()._converged(epoch, stop_after_epochs)
+        return converged or (running.has_diverged and self._end_diverged(epoch))
+
+    def _end_diverged(self, epoch: int) -> bool:
+        """Return to the best weights after a loss or gradient that is not finite.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        assert self._plan.running is not None
+        self._plan.running.has_diverged = False
+        where = f"The loss or its gradient was not finite in epoch {epoch}"
+        remedy = f"Lower learning_rate={self.optimizer.param_groups[0]['lr']:g} or "
+        best = self._best_model_state_dict
+        if best is None or not math.isfinite(self._best_val_loss):
+            raise ValueError(
+                f"{where}, and no earlier weights have a finite loss on held-out "
+                f"simulations. {remedy}clip_max_norm, look for outliers in x, or keep "
+                "early_stopping=True."
+            )
+        self._neural_net.load_state_dict(best)
+        if self._plan.reports_convergence:
+            warnings.warn(
+                f"{where}. Training ended there, and the best weights before are kept. "
+                f"{remedy}clip_max_norm if that was early.",
+                stacklevel=2,
+            )
+        return True
+
+    def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
+        self._log.end(epoch <= max_num_epochs, self._best_val_loss)
+        if not self._plan.reports_convergence:
+            return
+        if self._is_multilevel and not self._config.early_stopping:
+            return  # a fixed number of epochs was asked for
+        super()._report_convergence_at_end(epoch, max_num_epochs)
+
+    # Posterior
+
+    @property
+    def _watch(self) -> Watch | None:
+        """Checks observations; `None` if training was that of the parent."""
+        if not self._is_multilevel or self._plan.training_range is None:
+            return None
+        return Watch(self._plan.training_range)
+
+    def _create_posterior(
+        self, estimator: Any, prior: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As the parent; the network checks the observations it is given."""
+        watch = self._watch
+        if watch is not None and self._target == "theta":
+            estimator = WatchedEstimator(estimator, watch)
+        try:
+            return super()._create_posterior(estimator, prior, *args, **kwargs)
+        except AssertionError:
+            transform_of(prior)  # names the fault of the prior
+            raise

@@ -1,0 +1,172 @@
+"""Arguments of another type than a signature says are refused, with their name.
+
+What a function of users is called with is compared with its annotations, in its first
+line:
+
+.. code-block:: python
+
+    def allocate(costs: Sequence[float], budget: float) -> tuple[int, ...]:
+        check_types(allocate, locals())
+
+Numbers may be those of NumPy, and a sequence may be an array or a tensor; a string is
+no sequence, and `True` is no number. Names that are imported for type checkers only
+are not looked at.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import functools
+import numbers
+import os
+import sys
+import types
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from typing import Any, Literal, SupportsIndex, Union, get_args, get_origin
+
+import numpy as np
+from torch import Tensor
+
+_NAMES = {
+    int: "an integer",
+    SupportsIndex: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "True or False",
+    type(None): "None",
+    Tensor: "a `torch.Tensor`",
+    os.PathLike: "a path",
+}
+_UNIONS = (Union, types.UnionType)
+_NUMBERS = {
+    int: numbers.Integral,
+    SupportsIndex: numbers.Integral,
+    float: numbers.Real,
+}
+_SEQUENCES = (collections.abc.Sequence, tuple, list)
+_MAX_ELEMENTS = 1_000  # of a sequence that are looked at
+
+
+class WrongType(TypeError, ValueError):
+    """An argument of another type; what is documented to raise `ValueError` does."""
+
+
+def check_types(
+    function: Callable, given: Mapping[str, Any], but: Collection[str] = ()
+) -> None:
+    """Raise unless arguments are of the annotated types.
+
+    Args:
+        function: The function.
+        given: Its arguments by name; other names are ignored.
+        but: Arguments that the function checks itself, to say more about them.
+
+    Raises:
+        WrongType: If one is not; names it and what was expected.
+    """
+    hints = _annotations(function).items()
+    _check({name: hint for name, hint in hints if name not in but}, given)
+
+
+def check_field_types(instance: Any) -> None:
+    """As `check_types`, for the fields of a dataclass, in its `__post_init__`.
+
+    Args:
+        instance: The dataclass.
+    """
+    names = {each.name for each in fields(instance)}
+    annotations: dict[str, Any] = {}
+    for base in reversed(type(instance).__mro__):
+        annotations |= _annotations(base)
+    wanted = {name: hint for name, hint in annotations.items() if name in names}
+    _check(wanted, vars(instance))
+
+
+def _check(annotations: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name, wanted in annotations.items():
+        if name in given and not _fits(given[name], wanted):
+            raise WrongType(
+                f"{name} must be {_described(wanted)}, but is {_shown(given[name])}."
+            )
+
+
+@functools.cache
+def _annotations(owner: Any) -> dict[str, Any]:
+    """The annotations of a function, or of a class itself, that can be evaluated."""
+    if isinstance(owner, type):
+        hints = vars(owner).get("__annotations__", {})
+        namespace = vars(sys.modules[owner.__module__])
+    else:
+        hints, namespace = owner.__annotations__, owner.__globals__
+    found = {}
+    for name, hint in hints.items():
+        with contextlib.suppress(NameError):
+            found[name] = eval(hint, namespace) if isinstance(hint, str) else hint
+    return found
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of a type; of types that are not known here it is."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in _UNIONS:
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:  # the function itself knows which strings it takes
+        return isinstance(value, str) or (value is None and None in inner)
+    if wanted in _NUMBERS:
+        return isinstance(value, _NUMBERS[wanted]) and not isinstance(value, bool)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, Mapping)
+    if origin in _SEQUENCES:
+        return _is_sequence(value, [each for each in inner if each is not Ellipsis])
+    if wanted is None or wanted is Any:
+        return value is None or wanted is Any
+    if not isinstance(wanted, type) or getattr(wanted, "_is_protocol", False):
+        return True
+    return isinstance(value, wanted)
+
+
+def _is_sequence(value: Any, inner: list) -> bool:
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
+        return False
+    try:
+        length = len(value)
+    except TypeError:  # of an array without dimensions, too
+        return False
+    if not inner:
+        return True
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value[:_MAX_ELEMENTS].tolist()
+    # of tuple[float, float] the function knows how many there must be
+    looked_at = range(min(length, _MAX_ELEMENTS))
+    return all(_fits(value[i], inner[min(i, len(inner) - 1)]) for i in looked_at)
+
+
+def _described(wanted: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in _UNIONS:
+        return " or ".join(dict.fromkeys(map(_described, inner)))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if wanted in _NAMES:
+        return _NAMES[wanted]
+    if origin is collections.abc.Callable:
+        return "a function"
+    if origin is collections.abc.Mapping:
+        return "a dict"
+    if origin in _SEQUENCES:
+        of = {int: "integers", float: "numbers", str: "strings", Tensor: "tensors"}
+        return f"a list or tuple of {of.get(inner[0], 'such')}" if inner else "a list"
+    return f"a `{getattr(wanted, '__name__', wanted)}`"
+
+
+def _shown(value: Any) -> str:
+    """A value, with its type if that says more."""
+    text = repr(value)
+    if callable(value) or len(text) > 60:
+        return f"of type {type(value).__name__}"
+    return f"{text} of type {type(value).__name__}"
