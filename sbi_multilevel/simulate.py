@@ -14,7 +14,7 @@ from sbi_multilevel.simulation.arguments import (
     check_seed,
     per_level,
     processed_prior,
-    rows_per_level,
+    simulations_per_level,
 )
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
@@ -120,7 +120,7 @@ def simulate_multilevel(
     """
     check_types(simulate_multilevel, locals(), but=CHECKED_ALONE)
     work = Work(simulators, noise, timeout)
-    num_simulations = rows_per_level(num_simulations, least=2)
+    num_simulations = simulations_per_level(num_simulations, least=2)
     _check_arguments(simulators, num_simulations, seed)
     check_num_costs(costs, len(simulators))
     sizes = per_level(simulation_batch_size, len(simulators))

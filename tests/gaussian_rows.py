@@ -1,8 +1,8 @@
-"""Rows of two levels that are Gaussian given theta."""
+"""LevelArrays of two levels that are Gaussian given theta."""
 
 import numpy as np
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 
 LOW_COVARIANCE = np.array([[1.0, 0.3], [0.3, 0.5]])
 HIGH_COVARIANCE = np.array([[0.6, -0.4], [-0.4, 2.0]])
@@ -25,7 +25,7 @@ def gaussian_rows(n, slope, shift, covariance, seed):
     generator = np.random.default_rng(seed)
     theta = generator.normal(size=(n, 2))
     noise = normal_noise(generator, covariance, n)
-    return Rows(theta, theta @ slope.T + shift + noise)
+    return LevelArrays(theta, theta @ slope.T + shift + noise)
 
 
 def low_rows(n=4_000):
@@ -40,7 +40,7 @@ def scaled_rows(n, log_scale, seed):
     generator = np.random.default_rng(seed)
     theta = generator.uniform(-1, 1, size=(n, 1))
     noise = generator.normal(size=(n, 2)) * [1.0, 10.0]
-    return Rows(theta, theta + np.exp(log_scale(theta)) * noise)
+    return LevelArrays(theta, theta + np.exp(log_scale(theta)) * noise)
 
 
 def correlation(rho):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapFitter
 from sbi_multilevel.level_maps.kinds import MAP_KINDS, MapChoice
 from sbi_multilevel.level_maps.selection.cross_validation import (
@@ -45,7 +45,7 @@ def level(n, seed, covariance, shift=0.0, slope=1.0):
     generator = np.random.default_rng(seed)
     theta = generator.normal(size=(n, 1))
     noise = normal_noise(generator, covariance, n)
-    return Rows(theta, (theta + shift) * slope + noise)
+    return LevelArrays(theta, (theta + shift) * slope + noise)
 
 
 def correlated(rho):
@@ -62,8 +62,8 @@ def test_shared_noise_calls_for_a_paired_map(target):
     coarse = theta + noise * [1.0, 0.3]
     # a nonlinear function of the noise, which no map of mean and covariance makes
     fine = coarse + 0.8 * (coarse - 1.0) ** 2
-    low = Rows(theta[100:], coarse[100:])
-    high = Rows(theta[:100], fine[:100], coarse[:100])
+    low = LevelArrays(theta[100:], coarse[100:])
+    high = LevelArrays(theta[:100], fine[:100], coarse[:100])
     means = judge(low, high, MAP_KINDS, target)
     # the process and the quadratic do about as well
     paired = {kind: means[kind] for kind in (*UNPAIRED, "paired_quadratic")}
@@ -92,7 +92,7 @@ def test_a_scale_that_depends_on_theta_calls_for_the_scaled_map():
     def rows(n, slope, seed):
         generator = np.random.default_rng(seed)
         theta = generator.uniform(-1, 1, size=(n, 1))
-        return Rows(
+        return LevelArrays(
             theta, theta + np.exp(slope * theta) * generator.normal(size=(n, 2))
         )
 
@@ -123,7 +123,7 @@ def test_a_constant_feature_changes_no_choice(target):
     kinds = ("none", "shift", "full")
     without = judge(low, high, kinds, target)
     padded = [
-        Rows(rows.theta, np.column_stack((rows.x, np.full(len(rows), 0.1))))
+        LevelArrays(rows.theta, np.column_stack((rows.x, np.full(len(rows), 0.1))))
         for rows in (low, high)
     ]
     means = judge(*padded, kinds, target)
@@ -145,7 +145,7 @@ class Recorder(MapFitter):
         return super().fit(choice, high)
 
 
-seen: list[Rows] = []
+seen: list[LevelArrays] = []
 
 
 def test_maps_are_judged_by_rows_that_they_have_not_seen():
@@ -179,7 +179,7 @@ def test_many_features_are_judged_by_their_principal_components():
     def rows(n, shift):
         theta = generator.normal(size=(n, 1))
         factors = theta + [shift, 0.0] + 0.3 * generator.normal(size=(n, 2))
-        return Rows(theta, factors @ loadings + generator.normal(size=(n, 150)))
+        return LevelArrays(theta, factors @ loadings + generator.normal(size=(n, 150)))
 
     means = judge(rows(500, 0.0), rows(30, 2.0), ("none", "shift"), "theta", 2)
     assert means["shift"] > means["none"] + 0.5
@@ -215,7 +215,7 @@ HEAVY = TailTransform(torch.zeros(2), torch.ones(2), torch.ones(2))
 
 def blank(num_features, paired):
     x = np.zeros((5, num_features))
-    return Rows(np.zeros((5, 1)), x, x if paired else None)
+    return LevelArrays(np.zeros((5, 1)), x, x if paired else None)
 
 
 def kinds_of(num_features, paired, kinds=MAP_KINDS):
@@ -267,16 +267,16 @@ def test_maps_that_cannot_be_are_refused():
 
 
 def untamed(rows, forward_tails=HEAVY.inverse):
-    return Rows(rows.theta, forward_tails(torch.from_numpy(rows.x)).numpy())
+    return LevelArrays(rows.theta, forward_tails(torch.from_numpy(rows.x)).numpy())
 
 
 def test_a_tamed_map_acts_in_tamed_space_and_returns_x():
     theta = np.random.default_rng(0).normal(size=(400, 1))
     noise = np.random.default_rng(1).normal(size=(400, 2))
-    low, moved = (untamed(Rows(theta, theta + noise + s)) for s in (0.0, 1.5))
+    low, moved = (untamed(LevelArrays(theta, theta + noise + s)) for s in (0.0, 1.5))
     dear = np.linspace(-2, 2, 200)[:, None]
     spread = np.tile([[1.0, -1.0], [-1.0, 1.0]], (100, 1))
-    high = untamed(Rows(dear, dear + spread + 1.5))
+    high = untamed(LevelArrays(dear, dear + spread + 1.5))
     fitter = MapFitter(low, HEAVY)
     gaps = {}
     for choice in (MapChoice("shift", True), MapChoice("shift")):
@@ -301,8 +301,8 @@ def test_heavy_tails_call_for_a_tamed_map():
 def test_pairs_are_tamed_on_both_sides():
     theta = np.random.default_rng(0).normal(size=(300, 1))
     coarse = theta + np.random.default_rng(1).normal(size=(300, 2))
-    low = untamed(Rows(theta, coarse))
-    fine = untamed(Rows(theta, 0.5 * coarse + theta))
-    high = Rows(theta[:60], fine.x[:60], low.x[:60])
+    low = untamed(LevelArrays(theta, coarse))
+    fine = untamed(LevelArrays(theta, 0.5 * coarse + theta))
+    high = LevelArrays(theta[:60], fine.x[:60], low.x[:60])
     move = MapFitter(low, HEAVY).fit(MapChoice("paired", True), high)
     assert np.allclose(move(theta, low.x), fine.x, rtol=1e-2, atol=1e-2)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapFitter
 from sbi_multilevel.level_maps.kinds import MapChoice
 from sbi_multilevel.level_maps.selection.cross_validation import (
@@ -29,7 +29,7 @@ def switching_rows(n, seed, move=lambda x: x):
     generator = np.random.default_rng(seed)
     theta = generator.uniform(-1, 1, size=(n, 1))
     coarse = switch(theta) + 0.3 * generator.normal(size=(n, 1))
-    return Rows(theta, move(coarse), coarse)
+    return LevelArrays(theta, move(coarse), coarse)
 
 
 def judged(low, choices, high, folds, target):
@@ -45,7 +45,7 @@ def test_trees_see_a_switch_and_a_scale_that_quadratics_miss():
     theta = generator.uniform(-1, 1, size=(3_000, 1))
     noise = generator.normal(size=(3_000, 1))
     scale = np.where(theta > 0.5, 3.0, 0.3)
-    trees = Trees.fit(Rows(theta, np.hstack((switch(theta), scale * noise))))
+    trees = Trees.fit(LevelArrays(theta, np.hstack((switch(theta), scale * noise))))
     places = np.array([[0.2], [0.4], [0.6]])
     mean, _, _, log_scale = trees(places).T
     # in standard deviations of what a quadratic leaves
@@ -55,7 +55,7 @@ def test_trees_see_a_switch_and_a_scale_that_quadratics_miss():
 
 def test_each_row_has_the_features_of_trees_that_have_not_seen_it():
     generator = np.random.default_rng(0)
-    rows = Rows(generator.normal(size=(600, 2)), generator.normal(size=(600, 1)))
+    rows = LevelArrays(generator.normal(size=(600, 2)), generator.normal(size=(600, 1)))
     trees = Trees.fit(rows)
     features = trees(rows.theta)
     for part, fitted in enumerate(trees.parts):
@@ -75,7 +75,7 @@ def test_rows_at_the_same_theta_are_left_out_together():
     order = generator.permutation(400)
     # noise that rows at the same theta share, which their twins would tell
     shared = np.repeat(generator.normal(size=(40, 1)), 10, axis=0)
-    rows = Rows(theta[order], shared[order])
+    rows = LevelArrays(theta[order], shared[order])
     features = Trees.fit(rows)(rows.theta)[:, 0]
     assert np.corrcoef(features, rows.x[:, 0])[0, 1] < 0.5
 
@@ -110,8 +110,8 @@ def test_trees_are_taken_where_a_simulator_switches(target):
     quadratic = MapScorer(target)
     means = []
     for each in (judge, quadratic):
-        own = Rows(each.inputs(rows.theta), rows.x)
-        asked = Rows(each.inputs(fresh.theta), fresh.x)
+        own = LevelArrays(each.inputs(rows.theta), rows.x)
+        asked = LevelArrays(each.inputs(fresh.theta), fresh.x)
         means.append(each.scores(own, asked).mean())
     exact = norm.logpdf(fresh.x, switch(fresh.theta), 0.3).mean()
     if target == "theta":  # off below 0.3, on above: 1.3 and 0.7 of a width of 2
@@ -125,12 +125,12 @@ def test_few_parameters_are_judged_by_quadratics():
     assert MapScorer.chosen(switching_rows(600, 0), "x").trees is not None
     rows = switching_rows(600, 0)
     for theta in (np.zeros_like(rows.theta), rows.theta.round(1)):
-        assert MapScorer.chosen(Rows(theta, rows.x), "x").trees is None
+        assert MapScorer.chosen(LevelArrays(theta, rows.x), "x").trees is None
 
 
 def test_at_a_switch_the_right_map_is_told_from_the_others(monkeypatch):
     low = switching_rows(4_000, 0)
-    low = Rows(low.theta, low.x)
+    low = LevelArrays(low.theta, low.x)
     high = switching_rows(60, 1, lambda x: 1.5 * x)
     folds = np.array_split(np.arange(60), 5)
     none, shift, paired = (MapChoice(kind) for kind in ("none", "shift", "paired"))
@@ -163,7 +163,7 @@ def test_with_trees_means_are_linear_in_the_features():
     judge = MapScorer.chosen(rows, "x")
     inputs = judge.inputs(rows.theta)
     assert inputs.shape == (600, 2 + 2)  # theta, its square, a mean and a log scale
-    own = Rows(inputs, rows.x)
+    own = LevelArrays(inputs, rows.x)
     expected = SyntheticLikelihood.fit(own, degree=1).log_likelihood(own)
     assert np.array_equal(judge.scores(own, own), expected)
     others = SyntheticLikelihood.fit(own, degree=2).log_likelihood(own)
@@ -173,7 +173,7 @@ def test_with_trees_means_are_linear_in_the_features():
 @pytest.mark.parametrize("scale", (0.0, 1e200))
 def test_rows_that_nothing_can_be_fitted_to_are_no_reason_to_fail(scale):
     low, high = switching_rows(400, 0), switching_rows(20, 1)
-    low, high = (Rows(rows.theta, scale * rows.x) for rows in (low, high))
+    low, high = (LevelArrays(rows.theta, scale * rows.x) for rows in (low, high))
     folds = np.array_split(np.arange(20), 4)
     assert choose_scorer(MapFitter(low), high, "x").trees is None
     with np.errstate(all="ignore"):
@@ -183,7 +183,7 @@ def test_rows_that_nothing_can_be_fitted_to_are_no_reason_to_fail(scale):
 
 def test_the_judge_learns_nothing_from_the_cheap_twins_of_dear_rows(monkeypatch):
     low = switching_rows(500, 0)
-    high = Rows(low.theta[:20], 2 * low.x[:20], low.x[:20])
+    high = LevelArrays(low.theta[:20], 2 * low.x[:20], low.x[:20])
     learned_from = []
     fit = Trees.fit.__func__
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from sbi_multilevel import LevelSimulations
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.conditional import LowMean, fit_conditional, transport
 from sbi_multilevel.level_maps.regression import Regression, polynomials
 from tests.gaussian_rows import (
@@ -42,7 +42,7 @@ def regressed(rows):
 def test_rows_are_flat_doubles_with_their_pairs():
     theta, x = torch.rand(6, 2), torch.randn(6, 3, 4)
     level = LevelSimulations(1, theta, x, x + 0.1 * torch.randn(6, 3, 4))
-    rows = Rows.of(level)
+    rows = LevelArrays.of(level)
     chosen = rows[np.array([4, 1])]
     assert rows.x.shape == (6, 12) and rows.x.dtype == np.float64
     assert chosen.x_coarse is not None and level.x_coarse is not None
@@ -50,7 +50,10 @@ def test_rows_are_flat_doubles_with_their_pairs():
     assert np.array_equal(
         chosen.x_coarse, level.x_coarse[[4, 1]].flatten(1).double().numpy()
     )
-    assert len(chosen) == 2 and Rows.of(LevelSimulations(0, theta, x)).x_coarse is None
+    assert (
+        len(chosen) == 2
+        and LevelArrays.of(LevelSimulations(0, theta, x)).x_coarse is None
+    )
 
 
 @pytest.mark.parametrize("num_targets", (1, 3))
@@ -102,7 +105,7 @@ def test_rows_left_out_of_a_regression_are_judged_as_by_a_refit():
 def test_full_map_reproduces_mean_and_covariance_given_theta():
     low, n = low_rows(), 4_000
     move = fit_conditional("full", LowMean.fit(low), high_rows(n))
-    shift, slope, covariance = regressed(Rows(low.theta, move(low.theta, low.x)))
+    shift, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
     # errors of the dear and the cheap rows, both n of them, at four standard errors
     error = 4 * np.sqrt(2 * HIGH_COVARIANCE.max() / n)
     assert np.allclose(shift, HIGH_SHIFT, atol=error)
@@ -114,17 +117,17 @@ def test_full_map_reproduces_mean_and_covariance_given_theta():
 def test_shift_leaves_the_covariance_of_the_residuals():
     low = low_rows()
     move = fit_conditional("shift", LowMean.fit(low), high_rows(4_000))
-    _, slope, covariance = regressed(Rows(low.theta, move(low.theta, low.x)))
+    _, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
     assert np.allclose(slope, HIGH_SLOPE, atol=0.13)
     assert np.allclose(covariance, regressed(low)[2], atol=1e-3)
 
 
 def test_shift_recovers_an_additive_linear_change_without_noise():
     theta = np.random.default_rng(0).normal(size=(500, 2))
-    low = Rows(theta, theta @ LOW_SLOPE.T + theta**2)
+    low = LevelArrays(theta, theta @ LOW_SLOPE.T + theta**2)
     change = lambda theta: theta @ HIGH_SLOPE.T + HIGH_SHIFT
     dear = np.random.default_rng(1).normal(size=(20, 2))
-    high = Rows(dear, dear @ LOW_SLOPE.T + dear**2 + change(dear))
+    high = LevelArrays(dear, dear @ LOW_SLOPE.T + dear**2 + change(dear))
     move = fit_conditional("shift", LowMean.fit(low), high)
     moved = move(low.theta, low.x)
     assert np.allclose(moved, low.x + change(low.theta), atol=2e-3)
@@ -169,7 +172,7 @@ def test_the_spread_from_few_dear_rows_is_right_on_average():
 @pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
 def test_conditional_maps_use_no_pairs(kind):
     low, high = low_rows(500), high_rows(30)
-    paired = Rows(high.theta, high.x, np.full_like(high.x, np.nan))
+    paired = LevelArrays(high.theta, high.x, np.full_like(high.x, np.nan))
     moved = [
         fit_conditional(kind, LowMean.fit(low), rows)(low.theta, low.x)
         for rows in (high, paired)
@@ -198,7 +201,7 @@ def test_a_constant_feature_stays_constant(kind):
 
 
 def centred(covariance, n, seed):
-    """Rows whose sample covariance is exactly the one asked for, with mean 0."""
+    """LevelArrays whose sample covariance is exactly the one asked for, with mean 0."""
     rows = np.random.default_rng(seed).normal(size=(n, len(covariance)))
     rows = np.linalg.qr(rows - rows.mean(axis=0))[0] * np.sqrt(n - 1)
     return rows @ square_root(covariance)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.gaussian_process import (
     _leave_one_out,
     fit_gaussian_process,
@@ -32,7 +32,7 @@ def pairs(n, residual=None, seed=2):
     x = dear_from(coarse, theta)
     if residual is not None:
         x = x + normal_noise(generator, residual, n)
-    return Rows(theta, x, coarse)
+    return LevelArrays(theta, x, coarse)
 
 
 def dear_from(coarse, theta):
@@ -51,7 +51,7 @@ def test_only_the_quadratic_map_finds_a_product():
     low, high = low_rows(500), pairs(200)
     assert high.x_coarse is not None
     product = lambda x, theta: x + x[:, :1] * theta[:, 1:]
-    high = Rows(high.theta, product(high.x_coarse, high.theta), high.x_coarse)
+    high = LevelArrays(high.theta, product(high.x_coarse, high.theta), high.x_coarse)
     errors = []
     for degree in (1, 2):
         move = fit_paired(paired_features(low, degree), high, seed=0)
@@ -107,7 +107,7 @@ def one_dimensional_pairs(n, change, noise, seed):
     theta = generator.uniform(-2, 2, size=(n, 1))
     coarse = theta + 0.3 * generator.normal(size=(n, 1))
     x = coarse + change(theta) + noise * generator.normal(size=(n, 1))
-    return Rows(theta, x, coarse)
+    return LevelArrays(theta, x, coarse)
 
 
 def test_the_process_map_learns_a_crooked_difference():

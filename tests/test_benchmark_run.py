@@ -14,7 +14,7 @@ from sbi_multilevel_benchmarks import __main__ as command_line
 from sbi_multilevel_benchmarks import registry, run
 from sbi_multilevel_benchmarks.fitted import Fit, runs_of
 from sbi_multilevel_benchmarks.journal import Journal, read_records
-from sbi_multilevel_benchmarks.pool import Failure, run_groups
+from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
 from sbi_multilevel_benchmarks.records import finished, key
 from sbi_multilevel_benchmarks.tasks import get_task
 
@@ -125,7 +125,7 @@ def test_names_are_given_once_and_plugins_exist(tmp_path):
 
 def test_all_methods_have_the_same_rows_and_test_points(out):
     registry.load_plugin(PLUGIN)
-    given, judged = [], []
+    given, evaluated = [], []
 
     def spy(task, simulations, seed):
         torch.rand(1 + len(given))  # a method that draws must not change the others
@@ -133,8 +133,8 @@ def test_all_methods_have_the_same_rows_and_test_points(out):
         simulate = task.simulate_high
 
         def simulate_high(*arguments, **options):
-            judged.append(simulate(*arguments, **options))
-            return judged[-1]
+            evaluated.append(simulate(*arguments, **options))
+            return evaluated[-1]
 
         task.simulate_high = simulate_high
         return Fit(torch.zeros(1), simulations[-1].x, 1)
@@ -146,7 +146,7 @@ def test_all_methods_have_the_same_rows_and_test_points(out):
         for column in ("theta", "x", "x_coarse"):
             values = getattr(one, column), getattr(other, column)
             assert values == (None, None) or torch.equal(*values)
-    assert all(torch.equal(*pair) for pair in zip(*judged))
+    assert all(torch.equal(*pair) for pair in zip(*evaluated))
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -301,7 +301,7 @@ def test_groups_stay_in_one_process_and_stopping_ends_all():
     running.close()
     assert time.monotonic() - start < 50
     assert set(results) == {"a", "bad", "b", "c", "d"}
-    assert isinstance(results["bad"], Failure)
+    assert isinstance(results["bad"], FailedRun)
     assert results["bad"].reason == "KeyError: 'bad'"
     processes = {item: results[item]["process"] for item in "abcd"}
     assert processes["a"] == processes["b"] != processes["c"] == processes["d"]

@@ -28,7 +28,7 @@ RUNS_ON_POSTERIORS = tuple(m for m in METHODS if not m.startswith("ml-paper"))
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Small networks, trained for two epochs, judged fast; an empty cache."""
+    """Small networks, trained for two epochs, evaluated fast; an empty cache."""
 
     def build_network(task):
         options = dict(num_transforms=1, hidden_features=8, num_bins=3)

@@ -7,7 +7,7 @@ import pytest
 
 from sbi_multilevel import MultilevelSimulations
 from sbi_multilevel.allocation import quick_fit
-from sbi_multilevel.diagnostics import best_weight, losses, rows_worth
+from sbi_multilevel.diagnostics import best_weight, effective_num_high, losses
 from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.losses import loss_pairs
 from tests.fidelity_levels import FAST, high, near, simulations, unpaired, useless
@@ -39,7 +39,7 @@ def test_rows_worth_by_simulation(rho, ratio, counts):
     assert abs(estimates.mean() - 1) < 4 * estimates.std() / math.sqrt(repeats)
     effective = ratio**2 / estimates.var(ddof=1)
     # a variance of normals has a relative error of sqrt(2 / repeats)
-    expected = rows_worth(rho, num_high, num_low)
+    expected = effective_num_high(rho, num_high, num_low)
     assert effective == pytest.approx(expected, rel=4 * math.sqrt(2 / repeats))
 
 
@@ -51,7 +51,7 @@ def test_no_weight_is_better(rho):
     variances = pairs + betas**2 / num_low
     best = betas[variances.argmin()]
     assert best == pytest.approx(best_weight(rho, ratio, num_high, num_low), abs=1e-3)
-    worth = rows_worth(rho, num_high, num_low)
+    worth = effective_num_high(rho, num_high, num_low)
     assert ratio**2 / variances.min() == pytest.approx(worth, rel=1e-5)
     assert worth == pytest.approx(num_high / (1 - rho**2 * 0.7))
 
@@ -160,7 +160,7 @@ def test_ratio_and_rows_of_known_losses(rho, own_share, monkeypatch):
     assert found.ratio.interval[0] < found.ratio.value < found.ratio.interval[1]
     # what theta does to both is not shared noise
     assert found.correlation.value == pytest.approx(rho, abs=4 / math.sqrt(600))
-    worth = rows_worth(found.correlation.value, 600, 1_500)
+    worth = effective_num_high(found.correlation.value, 600, 1_500)
     assert found.worth.value == pytest.approx(worth)
     assert found.worth.interval[0] < worth < found.worth.interval[1]
     if rho == 0:

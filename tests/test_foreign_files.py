@@ -10,7 +10,7 @@ import torch
 from sbi_multilevel import MFNPE, MultilevelSimulations
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
 from sbi_multilevel.allocation.growing import GrowingSimulations, Source
-from sbi_multilevel.allocation.step_log import SpendingLog, Step
+from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel_benchmarks.journal import Journal, read_records
 from sbi_multilevel_benchmarks.tasks.camels import Camels
 from sbi_multilevel_benchmarks.tasks.ou_transfer import OUPublished
@@ -63,7 +63,7 @@ KEY = {"budget": 10.0}
 
 
 def steps(path):
-    SpendingLog(path, KEY).write(0, Step((10, 2), (1.0, 5.0), (0.5, 0.1)))
+    SpendingLog(path, KEY).write(0, SpendingStep((10, 2), (1.0, 5.0), (0.5, 0.1)))
 
 
 # what writes a file, and what reads it

@@ -23,7 +23,7 @@ from sbi_multilevel.data.constant_features import fill_constant
 from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.methods.hybrid import team as team_module
-from sbi_multilevel.methods.hybrid.pool import Step
+from sbi_multilevel.methods.hybrid.pool import LevelStep
 from tests import linear_gaussian
 
 PRIOR = BoxUniform(-torch.ones(1), torch.ones(1))
@@ -113,7 +113,7 @@ def test_members_learn_from_the_pool_of_all_lower_levels(monkeypatch):
 
 
 def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
-    train, move = team_module.train_members, Step.move
+    train, move = team_module.train_members, LevelStep.move
     teams, trained_on, mapped = [], [], []
 
     def spy_on_training(trainers, folds, *args):
@@ -130,7 +130,7 @@ def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
         return original(self, step)
 
     monkeypatch.setattr(team_module, "train_members", spy_on_training)
-    monkeypatch.setattr(Step, "move", spy_on_maps)
+    monkeypatch.setattr(LevelStep, "move", spy_on_maps)
     monkeypatch.setattr(team_module.MemberTrainer, "pooled", keep)
     simulations = rows(paired=False)
     make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.methods.hybrid import OutputsGain
 from sbi_multilevel.methods.hybrid.pool import MapSelector, cut
 
@@ -21,8 +21,8 @@ def levels(seed, tells=True, n_low=2_000, n_high=30):
     theta, noise = draw(size=(n_low + n_high, 3)), draw(size=(n_low + n_high, 3))
     x = theta + theta * np.roll(theta, 1, axis=1) + 0.5 * noise
     coarse = 2 * x + 1 if tells else draw(size=theta.shape)
-    low = Rows(theta[:n_low], coarse[:n_low])
-    return low, Rows(theta[n_low:], x[n_low:], coarse[n_low:])
+    low = LevelArrays(theta[:n_low], coarse[:n_low])
+    return low, LevelArrays(theta[n_low:], x[n_low:], coarse[n_low:])
 
 
 def gain(low, high, kinds=KINDS, seed=0, target="x"):
@@ -52,7 +52,10 @@ def test_outputs_tell_little_where_a_regression_on_theta_does_as_well(target):
     theta = draw(size=(1_080, 2))
     x = theta + 0.3 * draw(size=theta.shape)
     coarse = 2 * x + 1
-    low, high = Rows(theta[80:], coarse[80:]), Rows(theta[:80], x[:80], coarse[:80])
+    low, high = (
+        LevelArrays(theta[80:], coarse[80:]),
+        LevelArrays(theta[:80], x[:80], coarse[:80]),
+    )
     told = gain(low, high, kinds=("none", "paired"), target=target)
     # three coefficients a summary from 64 rows cost about 3 / 64 nats
     assert abs(told.mean) < 0.2 + 3 * told.error
@@ -60,7 +63,7 @@ def test_outputs_tell_little_where_a_regression_on_theta_does_as_well(target):
 
 def test_without_pairs_the_order_of_outputs_tells_how_they_follow_theta():
     low, high = levels(1, n_high=80)
-    high = Rows(high.theta, high.x)
+    high = LevelArrays(high.theta, high.x)
     # no map: only the true order has anything to do with theta
     told = gain(low, high, kinds=("none", "shift"))
     assert told.mean > 2 * told.error
@@ -73,8 +76,8 @@ def test_the_true_order_and_the_shuffled_one_have_the_same_judge(monkeypatch):
     draw = np.random.default_rng(0)
     theta = draw.uniform(-1, 1, size=(2_100, 1))
     coarse = np.where(theta > 0.3, 4.0, 0.0) + 0.3 * draw.normal(size=theta.shape)
-    low = Rows(theta[100:], coarse[100:])
-    high = Rows(theta[:100], 1.5 * coarse[:100], coarse[:100])
+    low = LevelArrays(theta[100:], coarse[100:])
+    high = LevelArrays(theta[:100], 1.5 * coarse[:100], coarse[:100])
     folds = cut(high.theta, 5, 0)
     aligner = MapSelector(("none", "paired", "paired_process"), "x", None, 0)
     step = aligner.step(low, high, folds)
@@ -129,7 +132,7 @@ def test_folds_of_distinct_rows_differ_in_size_by_one_at_most():
 
 def test_scores_of_folds_of_unequal_size_are_told_apart():
     low, high = levels(4, n_high=12)
-    high = Rows(high.theta[np.arange(30) % 7], high.x[np.arange(30) % 7])
+    high = LevelArrays(high.theta[np.arange(30) % 7], high.x[np.arange(30) % 7])
     folds = cut(high.theta, 3, 0)
     step = MapSelector(("none", "shift"), "x", None, 0).step(low, high, folds)
     assert step.num_scored == tuple(map(len, folds)) and len(set(map(len, folds))) > 1
@@ -140,7 +143,7 @@ def test_scores_of_folds_of_unequal_size_are_told_apart():
 def test_twins_of_rows_held_out_do_not_raise_the_scores(target):
     """A map by nothing but twins: cheap rows at the very parameters, noise and all."""
     low, high = levels(5, n_low=60, n_high=30)
-    joined = Rows(
+    joined = LevelArrays(
         np.concatenate((low.theta, high.theta)), np.concatenate((low.x, high.x))
     )
     folds = cut(high.theta, 5, 0)
@@ -148,7 +151,7 @@ def test_twins_of_rows_held_out_do_not_raise_the_scores(target):
     step = aligner.step(joined, high, folds)
     for fold, part in zip(folds, step._parts):
         others = np.setdiff1d(np.arange(30), fold)
-        rest = Rows(
+        rest = LevelArrays(
             np.concatenate((low.theta, high.theta[others])),
             np.concatenate((low.x, high.x[others])),
         )

@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import trapezoid
 from scipy.stats import multivariate_normal, norm
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
 from tests.gaussian_rows import (
     HIGH_COVARIANCE,
@@ -42,7 +42,7 @@ def test_the_synthetic_likelihood_follows_a_scale_that_depends_on_theta():
 
 def test_the_synthetic_likelihood_integrates_to_one():
     rows = scaled_rows(1_000, lambda theta: 0.5 * theta, seed=0)
-    rows = Rows(rows.theta, np.exp(0.3 * rows.x[:, :1]))
+    rows = LevelArrays(rows.theta, np.exp(0.3 * rows.x[:, :1]))
     model = SyntheticLikelihood.fit(rows)
     grid = np.linspace(-60, 60, 24_001)[:, None]
     for place in (-0.7, 0.4):
@@ -60,7 +60,7 @@ def test_rows_beyond_all_that_were_seen_have_a_finite_density_that_falls():
 def linear_1d(n, seed):
     generator = np.random.default_rng(seed)
     theta = generator.normal(size=(n, 1))
-    return Rows(theta, 1.5 * theta + 0.7 * generator.normal(size=(n, 1)))
+    return LevelArrays(theta, 1.5 * theta + 0.7 * generator.normal(size=(n, 1)))
 
 
 def test_the_posterior_it_implies_is_the_exact_one():
@@ -80,8 +80,8 @@ def test_the_posterior_it_implies_does_not_depend_on_units_of_x():
     many, fresh = linear_1d(1_000, 0), linear_1d(20, 1)
     ratios, densities = [], []
     for unit in (1.0, 1e3):
-        model = SyntheticLikelihood.fit(Rows(many.theta, unit * many.x))
-        moved = Rows(fresh.theta, unit * fresh.x)
+        model = SyntheticLikelihood.fit(LevelArrays(many.theta, unit * many.x))
+        moved = LevelArrays(fresh.theta, unit * fresh.x)
         ratios.append(model.log_posterior_ratio(moved, many.theta))
         densities.append(model.log_likelihood(moved))
     assert np.allclose(*ratios, atol=1e-5)
@@ -93,7 +93,7 @@ def test_the_synthetic_likelihood_has_mass_one_with_outliers_too():
     x = generator.normal(size=(5_000, 1))
     x[:50] *= 30
     theta = generator.normal(size=(5_000, 1))
-    model = SyntheticLikelihood.fit(Rows(theta, x))
+    model = SyntheticLikelihood.fit(LevelArrays(theta, x))
     grid = np.linspace(-1_000, 1_000, 400_001)[:, None]
     density = np.exp(model.log_prob(grid, np.zeros((len(grid), 1))))
     assert trapezoid(density, grid[:, 0]) == pytest.approx(1, abs=0.03)

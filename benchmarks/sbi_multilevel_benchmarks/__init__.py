@@ -3,7 +3,7 @@ r"""Tasks, methods and metrics of the benchmark, and the command that runs them.
 `python -m sbi_multilevel_benchmarks TASK [TASK ...] --methods ... --rows ... --out FILE`
 trains each method on each number of rows with each seed, and adds a line to the file as
 soon as one is done; the same command again runs what the file lacks. Every method is
-given the same simulations, and judged at the same test points.
+given the same simulations, and evaluated at the same test points.
 `python -m sbi_multilevel_benchmarks report FILE [FILE ...] --out FOLDER` draws them.
 
 Adding a task or a method
@@ -20,7 +20,7 @@ Write one file, and name it on the command line:
     from sbi.utils import BoxUniform
 
     from sbi_multilevel_benchmarks import (
-        BenchmarkTask, Fit, judged, register_method, register_task
+        BenchmarkTask, Fit, evaluated, register_method, register_task
     )
     from sbi_multilevel_benchmarks.metrics import nlpd
 
@@ -53,17 +53,17 @@ Write one file, and name it on the command line:
         estimator = trainer.train()
         epochs = trainer.summary["epochs_trained"][-1]
         # runs of the simulator of each level, which make its cost
-        return Fit(judged(task, [estimator]), rows.x, epochs, runs=(0, half))
+        return Fit(evaluated(task, [estimator]), rows.x, epochs, runs=(0, half))
 
     register_task("my-task", lambda data: Shifted())
     register_method("my-method", half_of_the_pairs)
 
-A task whose estimates are judged as posteriors, at a few observations, derives from
+A task whose estimates are evaluated as posteriors, at a few observations, derives from
 `PosteriorTask`. What is built in is registered by the same two functions, tasks at the
 end of their modules (imported in `tasks/__init__.py`), methods in `methods.py`.
 """
 
-from sbi_multilevel_benchmarks.fitted import Fit, Method, judged
+from sbi_multilevel_benchmarks.fitted import Fit, Method, evaluated
 from sbi_multilevel_benchmarks.registry import register_method, register_task
 from sbi_multilevel_benchmarks.tasks import BenchmarkTask, PosteriorTask, get_task
 
@@ -73,7 +73,7 @@ __all__ = [
     "Method",
     "PosteriorTask",
     "get_task",
-    "judged",
+    "evaluated",
     "register_method",
     "register_task",
 ]

@@ -22,7 +22,7 @@ from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel_benchmarks.methods import METHODS
 from sbi_multilevel_benchmarks.metrics import summarise
-from sbi_multilevel_benchmarks.pool import Failure, run_groups
+from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
 from sbi_multilevel_benchmarks.records import Table, over_seeds
 from sbi_multilevel_benchmarks.tasks import BenchmarkTask, get_task
 
@@ -163,7 +163,7 @@ def run_allocations(
     ]
     groups = [[run] for run in runs]
     for run, result in run_groups(run_allocation, groups, num_workers):
-        if isinstance(result, Failure):
+        if isinstance(result, FailedRun):
             print(result.trace, file=sys.stderr, flush=True)
             result = {**asdict(run), "error": result.reason}
         yield result

@@ -39,7 +39,7 @@ from sbi_multilevel.losses.held_out import STOPPING_RULES
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.training.tracking import SilentTracker
-from sbi_multilevel_benchmarks.pool import Failure, run_groups
+from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
 from sbi_multilevel_benchmarks.records import Table
 
 _MAX_EPOCHS, _NUM_TEST, _NUM_NORMALISING = 100, 200, 200
@@ -239,7 +239,7 @@ def run_divergences(
     runs = [DivergenceRun(seed, rule) for seed in seeds for rule in rules]
     groups = [[run] for run in runs if (run.seed, run.stopping) not in done]
     for run, result in run_groups(run_divergence, groups, num_workers):
-        if isinstance(result, Failure):
+        if isinstance(result, FailedRun):
             print(result.trace, file=sys.stderr, flush=True)
             result = {**asdict(run), "error": result.reason}
         yield result

@@ -20,7 +20,7 @@ class Fit:
     """What a method returns.
 
     Args:
-        judged: What the task's `evaluate` is given: a posterior for a `PosteriorTask`,
+        evaluated: What the task's `evaluate` is given: a posterior for a `PosteriorTask`,
             a density estimator for the others.
         trained_on: The x of the highest level it saw, shape `(n, *x_shape)`.
         num_epochs: Epochs trained, in all stages; the mean over members.
@@ -30,7 +30,7 @@ class Fit:
             was given, both sides of pairs.
     """
 
-    judged: Any
+    evaluated: Any
     trained_on: Tensor
     num_epochs: int
     seconds_before: float = 0.0
@@ -60,7 +60,7 @@ def only(level: int, num_runs: int, task: BenchmarkTask) -> tuple[int, ...]:
     return tuple(runs)
 
 
-def judged(task: BenchmarkTask, estimators: Sequence[Any]) -> Any:
+def evaluated(task: BenchmarkTask, estimators: Sequence[Any]) -> Any:
     """What the task's `evaluate` takes, of one estimator or the members of an ensemble.
 
     Args:

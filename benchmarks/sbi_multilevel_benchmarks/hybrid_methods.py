@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbi_multilevel import HybridConfig, LevelSimulations, MultilevelSimulations
-from sbi_multilevel_benchmarks.fitted import Fit, Method, judged
+from sbi_multilevel_benchmarks.fitted import Fit, Method, evaluated
 from sbi_multilevel_benchmarks.tasks import BenchmarkTask
 from sbi_multilevel_benchmarks.transfer_methods import build_trainer
 
@@ -35,7 +35,7 @@ class HybridMethod:
             trainer.append_multilevel_simulations(simulations)
         estimator = trainer.train()
         epochs = trainer.summary["epochs_trained"][-1]
-        return Fit(judged(task, [estimator]), high.x, epochs)
+        return Fit(evaluated(task, [estimator]), high.x, epochs)
 
 
 HYBRID_METHODS: dict[str, Method] = {

@@ -12,7 +12,7 @@ from sbi_multilevel import MultilevelConfig, MultilevelSimulations
 from sbi_multilevel.level_maps import AlignmentKind
 from sbi_multilevel.losses.gradients import ADJUSTMENTS
 from sbi_multilevel.training.tracking import SilentTracker
-from sbi_multilevel_benchmarks.fitted import Fit, judged, only, runs_of
+from sbi_multilevel_benchmarks.fitted import Fit, evaluated, only, runs_of
 from sbi_multilevel_benchmarks.hybrid_methods import HYBRID_METHODS
 from sbi_multilevel_benchmarks.posterior_methods import POSTERIOR_METHODS
 from sbi_multilevel_benchmarks.registry import METHODS, register_method
@@ -32,7 +32,7 @@ def _train_single(
     estimator = trainer.append_simulations(theta, x).train()
     epochs = trainer.summary["epochs_trained"][-1]
     runs = only(level, len(x), task)
-    return Fit(judged(task, [estimator]), x, epochs, runs=runs)
+    return Fit(evaluated(task, [estimator]), x, epochs, runs=runs)
 
 
 def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
@@ -90,7 +90,7 @@ class MultilevelMethod:
         else:
             estimator = trainer.train()
         epochs = trainer.summary["epochs_trained"][-1]
-        return Fit(judged(task, [estimator]), simulations[-1].x, epochs)
+        return Fit(evaluated(task, [estimator]), simulations[-1].x, epochs)
 
 
 def _paper(adjustment: str, alignment: str | None) -> MultilevelMethod:

@@ -58,7 +58,7 @@ def draw(cells: Sequence[Cell]) -> Figure:
     """Two panels of the main metric of one task.
 
     Args:
-        cells: Cells of one task, judged alike.
+        cells: Cells of one task, evaluated alike.
     """
     metric = cells[0].metric
     cells = [cell for cell in cells if metric in cell.metrics]

@@ -30,7 +30,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedRun:
     """What a call raised.
 
     Args:
@@ -47,7 +47,7 @@ def run_groups(
     groups: Sequence[Sequence[T]],
     num_workers: int = 1,
     plugins: Sequence[str | os.PathLike] = (),
-) -> Iterator[tuple[T, Record | Failure]]:
+) -> Iterator[tuple[T, Record | FailedRun]]:
     """Call a function with each item, and yield what came of it as it ends.
 
     The items of a group go to one process, one after the other, so that what the first
@@ -115,7 +115,7 @@ class _Worker(Generic[T]):
         with suppress(BrokenPipeError):  # if it died in between: `take` finds out
             self.connection.send_bytes(message)
 
-    def take(self) -> tuple[T, Record | Failure]:
+    def take(self) -> tuple[T, Record | FailedRun]:
         """The item under way, and what came of it; a new process if this one died."""
         try:
             return self._item, self.connection.recv()
@@ -124,7 +124,9 @@ class _Worker(Generic[T]):
             code = self._process.exitcode
             self.kill()
             self._start()
-            return self._item, Failure(f"Died: its process ended with exit code {code}")
+            return self._item, FailedRun(
+                f"Died: its process ended with exit code {code}"
+            )
 
     def end(self) -> None:
         """Let the process end, which waits for the next item."""
@@ -183,11 +185,11 @@ def _die_with_parent() -> None:
 
 def _attempt(
     call: Callable[[T], Record], item: T, plugins: Sequence[str | os.PathLike]
-) -> Record | Failure:
+) -> Record | FailedRun:
     try:
         for plugin in plugins:
             load_plugin(plugin)
         return call(item)
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
-        return Failure(f"{type(error).__name__}: {error}", trace)
+        return FailedRun(f"{type(error).__name__}: {error}", trace)

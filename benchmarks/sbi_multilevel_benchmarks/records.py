@@ -46,7 +46,7 @@ class Cell:
 
     Args:
         task: Name of the task.
-        observations: Observations that posteriors are judged at; `None` for all.
+        observations: Observations that posteriors are evaluated at; `None` for all.
         method: Name of the method.
         num_simulations: Rows of each level.
         metric: The main metric.
@@ -211,7 +211,7 @@ def _cell(group: Sequence[Record]) -> Cell:
 
 
 def by_title(given: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Cells that are judged alike: one figure, one table."""
+    """Cells that are evaluated alike: one figure, one table."""
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in given:
         groups[cell.title].append(cell)

@@ -18,13 +18,13 @@ import torch
 from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel_benchmarks.methods import check_method, fit
 from sbi_multilevel_benchmarks.metrics import summarise
-from sbi_multilevel_benchmarks.pool import Failure, run_groups
+from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
 from sbi_multilevel_benchmarks.tasks import BenchmarkTask, PosteriorTask, get_task
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, and how it is judged.
+    """One training, and how it is evaluated.
 
     Args:
         task: Name of the task.
@@ -128,7 +128,7 @@ def run_all(
     for run in runs:
         groups[run.task, run.data, run.num_simulations[0], run.seed].append(run)
     for run, result in run_groups(run_one, list(groups.values()), num_workers, plugins):
-        if isinstance(result, Failure):
+        if isinstance(result, FailedRun):
             print(result.trace, file=sys.stderr, flush=True)
             # where the file lies concerns nobody else
             reason = result.reason.replace(run.data or "\0", "FILE")

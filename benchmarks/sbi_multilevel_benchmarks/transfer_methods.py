@@ -28,7 +28,7 @@ from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.ensemble import train_members
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel.training.trainer import MultilevelTrainer
-from sbi_multilevel_benchmarks.fitted import Fit, judged, only
+from sbi_multilevel_benchmarks.fitted import Fit, evaluated, only
 from sbi_multilevel_benchmarks.tasks import BenchmarkTask
 
 NUM_MEMBERS = 5
@@ -179,7 +179,7 @@ def _fit(
     estimators = [trainer._neural_net for trainer in trained]
     epochs = epochs_before + _epochs(trained)
     x = simulations[-1].x
-    return Fit(judged(task, estimators), x, epochs, seconds_before)
+    return Fit(evaluated(task, estimators), x, epochs, seconds_before)
 
 
 def _epochs(trained: Sequence[MultilevelTrainer]) -> int:

@@ -31,7 +31,7 @@ from sbi_multilevel.allocation.measuring import Measuring
 from sbi_multilevel.allocation.optimal import allocate, check_budget, row_costs
 from sbi_multilevel.allocation.pilot import MIN_ROWS, Pilot, run_pilot
 from sbi_multilevel.allocation.quick_fit import Inference
-from sbi_multilevel.allocation.step_log import SpendingLog, Step
+from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.allocation.variances import Method
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
@@ -64,7 +64,7 @@ class BudgetedSimulations:
     spent: float
     pilot: Pilot
     estimates: Pilot
-    steps: tuple[Step, ...]
+    steps: tuple[SpendingStep, ...]
     advice: Advice
 
     def __str__(self) -> str:
@@ -199,7 +199,7 @@ class _Spending:
         self._check_pilot_is_paid()
         pilot, extra = run_pilot(self._growing, self._pilot_rows, self._measuring)
         log = self._log(pilot)
-        estimates, counts, steps = pilot, self._pilot_rows, list[Step]()
+        estimates, counts, steps = pilot, self._pilot_rows, list[SpendingStep]()
         shares = _SHARES_GIVEN if self._source.costs else _SHARES_MEASURED
         for index, share in enumerate(shares):
             step = log.step(index) or self._next(estimates, counts, share)
@@ -233,7 +233,7 @@ class _Spending:
 
     def _next(
         self, estimates: Pilot, counts: tuple[int, ...], share: float
-    ) -> Step | None:
+    ) -> SpendingStep | None:
         """Rows for a share of what is left; `None` if nothing more can be bought."""
         # rows of the store that this run did not ask for exist all the same
         least = tuple(np.maximum(counts, self._existing).tolist())
@@ -247,7 +247,7 @@ class _Spending:
             asked = allocate(
                 estimates.costs, estimates.variances, affordable - beside, least
             )
-        return Step(asked, estimates.costs, estimates.variances)
+        return SpendingStep(asked, estimates.costs, estimates.variances)
 
     def _cost(self, counts: Sequence[int], costs: Sequence[float]) -> float:
         beside = self._measuring.extra_cost(self._pilot_rows, costs)

@@ -12,7 +12,7 @@ from sbi_multilevel.utils.files import expect, read_json, understood
 
 
 @dataclass(frozen=True)
-class Step:
+class SpendingStep:
     """What was known when rows were asked for.
 
     Args:
@@ -44,13 +44,13 @@ class SpendingLog:
                 if content["key"] == key:
                     self._steps = [asdict(_step(values)) for values in content["steps"]]
 
-    def step(self, index: int) -> Step | None:
+    def step(self, index: int) -> SpendingStep | None:
         """The step of an earlier run, if it came so far."""
         if index >= len(self._steps):
             return None
-        return Step(**{k: tuple(v) for k, v in self._steps[index].items()})
+        return SpendingStep(**{k: tuple(v) for k, v in self._steps[index].items()})
 
-    def write(self, index: int, step: Step) -> None:
+    def write(self, index: int, step: SpendingStep) -> None:
         """Keep a step, before its rows are simulated."""
         if index < len(self._steps):
             return  # read from the file
@@ -62,13 +62,13 @@ class SpendingLog:
         os.replace(temporary, self._path)
 
 
-def _step(values: dict[str, Any]) -> Step:
+def _step(values: dict[str, Any]) -> SpendingStep:
     """A step, as JSON gives it back.
 
     Raises:
         ValueError: If it does not hold as many numbers of each kind.
     """
-    step = Step(**{name: tuple(numbers) for name, numbers in values.items()})
+    step = SpendingStep(**{name: tuple(numbers) for name, numbers in values.items()})
     columns = (step.num_simulations, step.costs, step.variances)
     is_sound = all(type(n) is int and n >= 0 for n in step.num_simulations) and all(
         type(number) in (int, float) for column in columns for number in column

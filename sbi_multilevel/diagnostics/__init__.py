@@ -17,7 +17,7 @@ from sbi_multilevel.diagnostics.level_fidelity import FidelityReport, LevelFidel
 from sbi_multilevel.diagnostics.pairing import check_pairing
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.training_report import TrainingReport, check_training
-from sbi_multilevel.losses.control_variate import best_weight, rows_worth
+from sbi_multilevel.losses.control_variate import best_weight, effective_num_high
 from sbi_multilevel.losses.effective_sample_size import (
     EffectiveSampleSize,
     effective_sample_size,
@@ -40,6 +40,6 @@ __all__ = [
     "fidelity_report",
     "informational_r2",
     "mutual_information",
-    "rows_worth",
+    "effective_num_high",
     "uncertainty_coefficient",
 ]

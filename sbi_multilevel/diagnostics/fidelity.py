@@ -41,7 +41,7 @@ from sbi_multilevel.diagnostics.information import (
 )
 from sbi_multilevel.diagnostics.level_fidelity import FidelityReport, LevelFidelity
 from sbi_multilevel.diagnostics.losses import loss_pairs
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import spread, varies
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.utils.argument_types import check_types
@@ -67,7 +67,7 @@ def fidelity_report(
     Weights of rows are ignored: the report is about the rows as they are.
 
     Args:
-        simulations: Rows of two levels or more, paired or not, at least 10 of each.
+        simulations: LevelArrays of two levels or more, paired or not, at least 10 of each.
         embedding: Function of outputs, shape `(n, *x_shape)`, that returns summaries,
             shape `(n, k)`; needed where x is no vector.
         inference: What the loss :math:`f_l` is of, as of `pilot`; `None` for NPE.
@@ -182,16 +182,16 @@ def _compare(
     return LevelFidelity(rows.level, probe, correlations, found, published)
 
 
-def _tamed(rows: LevelSimulations, forward_tails: TailTransform) -> Rows:
+def _tamed(rows: LevelSimulations, forward_tails: TailTransform) -> LevelArrays:
     x_coarse = None if rows.x_coarse is None else forward_tails(rows.x_coarse)
-    return Rows.of(
+    return LevelArrays.of(
         LevelSimulations.trusted(
             rows.level, rows.theta, forward_tails(rows.x), x_coarse
         )
     )
 
 
-def _information(rows: Rows, seed: int) -> Information:
+def _information(rows: LevelArrays, seed: int) -> Information:
     assert rows.x_coarse is not None
     sides = (torch.from_numpy(side) for side in (rows.x, rows.x_coarse))
     return mutual_information(*sides, seed=seed)

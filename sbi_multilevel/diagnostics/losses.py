@@ -36,7 +36,7 @@ from torch import Tensor
 from sbi_multilevel.allocation.variances import Measurements, loss_measurements
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.diagnostics.correlations import beyond_theta, correlation
-from sbi_multilevel.losses.control_variate import rows_worth
+from sbi_multilevel.losses.control_variate import effective_num_high
 
 if TYPE_CHECKING:
     from sbi_multilevel.allocation.quick_fit import Inference
@@ -185,12 +185,12 @@ def _judge(
     rho, ends = _with_interval(a, b, seed)
     sizes = [abs(end) for end in ends] + [0.0] * (ends[0] < 0 < ends[1])
     counts = len(simulations[level]), len(simulations[level - 1])
-    limits = [rows_worth(size, *counts) for size in sizes]
+    limits = [effective_num_high(size, *counts) for size in sizes]
     return LossPairs(
         *counts,
         _variance_ratio(high[known], difference[known], seed),
         Estimate(rho, ends),
-        Estimate(rows_worth(rho, *counts), (min(limits), max(limits))),
+        Estimate(effective_num_high(rho, *counts), (min(limits), max(limits))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows as the maps see them: double precision, one vector of features a row."""
+"""LevelArrays as the maps see them: double precision, one vector of features a row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sbi_multilevel.data.simulations import LevelSimulations
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows of one level.
+class LevelArrays:
+    """LevelArrays of one level.
 
     Args:
         theta: Parameters, shape `(n, d_theta)`.
@@ -26,7 +26,7 @@ class Rows:
     x_coarse: np.ndarray | None = None
 
     @classmethod
-    def of(cls, rows: LevelSimulations) -> Rows:
+    def of(cls, rows: LevelSimulations) -> LevelArrays:
         """The rows of a level, flattened."""
         coarse = rows.x_coarse
         return cls(
@@ -35,18 +35,18 @@ class Rows:
             None if coarse is None else _flat(coarse),
         )
 
-    def shuffled(self, seed: int) -> Rows:
+    def shuffled(self, seed: int) -> LevelArrays:
         """The rows in an order that says nothing."""
         return self[np.random.default_rng(seed).permutation(len(self))]
 
-    def first(self, count: int) -> Rows:
+    def first(self, count: int) -> LevelArrays:
         """The first of them, all where they are fewer."""
         return self[np.arange(min(len(self), count))]
 
-    def apart_from(self, theta: np.ndarray) -> Rows:
+    def apart_from(self, theta: np.ndarray) -> LevelArrays:
         """Those at none of these parameters; itself where none are shared.
 
-        Rows at the parameters of one that is held out, such as its own cheap twin,
+        LevelArrays at the parameters of one that is held out, such as its own cheap twin,
         tell what it holds.
 
         Args:
@@ -60,9 +60,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.theta)
 
-    def __getitem__(self, index: np.ndarray) -> Rows:
+    def __getitem__(self, index: np.ndarray) -> LevelArrays:
         coarse = None if self.x_coarse is None else self.x_coarse[index]
-        return Rows(self.theta[index], self.x[index], coarse)
+        return LevelArrays(self.theta[index], self.x[index], coarse)
 
 
 def _flat(rows: Tensor) -> np.ndarray:

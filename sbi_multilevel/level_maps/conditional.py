@@ -36,7 +36,7 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 from sklearn.pipeline import Pipeline
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import (
     Regression,
     log_sizes,
@@ -62,13 +62,13 @@ class LowMean:
         log_scale: Logarithm of :math:`s_L`, up to a constant.
     """
 
-    rows: Rows
+    rows: LevelArrays
     features: Pipeline
     mean: Regression
     log_scale: Regression
 
     @classmethod
-    def fit(cls, rows: Rows) -> LowMean:
+    def fit(cls, rows: LevelArrays) -> LowMean:
         """Regress the cheap rows on theta."""
         quadratic = polynomials(rows.theta, _LOW_DEGREE)
         mean = Regression.fit(quadratic, rows.theta, rows.x)
@@ -112,7 +112,9 @@ class ConditionalMap:
         return mean + self.change(theta) + turned
 
 
-def fit_conditional(kind: ConditionalKind, low: LowMean, high: Rows) -> ConditionalMap:
+def fit_conditional(
+    kind: ConditionalKind, low: LowMean, high: LevelArrays
+) -> ConditionalMap:
     """Fit a conditional map.
 
     Args:

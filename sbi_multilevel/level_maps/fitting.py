@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.conditional import LowMean, fit_conditional
 from sbi_multilevel.level_maps.gaussian_process import fit_gaussian_process
 from sbi_multilevel.level_maps.kinds import MAP_KINDS, MapChoice
@@ -57,11 +57,11 @@ class MapFitter:
         seed: Seed of the noise in paired maps.
     """
 
-    low: Rows
+    low: LevelArrays
     tails: TailTransform | None = None
     seed: int = 0
 
-    def fit(self, choice: MapChoice, high: Rows) -> LevelMap:
+    def fit(self, choice: MapChoice, high: LevelArrays) -> LevelMap:
         """The map of a kind, from x to x whatever the space that it acts in."""
         high = high.shuffled(self.seed)  # not all of them may be used
         if not choice.transforms_tails or self.tails is None:
@@ -74,7 +74,7 @@ class MapFitter:
         return lambda theta, x: inverse_tails(move(theta, forward_tails(x)))
 
     def apart_from(self, theta: np.ndarray) -> MapFitter:
-        """The same without cheap rows at these parameters, see `Rows.apart_from`."""
+        """The same without cheap rows at these parameters, see `LevelArrays.apart_from`."""
         low = self.low.apart_from(theta)
         return self if low is self.low else MapFitter(low, self.tails, self.seed)
 
@@ -89,7 +89,7 @@ class MapFitter:
             with_transformed_tails(self.low, self.forward_tails), seed=self.seed
         )
 
-    def _fit(self, kind: str, high: Rows) -> LevelMap:
+    def _fit(self, kind: str, high: LevelArrays) -> LevelMap:
         """The map of a kind, in the space of the rows.
 
         Raises:
@@ -113,7 +113,9 @@ class MapFitter:
             return fit_paired(features, high, self.seed)
         return fit_conditional(kind, self._mean, high)  # pyright: ignore[reportArgumentType]
 
-    def candidates(self, kinds: Sequence[str], high: Rows) -> tuple[MapChoice, ...]:
+    def candidates(
+        self, kinds: Sequence[str], high: LevelArrays
+    ) -> tuple[MapChoice, ...]:
         """Maps of those `kinds` that these rows allow, or `"none"`."""
         num_features = high.x.shape[1]
         denied = set()
@@ -149,11 +151,11 @@ class MapFitter:
 
 
 def with_transformed_tails(
-    rows: Rows, forward_tails: Callable[[np.ndarray], np.ndarray]
-) -> Rows:
-    """Rows with x and x_coarse tamed."""
+    rows: LevelArrays, forward_tails: Callable[[np.ndarray], np.ndarray]
+) -> LevelArrays:
+    """LevelArrays with x and x_coarse tamed."""
     coarse = None if rows.x_coarse is None else forward_tails(rows.x_coarse)
-    return Rows(rows.theta, forward_tails(rows.x), coarse)
+    return LevelArrays(rows.theta, forward_tails(rows.x), coarse)
 
 
 def _on_arrays(function: Callable[[Tensor], Tensor]) -> Callable:

@@ -29,7 +29,7 @@ from sklearn.gaussian_process.kernels import (
 )
 from sklearn.preprocessing import StandardScaler
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import spread
 
 # cost grows with the cube of the pairs, and with the features
@@ -46,7 +46,7 @@ class GaussianProcessMap:
         processes: A fitted process for each feature.
         mean: Mean of the difference of each feature, shape `(k,)`.
         scale: Standard deviation of the difference of each feature.
-        residuals: Rows of standardised leave-one-out residuals, shape `(m, k)`.
+        residuals: LevelArrays of standardised leave-one-out residuals, shape `(m, k)`.
         seed: Seed of the draws from them.
     """
 
@@ -68,7 +68,9 @@ class GaussianProcessMap:
         return x + self.mean + self.scale * (mean + noise)
 
 
-def fit_gaussian_process(low: Rows, high: Rows, seed: int) -> GaussianProcessMap:
+def fit_gaussian_process(
+    low: LevelArrays, high: LevelArrays, seed: int
+) -> GaussianProcessMap:
     """Fit a process for each feature.
 
     Args:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import Regression, polynomials
 
 
@@ -28,7 +28,7 @@ class PairedMap:
 
     Args:
         difference: Regression of the difference between the levels.
-        residuals: Rows of what it leaves, shape `(m, k)`.
+        residuals: LevelArrays of what it leaves, shape `(m, k)`.
         seed: Seed of the draws from them.
     """
 
@@ -44,12 +44,12 @@ class PairedMap:
         return moved + self.residuals[chosen]
 
 
-def paired_features(low: Rows, degree: int) -> Pipeline:
+def paired_features(low: LevelArrays, degree: int) -> Pipeline:
     """Features of cheap output and theta, scaled on the cheap rows."""
     return polynomials(np.concatenate((low.x, low.theta), axis=1), degree)
 
 
-def fit_paired(features: Pipeline, high: Rows, seed: int) -> PairedMap:
+def fit_paired(features: Pipeline, high: LevelArrays, seed: int) -> PairedMap:
     """Fit a paired map.
 
     Args:

@@ -42,7 +42,7 @@ Welch 1981); as a weight in a multilevel sum see Peherstorfer, Willcox, Gunzburg
 from __future__ import annotations
 
 
-def rows_worth(correlation: float, num_high: int, num_low: int) -> float:
+def effective_num_high(correlation: float, num_high: int, num_low: int) -> float:
     r"""High-fidelity rows of the same variance, at the best weight.
 
     .. math:: n_L / (1 - \rho^2 n_0 / (n_0 + n_L))
@@ -57,7 +57,7 @@ def rows_worth(correlation: float, num_high: int, num_low: int) -> float:
 
     ::
 
-        >>> rows_worth(0.8, num_high=100, num_low=300)  # 100 / (1 - 0.64 * 0.75)
+        >>> effective_num_high(0.8, num_high=100, num_low=300)  # 100 / (1 - 0.64 * 0.75)
         192.3...
     """
     share = num_low / (num_low + num_high)

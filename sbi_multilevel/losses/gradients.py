@@ -150,7 +150,7 @@ def combine(gradients: Tensor, adjustment: Adjustment = "rescale_project") -> Te
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class GradientStep:
     r"""Where a step goes, and what each level has to do with it.
 
     Args:
@@ -166,7 +166,7 @@ class Step:
 
 def adjusted_step(
     values: Sequence[Tensor], parameters: Sequence[Parameter], adjustment: Adjustment
-) -> Step:
+) -> GradientStep:
     """A step from the signed means of the terms.
 
     Args:
@@ -188,11 +188,11 @@ def adjusted_step(
     """
     if adjustment == "none":  # the gradient of the sum, in one backward pass
         total = torch.stack(list(values)).sum()
-        return Step(flat_gradients([total], parameters)[0])
+        return GradientStep(flat_gradients([total], parameters)[0])
     return _combined(flat_gradients(values, parameters), adjustment)
 
 
-def _combined(gradients: Tensor, adjustment: Adjustment) -> Step:
+def _combined(gradients: Tensor, adjustment: Adjustment) -> GradientStep:
     base, fine, coarse = gradients[0], gradients[1::2], gradients[2::2]
     if "rescale" in adjustment:
         coarse = [rescale(*pair) for pair in zip(fine, coarse, strict=True)]
@@ -202,7 +202,7 @@ def _combined(gradients: Tensor, adjustment: Adjustment) -> Step:
     levels = torch.stack([base, *map(torch.add, fine, coarse)])
     if "project" in adjustment:
         base, correction = project(base, correction)
-    return Step(base + correction, levels)
+    return GradientStep(base + correction, levels)
 
 
 def level_norms(gram: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def level_norms(gram: Tensor) -> Tensor:
 
     Args:
         gram: Inner products :math:`\langle g_l, g_m \rangle` of the rows of
-            `Step.levels`, shape `(..., 1 + L, 1 + L)`.
+            `GradientStep.levels`, shape `(..., 1 + L, 1 + L)`.
 
     Returns:
         Norms, shape `(..., 1 + L)`.

@@ -36,7 +36,9 @@ def per_level(sizes: SupportsIndex | Sequence[int], num_levels: int) -> tuple[in
     return numbers
 
 
-def rows_per_level(num_simulations: Sequence[int], least: int) -> tuple[int, ...]:
+def simulations_per_level(
+    num_simulations: Sequence[int], least: int
+) -> tuple[int, ...]:
     """Numbers of rows as plain integers.
 
     Raises:

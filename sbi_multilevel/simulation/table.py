@@ -71,7 +71,7 @@ def memory_table(level: int, theta: Tensor, seeds: Tensor) -> LevelTable:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedSimulation:
     """A row that failed: its level and number, its status in words, and the reason."""
 
     level: int
@@ -191,13 +191,15 @@ class LevelTable:
         if len(rows):
             self._write("status", rows, np.full(len(rows), status, np.uint8))
 
-    def failures(self) -> Iterator[Failure]:
+    def failures(self) -> Iterator[FailedSimulation]:
         """The rows that failed or timed out, with the reason."""
         rows = self.rows_with(Status.FAILED, Status.TIMED_OUT)
         for row, status, error in zip(
             rows, self._read("status", rows), self._read("error", rows)
         ):
-            yield Failure(self.level, int(row), Status(int(status)).label, str(error))
+            yield FailedSimulation(
+                self.level, int(row), Status(int(status)).label, str(error)
+            )
 
     def seconds(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds spent on both sides, and rows for which they are known, shape `(2,)`.

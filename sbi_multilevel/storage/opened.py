@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sbi_multilevel.simulation.accounting import measured_costs
-from sbi_multilevel.simulation.arguments import rows_per_level
+from sbi_multilevel.simulation.arguments import simulations_per_level
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.storage import layout
@@ -71,7 +71,7 @@ class OpenStore:
         planned = self.num_simulations
         if asked is None:
             return planned
-        stops = rows_per_level(asked, least=0)
+        stops = simulations_per_level(asked, least=0)
         if len(stops) != len(planned) or any(a > b for a, b in zip(stops, planned)):
             raise ValueError(
                 f"num_simulations={stops} must be a number for each level, no more "

@@ -33,7 +33,7 @@ from sbi_multilevel.simulation.arguments import (
     check_seed,
     per_level,
     processed_prior,
-    rows_per_level,
+    simulations_per_level,
 )
 from sbi_multilevel.simulation.filling import Effort, fill
 from sbi_multilevel.simulation.noise import (
@@ -47,7 +47,7 @@ from sbi_multilevel.simulation.reading import (
     simulations_of,
     valid_blocks,
 )
-from sbi_multilevel.simulation.table import Failure
+from sbi_multilevel.simulation.table import FailedSimulation
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import layout, recording
 from sbi_multilevel.storage.fingerprint import (
@@ -119,7 +119,7 @@ class SimulationStore(OpenStore):
         check_types(SimulationStore.create, locals(), but=CHECKED_ALONE)
         check_noise(noise)
         path = Path(path).resolve()
-        planned = rows_per_level(num_simulations, least=0)
+        planned = simulations_per_level(num_simulations, least=0)
         check_seed(seed)
         with seeded(seed):  # sbi draws from the prior to check it
             prior = processed_prior(prior)
@@ -310,7 +310,7 @@ class SimulationStore(OpenStore):
         with self._writing():
             return sum(repair_table(table) for table in self.tables)
 
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[FailedSimulation]:
         """Rows that failed or timed out, with the reasons."""
         return [failure for table in self.tables for failure in table.failures()]
 

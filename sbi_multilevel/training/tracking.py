@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.losses.gradients import Step, base_cosine, level_norms
+from sbi_multilevel.losses.gradients import GradientStep, base_cosine, level_norms
 from sbi_multilevel.losses.held_out import LossEstimate, bounded_loss
 from sbi_multilevel.training.history import (
     control_variate,
@@ -224,7 +224,7 @@ class StepRecorder:
         self._losses.append(losses.detach())
         self._marks = marks
 
-    def keep_step(self, step: Step) -> None:
+    def keep_step(self, step: GradientStep) -> None:
         """Keep the lengths and angles of a step, before it is clipped."""
         self._lengths.append(step.direction.norm())
         if step.levels is not None:
@@ -234,7 +234,7 @@ class StepRecorder:
         """Means over the steps, named as for a tracker.
 
         `gradient_norm` is the length of a step before clipping, by level that of the
-        rows of `Step.levels`. Control-variate coefficients and effective rows are
+        rows of `GradientStep.levels`. Control-variate coefficients and effective rows are
         ratios of means, which few rows disturb less than means of ratios.
         """
         metrics = {"gradient_norm": torch.stack(self._lengths).mean().item()}

@@ -20,7 +20,7 @@ the code enlarges those of level 0 to 256; there, a little noise is added to the
 smooth enlargement would otherwise leave without.
 
 The movement of the centre is shared by the levels, in units of their own pixels. The
-exact posterior is not known, so estimates are judged at 100 rows by the true theta.
+exact posterior is not known, so estimates are evaluated at 100 rows by the true theta.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Tasks judged by the whole posterior at a few observations.
+r"""Tasks evaluated by the whole posterior at a few observations.
 
 At each observation :math:`x_o`, drawn from :math:`\theta^* \sim p(\theta)`, the samples
 of an estimated posterior q are set against reference samples of the exact one:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.decomposition import PCA
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapFitter
 from sbi_multilevel.level_maps.kinds import MapChoice
 from sbi_multilevel.level_maps.regression import varies
@@ -39,7 +39,7 @@ _MAX_MOVED = 20_000  # rows that a synthetic likelihood is fitted to
 _MAX_JUDGED = 64  # features that moved rows are judged by
 
 
-def choose_scorer(fitter: MapFitter, high: Rows, target: Target) -> MapScorer:
+def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapScorer:
     """Who judges maps of these cheap rows to these dear ones.
 
     Args:
@@ -60,7 +60,7 @@ def choose_scorer(fitter: MapFitter, high: Rows, target: Target) -> MapScorer:
 def score_maps(
     fitter: MapFitter,
     choices: Sequence[MapChoice],
-    high: Rows,
+    high: LevelArrays,
     folds: Sequence[np.ndarray],
     judge: MapScorer,
 ) -> dict[MapChoice, np.ndarray]:
@@ -82,14 +82,14 @@ def score_maps(
     for fold, index in zip(folds, held_out_to_score(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
         held_out = high[index]
-        judged = Rows(judge.inputs(held_out.theta), judge.outputs(held_out.x))
+        judged = LevelArrays(judge.inputs(held_out.theta), judge.outputs(held_out.x))
         unseen = fitter.apart_from(high.theta[fold])
         low = unseen.low.first(_MAX_MOVED)
         inputs = judge.inputs(low.theta)
         for choice in choices:
             try:
                 moved = unseen.fit(choice, high[others])(low.theta, low.x)
-                score = judge.scores(Rows(inputs, judge.outputs(moved)), judged)
+                score = judge.scores(LevelArrays(inputs, judge.outputs(moved)), judged)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or leads to inf, is none
                 score = np.full(len(judged), -np.inf)

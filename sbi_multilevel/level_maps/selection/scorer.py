@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
 from sbi_multilevel.level_maps.selection.trees import Trees
 
@@ -57,7 +57,7 @@ class MapScorer:
     @classmethod
     def chosen(
         cls,
-        rows: Rows,
+        rows: LevelArrays,
         target: Target,
         outputs: Callable[[np.ndarray], np.ndarray] = _as_it_is,
     ) -> MapScorer:
@@ -71,7 +71,7 @@ class MapScorer:
         plain = cls(target, outputs)
         if len(np.unique(rows.theta, axis=0)) < _MIN_PARAMETERS:
             return plain
-        rows = Rows(rows.theta, outputs(rows.x))
+        rows = LevelArrays(rows.theta, outputs(rows.x))
         try:
             flexible = cls(target, outputs, Trees.fit(rows))
             gain = flexible._left_out(rows) - plain._left_out(rows)
@@ -85,7 +85,7 @@ class MapScorer:
         """What means and log scales are regressed on, in the place of theta."""
         return theta if self.trees is None else self.trees.joined(theta)
 
-    def scores(self, rows: Rows, judged: Rows) -> np.ndarray:
+    def scores(self, rows: LevelArrays, judged: LevelArrays) -> np.ndarray:
         """Log score of each row judged, in nats, shape `(n,)`.
 
         Args:
@@ -97,9 +97,9 @@ class MapScorer:
             return model.log_likelihood(judged)
         return model.log_posterior_ratio(judged, rows.theta)
 
-    def _left_out(self, rows: Rows) -> np.ndarray:
+    def _left_out(self, rows: LevelArrays) -> np.ndarray:
         """Scores of some of the rows under the others."""
         num_left_out = min(_MAX_LEFT_OUT, len(rows) // 5)
-        rows = Rows(self.inputs(rows.theta), rows.x)
+        rows = LevelArrays(self.inputs(rows.theta), rows.x)
         left_out, others = np.split(np.arange(len(rows)), [num_left_out])
         return self.scores(rows[others], rows[left_out])

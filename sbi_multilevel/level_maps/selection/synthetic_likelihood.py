@@ -30,7 +30,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 from scipy.stats import iqr, norm
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import (
     Regression,
     log_sizes,
@@ -65,7 +65,7 @@ class SyntheticLikelihood:
     densities: np.ndarray
 
     @classmethod
-    def fit(cls, rows: Rows, degree: int = 2) -> SyntheticLikelihood:
+    def fit(cls, rows: LevelArrays, degree: int = 2) -> SyntheticLikelihood:
         """Fit to many rows.
 
         Args:
@@ -106,11 +106,11 @@ class SyntheticLikelihood:
         log_density = np.log(np.maximum(density, 1e-300)).sum(axis=0)
         return log_density - np.log(scale).sum(axis=1) + self.log_determinant
 
-    def log_likelihood(self, rows: Rows) -> np.ndarray:
+    def log_likelihood(self, rows: LevelArrays) -> np.ndarray:
         """Log density of each row at its own theta, shape `(n,)`."""
         return self.log_prob(rows.x, rows.theta)
 
-    def log_posterior_ratio(self, rows: Rows, prior: np.ndarray) -> np.ndarray:
+    def log_posterior_ratio(self, rows: LevelArrays, prior: np.ndarray) -> np.ndarray:
         """Log of posterior over prior at the theta of each row, shape `(n,)`.
 
         Args:

@@ -12,7 +12,7 @@ of its scale,
     \phi(\theta) = \bigl(\theta,\ \theta \theta^\top,\
     t_1(\theta), \ldots, t_k(\theta),\ u_1(\theta), \ldots, u_k(\theta)\bigr).
 
-Trees remember the rows that they were fitted to. Rows (the first 10 000) are therefore
+Trees remember the rows that they were fitted to. LevelArrays (the first 10 000) are therefore
 cut in three parts and each theta has the predictions of trees that have not seen it:
 one of three at these rows, the mean of all at any other.
 """
@@ -29,7 +29,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import (
     Regression,
     log_sizes,
@@ -56,7 +56,7 @@ class Trees:
     left_out: Mapping[bytes, int]
 
     @classmethod
-    def fit(cls, rows: Rows) -> Trees:
+    def fit(cls, rows: LevelArrays) -> Trees:
         """Fit to many rows in an order that says nothing.
 
         Raises:
@@ -100,7 +100,7 @@ class _Part:
     log_scale: _Boosted
 
     @classmethod
-    def fit(cls, rows: Rows) -> _Part:
+    def fit(cls, rows: LevelArrays) -> _Part:
         quadratic = polynomials(rows.theta, 2)
         mean = _Boosted.fit(quadratic, rows.theta, rows.x)
         sizes = log_sizes(rows.x - mean(rows.theta))

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sbi_multilevel.data.simulations import LevelSimulations
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
-from sbi_multilevel.methods.hybrid.pool import Step
+from sbi_multilevel.methods.hybrid.pool import LevelStep
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.ensemble import train_members
@@ -78,13 +78,13 @@ class MemberTrainer:
     bar: tqdm
 
     @cached_property
-    def high(self) -> Rows:
+    def high(self) -> LevelArrays:
         """The high-fidelity rows, as maps see them."""
-        return Rows.of(self.level)
+        return LevelArrays.of(self.level)
 
     @property
     def fewest_rows(self) -> int:
-        """Rows that leave two to train a network on, beside those to stop by."""
+        """LevelArrays that leave two to train a network on, beside those to stop by."""
         return math.ceil(2 / (1 - self.options["validation_fraction"]))
 
     def check(self) -> None:
@@ -108,7 +108,7 @@ class MemberTrainer:
         """The folds that a member may learn from: all but its own."""
         return [fold for fold in range(len(self.folds)) if fold != index]
 
-    def pooled(self, step: Step) -> Component:
+    def pooled(self, step: LevelStep) -> Component:
         """Members that learn from the rows of all levels."""
         starts = self._starts(step) if self.config.shared_start else []
         trainers = []
@@ -124,7 +124,7 @@ class MemberTrainer:
         component = self._trained(trainers, "networks with lower levels")
         return replace(component, runs={**_runs("start", starts), **component.runs})
 
-    def _starts(self, step: Step) -> list[MultilevelTrainer]:
+    def _starts(self, step: LevelStep) -> list[MultilevelTrainer]:
         """Two networks trained on the pool: members start from one or the other.
 
         Each is trained on a pool moved by a map that is fitted to, and chosen by, the
@@ -184,7 +184,7 @@ class MemberTrainer:
         member._plan.prepares = False
         return member
 
-    def _network_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _network_rows(self, rows: LevelArrays) -> tuple[Tensor, Tensor]:
         """Theta and x as networks see them: tamed, of the user's shape and kind."""
         theta = torch.as_tensor(rows.theta).to(self.level.theta)
         x = torch.as_tensor(rows.x)

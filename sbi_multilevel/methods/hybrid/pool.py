@@ -1,4 +1,4 @@
-"""Rows of all lower levels as pseudo-high-fidelity rows: which map, and the rows."""
+"""LevelArrays of all lower levels as pseudo-high-fidelity rows: which map, and the rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.estimators.transformed import Target
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapFitter
 from sbi_multilevel.level_maps.kinds import MapChoice
 from sbi_multilevel.level_maps.selection.cross_validation import (
@@ -24,7 +24,7 @@ from sbi_multilevel.methods.hybrid.summary import OutputsGain
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class LevelStep:
     """How rows below a level are moved up to it.
 
     Args:
@@ -32,7 +32,7 @@ class Step:
         candidates: The maps to choose from.
         scores: Held-out score of each row of the level under each map, fold by fold,
             in nats, higher is better; empty where there is one map only.
-        num_scored: Rows of each fold that have scores.
+        num_scored: LevelArrays of each fold that have scores.
         judge: Who gave them; `None` where there is one map only.
     """
 
@@ -70,11 +70,13 @@ class Step:
             parts.append(np.full(len(part), -np.inf) if known is None else known[part])
         return np.concatenate(parts)
 
-    def move(self, high: Rows, folds: Sequence[int], unseen: np.ndarray) -> Rows:
+    def move(
+        self, high: LevelArrays, folds: Sequence[int], unseen: np.ndarray
+    ) -> LevelArrays:
         """The rows below, by the map that these folds like best, fitted to `high`.
 
         Args:
-            high: Rows of the level.
+            high: LevelArrays of the level.
             folds: The folds to ask.
             unseen: Parameters of rows that are held out, shape `(m, d_theta)`: rows
                 below at the same parameters are left out.
@@ -82,7 +84,7 @@ class Step:
         fitter = self.fitter.apart_from(unseen)
         low = fitter.low
         move = fitter.fit(self.choice(folds), high)
-        return Rows(low.theta, move(low.theta, low.x))
+        return LevelArrays(low.theta, move(low.theta, low.x))
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,11 @@ class MapSelector:
 
     def step(
         self,
-        low: Rows,
-        high: Rows,
+        low: LevelArrays,
+        high: LevelArrays,
         folds: Sequence[np.ndarray],
         judge: MapScorer | None = None,
-    ) -> Step:
+    ) -> LevelStep:
         """Judge maps from `low` to `high` by the rows of each fold.
 
         Args:
@@ -122,10 +124,10 @@ class MapSelector:
             judge = judge or choose_scorer(fitter, high, self.target)
             scores = score_maps(fitter, maps, high, folds, judge)
         num_scored = tuple(len(rows) for rows in held_out_to_score(folds))
-        return Step(fitter, maps, scores, num_scored, judge)
+        return LevelStep(fitter, maps, scores, num_scored, judge)
 
     def gain_from_outputs(
-        self, step: Step, high: Rows, folds: Sequence[np.ndarray]
+        self, step: LevelStep, high: LevelArrays, folds: Sequence[np.ndarray]
     ) -> OutputsGain | None:
         """What x of the rows below tells, beyond what maps make of theta alone.
 
@@ -144,10 +146,10 @@ class MapSelector:
         if not step.scores:
             return None
         draw, low = np.random.default_rng(self.seed), step.fitter.low
-        shuffled = Rows(low.theta, draw.permutation(low.x))
+        shuffled = LevelArrays(low.theta, draw.permutation(low.x))
         coarse = None if high.x_coarse is None else draw.permutation(high.x_coarse)
         control = self.step(
-            shuffled, Rows(high.theta, high.x, coarse), folds, step.judge
+            shuffled, LevelArrays(high.theta, high.x, coarse), folds, step.judge
         )
         gain = step.held_out() - control.held_out()
         if not np.isfinite(gain).all():
@@ -157,19 +159,19 @@ class MapSelector:
 
     def below_the_highest(
         self, simulations: MultilevelSimulations, num_folds: int
-    ) -> tuple[Rows, list[Step]]:
+    ) -> tuple[LevelArrays, list[LevelStep]]:
         """The rows of all levels but the highest, moved to the last of them.
 
         Returns:
             The rows, and the steps on the way.
         """
-        pool, steps = Rows.of(simulations[0]).shuffled(self.seed), []
+        pool, steps = LevelArrays.of(simulations[0]).shuffled(self.seed), []
         for level in list(simulations)[1:-1]:
-            rows = Rows.of(level)
+            rows = LevelArrays.of(level)
             folds = cut(rows.theta, num_folds, self.seed)
             steps.append(self.step(pool, rows, folds))
             moved = steps[-1].move(rows, range(len(folds)), unseen=rows.theta[:0])
-            pool = Rows(
+            pool = LevelArrays(
                 np.concatenate((moved.theta, rows.theta)),
                 np.concatenate((moved.x, rows.x)),
             )
@@ -178,9 +180,9 @@ class MapSelector:
 
 
 def cut(theta: np.ndarray, num_folds: int, seed: int) -> list[np.ndarray]:
-    """Rows in folds with the same number of parameters, within one.
+    """LevelArrays in folds with the same number of parameters, within one.
 
-    Rows at the same theta are in the same fold: they tell of each other.
+    LevelArrays at the same theta are in the same fold: they tell of each other.
 
     Args:
         theta: Parameters, shape `(n, d_theta)`.

@@ -12,12 +12,12 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from tqdm.auto import tqdm
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
 from sbi_multilevel.estimators.mixture import MixtureEstimator
-from sbi_multilevel.level_maps.arrays import Rows
+from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.members import Component, MemberTrainer
-from sbi_multilevel.methods.hybrid.pool import MapSelector, Step, cut, fit_tails
+from sbi_multilevel.methods.hybrid.pool import LevelStep, MapSelector, cut, fit_tails
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.methods.hybrid.weights import (
     ALONE,
@@ -49,10 +49,10 @@ def train_hybrid(
     config, high = trainer._config, simulations[-1]
     seed = int(torch.randint(2**31, ()))
     tails = fit_tails(simulations) if config.transform_tails else None
-    folds = cut(Rows.of(high).theta, config.num_members, seed)
+    folds = cut(LevelArrays.of(high).theta, config.num_members, seed)
 
     components: dict[str, Component] = {}
-    steps: list[Step] = []
+    steps: list[LevelStep] = []
     on_half = outputs = None
     prior = _proper_prior(trainer)
     total = _num_networks(config, len(folds), len(simulations))
@@ -169,7 +169,7 @@ def _shares(
 def _summarise(
     components: Mapping[str, Component],
     weights: Mapping[str, float],
-    steps: list[Step],
+    steps: list[LevelStep],
     training_folds: Sequence[Sequence[int]],
     worth: EffectiveSampleSize | None,
 ) -> HybridSummary:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import logsumexp
 
+from sbi_multilevel.estimators.stacking import stacking_weights
 from sbi_multilevel.losses.effective_sample_size import (
     EffectiveSampleSize,
     effective_sample_size,
 )
-from sbi_multilevel.estimators.stacking import stacking_weights
 
 POOLED, ALONE, PRIOR = "with lower levels", "high fidelity alone", "prior"
 _PSEUDO_COUNT = 0.5
