@@ -95,7 +95,7 @@ def test_a_multilevel_training_shows_all_that_is_known(multilevel):
         points = curve(summary, f"control_variate_level_{level}")
         assert_shows(*lines(angles, f"$\\beta_{level}$"), points)
     assert_shows(angles.lines[0], curve(summary, "gradient_cosine"))
-    assert_shows(rows.lines[0], curve(summary, "effective_rows"))
+    assert_shows(rows.lines[0], curve(summary, "effective_sample_size"))
     assert [axis.get_ylabel() != "" for axis in axes] == [True] * 5
     assert axes[-1].get_xlabel() == "epoch" and figure.get_suptitle() == "all"
 

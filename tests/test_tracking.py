@@ -86,7 +86,7 @@ def test_variance_of_the_loss_by_hand():
     assert math.isnan(estimate_variance([np.ones(1), np.ones(5)]))
 
 
-def test_effective_rows_of_known_variances():
+def test_effective_sample_size_of_known_variances():
     # Var f_1 = 4, Var f_0 = 3, Var(f_1 - f_0) = 1: 4 / (3 / 60 + 1 / 10)
     generator = np.random.default_rng(2)
     batches = 4_000
@@ -105,7 +105,7 @@ def test_effective_rows_of_known_variances():
     assert abs(ratio - expected / round(expected)) < 4 * 2 / math.sqrt(batches)
 
 
-def test_effective_rows_of_one_level_are_its_rows():
+def test_effective_sample_size_of_one_level_are_its_rows():
     losses = np.random.default_rng(3).normal(size=(5, 17))
     assert effective_batch_size([losses], losses) == pytest.approx(17)
 
@@ -118,7 +118,7 @@ def test_rehearsed_rows_enter_with_their_weight():
     expected = 0.25**2 * variances[0] / 20 + 0.75**2 * variances[1] / 5
     assert losses.sum.error == pytest.approx(math.sqrt(expected))
     assert losses.metrics() == {
-        "effective_rows": pytest.approx(variances[1] / expected)
+        "effective_sample_size": pytest.approx(variances[1] / expected)
     }
 
 
@@ -187,7 +187,7 @@ def test_logged_values_are_those_by_hand(
         )
     parts = [rows[0][0], *(rows[level][0] - rows[level][1] for level in (1, 2))]
     expected = effective_batch_size(parts, rows[2][0])
-    assert summary["effective_rows"] == pytest.approx(expected, rel=1e-4)
+    assert summary["effective_sample_size"] == pytest.approx(expected, rel=1e-4)
     if adjustment == "none":
         assert not {"gradient_cosine", "gradient_norm_level_1"} & set(summary)
         return
@@ -254,7 +254,7 @@ def test_metrics_arrive_before_the_next_epoch():
 
     trainer._train_epoch = spy
     trainer.train(max_num_epochs=3, training_batch_size=100)
-    expected = {"gradient_norm", "gradient_cosine", "effective_rows"}
+    expected = {"gradient_norm", "gradient_cosine", "effective_sample_size"}
     expected |= {"validation_loss_error"}
     for level in range(3):
         expected |= {f"gradient_norm/level_{level}"}
@@ -308,7 +308,7 @@ def test_stages_of_transfer_and_their_epochs():
     assert (first["start"], first["levels"]) == (0, [0])
     assert (second["start"], second["levels"]) == (4, [0, 1])
     assert curve(trainer.summary, "training_loss_level_0")[0].tolist() == [*range(8)]
-    for key in ("training_loss_level_1", "gradient_norm", "effective_rows"):
+    for key in ("training_loss_level_1", "gradient_norm", "effective_sample_size"):
         assert curve(trainer.summary, key)[0].tolist() == [4, 5, 6, 7]
     assert not TELESCOPING & set(trainer.summary)
     runs = training_runs(trainer.summary)
@@ -329,7 +329,7 @@ def test_a_stage_that_resumes_is_one_run():
 def test_stages_without_a_second_term_log_no_more_than_losses():
     trainer = make("transfer", cls=MFNPE)
     trainer.train(max_num_epochs=2, training_batch_size=100)
-    assert not ({"effective_rows", "gradient_norm"} | TELESCOPING) & set(
+    assert not ({"effective_sample_size", "gradient_norm"} | TELESCOPING) & set(
         trainer.summary
     )
     assert len(trainer.summary["validation_loss_error"]) == 9

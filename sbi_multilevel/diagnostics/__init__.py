@@ -36,7 +36,7 @@ __all__ = [
     "check_pairing",
     "check_training",
     "coherence",
-    "effective_rows",
+    "effective_sample_size",
     "fidelity_report",
     "informational_r2",
     "mutual_information",

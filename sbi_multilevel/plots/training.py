@@ -119,7 +119,7 @@ def _panels(summary: Mapping[str, Any], runs: Sequence[TrainingRun]) -> list[Pan
         panels.append(_plot_norms)
     if "gradient_cosine" in summary:
         panels.append(_plot_angles)
-    if "effective_rows" in summary:
+    if "effective_sample_size" in summary:
         panels.append(_plot_rows)
     return panels
 
@@ -200,7 +200,7 @@ def _plot_rows(
     axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
 ) -> None:
     """Effective rows of a batch."""
-    axes.plot(*curve(summary, "effective_rows"), color="black", lw=1.2)
+    axes.plot(*curve(summary, "effective_sample_size"), color="black", lw=1.2)
     _spread(axes)
     finish_epochs(axes, "effective rows\nof a batch")
 

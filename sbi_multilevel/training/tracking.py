@@ -190,7 +190,7 @@ class TermLosses:
         highest = self.side(max(parts))
         if highest is not None:
             rows = effective_batch_size(list(parts.values()), highest)
-            metrics["effective_rows"] = rows
+            metrics["effective_sample_size"] = rows
         return metrics
 
 
