@@ -1,9 +1,10 @@
-"""How Sphinx builds the site; `make docs` runs it. It needs no network."""
+"""Configuration of Sphinx; `make docs` builds the site, without network access."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1] / "benchmarks"))
 
 import pages
 
@@ -31,7 +32,7 @@ html_theme_options = {"use_download_button": False, "show_toc_level": 2}
 html_copy_source = False
 html_show_sourcelink = False
 
-# notebooks are committed with their outputs, which tests compare with what they say
+# notebooks are committed with their outputs, which tests compare with their text
 nb_execution_mode = "off"
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath", "deflist"]
@@ -48,24 +49,24 @@ autodoc_member_order = "bysource"
 add_module_names = False
 napoleon_use_rtype = False
 
-# a name in single backticks is a link where it names something here, else just a name
+# a name in single backticks is a link if it is an object of this package
 default_role = "py:obj"
 nitpick_ignore_regex = [
     # sbi, torch and Python: their inventories would have to be downloaded
-    (r"py:.*", r"(?s)(?!sbi_multilevel\.).*"),
-    # types that users meet in signatures only
-    (r"py:class", r"sbi_multilevel\..*"),
+    (r"py:.*", r"(?s)(?!sbi_multilevel(_benchmarks)?\.).*"),
+    # types that appear in signatures only
+    (r"py:class", r"sbi_multilevel(_benchmarks)?\..*"),
 ]
 
 
 def no_heading(app, what, name, obj, options, lines):
-    """Our examples stand under `Example:`, underlined: no section of the page."""
+    """Render the underlined heading `Example:` of docstrings as a rubric."""
     for index in range(len(lines) - 1):
         if lines[index] == "Example:" and set(lines[index + 1]) == {"-"}:
             lines[index : index + 2] = [".. rubric:: Example", ""]
 
 
 def setup(app):
-    """Write the pages that follow from the package before Sphinx looks for pages."""
+    """Write the generated pages before Sphinx reads the sources."""
     app.connect("config-inited", lambda *_: pages.write())
     app.connect("autodoc-process-docstring", no_heading, priority=100)

@@ -1,9 +1,9 @@
-"""Pages of the site that follow from the package: they need no care of their own.
+"""Generates the pages of the site that follow from the code, README and notebooks.
 
-`api/` has a page for each room and public name, `theory/` one for each module whose
-docstring has a formula, `modules.rst` the other modules, `guide/` the sections of the
-README, `tutorials/` the notebooks. A new public name, module, section or notebook
-appears by itself. `conf.py` writes them before Sphinx looks for pages.
+`api/` has a page for each subpackage and public name, `theory/` one for each module
+whose docstring has a formula, `modules.rst` the other modules, `guide/` the sections of
+the README, `tutorials/` the notebooks. A new public name, module, section or notebook
+is included automatically. `conf.py` writes the pages before Sphinx reads them.
 """
 
 from __future__ import annotations
@@ -20,56 +20,74 @@ from pathlib import Path
 from typing import Any
 
 import sbi_multilevel
+import sbi_multilevel_benchmarks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PACKAGE = "sbi_multilevel"
+PACKAGE, BENCHMARKS = "sbi_multilevel", "sbi_multilevel_benchmarks"
+FOLDERS = {PACKAGE: ROOT / PACKAGE, BENCHMARKS: ROOT / "benchmarks" / BENCHMARKS}
 TUTORIALS = ROOT / "tutorials"
 GENERATED = ("api", "guide", "theory", "tutorials")
-# methods first, then what they are made of; other rooms follow
-_ORDER = ("trainers", "recipes", "alignment", "sequential", "budget", "diagnostics")
+# the order of groups in indices; others follow by name
+_ORDER = (
+    "methods",
+    "simulation",
+    "data",
+    "losses",
+    "level_maps",
+    "estimators",
+    "training",
+    "allocation",
+    "diagnostics",
+)
 
 
 def public_names() -> dict[str, Any]:
-    """Each public name by its shortest path, e.g. `sbi_multilevel.level_maps.Moments`.
+    """Each public name by its shortest path, e.g. `sbi_multilevel.HybridNPE`.
 
-    Those of `sbi_multilevel.__all__`, and those of the `__all__` of each room that are
-    not among them.
+    Those of `sbi_multilevel.__all__`, and those of the `__all__` of each subpackage and
+    of the benchmark that are not among them.
     """
     top = {name: getattr(sbi_multilevel, name) for name in sbi_multilevel.__all__}
     names = {f"{PACKAGE}.{name}": value for name, value in top.items()}
-    for info in pkgutil.iter_modules(sbi_multilevel.__path__, f"{PACKAGE}."):
-        if not info.ispkg:
-            continue
-        room = importlib.import_module(info.name)
-        for name in getattr(room, "__all__", ()):
+    found = pkgutil.walk_packages(sbi_multilevel.__path__, f"{PACKAGE}.")
+    packages = [importlib.import_module(info.name) for info in found if info.ispkg]
+    for package in [*packages, sbi_multilevel_benchmarks]:
+        for name in getattr(package, "__all__", ()):
             if name not in top:
-                names[f"{info.name}.{name}"] = getattr(room, name)
+                names[f"{package.__name__}.{name}"] = getattr(package, name)
     return names
 
 
-def rooms() -> dict[str, list[str]]:
-    """Paths of the public names of each room: a subpackage, or a module beside them."""
+def groups() -> dict[str, list[str]]:
+    """Paths of public names by the page that lists them: a subpackage or a module."""
     found: dict[str, list[str]] = defaultdict(list)
     for path, value in public_names().items():
-        of_room = path.split(".")[1:-1]
-        room = of_room[0] if of_room else value.__module__.split(".")[1]
-        found[room].append(path)
-    return {room: sorted(found[room]) for room in sorted(found)}
+        of_package = path.split(".")[1:-1]
+        group = of_package[0] if of_package else value.__module__.split(".")[1]
+        if path.startswith(f"{BENCHMARKS}."):
+            group = "benchmarks"
+        found["simulation" if group == "simulate" else group].append(path)
+    return {group: sorted(found[group]) for group in sorted(found)}
+
+
+def module_of(group: str) -> str:
+    """The module that a page of the API describes."""
+    return BENCHMARKS if group == "benchmarks" else f"{PACKAGE}.{group}"
 
 
 def own_members(path: str) -> list[str]:
-    """Public methods and properties of a class that are not there in sbi."""
+    """Public methods and properties of a class that sbi does not have."""
     return [name for name, is_of_sbi in _members(path) if not is_of_sbi]
 
 
 def sbi_members(path: str) -> list[str]:
-    """Public methods of a class that are those of sbi, to a user's eye."""
+    """Public methods of a class that sbi has under the same name."""
     return [name for name, is_of_sbi in _members(path) if is_of_sbi]
 
 
 def _members(path: str) -> list[tuple[str, bool]]:
-    """Names of the public methods and properties of a class, and whether sbi's."""
+    """Public methods and properties of a class, and whether sbi has the name."""
     value = public_names()[path]
     of_sbi = {
         name
@@ -95,25 +113,31 @@ def _is_documented_here(member: Any) -> bool:
 def module_docs() -> dict[str, str]:
     """The docstring of each module, read without importing it."""
     docs = {}
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        docs[name] = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    for folder in FOLDERS.values():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder.parent).with_suffix("").parts
+            name = ".".join(part for part in parts if part != "__init__")
+            docs[name] = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
     return docs
 
 
+def _is_package(module: str) -> bool:
+    package, *parts = module.split(".")
+    return FOLDERS[package].joinpath(*parts).is_dir()
+
+
 def pages() -> dict[str, str]:
-    """The text of each page that is written here, by its path below `docs/`."""
+    """The text of each generated page, by its path below `docs/`."""
     return {**_api_pages(), **_module_pages(), **_guide_pages(), **_tutorial_pages()}
 
 
 def write() -> None:
-    """Write the pages; what is no longer among them goes."""
+    """Write the pages, and delete earlier ones that are no longer generated."""
     wanted = pages()
     for folder in GENERATED:
         (DOCS / folder).mkdir(exist_ok=True)
         for path in (DOCS / folder).glob("*"):
-            # autosummary writes a page a name beside those of the rooms
+            # autosummary writes a page of each name beside these pages
             known = path.stem in public_names() or f"{folder}/{path.name}" in wanted
             if not known:
                 path.unlink()
@@ -126,10 +150,10 @@ def write() -> None:
 
 def _api_pages() -> dict[str, str]:
     docs, names, found = module_docs(), public_names(), {}
-    for room, paths in rooms().items():
-        module = f"{PACKAGE}.{room}"
-        text = _titled(f"``{room}``", "=")
-        if (ROOT / PACKAGE / room).is_dir():
+    for group, paths in groups().items():
+        module = module_of(group)
+        text = _titled(f"``{group}``", "=")
+        if _is_package(module):
             text += _module(module) + docs[module] + "\n\n"
         else:
             text += f"{_first_sentence(docs[module])} See `{module}`.\n\n"
@@ -140,46 +164,46 @@ def _api_pages() -> dict[str, str]:
         text += "".join(f"   {path}\n" for path in listed) + "\n"
         for path in plain:
             text += f".. py:data:: {path}\n   :value: {_repr(names[path])}\n\n"
-        found[f"api/{room}.rst"] = text
+        found[f"api/{group}.rst"] = text
     found["api/index.rst"] = _titled("API reference", "=") + _toctree(
-        sorted(rooms(), key=_place)
+        sorted(groups(), key=_place)
     )
     return found
 
 
 def _has_docstring(value: Any) -> bool:
-    """Whether it is no constant, whose docstring would be that of its type."""
+    """Whether it is a class or a function: a constant has that of its type."""
     return inspect.isclass(value) or inspect.isfunction(value)
 
 
 def _repr(value: Any) -> str:
-    """What a constant is, without the modules of types."""
+    """The value of a constant, types without their modules."""
     return re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", repr(value))
 
 
 def _module_pages() -> dict[str, str]:
     found, others = {}, _titled("Modules", "=") + _OTHERS
-    names, with_page = public_names(), {f"{PACKAGE}.{room}" for room in rooms()}
+    names, described = public_names(), {module_of(group) for group in groups()}
     for module, doc in module_docs().items():
-        name = module.removeprefix(f"{PACKAGE}.")
-        is_package = (ROOT / Path(*module.split("."))).is_dir()
-        if module == PACKAGE or (is_package and module in with_page):
+        name = module.removeprefix(f"{PACKAGE}.").replace(BENCHMARKS, "benchmarks")
+        if module == PACKAGE or (_is_package(module) and module in described):
             continue
         if ":math:" in doc or ".. math::" in doc:
             first, _, rest = doc.partition("\n\n")
             title = _titled(" ".join(first.split()).rstrip("."), "=")
-            is_free = module not in names  # a function may have the name of its module
-            known = _module(module) if is_free else ""
+            # a public function may have the path of its module
+            known = "" if module in names else _module(module)
             found[f"theory/{name}.rst"] = title + known + rest + "\n"
         else:
             others += _titled(f"``{name}``", "-") + _module(module) + doc + "\n\n"
-    groups: dict[str, list[str]] = defaultdict(list)
+    by_group: dict[str, list[str]] = defaultdict(list)
     for path in found:
         name = path.removeprefix("theory/").removesuffix(".rst")
-        groups[name.partition(".")[0] if "." in name else "rows and networks"] += [name]
+        by_group[name.partition(".")[0]] += [name]
     index = _titled("Theory", "=") + _THEORY
-    for group in sorted(groups, key=_place):
-        index += _titled(group.capitalize(), "-") + _toctree(groups[group])
+    for group in sorted(by_group, key=_place):
+        title = group.replace("_", " ").capitalize()
+        index += _titled(title, "-") + _toctree(by_group[group])
     return {**found, "theory/index.rst": index, "modules.rst": others}
 
 
@@ -198,7 +222,7 @@ def _guide_pages() -> dict[str, str]:
 
 
 def _relinked(text: str) -> str:
-    """Text of the README whose links work in the site, or are none."""
+    """Text of the README with links that work in the site; other links are removed."""
     text = re.sub(r"\]\((tutorials/[\w.]+\.(?:ipynb|png))\)", r"](../\1)", text)
     text = text.replace(f"]({_EXTERNAL})", f"](../{_EXTERNAL}.md)")
     text = re.sub(r"\]\(docs/([\w/]+\.md)\)", r"](../\1)", text)
@@ -206,7 +230,7 @@ def _relinked(text: str) -> str:
 
 
 def _tutorial_pages() -> dict[str, str]:
-    """The notebooks, as they are but for links, and the scripts of the folder."""
+    """The notebooks with links that work in the site, and the example scripts."""
     found = {}
     for path in sorted(TUTORIALS.glob("*.ipynb")):
         text = path.read_text("utf-8").replace("](../README.md)", "](../index.md)")
@@ -231,8 +255,8 @@ Each page is the docstring of the module it is named after.
 
 """
 _OTHERS = """\
-What is under the public names, for those who change it. Modules with a formula have
-a page of their own under :doc:`theory/index`.
+Internal modules, for contributors. Modules with formulas have a page of their own under
+:doc:`theory/index`.
 
 """
 
@@ -251,7 +275,7 @@ def _titled(title: str, mark: str) -> str:
 
 
 def _module(name: str) -> str:
-    """Makes the module known to references, and its names short."""
+    """Declare the module, so that references to it resolve."""
     return f".. py:module:: {name}\n.. py:currentmodule:: {PACKAGE}\n\n"
 
 
