@@ -14,7 +14,7 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
 )
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
 from sbi_multilevel.level_maps.tail_transform import TailTransform
-from tests.gaussian_rows import normal_noise
+from tests.gaussian_simulations import normal_noise
 
 UNPAIRED = ("none", "shift", "full", "scaled")
 both = pytest.mark.parametrize("target", ("theta", "x"))

@@ -15,7 +15,7 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
 from sbi_multilevel.level_maps.selection.scorer import MapScorer
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
 from sbi_multilevel.level_maps.selection.trees import Trees
-from tests.gaussian_rows import low_rows, scaled_rows
+from tests.gaussian_simulations import low_simulations, scaled_simulations
 
 both = pytest.mark.parametrize("target", ("theta", "x"))
 
@@ -81,7 +81,7 @@ def test_rows_at_the_same_theta_are_left_out_together():
 
 
 def test_other_parameters_have_the_mean_of_all_trees():
-    trees = Trees.fit(low_rows(300))
+    trees = Trees.fit(low_simulations(300))
     fresh = np.random.default_rng(1).normal(size=(5, 2))
     expected = np.mean([part(fresh) for part in trees.parts], axis=0)
     assert np.allclose(trees(fresh), expected)
@@ -94,11 +94,11 @@ def test_other_parameters_have_the_mean_of_all_trees():
 @pytest.mark.parametrize("seed", range(3))
 def test_quadratics_are_kept_where_they_do(target, seed):
     order = np.random.default_rng(seed).permutation(1_500)
-    rows = low_rows(1_500)[order]
+    rows = low_simulations(1_500)[order]
     judge = MapScorer.chosen(rows, target)
     assert judge.trees is None
     assert judge.inputs(rows.theta) is rows.theta
-    scaled = scaled_rows(1_500, lambda theta: 0.5 * theta, seed)
+    scaled = scaled_simulations(1_500, lambda theta: 0.5 * theta, seed)
     assert MapScorer.chosen(scaled, target).trees is None
 
 

@@ -9,17 +9,17 @@ from sbi_multilevel import LevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.conditional import LowMean, fit_conditional, transport
 from sbi_multilevel.level_maps.regression import Regression, polynomials
-from tests.gaussian_rows import (
+from tests.gaussian_simulations import (
     HIGH_COVARIANCE,
     HIGH_SHIFT,
     HIGH_SLOPE,
     LOW_SLOPE,
     correlation,
-    gaussian_rows,
-    high_rows,
-    low_rows,
+    gaussian_simulations,
+    high_simulations,
+    low_simulations,
     normal_noise,
-    scaled_rows,
+    scaled_simulations,
 )
 
 
@@ -103,8 +103,8 @@ def test_rows_left_out_of_a_regression_are_judged_as_by_a_refit():
 
 
 def test_full_map_reproduces_mean_and_covariance_given_theta():
-    low, n = low_rows(), 4_000
-    move = fit_conditional("full", LowMean.fit(low), high_rows(n))
+    low, n = low_simulations(), 4_000
+    move = fit_conditional("full", LowMean.fit(low), high_simulations(n))
     shift, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
     # errors of the dear and the cheap rows, both n of them, at four standard errors
     error = 4 * np.sqrt(2 * HIGH_COVARIANCE.max() / n)
@@ -115,8 +115,8 @@ def test_full_map_reproduces_mean_and_covariance_given_theta():
 
 
 def test_shift_leaves_the_covariance_of_the_residuals():
-    low = low_rows()
-    move = fit_conditional("shift", LowMean.fit(low), high_rows(4_000))
+    low = low_simulations()
+    move = fit_conditional("shift", LowMean.fit(low), high_simulations(4_000))
     _, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
     assert np.allclose(slope, HIGH_SLOPE, atol=0.13)
     assert np.allclose(covariance, regressed(low)[2], atol=1e-3)
@@ -134,8 +134,8 @@ def test_shift_recovers_an_additive_linear_change_without_noise():
 
 
 def test_scaled_recovers_a_scale_that_is_log_linear_in_theta():
-    low = scaled_rows(4_000, lambda theta: 0.3 * theta, seed=0)
-    high = scaled_rows(4_000, lambda theta: -0.5 + 1.0 * theta, seed=1)
+    low = scaled_simulations(4_000, lambda theta: 0.3 * theta, seed=0)
+    high = scaled_simulations(4_000, lambda theta: -0.5 + 1.0 * theta, seed=1)
     move = fit_conditional("scaled", LowMean.fit(low), high)
     place = np.array([[-0.8], [0.0], [0.8]]).repeat(2, axis=0)
     unit = np.tile([[0.0, 0.0], [1.0, 10.0]], (3, 1))
@@ -146,8 +146,8 @@ def test_scaled_recovers_a_scale_that_is_log_linear_in_theta():
 
 
 def test_scaled_bounds_what_few_rows_may_claim():
-    low = scaled_rows(2_000, lambda theta: 0.0 * theta, seed=0)
-    high = scaled_rows(200, lambda theta: 4.0 * theta, seed=1)
+    low = scaled_simulations(2_000, lambda theta: 0.0 * theta, seed=0)
+    high = scaled_simulations(200, lambda theta: 4.0 * theta, seed=1)
     move = fit_conditional("scaled", LowMean.fit(low), high)
     growth = move.log_scale_change
     assert growth is not None
@@ -157,10 +157,12 @@ def test_scaled_bounds_what_few_rows_may_claim():
 
 def test_the_spread_from_few_dear_rows_is_right_on_average():
     """Residuals of a mean fitted to eight rows are too small by three degrees."""
-    low = LowMean.fit(gaussian_rows(1_000, 0 * LOW_SLOPE, np.zeros(2), np.eye(2), 0))
+    low = LowMean.fit(
+        gaussian_simulations(1_000, 0 * LOW_SLOPE, np.zeros(2), np.eye(2), 0)
+    )
     variances = []
     for seed in range(100):
-        high = gaussian_rows(8, 20 * np.eye(2), np.zeros(2), np.eye(2), seed + 1)
+        high = gaussian_simulations(8, 20 * np.eye(2), np.zeros(2), np.eye(2), seed + 1)
         turn = fit_conditional("full", low, high).turn
         assert turn is not None
         variances.append(np.diag(turn @ turn.T))
@@ -171,7 +173,7 @@ def test_the_spread_from_few_dear_rows_is_right_on_average():
 
 @pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
 def test_conditional_maps_use_no_pairs(kind):
-    low, high = low_rows(500), high_rows(30)
+    low, high = low_simulations(500), high_simulations(30)
     paired = LevelArrays(high.theta, high.x, np.full_like(high.x, np.nan))
     moved = [
         fit_conditional(kind, LowMean.fit(low), rows)(low.theta, low.x)
@@ -183,7 +185,7 @@ def test_conditional_maps_use_no_pairs(kind):
 @pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
 @pytest.mark.parametrize("n", (2, 3, 5))
 def test_few_dear_rows_give_moderate_maps(kind, n):
-    low, high = low_rows(500), high_rows(n)
+    low, high = low_simulations(500), high_simulations(n)
     moved = fit_conditional(kind, LowMean.fit(low), high)(low.theta, low.x)
     assert np.isfinite(moved).all()
     assert np.abs(moved).max() < 10 * np.abs(np.concatenate((low.x, high.x))).max()
@@ -191,7 +193,7 @@ def test_few_dear_rows_give_moderate_maps(kind, n):
 
 @pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
 def test_a_constant_feature_stays_constant(kind):
-    low, high = low_rows(500), high_rows(30)
+    low, high = low_simulations(500), high_simulations(30)
     low.x[:, 1], high.x[:, 1] = 3.0, 3.0
     moved = fit_conditional(kind, LowMean.fit(low), high)(low.theta, low.x)
     assert np.isfinite(moved).all() and np.allclose(moved[:, 1], 3.0)

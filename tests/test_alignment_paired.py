@@ -11,12 +11,12 @@ from sbi_multilevel.level_maps.gaussian_process import (
     fit_gaussian_process,
 )
 from sbi_multilevel.level_maps.paired import fit_paired, paired_features
-from tests.gaussian_rows import (
+from tests.gaussian_simulations import (
     HIGH_SHIFT,
     HIGH_SLOPE,
     LOW_SLOPE,
     correlation,
-    low_rows,
+    low_simulations,
     normal_noise,
 )
 
@@ -41,14 +41,14 @@ def dear_from(coarse, theta):
 
 @pytest.mark.parametrize("degree", (1, 2))
 def test_paired_maps_are_exact_for_a_linear_relation(degree):
-    low = low_rows(500)
+    low = low_simulations(500)
     move = fit_paired(paired_features(low, degree), pairs(200), seed=0)
     moved = move(low.theta, low.x)
     assert np.allclose(moved, dear_from(low.x, low.theta), atol=2e-3)
 
 
 def test_only_the_quadratic_map_finds_a_product():
-    low, high = low_rows(500), pairs(200)
+    low, high = low_simulations(500), pairs(200)
     assert high.x_coarse is not None
     product = lambda x, theta: x + x[:, :1] * theta[:, 1:]
     high = LevelArrays(high.theta, product(high.x_coarse, high.theta), high.x_coarse)
@@ -62,7 +62,7 @@ def test_only_the_quadratic_map_finds_a_product():
 
 def test_noise_of_paired_maps_has_the_covariance_of_what_pairs_leave():
     n = 4_000
-    low = low_rows(n)
+    low = low_simulations(n)
     residual = np.array([[0.5, 0.3], [0.3, 0.4]])
     move = fit_paired(paired_features(low, 1), pairs(n, residual), seed=0)
     noise = move(low.theta, low.x) - dear_from(low.x, low.theta)
@@ -73,7 +73,7 @@ def test_noise_of_paired_maps_has_the_covariance_of_what_pairs_leave():
 
 def test_noise_of_few_pairs_is_not_that_of_the_fit():
     """Residuals out of sample are larger than those of the rows fitted to."""
-    low, squares = low_rows(500), []
+    low, squares = low_simulations(500), []
     for seed in range(10):
         high = pairs(15, np.eye(2), seed)
         move = fit_paired(paired_features(low, 1), high, seed=0)
@@ -87,7 +87,7 @@ def test_noise_of_few_pairs_is_not_that_of_the_fit():
 
 @pytest.mark.parametrize("process", (False, True))
 def test_the_seed_sets_the_noise_of_paired_maps(process):
-    low, high = low_rows(100), pairs(25, np.eye(2))
+    low, high = low_simulations(100), pairs(25, np.eye(2))
 
     def moved(seed):
         if process:
@@ -137,7 +137,7 @@ def test_the_noise_of_the_process_map_is_that_of_the_pairs():
 
 def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
     residual = 0.5 * correlation(0.9)
-    low, high = low_rows(1_000), pairs(60, residual)
+    low, high = low_simulations(1_000), pairs(60, residual)
     noise = fit_gaussian_process(low, high, 0)(low.theta, low.x) - dear_from(
         low.x, low.theta
     )
@@ -156,7 +156,7 @@ def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
             ).fit(inputs, column)
         ),
     )
-    move = fit_gaussian_process(low_rows(50), pairs(450), 0)
+    move = fit_gaussian_process(low_simulations(50), pairs(450), 0)
     assert seen == [400, 400] and len(move.residuals) == 400
 
 

@@ -7,20 +7,20 @@ from scipy.stats import multivariate_normal, norm
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
-from tests.gaussian_rows import (
+from tests.gaussian_simulations import (
     HIGH_COVARIANCE,
     HIGH_SHIFT,
     HIGH_SLOPE,
-    gaussian_rows,
-    high_rows,
-    low_rows,
-    scaled_rows,
+    gaussian_simulations,
+    high_simulations,
+    low_simulations,
+    scaled_simulations,
 )
 
 
 def test_the_synthetic_likelihood_of_gaussian_rows_is_their_density():
-    rows = gaussian_rows(8_000, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=3)
-    fresh = high_rows(400)
+    rows = gaussian_simulations(8_000, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=3)
+    fresh = high_simulations(400)
     model = SyntheticLikelihood.fit(rows)
     residuals = fresh.x - fresh.theta @ HIGH_SLOPE.T - HIGH_SHIFT
     exact = multivariate_normal(np.zeros(2), HIGH_COVARIANCE).logpdf(residuals)
@@ -33,15 +33,15 @@ def test_the_synthetic_likelihood_of_gaussian_rows_is_their_density():
 
 def test_the_synthetic_likelihood_follows_a_scale_that_depends_on_theta():
     log_scale = lambda theta: 0.8 * theta
-    model = SyntheticLikelihood.fit(scaled_rows(8_000, log_scale, seed=0))
-    fresh = scaled_rows(400, log_scale, seed=1)
+    model = SyntheticLikelihood.fit(scaled_simulations(8_000, log_scale, seed=0))
+    fresh = scaled_simulations(400, log_scale, seed=1)
     scale = np.exp(log_scale(fresh.theta)) * [1.0, 10.0]
     exact = norm.logpdf(fresh.x, fresh.theta, scale).sum(axis=1)
     assert abs((model.log_likelihood(fresh) - exact).mean()) < 0.05
 
 
 def test_the_synthetic_likelihood_integrates_to_one():
-    rows = scaled_rows(1_000, lambda theta: 0.5 * theta, seed=0)
+    rows = scaled_simulations(1_000, lambda theta: 0.5 * theta, seed=0)
     rows = LevelArrays(rows.theta, np.exp(0.3 * rows.x[:, :1]))
     model = SyntheticLikelihood.fit(rows)
     grid = np.linspace(-60, 60, 24_001)[:, None]
@@ -51,7 +51,7 @@ def test_the_synthetic_likelihood_integrates_to_one():
 
 
 def test_rows_beyond_all_that_were_seen_have_a_finite_density_that_falls():
-    model = SyntheticLikelihood.fit(low_rows(500))
+    model = SyntheticLikelihood.fit(low_simulations(500))
     far = np.array([[9.0, 9.0], [12.0, 12.0], [15.0, 15.0]])
     values = model.log_prob(far, np.zeros((3, 2)))
     assert np.isfinite(values).all() and (np.diff(values) < -2).all()

@@ -1,4 +1,4 @@
-"""LevelArrays of two levels that are Gaussian given theta."""
+"""Simulations of two levels that are Gaussian given theta."""
 
 import numpy as np
 
@@ -12,31 +12,31 @@ HIGH_SHIFT = np.array([2.0, -1.0])
 
 
 def normal_noise(generator, covariance, n):
-    """Normal rows of mean 0, the same on every processor.
+    """Normal variables of mean 0, equal on all processors.
 
-    The factor of Cholesky is unique. `multivariate_normal` takes singular vectors,
-    whose signs, and more where variances are equal, the processor decides.
+    The Cholesky factor is unique, but the singular vectors that `multivariate_normal`
+    uses are not.
     """
-    rows = generator.normal(size=(n, len(covariance)))
-    return rows @ np.linalg.cholesky(covariance).T
+    variables = generator.normal(size=(n, len(covariance)))
+    return variables @ np.linalg.cholesky(covariance).T
 
 
-def gaussian_rows(n, slope, shift, covariance, seed):
+def gaussian_simulations(n, slope, shift, covariance, seed):
     generator = np.random.default_rng(seed)
     theta = generator.normal(size=(n, 2))
     noise = normal_noise(generator, covariance, n)
     return LevelArrays(theta, theta @ slope.T + shift + noise)
 
 
-def low_rows(n=4_000):
-    return gaussian_rows(n, LOW_SLOPE, np.zeros(2), LOW_COVARIANCE, seed=0)
+def low_simulations(n=4_000):
+    return gaussian_simulations(n, LOW_SLOPE, np.zeros(2), LOW_COVARIANCE, seed=0)
 
 
-def high_rows(n):
-    return gaussian_rows(n, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=1)
+def high_simulations(n):
+    return gaussian_simulations(n, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=1)
 
 
-def scaled_rows(n, log_scale, seed):
+def scaled_simulations(n, log_scale, seed):
     generator = np.random.default_rng(seed)
     theta = generator.uniform(-1, 1, size=(n, 1))
     noise = generator.normal(size=(n, 2)) * [1.0, 10.0]
