@@ -1,4 +1,4 @@
-"""Levels that tell much, nothing or something of each other, and their rows."""
+"""Simulators of different informativeness, and their simulations."""
 
 import torch
 
@@ -9,7 +9,7 @@ COUNTS = (400, 60)
 
 
 def level(n, seed, number, simulators):
-    """Rows with theta uniform on [-1, 1]^2, and four noises."""
+    """Simulations with theta uniform on [-1, 1]^2 and four noises."""
     generator = torch.Generator().manual_seed(seed)
     theta = 2 * torch.rand(n, 2, generator=generator) - 1
     noise = torch.randn(n, 4, generator=generator)
@@ -26,8 +26,8 @@ def simulations(*simulators, counts=COUNTS, seed=0):
     )
 
 
-def unpaired(rows):
-    levels = (LevelSimulations(r.level, r.theta, r.x) for r in rows)
+def unpaired(sims):
+    levels = (LevelSimulations(each.level, each.theta, each.x) for each in sims)
     return MultilevelSimulations(tuple(levels))
 
 

@@ -1,4 +1,4 @@
-"""What pictures show: the values of the summary, at their epochs, under their names."""
+"""Figures show the values of the summary with their epochs and labels."""
 
 from types import SimpleNamespace
 
@@ -10,11 +10,17 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from sbi.inference import NPE
 
-from sbi_multilevel import MFNPE, MLNPE, HybridConfig, TransferConfig
+from sbi_multilevel import (
+    MFNPE,
+    MLNPE,
+    HybridConfig,
+    HybridNPE,
+    TransferConfig,
+)
 from sbi_multilevel.diagnostics import EffectiveSampleSize
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.plots import compare, plot_training
-from sbi_multilevel.plots.style import COLOURS
+from sbi_multilevel.plots.style import COLORS
 from sbi_multilevel.training.history import curve
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
@@ -41,8 +47,8 @@ def trained(cls, sims=None, **options):
         **options,
     )
     if sims is None:
-        rows = simulations((100,))[0]
-        trainer.append_simulations(rows.theta, rows.x)
+        level = simulations((100,))[0]
+        trainer.append_simulations(level.theta, level.x)
     else:
         trainer.append_multilevel_simulations(sims)
     trainer.train(**QUICK)
@@ -69,14 +75,14 @@ def assert_shows(line, points):
 @pytest.fixture(scope="module")
 def multilevel():
     torch.manual_seed(1)
-    return trained(MLNPE, simulations(), config="multilevel")
+    return trained(MLNPE, simulations())
 
 
-def test_a_multilevel_training_shows_all_that_is_known(multilevel):
+def test_a_multilevel_training_shows_all_metrics(multilevel):
     figure, axes = plot_training(multilevel, title="all")
     figure.canvas.draw()
     summary = multilevel.summary
-    losses, levels, norms, angles, rows = axes
+    losses, levels, norms, angles, sizes = axes
     assert_shows(*lines(losses, "training"), curve(summary, "training_loss"))
     assert_shows(*lines(losses, "validation"), curve(summary, "validation_loss"))
     best = int(np.argmin(summary["validation_loss"]))
@@ -88,14 +94,14 @@ def test_a_multilevel_training_shows_all_that_is_known(multilevel):
         assert_shows(*lines(levels, name), points)
         points = curve(summary, f"gradient_norm_level_{level}")
         assert_shows(*lines(norms, name), points)
-        colours = [*lines(levels, name), *lines(norms, name)]
-        assert {line.get_color() for line in colours} == {COLOURS[level]}
+        drawn = [*lines(levels, name), *lines(norms, name)]
+        assert {line.get_color() for line in drawn} == {COLORS[level]}
     assert_shows(*lines(norms, "step"), curve(summary, "gradient_norm"))
     for level in (1, 2):
         points = curve(summary, f"control_variate_level_{level}")
         assert_shows(*lines(angles, f"$\\beta_{level}$"), points)
     assert_shows(angles.lines[0], curve(summary, "gradient_cosine"))
-    assert_shows(rows.lines[0], curve(summary, "effective_sample_size"))
+    assert_shows(sizes.lines[0], curve(summary, "effective_sample_size"))
     assert [axis.get_ylabel() != "" for axis in axes] == [True] * 5
     assert axes[-1].get_xlabel() == "epoch" and figure.get_suptitle() == "all"
 
@@ -108,43 +114,43 @@ def test_stages_of_a_transfer_are_marked():
     starts = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-"]
     assert {4.5, 9.5} <= set(starts)
     solid = [line for line in axes.lines if len(line.get_xdata()) == 5][::2]
-    assert [line.get_color() for line in solid] == list(COLOURS[:3])
+    assert [line.get_color() for line in solid] == list(COLORS[:3])
     assert [list(line.get_xdata()) for line in solid] == [
         [*range(start, start + 5)] for start in (0, 5, 10)
     ]
     assert labels(axes) == ["training", "validation", "kept weights"]
-    # a colour a level, of the stage's name as well; the legend has no level
-    assert [text.get_color() for text in axes.texts] == list(COLOURS[:3])
+    # lines and labels of a stage have the color of its level, the legend has none
+    assert [text.get_color() for text in axes.texts] == list(COLORS[:3])
     handles = axes.get_legend().legend_handles
     assert [handle.get_color() for handle in handles[:2]] == ["black"] * 2
 
 
-def test_rehearsal_has_gradients_of_the_second_stage_only():
+def test_rehearsal_shows_gradients_of_the_second_stage_only():
     sims = simulations((200, 60))
     trainer = trained(MFNPE, sims, config=TransferConfig(rehearsal=0.5))
-    _, (losses, levels, norms, rows) = plot_training(trainer)
+    _, (losses, levels, norms, sizes) = plot_training(trainer)
     assert [text.get_text() for text in losses.texts] == ["level 0", "levels 0, 1"]
     assert list(lines(levels, "level 0")[0].get_xdata()) == [*range(10)]
-    for axes in (norms, rows):
+    for axes in (norms, sizes):
         assert list(axes.lines[0].get_xdata()) == [5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("cls", (MLNPE, NPE))
-def test_plain_trainings_have_one_panel(cls):
+def test_trainings_on_one_level_have_one_panel(cls):
     trainer = trained(cls)
     _, (axes,) = plot_training(trainer)
     assert_shows(*lines(axes, "training"), curve(trainer.summary, "training_loss"))
     assert len(axes.texts) == 0
 
 
-def test_losses_go_into_axes_that_are_given(multilevel):
+def test_losses_are_drawn_into_the_axes_passed(multilevel):
     figure, (left, right) = plt.subplots(1, 2)
     found, axes = plot_training(multilevel, ax=right)
     assert found is figure and axes.tolist() == [right]
     assert len(left.lines) == 0 and lines(right, "training")
 
 
-def test_a_training_that_blew_up_is_shown(multilevel):
+def test_very_large_losses_have_a_logarithmic_axis(multilevel):
     summary = {k: v for k, v in multilevel.summary.items()}
     summary["training_loss"] = [2.0, 1e5, float("nan"), 1e9, -1e12]
     figure, axes = plot_training(SimpleNamespace(summary=summary))
@@ -152,7 +158,7 @@ def test_a_training_that_blew_up_is_shown(multilevel):
     assert axes[0].get_yscale() == "symlog"
 
 
-def test_without_a_training_there_is_no_plot():
+def test_trainers_without_a_training_are_rejected():
     trainer = MLNPE(prior(), tracker=SilentTracker(), show_progress_bars=False)
     with pytest.raises(ValueError, match="Call `inference.train"):
         plot_training(trainer)
@@ -163,57 +169,57 @@ def test_without_a_training_there_is_no_plot():
 # ------------------------------------------------------------- hybrid
 
 
-def hybrid_summary(worth, scores=None):
-    scores = scores or {"none": -900.0, "shift": -1.5, "full (tails tamed)": -1.0}
+def hybrid_summary(size):
+    scores = {"none": -900.0, "shift": -1.5, "full (transformed tails)": -1.0}
     return HybridSummary(
-        ("full (tails tamed), shift",),
+        ("full (transformed tails), shift",),
         (scores,),
         {"with lower levels": 0.9, "prior": 0.1},
         {"with lower levels": -0.5, "high fidelity alone": -1.25, "prior": -2.0},
-        worth,
+        size,
         12,
     )
 
 
-def test_a_hybrid_shows_what_its_summary_holds():
-    worth = EffectiveSampleSize(20, 55.0, (30.0, np.inf), 0.75, 0.1)
-    inference = SimpleNamespace(hybrid_summary=hybrid_summary(worth))
-    figure, (maps, weights, scores, rows) = plot_training(inference)
+def test_a_hybrid_shows_its_summary():
+    size = EffectiveSampleSize(20, 55.0, (30.0, np.inf), 0.75, 0.1)
+    inference = SimpleNamespace(hybrid_summary=hybrid_summary(size))
+    figure, (maps, weights, scores, sizes) = plot_training(inference)
     figure.canvas.draw()
     kinds = [label.get_text() for label in maps.get_yticklabels()]
-    assert kinds == ["none", "shift", "full (tails tamed)"]
+    assert kinds == ["none", "shift", "full (transformed tails)"]
     assert [line.get_xdata()[0] for line in maps.lines] == [-899.0, -0.5, 0.0]
     filled = [to_hex(line.get_markerfacecolor()) != "#ffffff" for line in maps.lines]
     assert filled == [False, True, True]
     names = [label.get_text() for label in weights.get_yticklabels()]
-    assert names == ["prior", "high\nfidelity alone", "with\nlower levels"]
+    assert names == ["prior", "high fidelity\nalone", "with lower\nlevels"]
     assert [bar.get_width() for bar in weights.patches] == [0.1, 0.0, 0.9]
     assert list(scores.lines[0].get_xdata()) == [-2.0, -1.25, -0.5]
-    texts = [text.get_text() for text in rows.texts]
-    assert texts == [" there are 20", "they count as 55"]
-    assert "+0.75 ± 0.10" in rows.get_title()
-    assert any(list(line.get_xdata()) == [55.0] for line in rows.lines)
+    texts = [text.get_text() for text in sizes.texts]
+    assert texts == [" actual: 20", "effective: 55"]
+    assert "+0.75 ± 0.10" in sizes.get_title()
+    assert any(list(line.get_xdata()) == [55.0] for line in sizes.lines)
 
 
 @pytest.mark.parametrize("estimate", (np.nan, np.inf, 7.0))
-def test_any_worth_can_be_drawn(estimate):
+def test_any_effective_sample_size_can_be_drawn(estimate):
     interval = (np.nan, np.nan) if np.isnan(estimate) else (5.0, np.inf)
-    worth = EffectiveSampleSize(20, estimate, interval, 0.1, 0.1)
-    inference = SimpleNamespace(hybrid_summary=hybrid_summary(worth))
+    size = EffectiveSampleSize(20, estimate, interval, 0.1, 0.1)
+    inference = SimpleNamespace(hybrid_summary=hybrid_summary(size))
     figure, axes = plot_training(inference)
     figure.canvas.draw()
     text = axes[-1].texts[-1].get_text()
-    wanted = {"nan": "too noisy", "inf": "many more", "7.0": "7"}[str(estimate)]
-    assert wanted in text
+    words = {"nan": "not identified", "inf": "too large", "7.0": "7"}
+    assert words[str(estimate)] in text
 
 
 def test_a_trained_hybrid_is_plotted():
     config = HybridConfig(num_members=2, level_maps=("none", "shift"))
-    trainer = trained(MLNPE, simulations((100, 12)), config=config)
+    trainer = trained(HybridNPE, simulations((100, 12)), config=config)
     figure, axes = plot_training(trainer)
     figure.canvas.draw()
     assert len(axes) == 4
-    # into axes of the user go the losses of members
+    # the axes passed show the losses of members
     figure, (left, right) = plt.subplots(1, 2)
     found, axes = plot_training(trainer, ax=right)
     figure.canvas.draw()
@@ -221,7 +227,7 @@ def test_a_trained_hybrid_is_plotted():
     names = ["with lower levels", "high fidelity alone"]
     runs = trainer.hybrid_summary.runs
     for index, name in enumerate(names):
-        drawn = [line for line in right.lines if line.get_color() == COLOURS[index]]
+        drawn = [line for line in right.lines if line.get_color() == COLORS[index]]
         members = [runs[name][f"member {number}"] for number in (1, 2)]
         assert_shows(
             *lines(right, name), (members[0][0].epochs, members[0][0].training_loss)
@@ -236,19 +242,19 @@ def test_a_trained_hybrid_is_plotted():
                 for line in drawn
                 if line.get_marker() == "o"
             ]
-        # of each training both curves and the weights that were kept
+        # both losses of each training and the kept weights
         assert len(drawn) == 3 * sum(map(len, members))
     assert set(labels(right)) == {
         *names,
-        "what members start from",
+        "pre-training",
         "training",
         "validation",
         "kept weights",
     }
-    assert right.get_ylabel() == "loss [nats a row]"
+    assert right.get_ylabel() == "loss [nats]"
 
 
-def test_without_curves_of_members_there_is_no_plot_of_losses():
+def test_a_summary_without_losses_of_members_is_rejected():
     inference = SimpleNamespace(hybrid_summary=hybrid_summary(None))
     with pytest.raises(ValueError, match="no losses of members"):
         plot_training(inference, ax=plt.figure().subplots())
@@ -261,18 +267,18 @@ def samples(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_posteriors_are_overlaid_and_named():
+def test_posteriors_are_overlaid_with_a_legend():
     first, second = samples(300, 2), samples(400, 2).double().numpy() + 1
-    second[0, 0] = np.inf  # sbi leaves such a row out, in place
+    second[0, 0] = np.inf  # sbi drops it, in place
     before = first.clone(), second.copy()
     figure, axes = compare(
-        {"cheap": first, "dear": second}, truth=[0.5, 0.25], labels=["a", "b"]
+        {"low": first, "high": second}, truth=[0.5, 0.25], labels=["a", "b"]
     )
     figure.canvas.draw()
-    assert labels(axes[1, 0]) == ["cheap", "dear", "truth"]
+    assert labels(axes[1, 0]) == ["low", "high", "truth"]
     diagonal = axes[0, 0].lines
     assert [to_hex(line.get_color()) for line in diagonal[:2]] == [
-        colour.lower() for colour in COLOURS[:2]
+        color.lower() for color in COLORS[:2]
     ]
     assert len({line.get_linestyle() for line in diagonal[:2]}) == 2
     peaks = [line.get_xdata()[np.argmax(line.get_ydata())] for line in diagonal[:2]]
@@ -307,7 +313,7 @@ def test_one_parameter_has_one_panel():
 
 
 @pytest.mark.parametrize("layout", (None, "constrained"))
-def test_posteriors_go_into_axes_that_are_given(layout):
+def test_posteriors_are_drawn_into_the_axes_passed(layout):
     figure = plt.figure(layout=layout)
     figure.suptitle("mine")
     margins = figure.subplotpars.top
@@ -324,7 +330,7 @@ def test_posteriors_go_into_axes_that_are_given(layout):
 
 
 @pytest.mark.parametrize("as_array", (True, False))
-def test_one_parameter_goes_into_axes_that_are_given(as_array):
+def test_one_parameter_is_drawn_into_the_axes_passed(as_array):
     figure, axes = plt.subplots()
     given = np.array([[axes]]) if as_array else axes
     found, grid = compare({"a": samples(50, 1)}, axes=given, labels=["mu"])
@@ -333,7 +339,7 @@ def test_one_parameter_goes_into_axes_that_are_given(as_array):
     assert labels(axes) == ["a"] and axes.get_xlabel() == "mu" and len(axes.lines) == 1
 
 
-def test_a_new_figure_has_the_size_and_title_that_were_asked_for():
+def test_a_new_figure_has_the_size_and_title_passed():
     figure, _ = compare({"a": samples(50, 2)}, figsize=(3.0, 4.0), title="mine")
     assert figure.get_suptitle() == "mine"
     assert figure.get_size_inches().tolist() == [3.0, 4.0]
@@ -343,20 +349,20 @@ def test_a_new_figure_has_the_size_and_title_that_were_asked_for():
     "posteriors, options, message",
     [
         ({}, {}, "empty"),
-        ({"a": samples(9, 2), "b": samples(9, 3)}, {}, r"posteriors\['b'\] is of 3"),
+        ({"a": samples(9, 2), "b": samples(9, 3)}, {}, r"posteriors\['b'\] has 3"),
         ({"a": samples(9)}, {}, r"posteriors\['a'\] has shape \(9,\)"),
         ([samples(9, 2)], {}, "posteriors is a list. Pass a dict of names and"),
-        ({"a": samples(9, 2)}, {"truth": torch.zeros(3)}, "truth is of 3"),
-        ({"a": samples(9, 2)}, {"labels": ["one"]}, "labels is of 1"),
-        ({"a": samples(9, 2)}, {"limits": [[0, 1]] * 3}, "limits is of 3"),
+        ({"a": samples(9, 2)}, {"truth": torch.zeros(3)}, "truth has 3"),
+        ({"a": samples(9, 2)}, {"labels": ["one"]}, "labels has 1"),
+        ({"a": samples(9, 2)}, {"limits": [[0, 1]] * 3}, "limits has 3"),
         (
             {"a": samples(9, 2)},
             {"axes": np.empty((2, 3))},
-            r"axes is of shape \(2, 3\)",
+            r"axes has shape \(2, 3\)",
         ),
-        ({"a": samples(9, 2)}, {"axes": np.empty(2)}, r"axes is of shape \(1, 2\)"),
+        ({"a": samples(9, 2)}, {"axes": np.empty(2)}, r"axes has shape \(1, 2\)"),
     ],
 )
-def test_what_does_not_fit_is_said(posteriors, options, message):
+def test_invalid_arguments_are_rejected(posteriors, options, message):
     with pytest.raises(ValueError, match=message):
         compare(posteriors, **options)

@@ -1,4 +1,4 @@
-"""Two simulators that differ a little, and everything to run them."""
+"""Two similar simulators with their prior and noise."""
 
 import torch
 from sbi.utils import BoxUniform
@@ -21,20 +21,20 @@ def normal_noise(n, generator):
 
 
 def simulate(simulators=(coarse, fine), prior=PRIOR, n=(40, 20), **options):
-    """`simulate_multilevel` without bars."""
+    """`simulate_multilevel` without progress bars."""
     options = {"noise": normal_noise, "show_progress_bars": False, **options}
     return simulate_multilevel(simulators, prior, n, **options)
 
 
 def assert_same(a, b):
-    """All rows of two data sets are equal bit for bit."""
+    """Two data sets are equal bit for bit."""
     for left, right in zip(a, b, strict=True):
         for name in ("theta", "x", "x_coarse"):
-            one, other = getattr(left, name), getattr(right, name)
-            assert (one is None and other is None) or torch.equal(one, other), name
+            x, y = getattr(left, name), getattr(right, name)
+            assert (x is None and y is None) or torch.equal(x, y), name
 
 
 def contents(path):
-    """Every file below a folder."""
+    """Contents of every file below a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return {str(p): p.read_bytes() for p in files}

@@ -1,8 +1,8 @@
-"""Diagnostics: before simulations are spent, of a training, and of what it was worth.
+"""Diagnostics of simulators, simulations and trainings of several fidelities.
 
-`check_pairing` runs the simulators a few times, `fidelity_report` takes rows that are
-there, `check_training` a trainer, and `effective_sample_size` compares training with the lower
-levels to training without.
+`check_pairing` tests whether simulators share their noise, `fidelity_report` compares
+the levels of available simulations, `check_training` inspects the losses of a trainer,
+and `effective_sample_size` compares trainings with and without lower fidelities.
 """
 
 from sbi_multilevel.diagnostics.coherence import Coherence, coherence
@@ -25,7 +25,7 @@ from sbi_multilevel.losses.effective_sample_size import (
 
 __all__ = [
     "Coherence",
-    "EffectiveRows",
+    "EffectiveSampleSize",
     "FidelityReport",
     "Information",
     "LevelFidelity",
@@ -36,10 +36,10 @@ __all__ = [
     "check_pairing",
     "check_training",
     "coherence",
+    "effective_num_high",
     "effective_sample_size",
     "fidelity_report",
     "informational_r2",
     "mutual_information",
-    "effective_num_high",
     "uncertainty_coefficient",
 ]

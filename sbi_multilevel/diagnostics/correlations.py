@@ -1,7 +1,7 @@
-r"""Correlation of the two sides of pairs, over the prior and beyond theta.
+r"""Correlation of the two sides of a pair, marginally and given theta.
 
-Both sides follow theta, so x and :math:`x_\mathrm{coarse}` are correlated even where
-they share no noise. What is left beyond theta,
+Both x and :math:`x_\mathrm{coarse}` depend on theta, so they are correlated even if
+they share no noise. The correlation given theta,
 
 .. math::
 
@@ -9,20 +9,20 @@ they share no noise. What is left beyond theta,
     {\sqrt{\mathbb{E}\, \mathrm{Var}[x \mid \theta]\;
     \mathbb{E}\, \mathrm{Var}[x_\mathrm{coarse} \mid \theta]}},
 
-is estimated here from rows of one noise a theta, by two regressions. One, of
-:math:`x_\mathrm{coarse}` on theta, is fitted to the rows of the level below, many and
-no part of the pairs. The other, of what the first leaves of both sides, quadratic in
-theta and in the first one, is fitted to the pairs, leave-one-out. For any function a,
-and :math:`m(\theta) = \mathbb{E}[x_\mathrm{coarse} \mid \theta]`,
+is estimated from pairs with distinct theta by two regressions. The first predicts
+:math:`x_\mathrm{coarse}` from theta and is fitted to the independent simulations of the
+lower level. The second, quadratic in theta and in the first prediction, is fitted to
+the residuals of both sides of the pairs, with leave-one-out residuals. For any function
+a, and :math:`m(\theta) = \mathbb{E}[x_\mathrm{coarse} \mid \theta]`,
 
 .. math::
 
     \mathbb{E} [(x - a(\theta)) (x_\mathrm{coarse} - m(\theta))]
     = \mathbb{E}\, \mathrm{Cov}[x, x_\mathrm{coarse} \mid \theta],
 
-so that the numerator is right if theta is removed from one of the sides, and what is
-left on the other only makes the correlation smaller. `check_pairing`, which runs the
-simulators, needs no regression.
+so the numerator is unbiased if one of the two regressions is exact; an inexact
+regression of the other side attenuates the correlation. `check_pairing`, which runs the
+simulators repeatedly at the same theta, requires no regression.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ from sbi_multilevel.diagnostics.probes import Probe
 from sbi_multilevel.level_maps.regression import Regression, polynomials, varies
 
 _NUM_RESAMPLES = 200
-# share of the variance beyond theta below which a regression cannot tell it from none
+# smaller shares of residual variance may be errors of the regression
 _MIN_NOISE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Correlations:
-    """Of x and x_coarse, an entry a summary.
+    """Correlations of x and x_coarse, one for each summary.
 
     Args:
-        raw: Correlation over the prior, shape `(k,)`; NaN where a side is constant.
-        raw_error: Its standard error (bootstrap).
-        beyond_theta: Correlation given theta, shape `(k,)`; NaN where theta explains
-            all but 1 % of a side.
-        beyond_theta_error: Its standard error, the regressions given.
+        raw: Marginal correlation, shape `(k,)`; NaN if a side is constant.
+        raw_error: Its bootstrap standard error, shape `(k,)`.
+        given_theta: Correlation given theta, shape `(k,)`; NaN if theta explains more
+            than 99 % of the variance of a side.
+        given_theta_error: Its bootstrap standard error given the regressions, shape
+            `(k,)`.
     """
 
     raw: np.ndarray
     raw_error: np.ndarray
-    beyond_theta: np.ndarray
-    beyond_theta_error: np.ndarray
+    given_theta: np.ndarray
+    given_theta_error: np.ndarray
 
 
 def pair_correlations(
@@ -66,20 +67,23 @@ def pair_correlations(
     *,
     seed: int = 0,
 ) -> Correlations:
-    """Correlations of the two sides of pairs.
+    """Estimate the correlations of the two sides of pairs.
 
     Args:
-        theta_low: Parameters of the rows of the level below, shape `(n_low, d)`.
-        x_low: Their outputs, shape `(n_low, k)`.
+        theta_low: Parameters of the lower level, shape `(n_low, d)`.
+        x_low: Outputs of the lower level, shape `(n_low, k)`.
         theta: Parameters of the pairs, shape `(n, d)`.
         x: Outputs of the level, shape `(n, k)`.
-        x_coarse: Outputs of the level below at the same theta and noise, `(n, k)`.
+        x_coarse: Outputs of the lower level at the same theta and noise, `(n, k)`.
         seed: Seed of the bootstrap.
+
+    Returns:
+        The correlations and their standard errors.
 
     Example:
     --------
 
-    Theta is all that these levels share:
+    Two levels that depend on theta and share no noise:
 
     ::
 
@@ -88,11 +92,13 @@ def pair_correlations(
         >>> x, x_coarse = (theta + 0.2 * rng.normal(size=(700, 1)) for _ in range(2))
         >>> pairs = theta[:200], x[:200], x_coarse[:200]
         >>> found = pair_correlations(theta[200:], x_coarse[200:], *pairs)
-        >>> bool(found.raw > 0.8), bool(abs(found.beyond_theta) < 0.2)
+        >>> bool(found.raw > 0.8), bool(abs(found.given_theta) < 0.2)
         (True, True)
     """
     both = varies(x) & varies(x_coarse)
-    residual, residual_coarse = beyond_theta(theta_low, x_low, theta, x, x_coarse)
+    residual, residual_coarse = residuals_given_theta(
+        theta_low, x_low, theta, x, x_coarse
+    )
     noisy = both & _is_noisy(residual, x) & _is_noisy(residual_coarse, x_coarse)
     return Correlations(
         *correlation(x, x_coarse, both, seed),
@@ -100,21 +106,24 @@ def pair_correlations(
     )
 
 
-def beyond_theta(
+def residuals_given_theta(
     theta_low: np.ndarray,
     x_low: np.ndarray,
     theta: np.ndarray,
     x: np.ndarray,
     x_coarse: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides of pairs without what follows from theta, each of shape `(n, k)`.
+    """Residuals of x and x_coarse given theta, see the module.
 
     Args:
-        theta_low: As of `pair_correlations`, like the others.
-        x_low: Outputs of the level below.
-        theta: Parameters of the pairs.
-        x: Outputs of the level.
-        x_coarse: Outputs of the level below at the pairs.
+        theta_low: Parameters of the lower level, shape `(n_low, d)`.
+        x_low: Outputs of the lower level, shape `(n_low, k)`.
+        theta: Parameters of the pairs, shape `(n, d)`.
+        x: Outputs of the level, shape `(n, k)`.
+        x_coarse: Outputs of the lower level at the pairs, shape `(n, k)`.
+
+    Returns:
+        Residuals of x and of x_coarse, each of shape `(n, k)`.
     """
     means = Probe.fit(theta_low, x_low)(theta)
     residuals = []
@@ -139,12 +148,15 @@ def correlation(
     Args:
         a: Shape `(n, k)`.
         b: Shape `(n, k)`.
-        known: Columns to look at, shape `(k,)`; NaN for the others.
+        known: Mask of columns that have a correlation, shape `(k,)`.
         seed: Seed of the bootstrap.
+
+    Returns:
+        Correlations and standard errors, shape `(k,)`; NaN where `known` is false.
     """
 
-    def of(rows: np.ndarray | slice) -> np.ndarray:
-        left, right = (v[rows] - v[rows].mean(axis=0) for v in (a, b))
+    def of(chosen: np.ndarray | slice) -> np.ndarray:
+        left, right = (v[chosen] - v[chosen].mean(axis=0) for v in (a, b))
         norm = np.sqrt((left**2).sum(axis=0) * (right**2).sum(axis=0))
         return (left * right).sum(axis=0) / np.where(norm > 0, norm, np.inf)
 

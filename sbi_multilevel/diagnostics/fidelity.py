@@ -1,22 +1,21 @@
-r"""What do the cheap levels tell about the dear ones? From rows that are there.
+r"""Informativeness of each level about the next one, from available simulations.
 
-Before more simulations are paid for, the rows at hand can say whether the level below
-is of use. For each level and the one below it:
+For each level and the level below it the report compares:
 
-- the correlation of each summary of x with that of :math:`x_\mathrm{coarse}`, over the
-  prior and beyond theta (`sbi_multilevel.diagnostics.correlations`);
+- the correlation of each summary of x with that of :math:`x_\mathrm{coarse}`,
+  marginally and given theta (`sbi_multilevel.diagnostics.correlations`);
 - their mutual information, as a share of the entropy power, and the uncertainty
-  coefficient as published (`sbi_multilevel.diagnostics.information`);
+  coefficient (`sbi_multilevel.diagnostics.information`);
 - :math:`\mathrm{Var}[f_l - f_{l-1}] / \mathrm{Var} f_l` of the losses of quick fits,
-  and how many high-fidelity rows the pairs and the cheap rows stand for
-  (`sbi_multilevel.diagnostics.losses`);
-- whether a probe trained on the level below reads theta at the level itself
+  and the effective number of high-fidelity simulations
+  (`sbi_multilevel.diagnostics.loss_variance`);
+- the scores of a probe of the lower level on the level itself
   (`sbi_multilevel.diagnostics.coherence`).
 
-Only the last is known where rows are not paired. The others tell different things: two
-levels may share their noise and still code theta differently, and a level of other
-noise may teach all there is to know of theta. Heavy tails are tamed first
-(`sbi_multilevel.level_maps.tail_transform`) wherever moments are taken.
+Only the last is available without pairs. The criteria differ: two levels may share
+their noise and still encode theta differently, and a level with independent noise may
+be fully informative about theta. Features with heavy tails are transformed first
+(`sbi_multilevel.level_maps.tail_transform`) wherever moments are used.
 """
 
 from __future__ import annotations
@@ -24,33 +23,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.diagnostics.coherence import coherence
 from sbi_multilevel.diagnostics.correlations import pair_correlations
 from sbi_multilevel.diagnostics.information import (
-    Information,
     differential_entropy,
     mutual_information,
     uncertainty_coefficient,
 )
 from sbi_multilevel.diagnostics.level_fidelity import FidelityReport, LevelFidelity
-from sbi_multilevel.diagnostics.losses import loss_pairs
+from sbi_multilevel.diagnostics.loss_variance import loss_variances
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import spread, varies
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.utils.argument_types import check_types
 
-if TYPE_CHECKING:
-    from sbi_multilevel.allocation.quick_fit import Inference
-
-_MIN_PAIRS = 20
-_MAX_PAIRS = 2_000  # that the mutual information is estimated from
+_MIN_PAIRS, _MAX_PAIRS = 20, 2_000  # of the mutual information
 
 
 def fidelity_report(
@@ -62,26 +57,28 @@ def fidelity_report(
     train_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> FidelityReport:
-    r"""Report what each level tells about the one above it.
+    r"""Report how informative each level is about the next one.
 
-    Weights of rows are ignored: the report is about the rows as they are.
+    Weights of simulations are ignored.
 
     Args:
-        simulations: LevelArrays of two levels or more, paired or not, at least 10 of each.
+        simulations: Simulations of two levels or more, paired or not, at least 10 of
+            each.
         embedding: Function of outputs, shape `(n, *x_shape)`, that returns summaries,
-            shape `(n, k)`; needed where x is no vector.
-        inference: What the loss :math:`f_l` is of, as of `pilot`; `None` for NPE.
-        prior: Passed to `inference`, if that is a function of the prior.
-        train_options: Arguments of `train` of the quick fits; a few fast epochs by
+            shape `(n, k)`; required if x is not a vector.
+        inference: Trainer that defines the loss :math:`f_l`, as for `pilot`; `None` for
+            NPE.
+        prior: Passed to `inference` if that is a function of the prior.
+        train_options: Arguments of `train` of the quick fits; 30 epochs at most by
             default.
         seed: Seed of fits, folds and bootstraps, an integer >= 0.
 
     Returns:
-        A verdict for each level from 1 up, and what it rests on. `print` it.
+        A comparison for each level from 1 up. `print` it.
 
     Raises:
-        ValueError: If there is one level only, x is no vector of summaries, or a level
-            has fewer than 10 rows.
+        ValueError: If there is one level only, x is not a vector, or a level has fewer
+            than 10 simulations.
 
     Example:
     --------
@@ -99,19 +96,19 @@ def fidelity_report(
         ...         LevelSimulations(1, theta[:100], x[:100]),
         ...     ))
         ... )
-        >>> report.levels[0].tells
-        'nothing'
+        >>> report.levels[0].informativeness
+        'none'
         >>> print(report.verdicts[0])
-        Level 0 tells nothing about level 1. x of level 0 tells a probe nothing ...
+        Informativeness of level 0 about level 1: none. A probe of level 0 does not ...
     """
     check_types(fidelity_report, locals())
     if len(simulations) < 2:
         raise ValueError(
-            f"simulations has {len(simulations)} level, but the report compares two or "
-            "more. Pass rows of the level below as well."
+            f"simulations has {len(simulations)} level, but two or more are compared. "
+            "Add simulations of a lower level."
         )
     embedded = _embedded(simulations, embedding)
-    losses = loss_pairs(
+    losses = loss_variances(
         embedded,
         inference=inference,
         prior=prior,
@@ -128,10 +125,10 @@ def fidelity_report(
 def _embedded(
     simulations: MultilevelSimulations, embedding: Callable[[Tensor], Tensor] | None
 ) -> MultilevelSimulations:
-    """The rows with summaries in the place of x.
+    """The simulations with summaries instead of x.
 
     Raises:
-        ValueError: If x, or what the embedding returns, is no vector a row.
+        ValueError: If x, or the output of the embedding, is not a vector.
     """
 
     def summaries(x: Tensor) -> Tensor:
@@ -141,63 +138,53 @@ def _embedded(
             if x.ndim != 2 or len(x) != x_shape[0]:
                 raise ValueError(
                     f"embedding returned shape {tuple(x.shape)} for x of shape "
-                    f"{tuple(x_shape)}, but must return (n, k), a row of summaries "
-                    "each."
+                    f"{tuple(x_shape)}. Return summaries of shape (n, k)."
                 )
         elif x.ndim != 2:
             raise ValueError(
-                f"x has shape {tuple(x.shape[1:])} a row, but the report is about "
-                "vectors. Pass summaries of x, or embedding= a function that makes "
-                "them, e.g. `lambda x: x.flatten(1)` or a trained embedding network."
+                f"x has shape {tuple(x.shape[1:])}, but must be a vector. Pass "
+                "summaries as x, or pass embedding=, e.g. `lambda x: x.flatten(1)` or "
+                "a trained embedding network."
             )
         return x.detach().to("cpu", torch.float32)
 
-    # rows are valid already, but summaries need not be
+    # the simulations were validated, but the summaries were not
     make = LevelSimulations.trusted if embedding is None else LevelSimulations
     parts = []
-    for rows in simulations:
-        x_coarse = None if rows.x_coarse is None else summaries(rows.x_coarse)
-        parts.append(make(rows.level, rows.theta.cpu(), summaries(rows.x), x_coarse))
+    for level in simulations:
+        x_coarse = None if level.x_coarse is None else summaries(level.x_coarse)
+        parts.append(make(level.level, level.theta.cpu(), summaries(level.x), x_coarse))
     return MultilevelSimulations(tuple(parts))
 
 
 def _compare(
-    below: LevelSimulations, rows: LevelSimulations, seed: int
+    lower: LevelSimulations, level: LevelSimulations, seed: int
 ) -> LevelFidelity:
-    """A level and the one below it, the loss left out."""
-    forward_tails = TailTransform.fit([below.x, rows.x])
-    low, high = (_tamed(side, forward_tails) for side in (below, rows))
-    # rows may come in an order, e.g. of theta
-    low, high = low.shuffled(seed), high.shuffled(seed)
+    """Compare a level with the lower level, without the loss."""
+    forward = TailTransform.fit([lower.x, level.x])
+    # simulations may be ordered, e.g. by theta
+    low, high = (_transformed(s, forward).shuffled(seed) for s in (lower, level))
     columns = low.theta, low.x, high.theta, high.x
-    probe = coherence(*columns, high.x_coarse, level=rows.level)
+    probe = coherence(*columns, high.x_coarse, level=level.level)
     if high.x_coarse is None:
-        return LevelFidelity(rows.level, probe)
+        return LevelFidelity(level.level, probe)
     correlations = pair_correlations(*columns, high.x_coarse, seed=seed)
     if len(high) < _MIN_PAIRS:
-        return LevelFidelity(rows.level, probe, correlations)
-    found = _information(high[np.arange(min(len(high), _MAX_PAIRS))], seed)
-    entropy = _entropy(high.x)
-    published = uncertainty_coefficient(found.nats, entropy)
-    return LevelFidelity(rows.level, probe, correlations, found, published)
+        return LevelFidelity(level.level, probe, correlations)
+    pairs = (torch.from_numpy(x[:_MAX_PAIRS]) for x in (high.x, high.x_coarse))
+    found = mutual_information(*pairs, seed=seed)
+    coefficient = uncertainty_coefficient(found.nats, _entropy(high.x))
+    return LevelFidelity(level.level, probe, correlations, found, coefficient)
 
 
-def _tamed(rows: LevelSimulations, forward_tails: TailTransform) -> LevelArrays:
-    x_coarse = None if rows.x_coarse is None else forward_tails(rows.x_coarse)
+def _transformed(level: LevelSimulations, forward: TailTransform) -> LevelArrays:
+    x_coarse = None if level.x_coarse is None else forward(level.x_coarse)
     return LevelArrays.of(
-        LevelSimulations.trusted(
-            rows.level, rows.theta, forward_tails(rows.x), x_coarse
-        )
+        LevelSimulations.trusted(level.level, level.theta, forward(level.x), x_coarse)
     )
 
 
-def _information(rows: LevelArrays, seed: int) -> Information:
-    assert rows.x_coarse is not None
-    sides = (torch.from_numpy(side) for side in (rows.x, rows.x_coarse))
-    return mutual_information(*sides, seed=seed)
-
-
 def _entropy(x: np.ndarray) -> float:
-    """Differential entropy in units of standard deviations; NaN without any."""
+    """Differential entropy in units of standard deviations; NaN if x is constant."""
     x = x[:, varies(x)]
     return differential_entropy(x / spread(x)) if x.size else math.nan

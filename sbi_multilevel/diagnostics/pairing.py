@@ -1,39 +1,41 @@
-r"""Are the levels driven by the same randomness?
+r"""Test whether neighboring levels are driven by the same noise.
 
-The multilevel loss needs pairs: :math:`x = G_l(\theta, u)` and :math:`x_\mathrm{coarse}
-= G_{l-1}(\theta, u)` at the same noise u. Where a simulator draws numbers of its own,
-or reads another part of the noise, rows look like pairs and are none. A few runs show
-it: each level at the same few thetas, with the same few noises at each. Deviations from
-the mean of a theta are compared (`sbi_multilevel.diagnostics.shared_noise`), so that it
-does not count that both levels follow theta, and rows of one theta and different noises
-are the unpaired ones to compare pairs with.
+The multilevel loss requires pairs :math:`x = G_l(\theta, u)` and
+:math:`x_\mathrm{coarse} = G_{l-1}(\theta, u)` at the same noise u. If a simulator draws
+random numbers itself, or uses another part of the noise, the outputs are not paired
+although they are stored as pairs. The test runs each level at the same few thetas, with
+the same few noises at each, and compares deviations from the mean at each theta
+(`sbi_multilevel.diagnostics.shared_noise`). This removes the common dependence on
+theta, and outputs at the same theta and different noises serve as unpaired outputs.
 
-Some rows are run a second time with the same theta and noise, at another place among
-the rows, and the last of them alone. An output that changes is drawn from elsewhere, or
-depends on the other rows of its batch, which two more runs of such a row, alone, tell
-apart; what share of the noise this is, is :math:`\tfrac12 \mathbb{E} (x' - x)^2 /
-\mathbb{E}\, \mathrm{Var}[x \mid \theta]`.
+Some simulations are repeated with the same theta and noise in another batch, the last
+of them in a batch of its own. An output that is not reproduced depends on other random
+numbers or on its batch; two further runs in batches of one distinguish the two cases.
+The share of the variance given theta that is not reproduced is :math:`\tfrac12
+\mathbb{E} (x' - x)^2 / \mathbb{E}\, \mathrm{Var}[x \mid \theta]`.
 
-Each level runs `num_simulations` rows and `num_repeats` again, with all costs
-:math:`(n + r) \sum_l C_l`. Fifty rows see a correlation given theta of 0.7 nine
-times in ten for one summary and three times in four for each of ten; smaller ones need
-more rows, and where that matters the report says so.
+Each level runs n = `num_simulations` plus r = `num_repeats` simulations, at a total
+cost of :math:`(n + r) \sum_l C_l`. With n = 50 a correlation given theta of 0.7 is
+detected with probability 0.9 for one summary and 0.75 for each of ten. Smaller
+correlations require more simulations, as stated in the report where relevant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
-from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
-from sbi_multilevel.simulation.accounting import failure_text, measured_costs
+from sbi_multilevel.diagnostics.pairing_report import PairingReport
+from sbi_multilevel.diagnostics.pairing_runs import (
+    MIN_THETAS,
+    PairingRuns,
+    read_outputs,
+)
+from sbi_multilevel.simulation.accounting import measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     check_num_costs,
@@ -42,13 +44,13 @@ from sbi_multilevel.simulation.arguments import (
     processed_prior,
 )
 from sbi_multilevel.simulation.engine import run_tasks
-from sbi_multilevel.simulation.filling import Effort, fill
+from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
     derive_seed,
     draw_theta,
-    row_seeds,
+    simulation_seeds,
     seeded,
 )
 from sbi_multilevel.simulation.table import LevelTable, memory_table
@@ -56,9 +58,7 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_
 from sbi_multilevel.utils.argument_types import check_types
 
 _STREAM = 20
-_MIN_NOISES, _MIN_THETAS = 3, 4
-# a repeated output may differ by so much of its deviation, or of the largest value
-_TOLERANCE, _ROUNDING = 1e-2, 1e-5
+_MIN_NOISES = 3
 
 
 def check_pairing(
@@ -77,35 +77,36 @@ def check_pairing(
     max_failure_share: float = 0.2,
     show_progress_bars: bool = False,
 ) -> PairingReport:
-    r"""Check that neighbouring levels are driven by the same noise.
+    r"""Test whether neighboring levels are driven by the same noise.
 
-    At a fixed theta, pairs share their noise if :math:`\mathrm{Var}[x - x_\mathrm{
-    coarse} \mid \theta]` is below that of rows with different noises; see the module
-    for estimates and tests.
+    Pairs share noise if the variance of :math:`x - x_\mathrm{coarse}` given theta is
+    smaller than for different noises; see the module for estimates and tests.
 
     Args:
-        simulators: One a level, cheapest first, as of `simulate_multilevel`.
-        prior: Prior over theta, anything that sbi takes.
-        noise: Noise sampler, as of `simulate_multilevel`; `None` for seeds.
-        num_simulations: Rows of each level, `num_noises` at each theta.
-        num_noises: Noises at each theta, at least 3.
-        num_repeats: Rows of each level that are run a second time.
-        seed: Root seed, an integer >= 0. Rows are others than those that
-            `simulate_multilevel` makes with the same seed.
-        simulation_batch_size: As of `simulate_multilevel`.
-        num_workers: As of `simulate_multilevel`.
-        costs: Cost of a run of each simulator; the seconds measured by default.
-        timeout: As of `simulate_multilevel`.
-        max_failure_share: As of `simulate_multilevel`.
-        show_progress_bars: Whether to show a progress bar a level.
+        simulators: One simulator for each level, lowest fidelity first, as for
+            `simulate_multilevel`.
+        prior: Prior over theta, as accepted by sbi.
+        noise: Noise sampler, as for `simulate_multilevel`; `None` for seeds.
+        num_simulations: Number of simulations of each level, `num_noises` at each
+            theta.
+        num_noises: Number of noises at each theta, at least 3.
+        num_repeats: Number of simulations of each level that are repeated.
+        seed: Root seed, an integer >= 0. Simulations are independent of those of
+            `simulate_multilevel` with the same seed.
+        simulation_batch_size: As for `simulate_multilevel`.
+        num_workers: As for `simulate_multilevel`.
+        costs: Cost of a run of each simulator; measured in seconds by default.
+        timeout: As for `simulate_multilevel`.
+        max_failure_share: As for `simulate_multilevel`.
+        show_progress_bars: Whether to show a progress bar for each level.
 
     Returns:
-        A verdict for each level and summary, and the rows. `print` it.
+        The result for each level and summary, and the simulations. `print` it.
 
     Raises:
-        ValueError: If the arguments do not fit, the levels return other shapes, rows of
-            a batch are mixed up, or too few rows are valid.
-        TooManyFailures: If a larger share of rows fails than is allowed.
+        ValueError: If an argument is out of range, the outputs of the levels differ in
+            shape, or too few simulations are valid.
+        TooManyFailures: If the share of failures exceeds `max_failure_share`.
 
     Example:
     --------
@@ -116,7 +117,7 @@ def check_pairing(
         >>> from sbi.utils import BoxUniform
         >>> def coarse(theta, noise):
         ...     return theta + noise
-        >>> def fine(theta, noise):  # draws its own numbers
+        >>> def fine(theta, noise):  # ignores the noise
         ...     return theta + torch.randn(len(theta), 1)
         >>> report = check_pairing(
         ...     [coarse, fine],
@@ -126,24 +127,24 @@ def check_pairing(
         >>> report.is_paired
         False
         >>> report.verdicts
-        ('Level 1 with level 0: draws randomness of its own: level 1 (about ...
+        ('Level 1 with level 0: internal randomness: level 1 (about ...
     """
     check_types(check_pairing, locals(), but=CHECKED_ALONE)
-    work = _EachAlone(simulators, noise, timeout)
+    work = _SingleLevel(simulators, noise, timeout)
     _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs, seed)
     with seeded(seed):  # sbi draws from the prior to check it
         prior = processed_prior(prior)
     num_thetas = num_simulations // num_noises
     root = derive_seed(seed, _STREAM)
     theta = draw_theta(prior, root, 0, num_thetas).repeat_interleave(num_noises, dim=0)
-    seeds = row_seeds(root, 0, 0, len(theta))
+    seeds = simulation_seeds(root, 0, 0, len(theta))
     again = torch.arange(len(theta)).flip(0)[:num_repeats]
     rows = torch.cat([torch.arange(len(theta)), again])
     tables = tuple(
         memory_table(level, theta[rows], seeds[rows])
         for level in range(len(simulators))
     )
-    effort = Effort(
+    effort = RunOptions(
         per_level(simulation_batch_size, len(simulators)),
         num_workers,
         max_failure_share,
@@ -152,13 +153,15 @@ def check_pairing(
     fill(tables, (len(rows) - 1,) * len(tables), work, effort)
     chosen = tuple(map(float, costs)) if costs is not None else measured_costs(tables)
     quiet = replace(effort, show_progress_bars=False)
-    fill(tables, (len(rows),) * len(tables), work, quiet)  # the last row, alone
-    runs = _Runs.of(tables, theta, again)
-    mixed = [_is_mixed(runs, table, work, effort) for table in tables]
+    # the last simulation in a batch of its own
+    fill(tables, (len(rows),) * len(tables), work, quiet)
+    runs = PairingRuns.of(tables, theta, again)
+    by_batch = [_depends_on_batch(runs, table, work, effort) for table in tables]
     return PairingReport(
         tuple(
             replace(
-                runs.pairing(level, seed), is_mixed=(mixed[level], mixed[level - 1])
+                runs.pairing(level, seed),
+                depends_on_batch=(by_batch[level], by_batch[level - 1]),
             )
             for level in range(1, len(tables))
         ),
@@ -180,133 +183,42 @@ def _check_arguments(
 ) -> None:
     if len(simulators) < 2:
         raise ValueError(
-            f"simulators has {len(simulators)} levels, but pairing is about two or "
-            "more. Pass one simulator a level, the cheapest first."
+            f"simulators has {len(simulators)} levels, but two or more are compared. "
+            "Pass one simulator for each level, lowest fidelity first."
         )
-    if num_noises < _MIN_NOISES or num_simulations < _MIN_THETAS * num_noises:
+    if num_noises < _MIN_NOISES or num_simulations < MIN_THETAS * num_noises:
         raise ValueError(
             f"num_simulations={num_simulations} and num_noises={num_noises} are too "
-            f"few to tell: pass num_noises >= {_MIN_NOISES}, and num_simulations >= "
-            f"{_MIN_THETAS} * num_noises."
+            f"small. Pass num_noises >= {_MIN_NOISES} and num_simulations >= "
+            f"{MIN_THETAS} * num_noises."
         )
     if not 1 <= num_repeats <= num_simulations // num_noises * num_noises:
         raise ValueError(
-            f"num_repeats={num_repeats} must be between 1 and the rows of a level, a "
-            "multiple of num_noises up to num_simulations."
+            f"num_repeats={num_repeats} must be between 1 and the number of "
+            "simulations of a level, num_simulations rounded down to a multiple of "
+            "num_noises."
         )
     check_num_costs(costs, len(simulators))
     check_seed(seed)
 
 
-class _EachAlone(Work):
-    """Runs the simulator of a level without that below, at rows of all levels."""
+class _SingleLevel(Work):
+    """Runs the simulator of a level without that of the lower level."""
 
     def _run(self, task: Task) -> Outcome:
         x, seconds = self._side(task, task.level)
-        # no run of the level below, whose time is not known
+        # the lower level is not run
         spent = np.full((len(task), 2), np.nan)
         spent[:, 0] = seconds / len(task)
         return Outcome(status_of(x, None), spent, x)
 
 
-@dataclass(frozen=True, eq=False)
-class _Runs:
-    """Outputs of all levels at the same rows, and again at some of them.
-
-    Args:
-        theta: Parameters, shape `(n, d_theta)`.
-        groups: Number of the theta of each row, shape `(n,)`.
-        x: Outputs of each level, shape `(n, *x_shape)`, NaN where a run failed.
-        x_again: Second outputs of the rows `again`.
-        again: Numbers of the rows that were run twice, shape `(r,)`.
-        valid: Rows that no level failed at and whose theta has another, shape `(n,)`.
-    """
-
-    theta: Tensor
-    groups: np.ndarray
-    x: tuple[Tensor, ...]
-    x_again: tuple[Tensor, ...]
-    again: Tensor
-    valid: np.ndarray
-
-    @classmethod
-    def of(cls, tables: Sequence[LevelTable], theta: Tensor, again: Tensor) -> _Runs:
-        """Read what was run.
-
-        Raises:
-            ValueError: If the levels return other shapes, or too few rows are valid.
-        """
-        outputs = [_outputs(table) for table in tables]
-        shapes = [tuple(x.shape[1:]) for x in outputs]
-        if len(set(shapes)) > 1:
-            raise ValueError(
-                f"x of the levels has shapes {shapes} a row. All levels must return x "
-                "of one shape: summarise the outputs to common features."
-            )
-        count = len(theta)
-        _, groups = np.unique(theta.numpy(), axis=0, return_inverse=True)
-        finite = [x[:count].isfinite().flatten(1).all(dim=1) for x in outputs]
-        valid = torch.stack(finite).all(dim=0).numpy()
-        groups = groups.reshape(-1)
-        valid &= np.bincount(groups, weights=valid)[groups] > 1
-        if len(np.unique(groups[valid])) < _MIN_THETAS:
-            reasons = [failure_text(table, len(table)) for table in tables]
-            why = "; ".join(text for text in reasons if text) or "NaN or inf in x"
-            raise ValueError(
-                f"Only {int(valid.sum())} of {count} rows are valid at all levels: "
-                f"{why}. Pass a larger num_simulations, or mend the simulators."
-            )
-        first = tuple(x[:count] for x in outputs)
-        second = tuple(x[count:] for x in outputs)
-        return cls(theta, groups, first, second, again, valid)
-
-    def pairing(self, level: int, seed: int) -> LevelPairing:
-        """A level and the one below it."""
-        x, x_coarse = (self.flat(self.x[side]) for side in (level, level - 1))
-        groups = self.groups[self.valid]
-        shared = shared_noise(x[self.valid], x_coarse[self.valid], groups, seed=seed)
-        own = [self.own_share(side) for side in (level, level - 1)]
-        return LevelPairing(level, shared, np.stack(own))
-
-    def own_share(self, level: int) -> np.ndarray:
-        """Share of the noise of each summary that a second run does not repeat."""
-        x, x_again = self.flat(self.x[level]), self.flat(self.x_again[level])
-        change = x_again - x[self.again.numpy()]
-        change = change[np.isfinite(change).all(axis=1)] ** 2
-        valid = x[self.valid]
-        variance = noise_variance(valid, self.groups[self.valid])
-        rounding = _ROUNDING * np.abs(valid).max(axis=0)
-        largest = change.max(axis=0, initial=0.0)
-        is_own = largest > _TOLERANCE**2 * variance + rounding**2
-        share = (
-            change.sum(axis=0)
-            / max(len(change), 1)
-            / 2
-            / np.where(variance > 0, variance, np.inf)
-        )
-        share = np.where(variance > 0, share.clip(max=1.0), 1.0)
-        return np.where(is_own, share, 0.0)
-
-    @staticmethod
-    def flat(x: Tensor) -> np.ndarray:
-        """One row a row, in double precision."""
-        return x.flatten(1).double().numpy()
-
-    def simulations(self, costs: tuple[float, ...] | None) -> MultilevelSimulations:
-        """The valid rows of all levels, as pairs."""
-        valid = torch.from_numpy(self.valid)
-        theta, x = self.theta[valid], [side[valid] for side in self.x]
-        levels = [
-            LevelSimulations.trusted(level, theta, x[level], below)
-            for level, below in enumerate([None, *x[:-1]])
-        ]
-        return MultilevelSimulations(tuple(levels), costs)
-
-
-def _is_mixed(runs: _Runs, table: LevelTable, work: Work, effort: Effort) -> bool:
-    """Whether a row that a second run did not repeat is repeated where it is alone."""
+def _depends_on_batch(
+    runs: PairingRuns, table: LevelTable, work: Work, effort: RunOptions
+) -> bool:
+    """Whether an output that is not reproduced is reproduced in batches of one."""
     level = table.level
-    if not runs.own_share(level).any():
+    if not runs.irreproducible(level).any():
         return False
     numbers = runs.again.numpy()
     batch = np.stack([
@@ -318,21 +230,10 @@ def _is_mixed(runs: _Runs, table: LevelTable, work: Work, effort: Effort) -> boo
     alone = memory_table(level, task.theta, task.seeds)
     for part, outcome in run_tasks(alone.tasks(2, 1), work, effort.num_workers):
         alone.write(part.rows, outcome)
-    return torch.equal(*_outputs(alone))
+    return torch.equal(*read_outputs(alone))
 
 
 def _num_invalid(tables: Sequence[LevelTable], num_rows: int) -> int:
-    """How many of the first rows have NaN or infinity at some level."""
+    """Number of the first simulations with NaN or infinity at some level."""
     rows = [table.rows_with(Status.INVALID, stop=num_rows) for table in tables]
     return len(np.unique(np.concatenate(rows)))
-
-
-def _outputs(table: LevelTable) -> Tensor:
-    """Outputs of all rows, NaN where there is none."""
-    rows = np.arange(len(table))
-    x = torch.full((len(table), 1), torch.nan)
-    if "x" in table.columns:
-        x = table.tensor("x", rows)
-        failed = np.setdiff1d(rows, table.rows_with(Status.OK))
-        x[failed] = torch.nan
-    return x

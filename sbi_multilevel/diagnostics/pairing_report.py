@@ -1,8 +1,7 @@
-"""What `check_pairing` found, in words and as a table; pure."""
+"""Results of `check_pairing`, in words and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,183 +10,178 @@ from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.diagnostics.shared_noise import SharedNoise
 
 _SIGNIFICANT = 0.01
-# correlation given theta below which pairs hardly lower a variance (by a tenth)
+# smaller correlations given theta reduce the variance by less than a tenth
 _WEAK = 0.3
-# a correlation that may be above this, but is not significant, is left open
-_OPEN = 0.5
-# a summary that may well be paired with its counterpart follows no other
-_SURELY_NOT = 0.1
+# no shared noise is reported only if the correlation is below this by 2 errors
+_MAX_UNPAIRED = 0.5
+# a summary may match another one only if its own counterpart has a larger p-value
+_MIN_P_UNPAIRED = 0.1
 _MAX_LISTED = 12
 
 PAIRED, WEAK = "paired", "weakly paired"
-UNPAIRED, UNCLEAR = "not paired", "cannot tell"
-NO_NOISE, ONE_SIDED = "no noise", "noise on one side only"
-OWN, PARTLY_OWN = "own randomness", "partly own randomness"
-FOLLOWS, MIXED = "follows another", "depends on its batch"
+UNPAIRED, INCONCLUSIVE = "not paired", "inconclusive"
+NO_NOISE, ONE_SIDED = "no noise", "noise at one level only"
+INTERNAL, PARTLY_INTERNAL = "internal randomness", "partly internal randomness"
+OTHER_SUMMARY, BATCH = "matches another summary", "depends on its batch"
 
 
 @dataclass(frozen=True, eq=False)
 class LevelPairing:
-    """How a level goes with the one below it.
+    """Shared noise of a level and the lower level.
 
     Args:
         level: The level.
-        shared: What the two have in common at the same theta.
-        own: Share of the variance given theta that is not reproduced at the same theta
-            and noise, at the level and at the one below, shape `(2, k)`.
-        is_mixed: Whether a row alone is reproduced but differs from the same row in a
-            batch, at the level and at the one below.
+        shared: Estimates and tests of shared noise.
+        irreproducible: Share of the variance given theta that is not reproduced at the
+            same theta and noise, at the level and at the lower level, shape `(2, k)`.
+        depends_on_batch: Whether outputs are reproduced in batches of one only, at the
+            level and at the lower level.
     """
 
     level: int
     shared: SharedNoise
-    own: np.ndarray
-    is_mixed: tuple[bool, bool] = (False, False)
+    irreproducible: np.ndarray
+    depends_on_batch: tuple[bool, bool] = (False, False)
 
     @property
     def states(self) -> tuple[str, ...]:
-        """One of the words of the table for each summary."""
-        return tuple(self._state(summary) for summary in range(self.own.shape[1]))
+        """The state of each summary, as in the table."""
+        return tuple(map(self._state, range(self.irreproducible.shape[1])))
 
     def _state(self, summary: int) -> str:
         shared = self.shared
         is_paired = shared.p_value[summary] < _SIGNIFICANT
-        is_own = self.own[:, summary] > 0
-        if is_own.any():
-            if np.array(self.is_mixed)[is_own].all():
-                return MIXED
-            return PARTLY_OWN if is_paired else OWN
+        differs = self.irreproducible[:, summary] > 0
+        if differs.any():
+            if np.array(self.depends_on_batch)[differs].all():
+                return BATCH
+            return PARTLY_INTERNAL if is_paired else INTERNAL
         if not shared.is_noisy[:, summary].any():
             return NO_NOISE
         if is_paired:
             is_weak = abs(shared.correlation[summary]) < _WEAK
             return WEAK if is_weak else PAIRED
-        if not shared.p_value[summary] <= _SURELY_NOT and (
+        if not shared.p_value[summary] <= _MIN_P_UNPAIRED and (
             shared.counterpart_p_value[summary] < _SIGNIFICANT
         ):
-            return FOLLOWS
+            return OTHER_SUMMARY
         if not shared.is_noisy[:, summary].all():
             return ONE_SIDED
-        return UNCLEAR if not self._most[summary] <= _OPEN else UNPAIRED
+        is_small = self._upper_limits[summary] <= _MAX_UNPAIRED
+        return UNPAIRED if is_small else INCONCLUSIVE
 
     @property
-    def _most(self) -> np.ndarray:
+    def _upper_limits(self) -> np.ndarray:
         """Upper limit (2 standard errors) of the size of each correlation."""
         size = np.abs(self.shared.correlation) + 2 * self.shared.correlation_error
         return size.clip(max=1.0)
 
     @property
     def is_paired(self) -> bool:
-        """Whether some summary is paired, and none was seen not to be.
+        """Whether some summary is paired and none is known to be unpaired.
 
-        Also where no summary has any noise.
+        Also true if no summary has noise.
         """
         states = set(self.states)
         good = {PAIRED, WEAK}
         return states <= {NO_NOISE} or (
-            bool(states & good) and states <= good | {NO_NOISE, UNCLEAR}
+            bool(states & good) and states <= good | {NO_NOISE, INCONCLUSIVE}
         )
 
     @property
     def verdict(self) -> str:
-        """In plain words."""
+        """The result in words."""
         states = np.array(self.states)
-        own = np.isin(states, (OWN, PARTLY_OWN, MIXED))
-        if own.any():
-            return self._own_randomness()
+        if np.isin(states, (INTERNAL, PARTLY_INTERNAL, BATCH)).any():
+            return self._irreproducible_verdict()
         if (states == NO_NOISE).all():
             return (
-                "no noise: x is a function of theta at both levels, so that rows at "
+                "no noise: x is a function of theta at both levels, so that outputs at "
                 "the same theta are pairs."
             )
         if np.isin(states, (PAIRED, WEAK)).any():
-            return self._paired(states)
-        follows = states == FOLLOWS
-        if follows.any():
+            return self._paired_verdict(states)
+        others = states == OTHER_SUMMARY
+        if others.any():
             return (
-                "not paired summary by summary, but noise is shared: "
-                f"{self._followed(follows)}. Are summaries in another order?"
+                "not paired, but noise is shared by other summaries: "
+                f"{self._matches(others)}. Check the order of summaries."
             )
-        return self._not_paired(states)
+        return self._unpaired_verdict(states)
 
-    def _paired(self, states: np.ndarray) -> str:
-        good, open_ = np.isin(states, (PAIRED, WEAK)), states == UNCLEAR
-        bad = ~good & ~open_ & (states != NO_NOISE)
-        known = self._range(good)
+    def _paired_verdict(self, states: np.ndarray) -> str:
+        good, unclear = np.isin(states, (PAIRED, WEAK)), states == INCONCLUSIVE
+        bad = ~good & ~unclear & (states != NO_NOISE)
+        values = self.shared.correlation[good]
+        low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+        span = low if low == high else f"{low} to {high}"
+        known = f"the correlation given theta is {span}"
         if bad.any():
-            text = f"partly: {_names(bad)} not; of the others {known}"
+            text = f"partly paired: {_summaries(bad)} not paired; otherwise {known}"
         else:
             word = PAIRED if (states == PAIRED).any() else WEAK
             text = f"{word}: {known}"
-        follows = states == FOLLOWS
-        text += f"; {self._followed(follows)}" if follows.any() else ""
-        if open_.any():
-            text += f"; for {_summaries(open_)} more rows would tell"
+        others = states == OTHER_SUMMARY
+        text += f"; {self._matches(others)}" if others.any() else ""
+        if unclear.any():
+            text += f"; {_summaries(unclear)} inconclusive, increase num_simulations"
         return f"{text}."
 
-    def _own_randomness(self) -> str:
-        drawn, mixed = self._changing(False), self._changing(True)
+    def _irreproducible_verdict(self) -> str:
+        internal, by_batch = self._irreproducible(False), self._irreproducible(True)
         text = ""
-        if drawn:
+        if internal:
             text = (
-                f"draws randomness of its own: {drawn} is not reproduced at the same "
-                "theta and noise. Draw all of it from the noise that the simulator is "
-                "given. "
+                f"internal randomness: {internal} is not reproduced at the same theta "
+                "and noise. Use only the noise that is passed to the simulator. "
             )
-        if mixed:
+        if by_batch:
             text += (
-                f"rows depend on their batch: a row of {mixed} differs from the same "
-                "row alone, which is reproduced. Does the simulator combine rows, or "
-                "seed a generator once a batch? Compute each row from its own theta "
-                "and noise, e.g. by `vectorize_simulator`. "
+                f"dependence on the batch: the output of {by_batch} is reproduced in "
+                "batches of one only. Compute each output from its own theta and noise "
+                "and seed no generator per batch, e.g. by `vectorize_simulator`. "
             )
-        rest = LevelPairing(self.level, self.shared, np.zeros_like(self.own))
-        return f"{text}As it is: {rest.verdict}"
+        rest = LevelPairing(self.level, self.shared, np.zeros_like(self.irreproducible))
+        return f"{text}Otherwise: {rest.verdict}"
 
-    def _changing(self, is_mixed: bool) -> str:
-        """The levels whose rows change for one of the two reasons, and how much."""
+    def _irreproducible(self, depends_on_batch: bool) -> str:
+        """The levels that are not reproduced for one of the two reasons."""
         parts = []
         for side, level in enumerate((self.level, self.level - 1)):
-            here = self.own[side] > 0
-            if here.any() and self.is_mixed[side] == is_mixed:
-                share = f"about {_percent(self.own[side][here])} of the noise of "
+            here = self.irreproducible[side] > 0
+            if here.any() and self.depends_on_batch[side] == depends_on_batch:
+                share = f"about {_percent(self.irreproducible[side][here])} of "
+                share += "the noise of "
                 parts.append(
-                    f"level {level} ({'' if is_mixed else share}{_summaries(here)})"
+                    f"level {level} ({'' if depends_on_batch else share}"
+                    f"{_summaries(here)})"
                 )
         return " and ".join(parts)
 
-    def _not_paired(self, states: np.ndarray) -> str:
-        if not np.isin(states, (UNPAIRED, UNCLEAR)).any():
-            where = [
-                f"level {level}"
-                for side, level in enumerate((self.level, self.level - 1))
-                if not self.shared.is_noisy[side].any()
-            ]
-            who = where[0] if where else "one side"
+    def _unpaired_verdict(self, states: np.ndarray) -> str:
+        if np.isin(states, (UNPAIRED, INCONCLUSIVE)).any():
             return (
-                f"no noise to share: {who} has none. Pairs have theta in common only."
+                "not paired: no shared noise detected (correlation given theta at most "
+                f"{np.nanmax(self._upper_limits):.2f}). Check that both simulators use "
+                "the same part of the noise."
             )
-        return (
-            "not paired: no shared noise was seen (correlation given theta at most "
-            f"{np.nanmax(self._most):.2f}). Do both simulators use the same part of "
-            "the noise?"
-        )
-
-    def _range(self, chosen: np.ndarray) -> str:
-        values = self.shared.correlation[chosen]
-        low, high = f"{values.min():.2f}", f"{values.max():.2f}"
-        span = low if low == high else f"{low} to {high}"
-        return f"the correlation given theta is {span}"
-
-    def _followed(self, follows: np.ndarray) -> str:
-        pairs = [
-            f"{summary} follows {self.shared.counterpart[summary]}"
-            for summary in np.flatnonzero(follows)
+        where = [
+            f"level {level}"
+            for side, level in enumerate((self.level, self.level - 1))
+            if not self.shared.is_noisy[side].any()
         ]
-        return f"summary {', '.join(pairs)} of level {self.level - 1}"
+        who = where[0] if where else "one side of each summary"
+        return f"no shared noise: {who} has no noise. Pairs have only theta in common."
+
+    def _matches(self, others: np.ndarray) -> str:
+        pairs = [
+            f"summary {summary} matches {self.shared.counterpart[summary]}"
+            for summary in np.flatnonzero(others)
+        ]
+        return f"{', '.join(pairs)} of level {self.level - 1}"
 
     def table(self) -> str:
-        """The summaries, those with the largest p-value first."""
+        """Estimates of each summary; of many, those with the largest p-values."""
         shared, states = self.shared, self.states
         lines = [
             "  summary  corr. given theta  variance paired/unpaired       p  verdict"
@@ -196,16 +190,12 @@ class LevelPairing:
         if len(order) > _MAX_LISTED:
             order = np.argsort(-np.nan_to_num(shared.p_value, nan=-1.0), kind="stable")
         for s in order[:_MAX_LISTED]:
-            correlation = _plus_minus(
-                shared.correlation[s], shared.correlation_error[s]
-            )
+            rho = _plus_minus(shared.correlation[s], shared.correlation_error[s])
             ratio = _plus_minus(
                 shared.variance_ratio[s], shared.variance_ratio_error[s]
             )
             p = "-" if np.isnan(shared.p_value[s]) else f"{shared.p_value[s]:.3f}"
-            lines.append(
-                f"  {s:>7}  {correlation:>17}  {ratio:>24}  {p:>6}  {states[s]}"
-            )
+            lines.append(f"  {s:>7}  {rho:>17}  {ratio:>24}  {p:>6}  {states[s]}")
         if len(order) > _MAX_LISTED:
             lines.append(f"  and {len(order) - _MAX_LISTED} with smaller p")
         return "\n".join(lines)
@@ -213,20 +203,21 @@ class LevelPairing:
 
 @dataclass(frozen=True, eq=False)
 class PairingReport:
-    """What `check_pairing` found.
+    """Results of `check_pairing`; `print` shows them.
 
     Args:
-        pairs: Levels 1 to L.
-        simulations: The rows, pairs that can be trained on. Those of all levels have
-            theta and noise in common, and several rows each theta: as training rows
-            they are worth less than as many of `simulate_multilevel`.
-        num_runs: Runs of each simulator, repeated ones included.
-        num_failed: Rows that failed or are NaN at some level, and were left out.
+        levels: Levels 1 to L, each with the level below.
+        simulations: The simulations, as pairs that can be trained on. All levels share
+            theta and noise, and several simulations share each theta; they are less
+            informative than as many from `simulate_multilevel`.
+        num_runs: Number of runs of each simulator, including repeated ones.
+        num_failed: Number of simulations left out because they failed or are not finite
+            at some level.
         costs: Cost of a run of each simulator; `None` if unknown.
-        num_invalid: Rows with NaN or infinity at some level, as far as it ran.
+        num_invalid: Number of these that returned NaN or infinity.
     """
 
-    pairs: tuple[LevelPairing, ...]
+    levels: tuple[LevelPairing, ...]
     simulations: MultilevelSimulations
     num_runs: int
     num_failed: int
@@ -235,33 +226,33 @@ class PairingReport:
 
     @property
     def is_paired(self) -> bool:
-        """Whether all levels are driven by the same noise, in every summary."""
-        return all(pair.is_paired for pair in self.pairs)
+        """Whether all levels are paired, in every summary."""
+        return all(level.is_paired for level in self.levels)
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """A sentence for each level from 1 up."""
+        """The result in words, for levels 1 to L."""
         return tuple(
-            f"Level {pair.level} with level {pair.level - 1}: {pair.verdict}"
-            for pair in self.pairs
+            f"Level {each.level} with level {each.level - 1}: {each.verdict}"
+            for each in self.levels
         )
 
     @property
     def cost(self) -> float | None:
-        """Cost of all runs."""
+        """Total cost; `None` if unknown."""
         return None if self.costs is None else self.num_runs * sum(self.costs)
 
     def __str__(self) -> str:
         cost = "" if self.cost is None else f", at a cost of {self.cost:.3g}"
         left_out = ""
         if self.num_failed:
-            left_out = f" {self.num_failed} rows were left out"
+            left_out = f" {self.num_failed} simulations were left out"
             if self.num_invalid:
                 left_out += f" ({self.num_invalid} with NaN or inf in x)"
             left_out += "."
         lines = [f"Pairing, from {self.num_runs} runs of each level{cost}.{left_out}"]
-        for pair, verdict in zip(self.pairs, self.verdicts):
-            lines += [verdict, pair.table()]
+        for level, verdict in zip(self.levels, self.verdicts):
+            lines += [verdict, level.table()]
         return "\n".join(lines)
 
 
@@ -274,13 +265,8 @@ def _summaries(chosen: np.ndarray) -> str:
     return f"{'summary' if len(numbers) == 1 else 'summaries'} {listed}{more}"
 
 
-def _names(chosen: np.ndarray) -> str:
-    return f"{_summaries(chosen)} {'is' if chosen.sum() == 1 else 'are'}"
-
-
-def _percent(shares: Sequence[float] | np.ndarray) -> str:
-    low, high = f"{100 * min(shares):.1g}", f"{100 * max(shares):.1g}"
-    low, high = f"{float(low):g}", f"{float(high):g}"
+def _percent(shares: np.ndarray) -> str:
+    low, high = (f"{float(f'{100 * end:.1g}'):g}" for end in (min(shares), max(shares)))
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 

@@ -1,9 +1,9 @@
-"""Smooth regressions with bounded answers, and how well they do.
+r"""Nonlinear ridge regressions with bounded predictions, and their :math:`R^2`.
 
-Ridge regression on the inputs and on a few hundred radial features of them (a Nyström
-approximation of a Gaussian kernel), the penalty of each target by leave-one-out. Fitted
-in a second, it sees what a linear regression does not, and far from the rows it was
-fitted to it answers within the range of its targets.
+The features are the inputs and a Nyström approximation of a Gaussian kernel (Williams
+and Seeger 2001); the penalty of each target is chosen by leave-one-out. The fit takes
+about a second. Predictions are clipped to the range of the training targets, so that
+extrapolation is bounded.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sbi_multilevel.level_maps.regression import PENALTIES, varies
 
-_MAX_ROWS, _MAX_CENTRES = 5_000, 300
+_MAX_SIMULATIONS, _MAX_CENTERS = 5_000, 300
 
 
 @dataclass(frozen=True)
 class Score:
-    """A coefficient of determination R², and its standard error over rows."""
+    """A coefficient of determination R² with its standard error."""
 
     value: float
     error: float
@@ -35,13 +35,13 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A regression of this kind.
+    """A fitted regression, see the module.
 
     Args:
-        columns: Inputs that varied in training, shape `(d,)`.
-        model: The fitted regression.
-        low: Smallest value of each target, shape `(k,)`.
-        high: Largest value of each target.
+        columns: Mask of inputs that varied in training, shape `(d,)`.
+        model: The fitted regression; `None` if no input varied.
+        low: Lower bound of the predictions of each target, shape `(k,)`.
+        high: Upper bound, shape `(k,)`.
     """
 
     columns: np.ndarray
@@ -51,32 +51,34 @@ class Probe:
 
     @classmethod
     def fit(cls, inputs: np.ndarray, targets: np.ndarray) -> Probe:
-        """Fit to rows; of more than 5 000 to the first ones.
+        """Fit the regression to the first 5 000 simulations at most.
 
         Args:
             inputs: Shape `(n, d)`.
             targets: Shape `(n, k)`.
+
+        Returns:
+            The fitted regression.
         """
-        inputs, targets = inputs[:_MAX_ROWS], targets[:_MAX_ROWS]
+        inputs, targets = inputs[:_MAX_SIMULATIONS], targets[:_MAX_SIMULATIONS]
         columns = varies(inputs)
-        low, high = targets.min(axis=0), targets.max(axis=0)
         if not columns.any():
             mean = targets.mean(axis=0)
             return cls(columns, None, mean, mean)
-        centres = Nystroem(
-            # standardised inputs are at a squared distance of twice their number
+        kernel = Nystroem(
+            # the mean squared distance of standardized inputs is twice their number
             gamma=0.5 / columns.sum(),
-            n_components=min(_MAX_CENTRES, len(inputs)),
+            n_components=min(_MAX_CENTERS, len(inputs)),
             random_state=0,
         )
-        features = make_union(FunctionTransformer(), centres)
+        features = make_union(FunctionTransformer(), kernel)
         ridge = RidgeCV(PENALTIES, alpha_per_target=True)
         model = make_pipeline(StandardScaler(), features, ridge)
         with warnings.catch_warnings():
-            # of a linear algebra routine, where features depend on each other
+            # ill-conditioned features, which the penalty handles
             warnings.simplefilter("ignore")
             model.fit(inputs[:, columns], targets)
-        return cls(columns, model, low, high)
+        return cls(columns, model, targets.min(axis=0), targets.max(axis=0))
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Predictions, shape `(n, k)`."""
@@ -89,26 +91,37 @@ class Probe:
 def cross_predictions(
     inputs: np.ndarray, targets: np.ndarray, num_folds: int = 5
 ) -> np.ndarray:
-    """Predictions of each row by a probe of the other folds, shape `(n, k)`."""
+    """Predict each target by a probe fitted to the other folds.
+
+    Args:
+        inputs: Shape `(n, d)`.
+        targets: Shape `(n, k)`.
+        num_folds: Number of folds.
+
+    Returns:
+        Predictions, shape `(n, k)`.
+    """
     fold = np.arange(len(inputs)) % min(num_folds, len(inputs))
     predictions = np.empty_like(targets)
-    for mine in (fold == number for number in np.unique(fold)):
-        probe = Probe.fit(inputs[~mine], targets[~mine])
-        predictions[mine] = probe(inputs[mine])
+    for held_out in (fold == number for number in np.unique(fold)):
+        probe = Probe.fit(inputs[~held_out], targets[~held_out])
+        predictions[held_out] = probe(inputs[held_out])
     return predictions
 
 
 def r_squared(targets: np.ndarray, predictions: np.ndarray) -> Score:
-    r"""Mean :math:`R^2` of the targets that vary.
+    r"""Mean :math:`R^2` over the targets that vary.
 
     .. math:: R^2 = 1 - \frac{\sum_i (t_i - \hat t_i)^2}{\sum_i (t_i - \bar t)^2}
 
-    1 is perfect, 0 as good as the mean, and below 0 worse. The error is that of a ratio
-    of means, to first order.
+    The standard error is that of a ratio of means, by the delta method.
 
     Args:
         targets: Shape `(n, k)`.
         predictions: Shape `(n, k)`.
+
+    Returns:
+        The score.
 
     Example:
     --------

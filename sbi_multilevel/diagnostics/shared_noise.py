@@ -1,18 +1,18 @@
-r"""Whether two levels share their noise, from runs at a few thetas and several noises.
+r"""Test for shared noise of two levels, from runs at few thetas and several noises.
 
-Levels that share nothing but theta have outputs that are correlated over the prior, so
-a correlation of x and :math:`x_\mathrm{coarse}` proves nothing. With m noises
-:math:`u_1, \dots, u_m` at each theta, theta drops out: within a theta,
+Two levels that share nothing but theta have correlated outputs under the prior, so the
+marginal correlation of x and :math:`x_\mathrm{coarse}` is no evidence of shared noise.
+With m noises :math:`u_1, \dots, u_m` at each theta, the correlation given theta,
 
 .. math::
 
     \rho = \frac{\mathbb{E}\, \mathrm{Cov}[x, x_\mathrm{coarse} \mid \theta]}
     {\sqrt{\mathbb{E}\, \mathrm{Var}[x \mid \theta]\;
-    \mathbb{E}\, \mathrm{Var}[x_\mathrm{coarse} \mid \theta]}}
+    \mathbb{E}\, \mathrm{Var}[x_\mathrm{coarse} \mid \theta]}},
 
-is estimated without bias in its three moments by sums over deviations from the mean of
-each theta, whatever the outputs are as functions of theta. Rows of another noise at the
-same theta are deliberately unpaired, and cost no further run:
+is a ratio of three moments, each of which is estimated without bias from deviations
+from the mean at each theta. Outputs at the same theta and different noises serve as
+unpaired outputs without further runs:
 
 .. math::
 
@@ -21,16 +21,15 @@ same theta are deliberately unpaired, and cost no further run:
     = 1 - \frac{2\, \mathrm{Cov}[x, x_\mathrm{coarse} \mid \theta]}
     {\mathrm{Var}[x \mid \theta] + \mathrm{Var}[x_\mathrm{coarse} \mid \theta]} .
 
-It is 0 for levels that differ by a function of theta, 1 where no noise is shared, and
-above 1 where pairs are worse than independent rows. Standard errors are jackknifed over
-thetas.
+The ratio is 0 for levels that differ by a function of theta, 1 without shared noise,
+and above 1 if pairs increase the variance. Standard errors are jackknifed over thetas.
 
-If the levels share no noise, :math:`x_\mathrm{coarse}` at the m noises of a theta can
-be permuted without changing the law of anything: an exact test, for any distribution
-and any number of rows. Its statistic is the covariance of ranks within each theta, so
-that heavy tails and noise that grows with theta do not spoil it; p-values are adjusted
-for the number of summaries by the largest standardised statistic of each permutation
-(max-T; Westfall and Young 1993).
+Without shared noise the values of :math:`x_\mathrm{coarse}` at the m noises of a theta
+are exchangeable given x. A permutation test within thetas is therefore exact for any
+distribution and sample size. Its statistic is the covariance of ranks within each
+theta, which is robust to heavy tails and to noise that varies with theta; p-values are
+adjusted for the number of summaries by the largest standardized statistic of each
+permutation (max-T; Westfall and Young 1993).
 """
 
 from __future__ import annotations
@@ -41,30 +40,30 @@ import numpy as np
 from scipy.stats import rankdata
 
 _NUM_PERMUTATIONS = 999
-# of more summaries than this, each is compared with its own counterpart alone
+# with more summaries, each is compared with its own counterpart only
 _MAX_CROSSED = 50
-# deviations below this share of the largest value are rounding, in single precision
+# relative size of deviations that are attributed to rounding in single precision
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class SharedNoise:
-    """What two levels have in common at the same theta, an entry a summary.
+    """Shared noise of each summary of a level and of the lower level.
 
     Args:
-        is_noisy: Whether the summary varies at a fixed theta, at the level and at the
-            one below, shape `(2, k)`.
-        correlation: Correlation given theta, shape `(k,)`; NaN where a side has no
-            noise.
-        correlation_error: Its standard error.
-        variance_ratio: Variance of the difference given theta of pairs, over that of
-            rows of different noise, shape `(k,)`.
-        variance_ratio_error: Its standard error.
-        p_value: Adjusted p-value of "no noise is shared" by the summary and its
-            counterpart, shape `(k,)`.
-        counterpart: The summary of the level below that it follows most, shape `(k,)`.
-        counterpart_p_value: The p-value for that one, adjusted for all pairs of
-            summaries; that of `p_value` where there are more than 50.
+        is_noisy: Whether the summary varies at fixed theta, at the level and at the
+            lower level, shape `(2, k)`.
+        correlation: Correlation given theta, shape `(k,)`; NaN if a side has no noise.
+        correlation_error: Its standard error, shape `(k,)`.
+        variance_ratio: Ratio of the variances given theta of paired and of unpaired
+            differences, shape `(k,)`.
+        variance_ratio_error: Its standard error, shape `(k,)`.
+        p_value: Adjusted p-value of the hypothesis that the summary and its counterpart
+            share no noise, shape `(k,)`.
+        counterpart: The summary of the lower level with the largest statistic, shape
+            `(k,)`.
+        counterpart_p_value: p-value of that one, adjusted for all pairs of summaries;
+            equal to `p_value` if there are more than 50 summaries.
     """
 
     is_noisy: np.ndarray
@@ -80,13 +79,16 @@ class SharedNoise:
 def shared_noise(
     x: np.ndarray, x_coarse: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> SharedNoise:
-    """Compare two levels at the same thetas and noises.
+    """Estimate and test the shared noise of two levels.
 
     Args:
         x: Outputs of the level, shape `(n, k)`.
-        x_coarse: Those of the level below at the same theta and noise, `(n, k)`.
-        groups: Number of the theta of each row, shape `(n,)`.
+        x_coarse: Outputs of the lower level at the same theta and noise, `(n, k)`.
+        groups: Index of the theta of each simulation, shape `(n,)`.
         seed: Seed of the permutations.
+
+    Returns:
+        Correlations, variance ratios and p-values of each summary.
 
     Example:
     --------
@@ -120,23 +122,26 @@ def shared_noise(
 
 def has_noise(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Whether each summary varies within groups by more than rounding, shape `(k,)`."""
-    deviation = np.sqrt((_centred(x, groups) ** 2).mean(axis=0))
+    deviation = np.sqrt((_centered(x, groups) ** 2).mean(axis=0))
     return deviation > _ROUNDING * np.abs(x).max(axis=0)
 
 
 def noise_variance(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Variance of each summary given theta, averaged over thetas, shape `(k,)`.
+    """Variance of each summary given theta, averaged over thetas.
 
     Args:
         x: Outputs, shape `(n, k)`.
-        groups: Number of the theta of each row, shape `(n,)`.
+        groups: Index of the theta of each simulation, shape `(n,)`.
+
+    Returns:
+        Variances, shape `(k,)`.
     """
     _, groups = np.unique(groups, return_inverse=True)
     return _sums_of_products(x, x, groups)[0].mean(axis=0)
 
 
-def _centred(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Deviations from the mean of the group."""
+def _centered(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Deviations from the mean of each group."""
     counts = np.bincount(groups)[:, np.newaxis]
     means = _group_sums(x, groups) / counts
     return x - means[groups]
@@ -151,14 +156,14 @@ def _group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def _sums_of_products(
     x: np.ndarray, x_coarse: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
-    """Variances of both sides and their covariance at each theta, shape (3, g, k)."""
-    a, b = _centred(x, groups), _centred(x_coarse, groups)
+    """Variances of both sides and covariance within each group, shape (3, g, k)."""
+    a, b = _centered(x, groups), _centered(x_coarse, groups)
     freedom = np.bincount(groups)[:, np.newaxis] - 1
     return np.stack([_group_sums(p, groups) / freedom for p in (a * a, b * b, a * b)])
 
 
 def _ratios(sums: np.ndarray) -> np.ndarray:
-    """Correlation and ratio of variances, shape (2, ...)."""
+    """Correlation and variance ratio, shape (2, ...)."""
     fine, coarse, product = sums
     return np.stack([
         product / np.sqrt(fine * coarse),
@@ -173,16 +178,16 @@ def _permutation_test(
     both: np.ndarray,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """p-values of the counterparts by place, the best counterparts, their p-values."""
-    a, b = (_centred_ranks(side, groups) for side in (x, x_coarse))
+    """p-values of the own counterparts, best counterparts, and their p-values."""
+    a, b = (_centered_ranks(side, groups) for side in (x, x_coarse))
     is_crossed = x.shape[1] <= _MAX_CROSSED
     rng = np.random.default_rng(seed)
     drawn = []
-    for index in range(_NUM_PERMUTATIONS + 1):  # the first one is what was observed
+    for index in range(_NUM_PERMUTATIONS + 1):  # the first is the identity
         order = np.argsort(groups + rng.random(len(groups)) * (index > 0))
         drawn.append(a.T @ b[order] if is_crossed else (a * b[order]).sum(axis=0))
     sizes = np.abs(np.stack(drawn))
-    # of unit size if no noise is shared: few rows that vary must not set the largest
+    # equal scale, so that no summary dominates the maximum
     typical = np.sqrt((sizes**2).mean(axis=0))
     sizes /= np.where(typical > 0, typical, 1.0)
     own = np.diagonal(sizes, axis1=1, axis2=2) if is_crossed else sizes
@@ -194,15 +199,15 @@ def _permutation_test(
 
 
 def _adjusted(drawn: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Share of the rows of `drawn` whose largest entry is as large as `observed`."""
+    """Share of permutations whose largest statistic is at least `observed`."""
     largest = drawn.max(axis=1, initial=0.0)[:, np.newaxis]
-    # rounding must not decide between equal values
+    # tolerance, so that ties are not broken by rounding
     return (largest >= observed - 1e-9).mean(axis=0)
 
 
-def _centred_ranks(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Ranks within groups, minus their mean; 0 where all values tie."""
+def _centered_ranks(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Ranks within each group minus their mean."""
     ranks = np.concatenate([
         rankdata(x[groups == group], axis=0) for group in range(groups.max() + 1)
     ])
-    return _centred(ranks, groups)
+    return _centered(ranks, groups)

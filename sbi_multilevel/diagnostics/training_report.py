@@ -1,39 +1,38 @@
-r"""Whether a training converged, was cut off, or diverged.
+r"""Whether a training converged, was interrupted, or diverged, from its losses.
 
-Losses are negative log densities, in nats, so differences between epochs do not depend
-on units. Even under the right density of d dimensions the loss of a row scatters, as
-:math:`-\log q` of a Gaussian does, with the standard deviation
+Losses are negative log densities in nats, so differences between epochs do not depend
+on units. For a well-fitted density of d dimensions the loss of a single simulation has
+a standard deviation of about that of :math:`-\log q` of a Gaussian,
 
 .. math:: s = \sqrt{d / 2},
 
-and the mean loss of an epoch scatters far less. What moves it by more than s is no
-noise. A run (one stage of a recipe) is said to have *diverged* if
+and the mean loss of an epoch varies far less. Changes that exceed s are therefore not
+attributed to noise. A run (one stage of a training) is reported as *diverged* if
 
 1. a loss is not finite; or
-2. the training loss ends above its best by more than s and by more than three standard
-   errors, and so does the validation loss (or none is known): the steps are too long.
-   A validation loss that rises while the training loss falls is overfitting, which
-   early stopping undoes; the report mentions it; or
-3. the correction of a telescoping loss falls without bound: in the later half of the
-   epochs by more than s and no slower than in the earlier one, either while the base
-   rises by more than s and three standard errors and the validation loss is past its
-   best, or by more than 20 s in any case. A difference of losses has no lower bound: on
-   few pairs a network can learn to give the coarse sides no density at all, and the
-   validation loss may follow; or
-4. in the later half of the epochs the training loss jumps by more than s from one to
-   the next, in the median.
+2. the training loss ends above its minimum by more than s and by more than three
+   standard errors, and so does the validation loss, if there is one. (A validation loss
+   that rises while the training loss falls is overfitting, which early stopping
+   handles; the report mentions it); or
+3. the correction of a telescoping loss falls without bound: in the second half of the
+   epochs it falls by more than s and no slower than in the first half, and either the
+   base rises by more than s and three standard errors while the validation loss is past
+   its minimum, or the correction falls by more than 20 s. A difference of losses has no
+   lower bound: with few pairs a network can assign vanishing density to the coarse
+   sides, and the validation loss may follow; or
+4. the median absolute change of the training loss between epochs exceeds s in the
+   second half of the epochs.
 
-With early stopping the best weights are kept, so that overfitting costs epochs and no
-more. Where a training ended by an error or by hand the network is as the last step left
-it, and the report says so if held-out rows clearly liked it better before. The last
-weights are also those of `early_stopping=False`, but then no rows are held out, and
-nothing can tell whether there were too many epochs.
+With early stopping the best weights are kept. If a training was interrupted, the
+network has the weights of the last step, and the report indicates whether the
+validation loss was significantly lower before. With `early_stopping=False` the last
+weights are kept and no simulations are held out, so overfitting cannot be detected.
 
-The noise of a curve is that of its differences between epochs, by their median absolute
-deviation; its last and best values are means over a fifth of the epochs, ten at most.
-The thresholds are ours. They were set on 110 trainings of a Gaussian task of two
-parameters: all that ended with a loss of many nats too much were told, and none with
-the default settings, whatever the number of rows.
+The noise of a curve is estimated from the median absolute deviation of its differences
+between epochs; its final value and its minimum are those of a moving average over a
+fifth of the epochs, ten at most. The thresholds are our choice. They were calibrated on
+110 trainings of a Gaussian task with two parameters: all trainings that ended with a
+loss of many nats too much were detected, and none with the default settings.
 """
 
 from __future__ import annotations
@@ -54,20 +53,20 @@ from sbi_multilevel.training.history import (
 
 Verdict = Literal["converged", "stopped at max epochs", "unfinished", "diverged"]
 MembersRuns = Mapping[str, Mapping[str, tuple[TrainingRun, ...]]]
-_SEVERITY = get_args(Verdict)  # the last is the worst
+_SEVERITY = get_args(Verdict)  # in ascending order of severity
 _MIN_EPOCHS, _LONGEST_WINDOW = 6, 10
 _NUM_ERRORS = 3.0
-_ABSURD, _MIN_NOTED = 20.0, 0.25  # times the spread
+_MAX_FALL, _MIN_OVERFITTING = 20.0, 0.25  # in units of the spread
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What became of a training; `print` shows it.
+    """Result of `check_training`; `print` shows it.
 
     Args:
-        verdict: The worst of the runs.
-        verdicts: Verdict of each run, i.e. of each stage in the order trained.
-        reasons: What was seen, and what to do about it.
+        verdict: The most severe verdict of all runs.
+        verdicts: Verdict of each run, i.e. of each stage in the order of training.
+        reasons: Observations with remedies.
     """
 
     verdict: Verdict
@@ -79,18 +78,20 @@ class TrainingReport:
 
 
 def check_training(inference: Any) -> TrainingReport:
-    r"""Judge a training by its curves, see the module.
+    r"""Check whether a training converged, see the module.
 
     Args:
-        inference: A trainer of this package, or of sbi. For the latter, whose summary
-            does not say why it stopped, 20 epochs without improvement (the default of
-            `stop_after_epochs`) count as converged. Of the recipe `"hybrid"` all runs
-            of members with weight are judged, and reasons given for those only that did
-            not converge; a reason of several runs is given once.
+        inference: A trainer of this package, or of sbi. The summary of the latter does
+            not record why training stopped; 20 epochs without improvement (the default
+            of `stop_after_epochs`) count as converged. For `HybridNPE` and `HybridNLE`
+            the runs of all members with nonzero weight are checked.
+
+    Returns:
+        The verdicts and their reasons.
 
     Raises:
-        ValueError: If it is no trainer, was not trained yet, or its `hybrid_summary`
-            holds no runs.
+        ValueError: If `inference` is not a trainer, was not trained, or its
+            `hybrid_summary` has no runs.
 
     Example:
     --------
@@ -107,7 +108,7 @@ def check_training(inference: Any) -> TrainingReport:
         >>> _ = inference.train(max_num_epochs=7)
         >>> print(check_training(inference))
         Training: stopped at max epochs.
-        Run 1: the loss had not settled after 8 epochs. Raise max_num_epochs.
+        Run 1: the loss had not converged after 8 epochs. Increase max_num_epochs.
     """
     spread = max(1.0, math.sqrt(_num_dims(inference) / 2))
     summary = getattr(inference, "hybrid_summary", None)
@@ -126,7 +127,7 @@ def check_training(inference: Any) -> TrainingReport:
 def _of_members(
     components: MembersRuns, weights: Mapping[str, float], spread: float
 ) -> TrainingReport:
-    """The report on a mixture: members with weight, and reasons of what went wrong."""
+    """The report on the members of a mixture that have a weight."""
     verdicts, names = [], defaultdict[str, list[str]](list)
     for component in filter(components.__contains__, weights):
         for member, runs in components[component].items():
@@ -139,8 +140,8 @@ def _of_members(
                         names[reason].append(name)
     if not verdicts:
         raise ValueError(
-            "inference.hybrid_summary has no runs of members with weight: there is "
-            "nothing to judge. Train anew."
+            "inference.hybrid_summary has no runs of members with weight. Call "
+            "`inference.train()` again."
         )
     worst = max(verdicts, key=_SEVERITY.index)
     bad = len(verdicts) - verdicts.count("converged")
@@ -154,11 +155,14 @@ def _of_members(
 
 
 def assess_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]]:
-    """Verdict on one run, and the reasons.
+    """Check one run.
 
     Args:
         run: The run.
-        spread: Standard deviation s of the loss of a row under the right density.
+        spread: Standard deviation s of the loss of a single simulation, in nats.
+
+    Returns:
+        The verdict and its reasons.
     """
     checks = (_not_finite, _rising, _unbounded, _jumping)
     found = next((r for check in checks if (r := check(run, spread))), None)
@@ -169,26 +173,28 @@ def assess_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str
     notes, count = _notes(run, spread), len(run.training_loss)
     if run.converged:
         return "converged", notes
-    stopped = f"the loss had not settled after {count} epochs. Raise max_num_epochs."
+    stopped = (
+        f"the loss had not converged after {count} epochs. Increase max_num_epochs."
+    )
     if not np.isfinite(run.validation_loss).any():
         stopped = (
-            f"{count} epochs, as many as asked for; without held-out rows nothing says "
-            "whether that was right (early_stopping=True holds some out)."
+            f"stopped after {count} epochs as requested. Without held-out simulations "
+            "convergence is unknown; use early_stopping=True."
         )
     return "stopped at max epochs", [stopped, *notes]
 
 
 def _unfinished(run: TrainingRun, spread: float) -> list[str]:
     reasons = [
-        f"training ended inside epoch {len(run.training_loss) + 1}, by an error or by "
-        "hand. sbi raises where a loss is not finite; then lower learning_rate."
+        f"training was interrupted in epoch {len(run.training_loss) + 1}. If sbi "
+        "raised an error because the loss was not finite, lower learning_rate."
     ]
     loss = _overfitting(run, spread)
     if loss is not None:
         reasons.append(
-            f"the network is as it was then: held-out rows liked it {loss:.3g} nats "
-            f"better in epoch {run.best_epoch}. Train again, with stop_after_epochs or "
-            "max_num_epochs to end it: then the best weights are kept."
+            f"the weights of the last step were kept, but the validation loss was "
+            f"{loss:.3g} nats lower in epoch {run.best_epoch}. Train again and let "
+            "stop_after_epochs or max_num_epochs end it to keep the best weights."
         )
     return reasons
 
@@ -210,8 +216,8 @@ def _rising(run: TrainingRun, spread: float) -> str | None:
     if any(rise < max(spread, _NUM_ERRORS * error) for rise, error in rises):
         return None
     return (
-        f"the training loss ended {rises[0][0]:.3g} nats above its best, and rows held "
-        "out do not like it better. Lower learning_rate."
+        f"the training loss ended {rises[0][0]:.3g} nats above its minimum, and the "
+        "validation loss did not improve. Lower learning_rate."
     )
 
 
@@ -223,8 +229,8 @@ def _jumping(run: TrainingRun, spread: float) -> str | None:
     if jump < spread:
         return None
     return (
-        f"the training loss moved by {jump:.3g} nats an epoch to the end. Lower "
-        "learning_rate; for a telescoping loss, see that pairs are many enough."
+        f"the training loss changed by {jump:.3g} nats per epoch until the end. Lower "
+        "learning_rate; for a telescoping loss, use more pairs."
     )
 
 
@@ -236,18 +242,18 @@ def _unbounded(run: TrainingRun, spread: float) -> str | None:
     is_rising = rise > max(spread, _NUM_ERRORS * error)
     half = run.epochs[len(run.epochs) // 2]
     is_past = run.best_epoch is None or run.best_epoch < half
-    if not (is_rising and is_past) and falls[1] < _ABSURD * spread:
+    if not (is_rising and is_past) and falls[1] < _MAX_FALL * spread:
         return None
     return (
-        f"the correction fell by {falls[1]:.3g} nats in the later half of the epochs, "
-        f"after {falls[0]:.3g} in the earlier, while the base rose by {rise:.3g}: "
-        "nothing bounds it from below. Use more pairs, early_stopping=True, "
-        "adjustment='rescale_project', or the recipe 'hybrid'."
+        f"the correction fell by {falls[1]:.3g} nats in the second half of the epochs, "
+        f"after {falls[0]:.3g} in the first, while the base rose by {rise:.3g}: it is "
+        "not bounded from below. Use more pairs, early_stopping=True, "
+        "adjustment='rescale_project', or HybridNPE or HybridNLE."
     )
 
 
 def _falls_of_correction(run: TrainingRun, spread: float) -> tuple[float, float] | None:
-    """Its falls in the halves of a run, if the later is none the smaller."""
+    """Falls in both halves of a run, if the second is at least as large."""
     correction, half = run.correction, len(run.correction) // 2
     if len(correction) < _MIN_EPOCHS:
         return None
@@ -257,45 +263,47 @@ def _falls_of_correction(run: TrainingRun, spread: float) -> tuple[float, float]
 
 
 def _notes(run: TrainingRun, spread: float) -> list[str]:
-    """What is worth a word, though it is no divergence."""
+    """Observations that do not amount to divergence."""
     notes = []
     falls = _falls_of_correction(run, spread)
     if falls is not None and not run.converged:
         notes.append(
-            f"the correction was still falling, by {falls[1]:.3g} nats in the later "
-            "half of the epochs. Pairs may be too few for so many epochs."
+            f"the correction was still falling, by {falls[1]:.3g} nats in the second "
+            "half of the epochs. Use more pairs or fewer epochs."
         )
     loss = _overfitting(run, spread)
     if loss is not None:
-        notes.append(f"held-out rows lost {loss:.3g} nats by overfitting. {_kept(run)}")
+        notes.append(
+            f"the validation loss rose by {loss:.3g} nats (overfitting). {_kept(run)}"
+        )
     return notes
 
 
 def _overfitting(run: TrainingRun, spread: float) -> float | None:
-    """Rise of the validation loss; the training loss did not rise."""
+    """Rise of the validation loss above its minimum; `None` if not significant."""
     values, errors = run.validation_loss, run.validation_error
     if len(values) < _MIN_EPOCHS or not np.isfinite(values).all():
         return None
     rise, error = _rise(values)
     at_best = errors[np.argmin(values)]
-    if np.isfinite(at_best):  # of the held-out rows, not only from epoch to epoch
+    if np.isfinite(at_best):  # sampling error of the held-out simulations
         error = math.hypot(error, at_best)
-    least = max(_MIN_NOTED * spread, _NUM_ERRORS * error)
+    least = max(_MIN_OVERFITTING * spread, _NUM_ERRORS * error)
     return None if rise < least else rise
 
 
 def _kept(run: TrainingRun) -> str:
     if run.converged is None:
-        return "The network is as it was when training was ended."
+        return "The weights of the last step were kept."
     if run.best_epoch is None:
         return "The last weights were kept."
     if run.best_epoch < run.start:
-        return "The weights that it started from were kept."
+        return "The initial weights were kept."
     return f"The weights of epoch {run.best_epoch} were kept."
 
 
 def _rise(values: np.ndarray) -> tuple[float, float]:
-    """How far a curve ends above its best, and the standard error of that."""
+    """Difference of the final value and the minimum of a curve, and its error."""
     window = min(max(len(values) // 5, 1), _LONGEST_WINDOW)
     means = np.convolve(values, np.ones(window) / window, "valid")
     steps = np.diff(values)
@@ -312,6 +320,6 @@ def _name(run: TrainingRun) -> str:
 
 
 def _num_dims(inference: Any) -> int:
-    """Dimensions that the density is of; 1 for other estimators."""
+    """Dimension of the estimated density; 1 for other estimators."""
     network = getattr(inference, "_neural_net", None)
     return math.prod(getattr(network, "input_shape", (1,)))

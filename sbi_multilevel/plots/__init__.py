@@ -1,4 +1,4 @@
-"""Pictures of a training and of posteriors side by side, in the look of sbi."""
+"""Figures of trainings and posteriors, in the style of sbi."""
 
 from sbi_multilevel.plots.comparison import compare
 from sbi_multilevel.plots.training import plot_training

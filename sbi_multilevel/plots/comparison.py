@@ -1,4 +1,4 @@
-"""Posteriors of several fidelities or recipes, one over the other."""
+"""Overlaid marginals of several posteriors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from sbi.analysis import FigOptions, pairplot
 from torch import Tensor
 
-from sbi_multilevel.plots.style import LINE_STYLES, colour
+from sbi_multilevel.plots.style import LINE_STYLES, color
 
 _CONTOURS = (0.68, 0.95)  # of the mass
 _RESOLUTION = 80
@@ -34,20 +34,19 @@ def compare(
 ) -> tuple[Figure | SubFigure, np.ndarray]:
     r"""Overlay posteriors on sbi's `pairplot`.
 
-    The diagonal has kernel density estimates of the marginals, the rest contours around
-    68 % and 95 % of the mass of each posterior, in colours that the colour-blind tell
-    apart and in different lines.
+    The diagonal shows kernel density estimates of the marginals, the upper triangle
+    contours around 68 % and 95 % of the mass of each posterior. Posteriors differ in
+    line style and in color, from a palette for color-blind readers.
 
     Args:
-        posteriors: By name, each a posterior of sbi or samples of one, shape
-            `(n, d_theta)`.
-        x_o: The observation that posteriors are sampled at, shape `(1, *x_shape)`;
-            their default x if left out.
-        truth: The true parameters, if known, shape `(d_theta,)`.
+        posteriors: Posteriors of sbi, or samples of shape `(n, d_theta)`, by name.
+        x_o: Observation at which posteriors are sampled, shape `(1, *x_shape)`; their
+            default x by default.
+        truth: True parameters, shape `(d_theta,)`.
         labels: Names of the parameters.
-        limits: Lower and upper end of the axis of each parameter, shape `(d_theta, 2)`;
-            by default what holds all samples.
-        num_samples: Samples drawn from each posterior.
+        limits: Lower and upper limit of each parameter, shape `(d_theta, 2)`; the range
+            of all samples by default.
+        num_samples: Number of samples drawn from each posterior.
         axes: Axes to plot into, shape `(d_theta, d_theta)`, e.g. of a subfigure; a new
             figure by default.
         figsize: Width and height of a new figure, in inches.
@@ -57,8 +56,8 @@ def compare(
         The figure, and an array of its axes, shape `(d_theta, d_theta)`.
 
     Raises:
-        ValueError: If there is no dict of posteriors, or samples, truth, labels, limits
-            and axes are not of one number of parameters.
+        ValueError: If `posteriors` is not a dict or is empty, or the number of
+            parameters of samples, truth, labels, limits and axes differs.
 
     Example:
     --------
@@ -66,10 +65,8 @@ def compare(
     ::
 
         >>> import torch
-        >>> exact, rough = torch.randn(500, 2), 1.5 * torch.randn(500, 2)
-        >>> figure, axes = compare(
-        ...     {"dear": exact, "cheap": rough}, truth=torch.zeros(2), labels=["a", "b"]
-        ... )
+        >>> samples = {"high": torch.randn(500, 2), "low": 1.5 * torch.randn(500, 2)}
+        >>> figure, axes = compare(samples, truth=torch.zeros(2), labels=["a", "b"])
         >>> axes.shape
         (2, 2)
     """
@@ -86,8 +83,8 @@ def compare(
     }
     first, reference = next(iter(samples.items()))
     dim = reference.shape[1]
-    for name, rows in samples.items():
-        _check_size(f"posteriors[{name!r}]", rows.shape[1], dim, first)
+    for name, each in samples.items():
+        _check_size(f"posteriors[{name!r}]", each.shape[1], dim, first)
     for name, value in (("labels", labels), ("limits", limits)):
         if value is not None:
             _check_size(name, len(value), dim, first)
@@ -103,20 +100,20 @@ def compare(
         diag="kde",
         upper="contour",
         **_look(list(samples), title),
-        # sbi sets title and margins of the figure, which are the user's if it is theirs
+        # sbi sets title and margins of the figure, also of one that was passed
         fig=figure if axes is None else Figure(),
         axes=_Single(grid[0, 0]) if dim == 1 else grid,  # pyright: ignore
     )
-    if dim > 1:  # the cell of the legend would hide the label of the cell above
+    if dim > 1:  # the axes of the legend would hide the label of those above
         grid[-1, 0].set_xlabel("")
         grid[-1, 0].patch.set_visible(False)
     return figure, grid
 
 
 def _look(names: list[str], title: str | None) -> dict[str, Any]:
-    """What `pairplot` is told of colours, lines and the legend."""
+    """Arguments of `pairplot` for colors, lines and the legend."""
     lines = [
-        {"color": colour(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
+        {"color": color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
         for i in range(len(names))
     ]
     options = FigOptions(
@@ -144,7 +141,7 @@ def _look(names: list[str], title: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Single:
-    """Axes with the shape that sbi asks for, which takes one parameter's by itself."""
+    """Axes with the attribute `shape`, which sbi requires for one parameter."""
 
     axes: Axes
     shape = (1, 1)
@@ -156,15 +153,15 @@ class _Single:
 def _grid(
     axes: np.ndarray | Axes | None, dim: int, figsize: tuple[float, float] | None
 ) -> tuple[Figure | SubFigure, np.ndarray]:
-    """The figure and axes of the user, or new ones."""
+    """The figure and axes that were passed, or new ones."""
     if axes is None:
         size = figsize or (2.2 * max(dim, 2) + 0.6,) * 2
         return plt.subplots(dim, dim, squeeze=False, figsize=size)
     grid = np.atleast_2d(np.array(axes, dtype=object))
     if grid.shape != (dim, dim):
         raise ValueError(
-            f"axes is of shape {grid.shape}, but posteriors are of {dim} parameters. "
-            f"Pass e.g. the second of `plt.subplots({dim}, {dim}, squeeze=False)`."
+            f"axes has shape {grid.shape}, but posteriors have {dim} parameters. Pass "
+            f"axes of shape {(dim, dim)}, e.g. from `plt.subplots({dim}, {dim})`."
         )
     return grid[0, 0].figure, grid
 
@@ -172,23 +169,23 @@ def _grid(
 def _samples(
     name: str, posterior: Any, x_o: Tensor | None, num_samples: int
 ) -> np.ndarray:
-    """Samples as they are, or drawn."""
+    """Samples of a posterior, shape `(n, d_theta)`."""
     if hasattr(posterior, "sample"):
         posterior = posterior.sample((num_samples,), x=x_o, show_progress_bars=False)
     if isinstance(posterior, Tensor):
         posterior = posterior.detach().cpu().numpy()
-    rows = np.array(posterior, dtype=float)  # a copy, which pairplot may change
-    if rows.ndim != 2:
+    samples = np.array(posterior, dtype=float)  # a copy, which pairplot may change
+    if samples.ndim != 2:
         raise ValueError(
-            f"posteriors[{name!r}] has shape {rows.shape}, but samples must be of "
+            f"posteriors[{name!r}] has shape {samples.shape}, but samples must have "
             "shape (n, d_theta). Pass a posterior of sbi, or `samples.flatten(0, -2)`."
         )
-    return rows
+    return samples
 
 
 def _check_size(name: str, found: int, dim: int, first: str) -> None:
     if found != dim:
         raise ValueError(
-            f"{name} is of {found} parameters, but posteriors[{first!r}] of {dim}. "
-            "Pass one entry a parameter, of the same parameters everywhere."
+            f"{name} has {found} parameters, but posteriors[{first!r}] has {dim}. Pass "
+            "the same parameters in all arguments."
         )

@@ -1,4 +1,4 @@
-"""Losses of the members of the recipe `HybridConfig`, one over the other."""
+"""Losses of the members of `HybridNPE` and `HybridNLE`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from sbi_multilevel.plots.style import NEUTRAL, colour, finish_epochs, scale_losses
+from sbi_multilevel.plots.style import NEUTRAL, color, finish_epochs, scale_losses
 from sbi_multilevel.training.history import TrainingRun
 
-_START = "start"  # what networks are named after that members start from
+_START = "start"  # prefix of the names of pre-trained networks
 
 
 def plot_members(
     axes: Axes, components: Mapping[str, Mapping[str, Sequence[TrainingRun]]]
 ) -> None:
-    """Plot training and validation loss of each network, in a colour a component.
+    """Plot training and validation loss of each network, colored by component.
 
     Args:
         axes: Axes to plot into.
         components: `runs` of a `HybridSummary`.
 
     Raises:
-        ValueError: If there is none, as in a summary of an earlier version.
+        ValueError: If there are none, as in a summary of an earlier version.
     """
     if not components:
         raise ValueError(
-            "inference.hybrid_summary has no losses of members. Train again, or leave "
-            "out ax for a figure of what the recipe chose."
+            "inference.hybrid_summary has no losses of members. Train again, or omit "
+            "ax to plot the summary."
         )
     shown, named = [], set()
     for index, (component, members) in enumerate(components.items()):
         for member, runs in members.items():
             is_start = member.startswith(_START)
-            name = "what members start from" if is_start else component
-            shade = NEUTRAL if is_start else colour(index)
+            name = "pre-training" if is_start else component
+            shade = NEUTRAL if is_start else color(index)
             for run in runs:
                 label = None if name in named else name
                 named.add(name)
@@ -45,7 +45,7 @@ def plot_members(
     axes.plot([], [], "--", label="validation", **black)
     axes.plot([], [], "ko", markersize=4, label="kept weights")
     scale_losses(axes, shown)
-    finish_epochs(axes, "loss [nats a row]")
+    finish_epochs(axes, "loss [nats]")
 
 
 def _plot_run(axes: Axes, run: TrainingRun, shade: str, label: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What happened in training, epoch by epoch."""
+"""Losses and gradients of a training over epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sbi_multilevel.plots.hybrid import plot_hybrid
 from sbi_multilevel.plots.members import plot_members
 from sbi_multilevel.plots.style import (
     NEUTRAL,
-    colour,
+    color,
     finish_epochs,
     plain_log_ticks,
     scale_losses,
@@ -36,20 +36,20 @@ def plot_training(
     figsize: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> tuple[Figure | SubFigure, np.ndarray]:
-    r"""Plot how training went.
+    r"""Plot the losses and gradients of a training.
 
-    From above: training and validation loss, with a band of one standard error of the
-    latter, the epoch whose weights were kept, and the stages of the recipe; the part of
-    each level in the loss; and, where levels were trained together, the gradient norms
-    of base and corrections, their cosine with the control-variate coefficients, and the
-    effective rows of a batch (`sbi_multilevel.training.history`). After
-    recipe="hybrid" it is what `hybrid_summary` holds: scores of the maps, weights and
-    log scores of the components, and effective rows. The losses of its members, each
-    from its own first epoch on, go into `ax`, where one is given.
+    Panels from top to bottom: training and validation loss with a band of one standard
+    error, the epoch whose weights were kept, and the stages of training; the loss of
+    each level; and, if levels were trained jointly, the gradient norms of base and
+    corrections, their cosine and the control-variate coefficients, and the effective
+    sample size of a batch (`sbi_multilevel.training.history`). For `HybridNPE` and
+    `HybridNLE` the panels show `hybrid_summary`: scores of the maps, weights and log
+    scores of the components, and the effective sample size. If `ax` is passed, it shows
+    the losses of all members.
 
     Args:
         inference: A trained trainer of this package, or of sbi.
-        ax: Axes to plot the losses into; a new figure with all panels by default.
+        ax: Axes for the losses; a new figure with all panels by default.
         figsize: Width and height of a new figure, in inches.
         title: Title of a new figure.
 
@@ -57,7 +57,7 @@ def plot_training(
         The figure, and an array of its axes.
 
     Raises:
-        ValueError: If `inference` is no trainer or was not trained yet.
+        ValueError: If `inference` is not a trainer, or was not trained.
 
     Example:
     --------
@@ -111,7 +111,7 @@ Panel = Callable[[Axes, Mapping[str, Any], Sequence[TrainingRun]], None]
 
 
 def _panels(summary: Mapping[str, Any], runs: Sequence[TrainingRun]) -> list[Panel]:
-    """The panels there is something to show in."""
+    """The panels for which the summary has values."""
     panels: list[Panel] = [_plot_losses]
     if any(len(run.levels) > 1 for run in runs):
         panels.append(_plot_levels)
@@ -120,18 +120,18 @@ def _panels(summary: Mapping[str, Any], runs: Sequence[TrainingRun]) -> list[Pan
     if "gradient_cosine" in summary:
         panels.append(_plot_angles)
     if "effective_sample_size" in summary:
-        panels.append(_plot_rows)
+        panels.append(_plot_sample_size)
     return panels
 
 
 def _plot_losses(
     axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
 ) -> None:
-    """Training and validation loss, stages, and the epochs that were kept."""
+    """Training and validation loss, stages, and epochs whose weights were kept."""
     levels = _levels(summary)
     for index, run in enumerate(runs):
         alone = run.levels[0] if len(run.levels) == 1 and len(levels) > 1 else None
-        line = dict(color="black" if alone is None else colour(alone), linewidth=1.3)
+        line = dict(color="black" if alone is None else color(alone), linewidth=1.3)
         labels = [None] * 3 if index else ["training", "validation", "kept weights"]
         axes.plot(run.epochs, run.training_loss, label=labels[0], **line)
         axes.plot(
@@ -145,38 +145,38 @@ def _plot_losses(
         axes, [y for run in runs for y in (run.training_loss, run.validation_loss)]
     )
     _mark_stages(axes, runs)
-    finish_epochs(axes, "loss [nats a row]")
+    finish_epochs(axes, "loss [nats]")
     legend = axes.get_legend()
     assert legend is not None
-    plt.setp(legend.legend_handles[:2], color="black")  # colours are of levels
+    plt.setp(legend.legend_handles[:2], color="black")  # colors denote levels
 
 
 def _plot_levels(
     axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
 ) -> None:
-    """What each level adds to the loss."""
+    """Contribution of each level to the loss."""
     shown = []
     for level in _levels(summary):
         name = f"level {level}"
         for kind, style in (("training", "-"), ("validation", "--")):
             epochs, values = curve(summary, f"{kind}_loss_level_{level}")
             label = name if kind == "training" else None
-            axes.plot(epochs, values, style, color=colour(level), lw=1.2, label=label)
+            axes.plot(epochs, values, style, color=color(level), lw=1.2, label=label)
             shown.append(values)
     scale_losses(axes, shown)
-    finish_epochs(axes, "part of a level\n[nats a row]")
+    finish_epochs(axes, "loss by level\n[nats]")
 
 
 def _plot_norms(
     axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
 ) -> None:
-    """Lengths of gradients."""
+    """Norms of the gradients of the step and of each level."""
     axes.plot(*curve(summary, "gradient_norm"), color="black", lw=1.2, label="step")
     for level in _levels(summary):
         if f"gradient_norm_level_{level}" in summary:
             points = curve(summary, f"gradient_norm_level_{level}")
             name = f"level {level}"
-            axes.plot(*points, color=colour(level), lw=1.2, label=name)
+            axes.plot(*points, color=color(level), lw=1.2, label=name)
     _spread(axes)
     finish_epochs(axes, "gradient norm")
 
@@ -184,25 +184,25 @@ def _plot_norms(
 def _plot_angles(
     axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
 ) -> None:
-    """Cosine of base and correction, and coefficients; both are 1 at best."""
+    """Cosine of base and correction, and control-variate coefficients."""
     cosine = curve(summary, "gradient_cosine")
     axes.plot(*cosine, color="black", lw=1.2, label="cosine of base\nand correction")
     for level in _levels(summary):
         if f"control_variate_level_{level}" in summary:
             points = curve(summary, f"control_variate_level_{level}")
-            axes.plot(*points, color=colour(level), lw=1.2, label=f"$\\beta_{level}$")
+            axes.plot(*points, color=color(level), lw=1.2, label=f"$\\beta_{level}$")
     for value in (0.0, 1.0):
         axes.axhline(value, color=NEUTRAL, lw=0.6, zorder=0)
     finish_epochs(axes, "cosine, $\\beta$")
 
 
-def _plot_rows(
+def _plot_sample_size(
     axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
 ) -> None:
-    """Effective rows of a batch."""
+    """Effective sample size of a batch."""
     axes.plot(*curve(summary, "effective_sample_size"), color="black", lw=1.2)
     _spread(axes)
-    finish_epochs(axes, "effective rows\nof a batch")
+    finish_epochs(axes, "effective sample\nsize of a batch")
 
 
 def _levels(summary: Mapping[str, Any]) -> list[int]:
@@ -211,7 +211,7 @@ def _levels(summary: Mapping[str, Any]) -> list[int]:
 
 
 def _spread(axes: Axes) -> None:
-    """A logarithmic axis where positive values span more than a decade."""
+    """Use a logarithmic axis if positive values span more than a decade."""
     values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
     values = values[np.isfinite(values) & (values > 0)]
     ratio = values.max() / values.min() if len(values) else 1.0
@@ -223,7 +223,7 @@ def _spread(axes: Axes) -> None:
 
 
 def _mark_stages(axes: Axes, runs: Sequence[TrainingRun]) -> None:
-    """A line where a stage begins, and the name of each above."""
+    """Draw a line at the start of each stage and its levels above."""
     if len(runs) == 1:
         return
     for run in runs:
@@ -233,6 +233,6 @@ def _mark_stages(axes: Axes, runs: Sequence[TrainingRun]) -> None:
         names = ", ".join(map(str, run.levels))
         alone = len(run.levels) == 1
         text = f"level {names}" if alone else f"levels {names}"
-        shade = colour(run.levels[0]) if alone else "black"
+        shade = color(run.levels[0]) if alone else "black"
         kwargs = dict(transform=axes.get_xaxis_transform(), fontsize="small")
         axes.text(*place, text, ha="center", va="bottom", color=shade, **kwargs)

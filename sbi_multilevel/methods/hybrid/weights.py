@@ -60,7 +60,7 @@ def worth_of_lower_levels(
     without = {name: each for name, each in losses.items() if name != POOLED}
     half = {**without, ALONE: on_half}
     of_mixtures = [_held_out_losses(each, folds) for each in (losses, without, half)]
-    return effective_sample_size(*of_mixtures, num_rows=len(on_half))
+    return effective_sample_size(*of_mixtures, num_high=len(on_half))
 
 
 def _held_out_losses(losses: Losses, folds: Sequence[np.ndarray]) -> np.ndarray:
