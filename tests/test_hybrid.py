@@ -468,12 +468,12 @@ def test_more_rows_train_anew():
         torch.zeros(9, 1), torch.randn(9, 2), torch.randn(9, 2), level=1
     )
     inference.train(**BRIEF, force_first_round_loss=True)
-    assert inference.hybrid_summary.effective_sample_size.num_rows == 29
+    assert inference.hybrid_summary.effective_sample_size.num_high == 29
 
 
 def test_four_high_fidelity_rows_are_enough_to_run():
     inference = trained(simulations=rows(100, 4), config=HybridConfig())
-    assert inference.hybrid_summary.effective_sample_size.num_rows == 4
+    assert inference.hybrid_summary.effective_sample_size.num_high == 4
     with pytest.raises(ValueError, match="at least 4"):
         trained(simulations=rows(100, 3), config=HybridConfig())
 

@@ -173,13 +173,13 @@ def test_check_pairing_tells_mixed_rows_from_own_randomness():
         return text
 
     mixed = verdict(coarse, centred)
-    assert "a row of level 1 (" in mixed and "the same row alone" in mixed
-    assert "randomness of its own" not in mixed
+    assert "dependence on the batch: the output of level 1 (" in mixed
+    assert "internal randomness" not in mixed
     text = verdict(own, fine)
-    assert "randomness of its own: level 0" in text and "alone" not in text
+    assert "internal randomness: level 0" in text and "batch" not in text
     text = verdict(own, centred)
-    assert "its own: level 0" in text and "a row of level 1 (" in text
-    assert "alone" not in verdict(coarse, fine)
+    assert "internal randomness: level 0" in text and "output of level 1 (" in text
+    assert "batch" not in verdict(coarse, fine)
     with pytest.raises(ValueError, match="mixed up"):
         check_pairing([added, twice], PRIOR, flat_noise)
 
