@@ -235,6 +235,7 @@ def _tutorial_pages() -> dict[str, str]:
     for path in sorted(TUTORIALS.glob("*.ipynb")):
         text = path.read_text("utf-8").replace("](../README.md)", "](../index.md)")
         text = text.replace("](external_program)", "](external_program.md)")
+        text = text.replace("](../docs/", "](../")
         found[f"tutorials/{path.name}"] = text
     scripts = sorted((ROOT / _EXTERNAL).glob("*.py"))
     text = "# An external program, run here or elsewhere\n"

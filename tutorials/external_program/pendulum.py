@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""A program that knows nothing of Python packages: it stands for yours.
+"""An external program that uses no Python packages, as an example.
 
     pendulum.py INPUT OUTPUT
 
-INPUT holds `length friction seed steps`, OUTPUT gets ten noisy angles, one a line. All
-randomness comes from the seed, so that two step sizes make a pair.
+INPUT contains `length friction seed steps`. OUTPUT receives ten noisy angles, one per
+line. All random numbers come from the seed, so that two step sizes make a pair.
 """
 
 import math

@@ -1,10 +1,11 @@
-"""The same program, run by somebody else: a cluster, a colleague, next week.
+"""The same program, run elsewhere, for example on a cluster.
 
-    python run_elsewhere.py write     # one input file a row that is pending
-    ... the program runs on them, e.g. as a job array: sbatch --array=0-39 job.sh
-    python run_elsewhere.py read      # takes back what is there, as often as you like
+    python run_elsewhere.py write     # one input file for each pending run
+    ... run the program on these files, e.g. as a job array: sbatch --array=0-39 job.sh
+    python run_elsewhere.py read      # records the outputs that exist; can be repeated
 
-Rows are known by their ids, so they may come back in any order, and twice.
+Simulations are identified by their ids, so outputs can be recorded in any order, and
+repeatedly.
 """
 
 import sys
@@ -21,20 +22,22 @@ PRIOR = BoxUniform(torch.tensor([0.5, 0.0]), torch.tensor([2.0, 0.5]))
 
 
 def write(path, jobs, num_simulations=(400, 40)):
-    """Plan the rows, and write the inputs of those that are pending."""
+    """Plan the simulations, and write the inputs of those that are pending."""
     jobs.mkdir(exist_ok=True)
     store = SimulationStore.create(path, PRIOR, num_simulations)
     for level in (0, 1):
-        rows = store.pending(level)
-        for id_, theta, seed in zip(rows.ids, rows.theta.tolist(), rows.noise.tolist()):
-            # a row of level 1 is a pair: the same theta and seed at both step sizes
+        pending = store.pending(level)
+        for id_, theta, seed in zip(
+            pending.ids, pending.theta.tolist(), pending.noise.tolist()
+        ):
+            # level 1 has pairs: the same theta and seed at both step sizes
             for side in range(max(level - 1, 0), level + 1):
                 text = f"{theta[0]} {theta[1]} {seed} {STEPS[side]}"
                 (jobs / f"{id_}.level_{side}.input").write_text(text)
 
 
 def read(path, jobs):
-    """Take back the outputs that are there; returns the store."""
+    """Record the outputs that exist; returns the store."""
     store = SimulationStore.open(path)
     for level in (0, 1):
         ids = [

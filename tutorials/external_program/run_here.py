@@ -1,8 +1,8 @@
-"""An external program as simulator, started here: `python run_here.py`.
+"""An external program as simulator, run on this machine: `python run_here.py`.
 
-The program reads a file and writes one. A run that fails or hangs becomes a row with
-that status and what the program said; nothing else is lost, and the same command goes
-on where it was stopped.
+The program reads a file and writes one. If a run fails or hangs, its status and the
+error message of the program are recorded. All other simulations are kept, and the same
+command resumes an interrupted run.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MLNPE, simulate_multilevel, vectorize_simulator
+from sbi_multilevel import HybridNPE, simulate_multilevel, vectorize_simulator
 
 PROGRAM = Path(__file__).with_name("pendulum.py")
 STEPS = (50, 2_000)  # of level 0 and level 1
@@ -21,7 +21,7 @@ PRIOR = BoxUniform(torch.tensor([0.5, 0.0]), torch.tensor([2.0, 0.5]))
 
 
 class Pendulum:
-    """The program with so many steps: a simulator of one row and one seed."""
+    """The program with a number of steps: a simulator of one theta and one seed."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -36,7 +36,7 @@ class Pendulum:
                 capture_output=True,
                 text=True,
             )
-            if run.returncode != 0:  # what the program said is kept with the row
+            if run.returncode != 0:  # the error message is recorded
                 raise RuntimeError(run.stderr.strip())
             return [float(line) for line in target.read_text().split()]
 
@@ -46,12 +46,12 @@ def main(store, num_simulations=(400, 40)):
         [vectorize_simulator(Pendulum(steps)) for steps in STEPS],
         PRIOR,
         num_simulations,
-        simulation_batch_size=(20, 1),  # cheap rows by twenties, dear ones alone
+        simulation_batch_size=(20, 1),  # 20 of level 0 in one call
         num_workers=2,
         timeout=60,
         store=store,
     )
-    inference = MLNPE(PRIOR).append_multilevel_simulations(simulations)
+    inference = HybridNPE(PRIOR).append_multilevel_simulations(simulations)
     inference.train()
     return inference.build_posterior()
 
@@ -59,4 +59,6 @@ def main(store, num_simulations=(400, 40)):
 if __name__ == "__main__":
     posterior = main("pendulum.zarr")
     x_o = torch.tensor([Pendulum(STEPS[1])(torch.tensor([1.0, 0.2]), seed=7)])
-    print(posterior.sample((1_000,), x=x_o).mean(dim=0), "and the truth is (1.0, 0.2)")
+    print(
+        posterior.sample((1_000,), x=x_o).mean(dim=0), "for true parameters (1.0, 0.2)"
+    )
