@@ -10,16 +10,35 @@ from sbi.inference import NLE, NPE
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
 
-from sbi_multilevel import MFNLE, MFNPE, MLNLE, MLNPE, MultilevelConfig, TransferConfig
+from sbi_multilevel import (
+    MFNLE,
+    MFNPE,
+    MLNLE,
+    MLNPE,
+    HybridNLE,
+    HybridNPE,
+    MultilevelConfig,
+    TransferConfig,
+)
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
 
-PARENTS = {MLNPE: NPE, MLNLE: NLE, MFNPE: NPE, MFNLE: NLE}
+PARENTS = {
+    MLNPE: NPE,
+    MLNLE: NLE,
+    MFNPE: NPE,
+    MFNLE: NLE,
+    HybridNPE: NPE,
+    HybridNLE: NLE,
+}
 BUILDERS = {NPE: posterior_nn, NLE: likelihood_nn}
 STRINGS = ("mdn", "maf", "nsf", "made")
 FEW = dict(max_num_epochs=2, training_batch_size=100)
 
+every = pytest.mark.parametrize("cls", tuple(PARENTS))
+# those that train one network; for ensembles see `test_hybrid.py`
+multilevel = pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+single = pytest.mark.parametrize("cls", tuple(PARENTS)[:4])
 pytestmark = [
-    pytest.mark.parametrize("cls", tuple(PARENTS)),
     pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
     pytest.mark.filterwarnings("ignore:When the inference object is pickled"),
 ]
@@ -27,8 +46,6 @@ pytestmark = [
 
 def make(cls, density_estimator="maf", sims=None, **options):
     options = {"tracker": SilentTracker(), "show_progress_bars": False, **options}
-    if cls in (MLNPE, MLNLE):  # the default is tested in test_hybrid.py
-        options.setdefault("config", "multilevel")
     trainer = cls(prior(), density_estimator=density_estimator, **options)
     return trainer.append_multilevel_simulations(sims or simulations())
 
@@ -39,7 +56,7 @@ def weights(network):
     ])
 
 
-def single_level_rows():
+def single_level_simulations():
     rows = simulations()[0]
     return rows.theta, rows.x
 
@@ -47,8 +64,11 @@ def single_level_rows():
 # ------------------------------------------------------------- as its parent
 
 
+@every
 @pytest.mark.parametrize("density_estimator", STRINGS)
-def test_with_plain_rows_weights_are_those_of_the_parent(cls, density_estimator):
+def test_with_append_simulations_alone_weights_are_those_of_the_parent(
+    cls, density_estimator
+):
     networks = []
     for trainer_class in (cls, PARENTS[cls]):
         torch.manual_seed(5)
@@ -58,11 +78,12 @@ def test_with_plain_rows_weights_are_those_of_the_parent(cls, density_estimator)
             tracker=SilentTracker(),
             show_progress_bars=False,
         )
-        trainer.append_simulations(*single_level_rows())
+        trainer.append_simulations(*single_level_simulations())
         networks.append(trainer.train(max_num_epochs=4))
     assert torch.equal(*(weights(network) for network in networks))
 
 
+@every
 def test_arguments_are_those_of_the_parent_and_ours(cls):
     ours = inspect.signature(cls).parameters
     parents = inspect.signature(PARENTS[cls]).parameters
@@ -75,6 +96,7 @@ def test_arguments_are_those_of_the_parent_and_ours(cls):
 # ------------------------------------------------------------- estimators
 
 
+@single
 @pytest.mark.parametrize(
     "density_estimator", (*STRINGS, "zuko_nsf", "zuko_maf", "maf_rqs", "embedding")
 )
@@ -91,21 +113,23 @@ def test_any_estimator_of_the_parent_trains(cls, density_estimator):
     assert all(torch.isfinite(torch.tensor(trainer.summary["training_loss"])))
 
 
+@pytest.mark.parametrize("family", (0, 1), ids=("NPE", "NLE"))
 @pytest.mark.parametrize(
     "config",
     [
-        "multilevel",
         *(MultilevelConfig(adjustment=a) for a in ("rescale", "project", "none")),
-        *(MultilevelConfig(alignment=kind) for kind in ("paired", "own", None)),
+        *(MultilevelConfig(alignment=kind) for kind in ("affine", "standardize", None)),
         MultilevelConfig(early_stopping=False, betas=(0.85, 0.999), weight_decay=1e-3),
-        "transfer",
+        TransferConfig(),
         TransferConfig(alignment=None, joint_pretraining=True),
         TransferConfig(early_stopping=False, fine_tuning_rate=0.1),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("levels", (2, 3))
-def test_any_recipe_trains_any_number_of_levels(cls, config, levels):
+def test_any_settings_train_any_number_of_levels(family, config, levels):
+    is_multilevel = isinstance(config, MultilevelConfig)
+    cls = ((MLNPE, MLNLE) if is_multilevel else (MFNPE, MFNLE))[family]
     sims = simulations((200, 30, 20)[:levels])
     trainer = make(cls, sims=sims, config=config)
     trainer.train(max_num_epochs=25, training_batch_size=100, stop_after_epochs=50)
@@ -113,22 +137,24 @@ def test_any_recipe_trains_any_number_of_levels(cls, config, levels):
     assert losses[-1] < losses[0]
 
 
-def test_the_network_is_built_on_the_aligned_training_rows(cls):
+@multilevel
+def test_the_network_is_built_on_the_aligned_training_simulations(cls):
     seen, build = [], BUILDERS[PARENTS[cls]]("mdn")
 
     def builder(theta, x):
         seen.append((theta, x))
         return build(theta, x)
 
-    trainer = make(cls, builder, config=MultilevelConfig(alignment="paired"))
+    trainer = make(cls, builder, config=MultilevelConfig(alignment="affine"))
     trainer.train(**FEW)
-    theta, x, *_ = trainer._term_rows.dataset[trainer.train_indices]
+    theta, x, *_ = trainer._plan.layout.dataset.dataset[trainer.train_indices]
     assert len(seen) == 1
     assert torch.equal(seen[0][0], theta) and torch.equal(seen[0][1], x)
 
 
+@single
 def test_settings_of_the_optimizer_reach_it(cls):
-    config = MultilevelConfig(betas=(0.85, 0.99), weight_decay=0.01)
+    config = cls._config_type(betas=(0.85, 0.99), weight_decay=0.01)
     trainer = make(cls, config=config)
     trainer.train(learning_rate=3e-4, **FEW)
     (group,) = trainer.optimizer.param_groups
@@ -139,6 +165,7 @@ def test_settings_of_the_optimizer_reach_it(cls):
 # ------------------------------------------------------------- training
 
 
+@single
 def test_training_is_deterministic_by_seed(cls):
     def train(seed):
         torch.manual_seed(seed)
@@ -148,12 +175,12 @@ def test_training_is_deterministic_by_seed(cls):
     assert not torch.equal(train(3), train(4))
 
 
-def test_rows_in_parts_are_the_same_rows(cls):
+@single
+def test_simulations_in_parts_are_the_same_simulations(cls):
     sims = simulations()
     trainer = cls(
         prior(),
         density_estimator="maf",
-        config="multilevel" if cls in (MLNPE, MLNLE) else "transfer",
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
@@ -170,8 +197,9 @@ def test_rows_in_parts_are_the_same_rows(cls):
     assert torch.equal(*(weights(network) for network in networks))
 
 
+@multilevel
 def test_early_stopping_keeps_the_best_weights(cls):
-    trainer = make(cls, "mdn", config="multilevel")
+    trainer = make(cls, "mdn")
     trainer.train(learning_rate=0.02, stop_after_epochs=3, max_num_epochs=300)
     losses = trainer.summary["validation_loss"]
     assert len(losses) < 300
@@ -187,8 +215,9 @@ def test_early_stopping_keeps_the_best_weights(cls):
     assert loss == pytest.approx(min(losses), abs=1e-4)
 
 
-def test_without_early_stopping_the_last_weights_of_all_rows_are_kept(cls):
-    trainer = make(cls, "mdn", config=MultilevelConfig(early_stopping=False))
+@multilevel
+def test_without_early_stopping_the_last_weights_of_all_simulations_are_kept(cls):
+    trainer = make(cls, "mdn", config=cls._config_type(early_stopping=False))
     states = []
     step = trainer._train_epoch
 
@@ -207,17 +236,19 @@ def test_without_early_stopping_the_last_weights_of_all_rows_are_kept(cls):
     assert all(value != value for value in trainer.summary["validation_loss"])  # NaN
 
 
+@single
 def test_training_resumes(cls):
     trainer = make(cls)
     trainer.train(**FEW)
-    split, epochs = trainer._split, len(trainer.summary["training_loss"])
+    split, epochs = trainer._plan.split, len(trainer.summary["training_loss"])
     before = weights(trainer._neural_net)
     trainer.train(resume_training=True, training_batch_size=100, max_num_epochs=5)
-    assert trainer._split is split
+    assert trainer._plan.split is split
     assert len(trainer.summary["training_loss"]) > epochs
     assert not torch.equal(before, weights(trainer._neural_net))
 
 
+@single
 def test_a_network_is_retrained_from_scratch(cls):
     trainer = make(cls)
     first = trainer.train(**FEW)
@@ -226,7 +257,8 @@ def test_a_network_is_retrained_from_scratch(cls):
     assert first is not second
 
 
-def test_more_rows_continue_training(cls):
+@single
+def test_more_simulations_continue_training(cls):
     trainer = make(cls)
     network = trainer.train(**FEW)
     trainer.append_multilevel_simulations(simulations(seed=9))
@@ -235,7 +267,8 @@ def test_more_rows_continue_training(cls):
     assert trainer.train(**force, **FEW) is network
 
 
-def test_the_summary_and_the_tracker_tell_levels_apart(cls, capsys):
+@multilevel
+def test_the_summary_and_the_tracker_distinguish_levels(cls, capsys):
     tracker = SilentTracker()
     config = MultilevelConfig(stopping="telescoping")
     trainer = make(cls, tracker=tracker, config=config)
@@ -252,6 +285,7 @@ def test_the_summary_and_the_tracker_tell_levels_apart(cls, capsys):
             assert in_all == pytest.approx(total, abs=1e-4)
 
 
+@single
 def test_pickling(cls):
     trainer = make(cls)
     trainer.train(**FEW)
@@ -263,6 +297,7 @@ def test_pickling(cls):
     copy.build_posterior(sample_with="importance")
 
 
+@single
 def test_options_of_the_data_loaders_are_passed_on(cls):
     trainer = make(cls)
     trainer.train(dataloader_kwargs={"num_workers": 1}, **FEW)
@@ -270,6 +305,7 @@ def test_options_of_the_data_loaders_are_passed_on(cls):
     assert [loader.num_workers for loader in loaders] == [1, 1]
 
 
+@single
 @pytest.mark.parametrize(
     "sample_with", ("mcmc", "rejection", "vi", "importance", "direct")
 )
@@ -293,9 +329,10 @@ def test_posteriors_are_those_of_sbi(cls, sample_with):
 # ------------------------------------------------------------- statistics
 
 
+@single
 def test_the_posterior_is_that_of_the_highest_level(cls):
-    """Exact truth: low-fidelity rows alone give another posterior."""
-    fine_tuned = issubclass(cls, (MFNPE, MFNLE))  # it forgets level 0 with rows only
+    """Exact truth: low-fidelity simulations alone give another posterior."""
+    fine_tuned = issubclass(cls, (MFNPE, MFNLE))  # needs more of the highest level
     sims = simulations((4_000, 400, 1_500 if fine_tuned else 200))
     trainer = make(cls, "mdn", sims)
     trainer.train(learning_rate=2e-3)

@@ -1,6 +1,5 @@
 """Transfer: stages, alignment, unconstrained theta, warm starts, freezing, columns."""
 
-import inspect
 import pickle
 from copy import deepcopy
 
@@ -10,7 +9,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MFNLE, MFNPE, MultilevelConfig, TransferConfig
+from sbi_multilevel import MFNLE, MFNPE, MLNPE, TransferConfig
 from sbi_multilevel.estimators.transformed import MappedEstimator
 from sbi_multilevel.training.stages import Term
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
@@ -43,7 +42,7 @@ def box_rows(n, shift=0.0):
 # ------------------------------------------------------------- stages
 
 
-def test_stages_of_the_recipe():
+def test_stages_of_transfer():
     names = [stage.levels for stage in TransferConfig().stages(3)]
     assert names == [(0,), (1,), (2,)]
     joint = TransferConfig(joint_pretraining=True, fine_tuning_rate=0.1, freeze=("a",))
@@ -86,7 +85,7 @@ def test_only_levels_above_the_first_rehearse():
 
 
 @both
-def test_plain_rows_are_the_highest_level_in_any_order(cls):
+def test_simulations_without_a_level_are_of_highest_level_in_any_order(cls):
     first = make(cls)
     other = make(cls, low=False)
     for rows in SIMS.levels[:2]:
@@ -124,17 +123,17 @@ def test_each_stage_trains_on_its_level_until_it_stops_by_itself(cls):
 def test_a_stage_that_only_harms_keeps_the_weights_it_started_from():
     trainer = make(config=TransferConfig(fine_tuning_rate=200.0, alignment=None))
     states = []
-    run = trainer._stages_to_run
-    trainer._stages_to_run = lambda resume: run(resume)[:1]
+    run = trainer._plan.stages_to_train
+    trainer._plan.stages_to_train = lambda resume: run(resume)[:1]
     trainer.train(stop_after_epochs=3, max_num_epochs=30)
     states.append(weights(trainer._neural_net))
-    trainer._stages_to_run = lambda resume: [2]
+    trainer._plan.stages_to_train = lambda resume: [2]
     trainer.train(force_first_round_loss=True, stop_after_epochs=3)
     assert torch.equal(states[0], weights(trainer._neural_net))
 
 
 @both
-def test_new_rows_train_only_the_stages_they_belong_to(cls):
+def test_new_simulations_train_only_the_stages_they_belong_to(cls):
     trainer = make(cls)
     trainer.train(**FEW)
     assert len(trainer.summary["epochs_trained"]) == 3
@@ -160,7 +159,7 @@ def test_pretraining_alone():
 @both
 def test_training_resumes_in_the_stage_it_was_in(cls):
     trainer = make(cls)
-    run, calls = trainer._stages_to_run, []
+    run, calls = trainer._plan.stages_to_train, []
 
     def interrupted(resume):
         for index in run(resume):
@@ -169,10 +168,10 @@ def test_training_resumes_in_the_stage_it_was_in(cls):
                 raise KeyboardInterrupt
             yield index
 
-    trainer._stages_to_run = interrupted
+    trainer._plan.stages_to_train = interrupted
     with pytest.raises(KeyboardInterrupt):
         trainer.train(**FEW)
-    trainer._stages_to_run = run
+    trainer._plan.stages_to_train = run
     trainer.train(resume_training=True, training_batch_size=100, max_num_epochs=4)
     assert trainer.summary["epochs_trained"] == [3, 5, 5, 5]
 
@@ -185,11 +184,11 @@ def test_frozen_parameters_stay_and_others_move():
     build = posterior_nn("maf", embedding_net=embedding)
     config = TransferConfig(freeze=("*embedding_net*",))
     trainer = make(density_estimator=build, config=config)
-    run = trainer._stages_to_run
-    trainer._stages_to_run = lambda resume: run(resume)[:1]
+    run = trainer._plan.stages_to_train
+    trainer._plan.stages_to_train = lambda resume: run(resume)[:1]
     trainer.train(**FEW)
     before = deepcopy(dict(trainer._neural_net.named_parameters()))
-    trainer._stages_to_run = run
+    trainer._plan.stages_to_train = run
     trainer.train(force_first_round_loss=True, **FEW)
     after = dict(trainer._neural_net.named_parameters())
     moved = {name for name in after if not torch.equal(before[name], after[name])}
@@ -210,7 +209,7 @@ def test_freezing_nothing_or_all_is_refused(freeze, named):
 def test_rehearsed_levels_enter_the_held_out_loss_by_their_shares(cls):
     trainer = make(cls, config=TransferConfig(rehearsal=0.4, alignment=None))
     trainer.train(**FEW)
-    network, split = trainer._neural_net.eval(), trainer._split
+    network, split = trainer._neural_net.eval(), trainer._plan.split
     assert split is not None
     shares = []
     for level in range(3):
@@ -218,13 +217,13 @@ def test_rehearsed_levels_enter_the_held_out_loss_by_their_shares(cls):
         x = SIMS[level].x[split.validation[level]]
         pair = (theta, x) if cls is MFNPE else (x, theta)
         shares.append(network.loss(*pair).mean().item() * (0.2, 0.2, 0.6)[level])
-    loader, arguments = trainer._held_out
-    found = trainer._term_losses(loader, arguments).means
+    running = trainer._plan.running
+    found = running._term_losses(running.held_out).means
     assert found == pytest.approx(shares, rel=1e-4, abs=1e-4)
 
 
-def test_rehearsal_holds_the_network_near_what_it_learned_below():
-    """Few high-fidelity rows far away cost less on level 0 where it is rehearsed."""
+def test_rehearsal_keeps_the_network_near_the_fit_of_lower_levels():
+    """A few distant high-fidelity simulations cost less on level 0 with rehearsal."""
     losses = {}
     for rehearsal in (0.0, 0.5):
         torch.manual_seed(0)
@@ -321,7 +320,7 @@ def test_weights_enter_the_loss():
         weight = torch.ones(int(chosen.sum())) if w is None else w
         trainer.append_weighted_simulations(theta[rows], x[rows], weight)
         trainer.get_dataloaders()
-        networks.append(trainer._term_rows.dataset.tensors[3])
+        networks.append(trainer._plan.layout.dataset.dataset.tensors[3])
     assert torch.equal(networks[0], torch.ones(int(chosen.sum())))
     assert networks[1].mean() == pytest.approx(1.0, abs=1e-5)
     assert networks[1][~chosen].max() < 1e-5
@@ -335,12 +334,12 @@ def test_bad_weights_are_refused(w):
     with pytest.raises(ValueError, match="weights of level 0"):
         trainer.append_weighted_simulations(SIMS[2].theta, SIMS[2].x, w)
     with pytest.raises(ValueError, match="weights were passed"):
-        MFNPE(
-            prior(), config="multilevel", tracker=SilentTracker()
-        ).append_weighted_simulations(SIMS[2].theta, SIMS[2].x, torch.ones(60))
+        MLNPE(prior(), tracker=SilentTracker()).append_weighted_simulations(
+            SIMS[2].theta, SIMS[2].x, torch.ones(60)
+        )
 
 
-def test_rows_of_another_shape_are_refused():
+def test_simulations_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"x of level 0 has shape \(3,\)"):
         make(low=False).append_lowfidelity_simulations(
             torch.randn(20, 2), torch.randn(20, 3)
@@ -354,20 +353,15 @@ def test_a_proposal_that_is_not_the_prior_is_refused():
         trainer.train(**FEW)
 
 
-def test_the_working_copy_of_the_rows_is_not_pickled():
+def test_the_working_copy_of_the_simulations_is_not_pickled():
     trainer = make()
     trainer.train(**FEW)
-    assert not hasattr(pickle.loads(pickle.dumps(trainer)), "_term_rows")
+    assert trainer._plan.layout is not None
+    assert pickle.loads(pickle.dumps(trainer))._plan.layout is None
 
 
-def test_the_default_recipe_is_transfer():
-    assert isinstance(MFNPE(prior())._config, TransferConfig)
-    assert isinstance(MFNPE(prior(), config="multilevel")._config, MultilevelConfig)
-    assert inspect.signature(MFNLE).parameters["config"].default == "transfer"
-
-
-def test_cheap_rows_help():
-    """With 15 dear rows, cheap rows of a level near by lower the error of the mean."""
+def test_low_fidelity_simulations_help():
+    """With 15 high-fidelity simulations, similar low-fidelity ones lower the error."""
     errors = {True: [], False: []}
     x_o = torch.tensor([[0.5, -0.4]])
     exact = posterior(x_o[0])
