@@ -1,4 +1,4 @@
-"""The tutorials: as they were committed, and executed anew."""
+"""The tutorials, as committed and executed."""
 
 import os
 import re
@@ -10,22 +10,22 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-FAST = "SBI_MULTILEVEL_FAST"  # set, it makes a tutorial run on few rows and epochs
-DATA = {"camels": "SBI_MULTILEVEL_CAMELS"}  # what names the file of a tutorial
+FAST = "SBI_MULTILEVEL_FAST"  # if set, a tutorial uses few simulations and epochs
+DATA = {"camels": "SBI_MULTILEVEL_CAMELS"}  # the variable that names its data file
 
 
 def committed(name):
-    """A tutorial as it was committed, with its outputs."""
+    """A tutorial as committed, with its outputs."""
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
 def has_fast_mode(name):
-    """Whether a tutorial knows the variable; the others always run in full."""
+    """Whether a tutorial has a fast mode; otherwise it runs in full."""
     return any(FAST in cell.source for cell in committed(name).cells)
 
 
 def execute(name, folder, monkeypatch):
-    """A tutorial after it ran in `folder`, in fast mode if it has one."""
+    """A tutorial executed in `folder`, in fast mode if it has one."""
     variable = DATA.get(name)
     if variable and not os.environ.get(variable):
         pytest.skip(f"needs the file that {variable} names")
@@ -43,25 +43,25 @@ def execute(name, folder, monkeypatch):
 
 
 def printed(notebook):
-    """Everything that a notebook printed, without what sbi says of epochs."""
+    """Printed output of a notebook, without the messages of sbi about epochs."""
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     text = "\n".join(out.get("text", "") for out in outputs)
     return re.sub(r" ?Neural network successfully .+? epochs\.", "", text)
 
 
 def prose(notebook):
-    """Everything that a notebook says beside its code."""
+    """The text cells of a notebook."""
     cells = notebook.cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def numbers(text):
-    """Numbers with decimals in a text, as they are written, without their signs."""
+    """Decimal numbers in a text, as written, without signs."""
     return set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]|\.\d)", text.replace("−", "-")))
 
 
 def scores(text, word="NLPD"):
-    """The numbers that are printed behind a name and a word."""
+    """The numbers printed after a name and a word."""
     found = re.findall(rf"^(.+?),? +{word} +(-?[\d.]+)", text, flags=re.M)
     return {name.strip(): float(value) for name, value in found}
 

@@ -1,6 +1,6 @@
-"""The reference: every public name is described, and every how-to page does as it says.
+"""Every public name is documented, and the code of every how-to page runs.
 
-Without Sphinx: `make docs` builds the site, and stops at what it cannot link or read.
+Sphinx is not needed. `make docs` builds the site and fails on unresolved references.
 """
 
 import doctest
@@ -34,22 +34,21 @@ PUBLIC = {
     for path, value in pages.public_names().items()
     if inspect.isclass(value) or inspect.isfunction(value)
 }
-# public names without an example of their own, and why; beside these, results
+# public names without an example, and the reason; results are exempt as well
 NO_EXAMPLE = {
     "sbi_multilevel.TooManyFailures": "an error",
-    "sbi_multilevel.methods.hybrid.HybridSummary": "made in training; see its how-to page",
-    "sbi_multilevel.methods.Recipe": "abstract",
-    "sbi_multilevel_benchmarks.BenchmarkTask": "abstract; an example is in the room's",
+    "sbi_multilevel.methods.hybrid.HybridSummary": "returned; see its how-to page",
+    "sbi_multilevel_benchmarks.BenchmarkTask": "abstract; see the package",
     "sbi_multilevel_benchmarks.PosteriorTask": "abstract",
-    "sbi_multilevel_benchmarks.Fit": "made by methods; an example is in the room's",
-    "sbi_multilevel_benchmarks.judged": "called by methods; an example is in the room's",
-    "sbi_multilevel_benchmarks.register_method": "changes what other tests see",
-    "sbi_multilevel_benchmarks.register_task": "changes what other tests see",
+    "sbi_multilevel_benchmarks.Fit": "returned by methods; see the package",
+    "sbi_multilevel_benchmarks.evaluated": "called by methods; see the package",
+    "sbi_multilevel_benchmarks.register_method": "changes the state of other tests",
+    "sbi_multilevel_benchmarks.register_task": "changes the state of other tests",
 }
-# constructors that users do not call, and why
+# constructors that are not public, and the reason
 NO_ARGUMENTS = {
     "sbi_multilevel.SimulationStore": "made by `create` or `open`",
-    "sbi_multilevel.TooManyFailures": "takes what an error takes",
+    "sbi_multilevel.TooManyFailures": "arguments of an error",
 }
 
 
@@ -76,18 +75,20 @@ def check_summary(doc):
 
 
 @pytest.mark.parametrize("path", PUBLIC)
-def test_public_names_are_described(path):
+def test_public_names_are_documented(path):
     value = PUBLIC[path]
     check_summary(value.__doc__)
     if path not in NO_ARGUMENTS:
         lineage = inspect.getmro(value) if inspect.isclass(value) else (value,)
-        ours = [each for each in lineage if each.__module__.startswith(pages.PACKAGE)]
+        ours = [
+            each for each in lineage if each.__module__.startswith("sbi_multilevel")
+        ]
         known = documented(*(each.__doc__ for each in ours))
         assert arguments(value) <= known
 
 
 @pytest.mark.parametrize("path", [p for p in PUBLIC if inspect.isclass(PUBLIC[p])])
-def test_their_methods_are_described(path):
+def test_their_methods_are_documented(path):
     for name in pages.own_members(path):
         found = [
             vars(base)[name] for base in PUBLIC[path].__mro__ if name in vars(base)
@@ -100,7 +101,7 @@ def test_their_methods_are_described(path):
 
 
 def results():
-    """Classes that users are given: returned by a public function, or part of one."""
+    """Classes returned by public functions, and classes of their fields."""
     by_name = {path.rpartition(".")[2]: path for path in PUBLIC}
     found, new = set(), [f.__annotations__.get("return", "") for f in PUBLIC.values()]
     while new:
@@ -112,23 +113,23 @@ def results():
 
 
 @pytest.mark.parametrize("path", PUBLIC)
-def test_they_have_an_example_that_runs(path):
+def test_public_names_have_an_example(path):
     has_example = ">>>" in (PUBLIC[path].__doc__ or "")
     assert not (has_example and path in NO_EXAMPLE)
     assert has_example or path in NO_EXAMPLE or path in results()
 
 
-def test_results_are_what_functions_return():
+def test_results_are_classes_that_functions_return():
     found = results()
     assert {f"{pages.PACKAGE}.{name}" for name in ("Pilot", "Advice")} <= found
     assert f"{pages.PACKAGE}.MLNPE" not in found
 
 
-def test_exceptions_are_public_names():
+def test_names_without_example_are_public():
     assert set(NO_EXAMPLE) | set(NO_ARGUMENTS) <= set(PUBLIC)
 
 
-def test_arguments_are_found_where_they_are_described_and_only_there():
+def test_documented_arguments_are_found():
     doc = """Do it.
 
     Args:
@@ -147,7 +148,7 @@ def written():
     return pages.pages()
 
 
-def test_the_site_has_every_public_name_and_every_module(written):
+def test_the_site_has_every_public_name_and_module(written):
     api = "".join(text for path, text in written.items() if path.startswith("api/"))
     for path in pages.public_names():
         assert re.search(rf"^( {{3}}|\.\. py:data:: ){re.escape(path)}$", api, re.M)
@@ -170,7 +171,7 @@ def test_the_guide_has_every_section_of_the_readme(written):
 
 
 def run(name):
-    """Run the examples of a page; fences are no output."""
+    """Run the examples of a page, without its fences."""
     text = (DOCS / "howto" / f"{name}.md").read_text("utf-8")
     text = re.sub(r"^```.*$", "", text, flags=re.M)
     page = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
@@ -190,17 +191,17 @@ def run(name):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_how_to_pages_do_as_they_say(name):
+def test_examples_of_how_to_pages_run(name):
     run(name)
 
 
-# What the pages say of diagnostics, on posteriors that are known
+# Statements of the pages about diagnostics, for known posteriors
 
 PRIOR = MultivariateNormal(torch.zeros(2), torch.eye(2))
 
 
 class Conjugate(ConditionalDensityEstimator):
-    """The exact posterior of x = theta + noise / 2, as wide as it is or not."""
+    """The exact posterior of x = theta + noise / 2, with its width scaled."""
 
     def __init__(self, width):
         super().__init__(torch.nn.Identity(), torch.Size((2,)), torch.Size((2,)))
@@ -225,7 +226,7 @@ def conjugate(width):
 
 
 def area(posterior, n, num_samples):
-    """TARP's area to the curve over test rows."""
+    """Area to the curve of TARP over test simulations."""
     theta = PRIOR.sample((n,))
     x = theta + 0.5 * torch.randn(n, 2)
     curve = run_tarp(
@@ -235,7 +236,7 @@ def area(posterior, n, num_samples):
 
 
 @pytest.mark.parametrize("width", (0.6, 1.0, 1.6))
-def test_sbc_and_tarp_catch_a_wrong_width_and_let_the_right_one_pass(width):
+def test_sbc_and_tarp_detect_a_wrong_width(width):
     n, posterior = 1_000, conjugate(width)
     theta = PRIOR.sample((n,))
     x = theta + 0.5 * torch.randn(n, 2)
@@ -250,31 +251,31 @@ def test_sbc_and_tarp_catch_a_wrong_width_and_let_the_right_one_pass(width):
         assert errors < -3 if width < 1 else errors > 3
 
 
-def test_the_standard_error_of_tarps_area():
+def test_the_standard_error_of_the_area_of_tarp():
     areas = torch.tensor([area(conjugate(1.0), 200, 100) for _ in range(100)])
-    # of a standard deviation over 100 draws: 1 / sqrt(200)
+    # a standard deviation over 100 draws has a relative error of 1 / sqrt(200)
     assert areas.std() * 200**0.5 == pytest.approx(0.16, rel=4 / 200**0.5)
     assert areas.mean().abs() < 4 * areas.std() / 100**0.5
 
 
-def test_samples_of_sbis_ensembles_are_sorted_by_member():
-    # untrained, a network is where the rows are that it was built on
+def test_samples_of_ensembles_of_sbi_are_sorted_by_member():
+    # an untrained network has the mean of the data it was built on
     at = [torch.full((50, 2), centre) + 0.1 * torch.randn(50, 2) for centre in (-4, 4)]
-    members = [DirectPosterior(posterior_nn("mdn")(rows, rows), PRIOR) for rows in at]
+    members = [DirectPosterior(posterior_nn("mdn")(data, data), PRIOR) for data in at]
     posterior, x = EnsemblePosterior(members), torch.zeros(100, 2)
     samples = posterior.sample((100,), x=x[:1], show_progress_bars=False)
     of_second = samples[:, 0] > 0
     assert of_second.any() and not of_second.all()
-    assert bool((of_second.int().diff() >= 0).all())  # first one member, then the other
+    assert bool((of_second.int().diff() >= 0).all())  # one member after the other
     options = {"num_posterior_samples": 100, "show_progress_bar": False}
     _, averaged = run_sbc(samples, x, posterior, **options)
-    assert len((averaged[:, 0] > 0).unique()) == 1  # of one member only
+    assert len((averaged[:, 0] > 0).unique()) == 1  # of one member
     drawn = posterior.sample_batched((1,), x=x, show_progress_bars=False)[0]
     assert len((drawn[:, 0] > 0).unique()) == 1
 
 
 def test_a_builder_of_sbi_holds_one_embedding_net():
     build = posterior_nn("mdn", embedding_net=torch.nn.Linear(2, 2))
-    rows = torch.randn(50, 2)
-    first, second = (build(rows, rows).embedding_net for _ in range(2))
+    data = torch.randn(50, 2)
+    first, second = (build(data, data).embedding_net for _ in range(2))
     assert next(first.parameters()) is next(second.parameters())

@@ -1,4 +1,4 @@
-"""What the README and the pages beside it say can be run, and their links lead on."""
+"""Code of the README and of the documentation runs, and links and tables are valid."""
 
 import ast
 import importlib.util
@@ -16,7 +16,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(path):
-    """The Python blocks of a page, those in lists as well."""
+    """The Python blocks of a page, including those in lists."""
     text = path.read_text("utf-8")
     found = re.findall(r"^( *)```python\n(.*?)^\1```", text, flags=re.M | re.S)
     return [textwrap.dedent(block) for _, block in found]
@@ -36,16 +36,20 @@ def test_imports_of_all_pages_work():
         exec(line, {})
 
 
-def test_links_to_files_lead_somewhere():
+def test_links_to_files_are_valid():
     links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README.read_text("utf-8"))
     assert len(links) > 10
     files = [link.split("#")[0] for link in links]
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+def test_the_readme_is_short():
+    assert len(README.read_text("utf-8").splitlines()) <= 200
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_blocks_of_the_readme_run_one_after_the_other():
+def test_blocks_of_the_readme_run_in_order():
     names = {}
     torch.manual_seed(0)
     for block in blocks(README):
@@ -57,7 +61,7 @@ def test_blocks_of_the_readme_run_one_after_the_other():
     pyplot.close("all")
 
 
-def test_tables_are_those_of_the_records(tables):
+def test_tables_agree_with_the_records(tables):
     assert str(tables.main_table()) in README.read_text("utf-8")
     page = ROOT / "docs" / "results" / "hybrid.md"
     made = (tables.main_table(full=True), tables.useless_table(), tables.parts_table())

@@ -1,10 +1,10 @@
-"""Every tutorial runs from top to bottom, and its text says what its outputs say.
+"""Every tutorial runs from top to bottom, and its text agrees with its outputs.
 
-Two kinds of test. The committed outputs, of a full run, are compared with what the text
-claims of them; that is quick. And each notebook is executed, in fast mode where it has
-one: few rows and epochs, from which no claim about a method follows, so that only what
-does not depend on training is asserted. Tutorials without a fast mode run in full, and
-make all of their claims again.
+There are two kinds of test. The committed outputs, of a full run, are compared with the
+claims of the text, which is quick. And each notebook is executed, in fast mode if it
+has one: with few simulations and epochs, which allow no claim about a method, so that
+only results that do not depend on training are asserted. Tutorials without a fast mode
+run in full, and all their claims are asserted again.
 """
 
 import re
@@ -32,44 +32,45 @@ from tests.test_docs import pages
 
 def toggle_switch(text):
     nlpd = scores(text)
-    # pairs and cheap rows beat the pairs alone
-    assert nlpd["MLNPE"] < nlpd["NPE, 150 dear rows"]
+    # MLNPE is better than the high-fidelity side of the pairs alone
+    assert nlpd["MLNPE"] < nlpd["NPE, 150 simulations"]
     assert nlpd["MLNPE, aligned"] < nlpd["MLNPE"]
 
 
 def transfer(text):
     nlpd = scores(text)
-    # transfer helps, the cheap rows alone do not
-    plain = nlpd["NPE, 50 dear rows"]
+    # transfer improves on high fidelity alone, low fidelity alone is worse than the prior
+    plain = nlpd["NPE, high fidelity"]
     assert nlpd["exact posterior"] < nlpd["MFNPE, ensemble of 5"] < plain
-    assert nlpd["MFNPE"] < plain < nlpd["prior"] < nlpd["NPE, cheap rows"]
-    assert nlpd["MFNPE"] < nlpd["MFNPE, useless cheap rows"]
+    assert nlpd["MFNPE"] < plain < nlpd["prior"] < nlpd["NPE, low fidelity"]
+    assert nlpd["MFNPE"] < nlpd["MFNPE, useless level 0"]
 
 
 def budget(text):
-    # the pilot's advice, and the budget
-    assert "Level 0 is not worth having" in text
-    assert 199 <= float(re.search(r"rows for ([\d.]+) hours", text)[1]) <= 200
+    # the budget is spent
+    assert 199 <= float(re.search(r"simulations for ([\d.]+) hours", text)[1]) <= 200
     # interrupted in the middle of level 1, resumed, and nothing simulated twice
     interrupted = re.search(r"^interrupted\n(.+)$", text, flags=re.M)[1]
     assert re.search(r"level 1: [1-9]\d* pending, [1-9]\d* ok", interrupted)
     runs = re.findall(r"level \d: (\d+) runs finished, needed (\d+)", text)
     assert len(runs) == 3
     assert all(finished == needed for finished, needed in runs)
-    # what failed is named, run again, and then in; what is NaN stays so
+    # failed simulations are listed and succeed when run again; NaN remains
     assert len(re.findall(r"failed, OSError: no answer from the licence", text)) == 3
     summaries = re.findall(r"^level 0: .+level 2: (.+)$", text, flags=re.M)
     assert "3 failed" in summaries[-2] and "failed" not in summaries[-1]
     assert "pending" not in summaries[-1] and "invalid" in summaries[-1]
     nlpd = scores(text)
-    # better than dear rows, worse than level 1 alone
-    assert nlpd["NPE, 2000 medium rows"] < nlpd["MLNPE"] < nlpd["NPE, 200 dear rows"]
-    assert nlpd["NPE, 200 dear rows"] < nlpd["prior"]
-    # other fits to the pilot's rows leave out level 0, too
+    # better than high fidelity, worse than level 1 alone
+    assert nlpd["NPE, 2000 medium"] < nlpd["MLNPE"] < nlpd["NPE, 200 high fidelity"]
+    assert nlpd["NPE, 200 high fidelity"] < nlpd["prior"]
+    # the pilot advises to leave out level 0, with three other fits as well
     chains = re.findall(r"best levels \((.+?)\)", text)
     assert len(chains) == 3 and not any(chain.startswith("0") for chain in chains)
-    # cheap levels that fail spoil the posterior, as few rows that do not fail do not
-    fails = re.findall(r"^cheap levels fail +NLPD (-?[\d.]+)", text, flags=re.M)
+    best = re.search(r"^At a budget of 200.+\n +levels ([\d, ]+):", text, flags=re.M)[1]
+    assert not best.startswith("0")
+    # lower levels that fail spoil the posterior, as few that do not fail do not
+    fails = re.findall(r"^lower levels fail +NLPD (-?[\d.]+)", text, flags=re.M)
     intact = re.findall(r"none fail +NLPD (-?[\d.]+)", text)
     assert len(fails) == len(intact) == 2
     assert max(map(float, fails)) > nlpd["prior"] > max(map(float, intact))
@@ -77,20 +78,21 @@ def budget(text):
 
 def start_here(text):
     nlpd = scores(text)
-    # both kinds of rows beat either kind; cheap rows alone are worse than the prior
-    assert nlpd["MLNPE"] < nlpd["MLNPE, shuffled"] < nlpd["NPE, dear rows"]
-    assert nlpd["NPE, dear rows"] < nlpd["prior"] < nlpd["NPE, cheap rows"]
-    # the larger part of the gain is the recipe's, the rest the cheap simulator's
-    gain, error = values(r"beside shuffled ones: ([+-][\d.]+) ± ([\d.]+)", text)
+    # both fidelities are better than either; low fidelity is worse than the prior
+    plain = nlpd["NPE, high fidelity"]
+    assert nlpd["HybridNPE"] < nlpd["HybridNPE, shuffled"] < plain
+    assert plain < nlpd["prior"] < nlpd["NPE, low fidelity"]
+    # most of the gain is due to the method, the rest to the low-fidelity simulator
+    gain, error = values(rf"relative to shuffled outputs: {GAIN}", text)
     assert gain > 5 * error
-    assert gain < nlpd["NPE, dear rows"] - nlpd["MLNPE, shuffled"]
-    # training knew of the gain, though a probe of cheap rows as they are saw none
-    gain, error = values(r"log score ([+-][\d.]+) ± ([\d.]+)", text)
+    assert gain < plain - nlpd["HybridNPE, shuffled"]
+    # the summary has the gain, although a probe without a map had none
+    gain, error = values(rf"log score {GAIN}", text)
     assert gain > 5 * error
-    assert "an affine map of each summary does not mend" in text
-    gain, error = values(r"the same shuffled: ([+-][\d.]+) ± ([\d.]+)", text)
+    assert "an affine map of each summary does not improve this" in text
+    gain, error = outputs_gains(text)[0]
     assert gain > 3 * error
-    # calibrated but for one parameter
+    # calibrated except for one parameter
     p_values = re.search(r"SBC p-values (.+)", text)[1].split(", ")
     assert [float(p) > 0.01 for p in p_values] == [True, True, False]
     area, error = values(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
@@ -100,48 +102,53 @@ def start_here(text):
 def one_observation(text):
     sharp, wide = text.split("\nsharp\n")[1].split("\nwide\n")
     sharp, wide = scores(sharp, "KL"), scores(wide, "KL")
-    # rounds pay where the posterior is small, and not beside the default where not
-    assert sharp["MFTSNPE"] < min(sharp["MFNPE"], sharp["MLNPE"]) - 0.3
-    assert abs(sharp["MLNPE"] - sharp["MFNPE"]) < 0.2
-    assert max(wide["MLNPE"], wide["MFTSNPE"]) < wide["MFNPE"] - 0.3
-    assert abs(wide["MLNPE"] - wide["MFTSNPE"]) < 0.2
+    # rounds help if the posterior is small, and otherwise equal the hybrid
+    assert sharp["MFTSNPE"] < min(sharp["MFNPE"], sharp["HybridNPE"]) - 0.3
+    assert abs(sharp["HybridNPE"] - sharp["MFNPE"]) < 0.2
+    assert max(wide["HybridNPE"], wide["MFTSNPE"]) < wide["MFNPE"] - 0.3
+    assert abs(wide["HybridNPE"] - wide["MFTSNPE"]) < 0.2
     for name in ("sharp", "wide"):
-        (share,) = values(rf"^{name}: 99.9 % of the posterior lie in ([\d.]+)%", text)
+        (share,) = values(rf"^{name}: 99.9 % of the posterior is in ([\d.]+)%", text)
         assert (share < 1) == (name == "sharp")
-    assert sharp["cheap rows alone"] > 5 * sharp["MFNPE"]
+    assert sharp["low fidelity alone"] > 5 * sharp["MFNPE"]
     assert values(r"^MFTSNPE: (\d) of 8 measurements", text) == (8,)
-    assert values(r"^cheap rows alone: (\d) of 8 measurements", text) < (5,)
+    assert values(r"^low fidelity alone: (\d) of 8 measurements", text) < (5,)
 
 
 def images(text):
     nlpd = scores(text)
-    # coarse images count, and not only the recipe; dear ones alone are few
-    assert nlpd["MLNPE"] < nlpd["MFNPE"] < nlpd["MLNPE, shuffled"]
+    # low-fidelity images contribute, and not only the method
+    assert nlpd["HybridNPE"] < nlpd["MFNPE"] < nlpd["HybridNPE, shuffled"]
     alone = nlpd["NPE"], nlpd["NPE, ensemble"]
-    assert nlpd["MLNPE, shuffled"] < min(alone) < max(alone) < nlpd["prior"]
-    # maps mend little
-    cheap, shift, paired = map(float, re.findall(r"off by ([\d.]+)", text))
-    assert cheap > shift > paired > 0.5 * cheap
+    assert nlpd["HybridNPE, shuffled"] < min(alone) < max(alone) < nlpd["prior"]
+    # maps reduce the error, by less than a half
+    low, shift, paired = map(float, re.findall(r"error ([\d.]+) \(root", text))
+    assert low > shift > paired > 0.5 * low
 
 
 def bad_low_fidelity(text):
-    # the report finds what is useless or reversed
+    # the report detects useless and reversed simulators
     parts = re.split(r"^--- (\w+)$", text, flags=re.M)
     reports = dict(zip(parts[1:9:2], parts[2:9:2]))
-    assert "tells nothing about level 1" in reports["useless"]
-    assert "misreads" in reports["reversed"] and "(reversing 1)" in reports["reversed"]
+    found = {
+        name: re.search(r"Informativeness of level 0 about level 1: (\w+)", report)[1]
+        for name, report in reports.items()
+    }
+    assert found["useless"] == "none"
+    assert "predicts theta worse than its mean" in reports["reversed"]
+    assert "(sign reversed: 1)" in reports["reversed"]
     for name in ("healthy", "unpaired"):
-        assert re.search("tells (something|much)", reports[name])
-        assert "misreads" not in reports[name]
-    # the summary after training does not: every cheap level seems to be worth a lot
-    said = re.findall(r"log score ([+-][\d.]+) ± ([\d.]+)", text)
-    assert len(said) == 4
-    assert all(float(gain) > 3 * float(error) for gain, error in said)
-    # but its last line does: the outputs of the useless one tell nothing
-    told = re.findall(r"the same shuffled: ([+-][\d.]+) ± ([\d.]+)", text)
-    told = dict(zip(reports, [float(gain) / float(error) for gain, error in told]))
-    assert told["healthy"] >= 2 > told["useless"]
-    # none does harm, and a useless one is nearly as good as a healthy one
+        assert found[name] in ("moderate", "high")
+        assert "worse than its mean" not in reports[name]
+    # the gain after training does not: it is large with each low-fidelity simulator
+    gains = re.findall(rf"log score {GAIN}", text)
+    assert len(gains) == 4
+    assert all(float(gain) > 3 * float(error) for gain, error in gains)
+    # the gain from outputs does: that of the useless simulator is insignificant
+    ratios = [gain / error for gain, error in outputs_gains(text)]
+    ratios = dict(zip(reports, ratios, strict=True))
+    assert ratios["healthy"] >= 2 > ratios["useless"]
+    # none is harmful, and a useless one is nearly as good as a healthy one
     found = re.findall(r"^(\w+) +NLPD .+, gain ([+-][\d.]+)", text, flags=re.M)
     gains = {name: float(gain) for name, gain in found}
     assert len(gains) == 4 and min(gains.values()) > 0
@@ -151,15 +158,15 @@ def bad_low_fidelity(text):
 
 def camels(text):
     nlpd = scores(text)
-    mine, prior = nlpd["MLNPE, 980 + 20 rows"], nlpd["prior"]
-    assert mine < nlpd["NPE, 500 dear rows"] < prior
-    assert prior < nlpd["NPE, 980 cheap rows"] < nlpd["NPE, 20 dear rows"]
-    # most of it is caution, but not all
-    gain, error = values(r"beside shuffled ones: ([+-][\d.]+) ± ([\d.]+)", text)
+    hybrid, prior = nlpd["HybridNPE"], nlpd["prior"]
+    assert hybrid < nlpd["NPE, 500 high fidelity"] < prior
+    assert prior < nlpd["NPE, 980 low fidelity"] < nlpd["NPE, 20 high fidelity"]
+    # most of the gain is due to the method, but not all
+    gain, error = values(rf"relative to shuffled spectra: {GAIN}", text)
     assert gain > 3 * error
-    assert mine < nlpd["MLNPE, shuffled"] < prior
-    # twenty rows cannot tell that cheap ones help
-    gain, error = values(r"log score ([+-][\d.]+) ± ([\d.]+)", text)
+    assert hybrid < nlpd["HybridNPE, shuffled"] < prior
+    # twenty simulations cannot establish the gain
+    gain, error = values(rf"log score {GAIN}", text)
     assert abs(gain) < 2 * error
     areas = re.findall(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
     (hybrid, error), (plain, _) = [tuple(map(float, each)) for each in areas]
@@ -167,10 +174,10 @@ def camels(text):
 
 
 def gallery(text):
-    # the picture of the hybrid: an arrow, and only networks with lower levels
-    assert "high-fidelity rows count as many more than there are" in text
+    # the plot of the hybrid has an arrow, and networks with lower levels only
+    assert "too large to be estimated" in text
     assert "high fidelity alone: weight" not in text
-    # a little too wide in the first parameter, which L-C2ST does not see
+    # slightly too wide in the first parameter, which L-C2ST does not detect
     p_values = re.search(r"SBC p-values (.+)", text)[1].split(", ")
     assert [float(p) > 0.01 for p in p_values] == [False, True]
     area, error = values(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
@@ -179,7 +186,7 @@ def gallery(text):
     assert p_value > 0.05
 
 
-# what every run must print, whatever the number of rows and epochs
+# what every run must print, for any number of simulations and epochs
 
 
 def any_start_here(text):
@@ -188,17 +195,18 @@ def any_start_here(text):
 
 def any_own_simulator(text):
     ways = re.findall(r"^Level 1 with level 0: (paired|not paired)", text, flags=re.M)
-    assert ways == ["paired"] * 3  # many rows, a seed, a program
+    assert ways == ["paired"] * 3  # vectorized, a seed, a program
     found = dict(re.findall(r"^(.+): Level 1 with level 0: (.+)$", text, flags=re.M))
     assert found["other draws"].startswith("not paired")
-    signs = {"own numbers": "draws randomness of its own: level 1"}
-    signs["the batch"] = "rows depend on their batch: a row of level 1"
-    for mistake, sign in signs.items():
-        assert found[mistake].startswith(sign) and "As it is: paired" in found[mistake]
-    # what fails and what is NaN is dropped, and said
-    asked, got = values(r"asked for \(\d+, (\d+)\) got \(\d+, (\d+)\)", text)
-    assert got < asked
-    assert "failed and were left out" in text and "NaN or inf" in text
+    assert found["own numbers"].startswith("internal randomness: level 1")
+    batch = "dependence on the batch: the output of level 1"
+    assert found["the batch"].startswith(batch)
+    for mistake in ("own numbers", "the batch"):
+        assert "Otherwise: paired" in found[mistake]
+    # simulations that fail or are NaN are dropped, with a warning
+    requested, got = values(r"requested \(\d+, (\d+)\) returned \(\d+, (\d+)\)", text)
+    assert got < requested
+    assert "failed" in text and "NaN or inf" in text
 
 
 def any_bad_low_fidelity(text):
@@ -206,19 +214,19 @@ def any_bad_low_fidelity(text):
     assert found["healthy"].startswith("paired: the correlation given theta is 0.")
     assert found["reversed"].startswith("paired: the correlation given theta is -0.")
     assert found["useless"].startswith("not paired")
-    assert found["unpaired"].startswith("draws randomness of its own: level 0")
+    assert found["unpaired"].startswith("internal randomness: level 0")
 
 
 def any_one_observation(text):
-    shares = re.findall(r"that is left, by round: ([\d., ]+)", text)
-    assert len(shares) >= 2
-    for share in shares:  # four rounds, the first from the whole prior
-        share = list(map(float, share.split(", ")))
-        assert len(share) == 4 and share[0] == 1 and min(share) > 0
+    rounds = re.findall(r"accepted fraction of the prior, by round: ([\d., ]+)", text)
+    assert len(rounds) >= 2
+    for each in rounds:  # four rounds, the first from the whole prior
+        fractions = list(map(float, each.split(", ")))
+        assert len(fractions) == 4 and fractions[0] == 1 and min(fractions) > 0
 
 
 def any_images(text):
-    assert len(re.findall(r"off by [\d.]+ \(root mean square\)", text)) == 3
+    assert len(re.findall(r"error [\d.]+ \(root mean square\)", text)) == 3
 
 
 def any_gallery(text):
@@ -226,7 +234,16 @@ def any_gallery(text):
 
 
 def any_camels(text):
-    assert "rows (980, 20) test rows 980" in text
+    assert "simulations (980, 20) test simulations 980" in text
+
+
+GAIN = r"([+-][\d.]+) ± ([\d.]+)"
+
+
+def outputs_gains(text):
+    """Gains from the outputs of lower levels, with errors, in each summary."""
+    found = re.findall(rf"^outputs? .+: {GAIN} nats", text, flags=re.M)
+    return [(float(gain), float(error)) for gain, error in found]
 
 
 CLAIMS = {
@@ -252,14 +269,14 @@ ALWAYS = {
 
 
 def check(name, text, is_full):
-    """Assert what the text of a tutorial claims of its outputs."""
+    """Assert the claims of a tutorial about its outputs."""
     if name in ALWAYS:
         ALWAYS[name](text)
     if is_full and name in CLAIMS:
         CLAIMS[name](text)
 
 
-# what sbi draws of posteriors and trainings of this package
+# plots of sbi for posteriors and trainings of this package
 PICTURES_OF_SBI = (
     "pairplot",
     "plot_summary",
@@ -273,20 +290,20 @@ PICTURES_OF_SBI = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs(name, tmp_path, monkeypatch):
+def test_every_tutorial_runs(name, tmp_path, monkeypatch):
     notebook = execute(name, tmp_path, monkeypatch)
     check(name, printed(notebook), is_full=not has_fast_mode(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_text_says_what_the_outputs_say(name):
+def test_claims_of_the_text_agree_with_the_outputs(name):
     assert name in CLAIMS or name in ALWAYS
     check(name, printed(committed(name)), is_full=True)
 
 
-# in the older tutorials some numbers of the text are from runs that are not shown
+# in tutorials without a fast mode, some numbers are from runs that are not shown
 @pytest.mark.parametrize("name", [name for name in NAMES if has_fast_mode(name)])
-def test_numbers_in_the_text_are_those_of_outputs_or_code(name):
+def test_numbers_in_the_text_are_in_the_outputs_or_the_code(name):
     notebook = committed(name)
     code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
     known = numbers(printed(notebook)) | numbers(code)
@@ -295,16 +312,16 @@ def test_numbers_in_the_text_are_those_of_outputs_or_code(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_outputs_are_of_one_full_run_and_name_no_files(name):
+def test_committed_outputs_are_of_one_full_run_without_paths(name):
     notebook = committed(name)
     text = (FOLDER / f"{name}.ipynb").read_text()
     assert not re.search(r"site-packages|/home/|/tmp/|/root/|/Users/", text)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in cells]
     if has_fast_mode(name):
-        assert counts == list(range(1, len(cells) + 1))  # top to bottom
+        assert counts == list(range(1, len(cells) + 1))  # in order
         lines = [line for cell in cells for line in cell.source.splitlines()]
-        assert sum(FAST in line for line in lines) == 1  # one line decides
+        assert sum(FAST in line for line in lines) == 1  # one switch
     assert any(cell.outputs for cell in cells)
     assert not any(out.output_type == "error" for c in cells for out in c.outputs)
 
@@ -316,7 +333,7 @@ def test_the_core_of_the_first_tutorial_is_short():
     assert 10 <= len(lines) < 20
 
 
-def test_the_gallery_has_every_picture():
+def test_the_gallery_has_every_plot():
     cells = [c for c in committed("gallery").cells if c.cell_type == "code"]
     drawing = [*plots.__all__, *PICTURES_OF_SBI, "plot_forest"]
     for name in drawing:
@@ -325,14 +342,14 @@ def test_the_gallery_has_every_picture():
         for cell in calls:
             data = [out.get("data", {}) for out in cell.outputs]
             assert any("image/png" in each for each in data), name
-    # each recipe, and axes of one's own
+    # every method, and existing axes
     code = "\n".join(cell.source for cell in cells)
     for name in ("multilevel", "transfer", "inference"):
         assert f"\nplot_training({name})" in code
     assert "ax=right" in code and "axes=part" in code
 
 
-def test_the_gallery_is_no_tutorial_but_an_entry_of_the_site():
+def test_the_gallery_is_an_entry_of_the_site_and_not_a_tutorial():
     written = pages.pages()
     assert "tutorials/gallery.ipynb" in written
     assert "gallery" not in written["tutorials/index.rst"]
