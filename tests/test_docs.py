@@ -67,6 +67,10 @@ def arguments(function):
     return {name for name in names if name not in ("self", "cls")}
 
 
+def _is_ours(value):
+    return value.__module__.startswith("sbi_multilevel")
+
+
 def check_summary(doc):
     """The first paragraph is one sentence."""
     first = " ".join((doc or "").partition("\n\n")[0].split())

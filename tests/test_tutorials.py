@@ -39,7 +39,7 @@ def toggle_switch(text):
 
 def transfer(text):
     nlpd = scores(text)
-    # transfer improves on high fidelity alone, low fidelity alone is worse than the prior
+    # better than high fidelity alone; low fidelity alone is worse than the prior
     plain = nlpd["NPE, high fidelity"]
     assert nlpd["exact posterior"] < nlpd["MFNPE, ensemble of 5"] < plain
     assert nlpd["MFNPE"] < plain < nlpd["prior"] < nlpd["NPE, low fidelity"]
