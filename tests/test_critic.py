@@ -1,4 +1,4 @@
-"""The critic behind the mutual information, and how it is trained."""
+"""Critic of the mutual information and its training."""
 
 import copy
 import math
@@ -14,22 +14,22 @@ from sbi_multilevel.diagnostics.critic import Critic, contributions, train_criti
 from tests.test_information import exact_normal, normals
 
 
-def test_the_bound_by_hand():
+def test_the_bound_is_that_computed_by_hand():
     log2 = math.log(2)
     table = torch.tensor([[log2, 0.0], [math.log(3), 2 * log2]])
     # mean of log 2 and log 4, minus log of the mean of 1 and 3
     values = contributions(table)
     assert values.mean().item() == pytest.approx(1.5 * log2 - log2)
-    # row 0 is in 1 and 3 of a mean of 2, as is row 1
+    # both pairs have ratios 1 and 3, with a mean of 2
     assert values.tolist() == pytest.approx([0.0, log2], abs=1e-6)
 
 
-def test_a_constant_critic_bounds_by_zero():
+def test_the_bound_of_a_constant_critic_is_zero():
     assert contributions(torch.full((5, 5), 3.0)).tolist() == pytest.approx([0.0] * 5)
 
 
 def test_contributions_give_the_error_of_the_bound():
-    """Their spread is that of the bound over data sets, at a fixed critic."""
+    """The error is the spread over data sets, for a fixed critic."""
     rho, n = 0.6, 200
 
     def table(seed):
@@ -46,7 +46,7 @@ def test_contributions_give_the_error_of_the_bound():
     )
 
 
-def test_it_starts_as_the_ratio_of_normal_densities():
+def test_the_initial_critic_is_the_ratio_of_normal_densities():
     x, y = normals(0.7, 300, 3)
     y = y[:, :2] + 0.3 * x[:, 1:]
     covariance = LedoitWolf().fit(torch.cat([x, y], 1).numpy()).covariance_
@@ -62,7 +62,7 @@ def test_it_starts_as_the_ratio_of_normal_densities():
     assert torch.allclose(start - start[0], exact - exact[0], atol=1e-3)
 
 
-def test_all_pairs_at_once_are_each_pair_alone():
+def test_values_of_a_batch_are_those_of_single_pairs():
     x, y = normals(0.7, 50, 3)
     torch.manual_seed(0)
     critic = train_critic(x, y)
@@ -77,17 +77,17 @@ def gradient_of(value, critic):
 
 @pytest.mark.parametrize("factor", (None, 1.0, 4.0))
 def test_the_moving_average_corrects_the_gradient(factor):
-    """One step of gradient descent, beside the gradient by hand."""
+    """One step of gradient descent is that computed by hand."""
     x, y = normals(0.7, 40, 2)
     torch.manual_seed(0)
     critic = Critic(x, y)
-    with torch.no_grad():  # off the start, where some gradients vanish
+    with torch.no_grad():  # at the initial weights some gradients vanish
         for parameter in critic.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     table = critic(x, y)
     mean = critics.off_diagonal(table).exp().mean()
     average = None if factor is None else factor * mean.detach()
-    # where there was none, it is the mean itself: the gradient of the bound
+    # without an average it is the mean itself: the gradient of the bound
     weight = 0.99 * (factor or 1.0) + 0.01
     expected = gradient_of(
         table.diagonal().mean() - mean / (weight * mean.detach()), critic
@@ -105,8 +105,8 @@ def test_the_moving_average_corrects_the_gradient(factor):
         assert torch.allclose(new - old, 1e-2 * step, atol=1e-6)
 
 
-def test_a_critic_that_does_harm_is_none():
-    """The fifth of the rows that is held out follows the opposite rule."""
+def test_a_critic_with_a_negative_bound_is_zero():
+    """The held-out fifth has the opposite correlation."""
     x, y = normals(0.9, 25, 12)
     y[:5] = -y[:5]
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def test_a_critic_that_does_harm_is_none():
         assert (critic(*normals(0.5, 9, 12)) == 0).all()
 
 
-def test_critics_are_cut_off():
+def test_critics_are_bounded():
     x, y = normals(0.99, 60, 4)
     torch.manual_seed(0)
     critic = train_critic(x, y)
@@ -125,46 +125,48 @@ def test_critics_are_cut_off():
         assert critic(x[:12], y[:12]).max() <= critic.ceiling
 
 
-def test_no_ratio_counts_for_more_than_the_rows_can_vouch_for():
-    """Pairs of strangers at T = 0, so that the logarithm of the mean is 0."""
+def test_ratios_are_bounded_by_the_squared_number_of_pairs():
+    """Unpaired combinations have T = 0, so that the logarithm of the mean is 0."""
     table = 50 * torch.eye(20)
-    rows = torch.zeros(20, 1), torch.zeros(20, 1)
-    values = critics._judged(lambda x, y: table, rows, 100)
+    pairs = torch.zeros(20, 1), torch.zeros(20, 1)
+    values = critics._held_out(lambda x, y: table, pairs, 100)
     assert values.mean().item() == pytest.approx(2 * math.log(100))
 
 
-def test_the_ceiling_is_that_of_the_rows_where_pairs_are_nearly_equal(monkeypatch):
-    monkeypatch.setattr(critics, "_MOST_STEPS", 0)
+def test_the_ceiling_depends_on_the_number_of_pairs_if_these_are_nearly_equal(
+    monkeypatch,
+):
+    monkeypatch.setattr(critics, "_MAX_STEPS", 0)
     x, y = normals(1 - 1e-7, 200, 12)
     critic = train_critic(x, y)
     ceiling = critic.ceiling.clone()
     critic.ceiling.fill_(math.inf)
     with torch.no_grad():
         table = critic(x[:40], y[:40])
-    strangers = critics.off_diagonal(table)
-    limit = torch.logsumexp(strangers, 0) - math.log(40 * 39) + 2 * math.log(200)
+    unpaired = critics.off_diagonal(table)
+    limit = torch.logsumexp(unpaired, 0) - math.log(40 * 39) + 2 * math.log(200)
     assert ceiling == pytest.approx(limit.item(), abs=1e-3)
     assert ceiling < table.diagonal().max() - 1
 
 
-def test_the_first_epoch_that_is_as_good_as_the_best_is_kept(monkeypatch):
+def test_the_first_epoch_within_an_error_of_the_best_is_kept(monkeypatch):
     spread = torch.tensor([-1.0, 1.0]).repeat(10)
-    # the bound of each epoch, from the start on; the last but one is the best
+    # bounds of the initial weights and of each epoch
     means = [0.0, 1.0, 1.9, 2.0, 1.5]
     epoch = 0
 
-    def step(critic, rows, optimizer, average):
+    def step(critic, pairs, optimizer, average):
         nonlocal epoch
         epoch += 1
         with torch.no_grad():
             critic.of_x[-1].bias.fill_(epoch)
 
-    def judge(critic, rows, num_rows):
+    def bound(critic, pairs, num_pairs):
         return means[epoch] + (epoch % 2) * spread
 
     monkeypatch.setattr(critics, "_epoch", step)
-    monkeypatch.setattr(critics, "_judged", judge)
-    monkeypatch.setattr(critics, "_MOST_STEPS", 4)
+    monkeypatch.setattr(critics, "_held_out", bound)
+    monkeypatch.setattr(critics, "_MAX_STEPS", 4)
     critic = train_critic(*normals(0.5, 100, 1))
-    # epoch 2 is 0.1 below epoch 3, which the error of 20 rows, 0.23, allows
+    # epoch 2 is 0.1 below epoch 3, less than the error of 0.23 of 20 pairs
     assert (critic.of_x[-1].bias == 2).all()

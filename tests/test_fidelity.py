@@ -32,8 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The pairing of level")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """The critic learns little beyond its start, which does for normal rows."""
-    monkeypatch.setattr(critic, "_MOST_STEPS", 30)
+    """Few training steps; the initial critic is sufficient for normal variables."""
+    monkeypatch.setattr(critic, "_MAX_STEPS", 30)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Mutual information against closed forms, and what is made of it."""
+"""Mutual information and its normalizations agree with closed forms."""
 
 import math
 
@@ -20,7 +20,7 @@ from sbi_multilevel.diagnostics.information import differential_entropy
 
 
 def normals(rho, n, d, seed=0):
-    """d normal pairs of correlation rho, each."""
+    """d independent normal pairs of correlation rho."""
     generator = torch.Generator().manual_seed(seed)
     x, noise = torch.randn(2, n, d, generator=generator)
     return x, rho * x + math.sqrt(1 - rho**2) * noise
@@ -32,8 +32,8 @@ def exact_normal(rho, d=1):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The critic learns little beyond its start, which does for normal rows."""
-    monkeypatch.setattr(critics, "_MOST_STEPS", 20)
+    """Few training steps; the initial critic is sufficient for normal variables."""
+    monkeypatch.setattr(critics, "_MAX_STEPS", 20)
 
 
 # --- the estimate -------------------------------------------------------------------
@@ -43,29 +43,28 @@ def short(monkeypatch):
     ("rho", "d", "n"),
     ((-0.9, 1, 1_500), (0.6, 4, 1_500)),
 )
-def test_correlated_normals(rho, d, n):
+def test_the_estimate_for_correlated_normals(rho, d, n):
     found = mutual_information(*normals(rho, n, d))
     assert abs(found.nats - exact_normal(rho, d)) < 4 * found.error
-    assert 0 < found.error < 0.1 and (found.num_rows, found.dim) == (n, d)
-    assert found.share == pytest.approx(rho**2, abs=0.1)
+    assert 0 < found.error < 0.1 and (found.num_pairs, found.dim) == (n, d)
+    assert found.informational_r2 == pytest.approx(rho**2, abs=0.1)
 
 
-def test_a_lower_bound_where_rows_are_few():
-    # rows of which a network would learn too much
+def test_the_estimate_is_a_lower_bound_for_few_pairs():
     found = mutual_information(*normals(0.9, 100, 4, seed=2), seed=2)
     exact = exact_normal(0.9, 4)
     assert 0.4 * exact < found.nats < exact + 4 * found.error
 
 
 @pytest.mark.parametrize(("d", "n"), ((1, 1_000), (10, 100)))
-def test_independence(d, n):
+def test_the_estimate_for_independent_normals(d, n):
     found = mutual_information(*normals(0.0, n, d))
     assert abs(found.nats) <= 4 * found.error + 0.02
-    assert found.share < 0.05
+    assert found.informational_r2 < 0.05
 
 
-def test_rows_that_were_trained_on_would_claim_much():
-    """What the held-out folds are for."""
+def test_the_bound_on_training_data_is_too_large():
+    """Reason for cross-fitting."""
     x, y = normals(0.0, 60, 10)
     torch.manual_seed(0)
     critic = Critic(x, y)
@@ -74,32 +73,32 @@ def test_rows_that_were_trained_on_would_claim_much():
     for _ in range(60):
         average = critics._epoch(critic, (x, y), optimizer, average)
     with torch.no_grad():
-        seen = contributions(critic(x, y)).mean()
-    assert seen > 1
+        in_sample = contributions(critic(x, y)).mean()
+    assert in_sample > 1
     assert mutual_information(x, y).nats < 0.3
 
 
-def test_no_row_is_judged_by_a_critic_that_has_seen_it(monkeypatch):
-    seen = []
+def test_each_pair_is_evaluated_by_a_critic_of_other_folds(monkeypatch):
+    counts = []
 
     def memory(x, y):
-        """Is sure of the pairs it has seen, and indifferent to all others."""
-        seen.append(len(x))
+        """T = 5 for training pairs, and 0 otherwise."""
+        counts.append(len(x))
 
         def critic(a, b):
-            knows_x = (a[:, None] == x).all(dim=2).float()
-            knows_y = (b[:, None] == y).all(dim=2).float()
-            return 5 * knows_x @ knows_y.T
+            equal_x = (a[:, None] == x).all(dim=2).float()
+            equal_y = (b[:, None] == y).all(dim=2).float()
+            return 5 * equal_x @ equal_y.T
 
         return critic
 
     monkeypatch.setattr(information, "train_critic", memory)
-    found = mutual_information(*normals(0.9, 50, 2), num_folds=5)
-    assert found.nats == pytest.approx(0.0, abs=1e-6) and seen == [40] * 5
+    found = mutual_information(*normals(0.9, 50, 2))
+    assert found.nats == pytest.approx(0.0, abs=1e-6) and counts == [40] * 5
 
 
 def mirrored(n, scale=0.3, seed=0):
-    """y follows x or -x by chance: no correlation, and much information."""
+    """y is x or -x with equal probability, plus noise: dependent, uncorrelated."""
     generator = torch.Generator().manual_seed(seed)
     x, noise = torch.randn(2, n, 1, generator=generator)
     sign = 2 * torch.randint(2, (n, 1), generator=generator) - 1
@@ -107,30 +106,30 @@ def mirrored(n, scale=0.3, seed=0):
 
 
 def exact_mirrored(scale=0.3):
-    """On a grid: y is normal, and a mixture of two normals given x."""
+    """Integral on a grid: y given x is a mixture of two normals."""
     x, y = np.meshgrid(np.linspace(-5, 5, 801), np.linspace(-7, 7, 1_121))
     density = (norm.pdf(y, x, scale) + norm.pdf(y, -x, scale)) / 2 + 1e-300
     ratio = np.log(density) - norm.logpdf(y, 0, math.hypot(1, scale))
     return (norm.pdf(x) * density * ratio).sum() / 80**2  # nodes 1 / 80 apart
 
 
-def test_dependence_without_correlation(monkeypatch):
-    """The network finds what the normal part of the critic cannot."""
-    monkeypatch.setattr(critics, "_MOST_STEPS", 800)
+def test_the_estimate_for_dependent_uncorrelated_variables(monkeypatch):
+    """The network learns what the normal part of the critic cannot."""
+    monkeypatch.setattr(critics, "_MAX_STEPS", 800)
     x, y = mirrored(1_000)
     assert abs(np.corrcoef(x[:, 0], y[:, 0])[0, 1]) < 0.2
     found, exact = mutual_information(x, y), exact_mirrored()
     assert 0.8 * exact < found.nats < exact + 4 * found.error
 
 
-def test_maps_of_single_features_change_nothing(short):
+def test_monotone_maps_of_features_have_no_effect(short):
     x, y = normals(0.8, 80, 2)
     found = mutual_information(x, y)
     assert mutual_information(x.exp(), y**3) == found
     assert found.nats > 4 * found.error
 
 
-def test_features_that_are_constant_tell_nothing(short):
+def test_constant_features_have_no_effect(short):
     x, y = normals(0.8, 60, 1)
     with_constant = torch.cat([x, torch.ones(60, 1)], dim=1)
     assert mutual_information(with_constant, y) == mutual_information(x, y)
@@ -138,7 +137,7 @@ def test_features_that_are_constant_tell_nothing(short):
     assert mutual_information(torch.ones(60, 1), y).nats == 0
 
 
-def test_seeds_decide_and_nothing_leaks(short):
+def test_results_depend_on_the_seed_and_leave_the_global_generator(short):
     x, y = normals(0.8, 40, 2)
     state = torch.random.get_rng_state()
     assert mutual_information(x, y, seed=1) == mutual_information(x, y, seed=1)
@@ -147,32 +146,30 @@ def test_seeds_decide_and_nothing_leaks(short):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "options", "message"),
+    ("x", "y", "message"),
     (
-        (torch.randn(30), torch.randn(30, 1), {}, r"must have shapes \(n, d_x\)"),
-        (torch.randn(30, 1), torch.randn(31, 1), {}, r"\(30, 1\) and \(31, 1\)"),
-        (torch.randn(19, 1), torch.randn(19, 1), {}, "x has 19 rows, too few"),
-        (torch.randn(30, 1), torch.full((30, 1), torch.nan), {}, "holds NaN or inf"),
-        (torch.randn(30, 1), torch.randn(30, 1), {"num_folds": 1}, "num_folds=1 must"),
-        (torch.randn(30, 1), torch.randn(30, 1), {"num_folds": 8}, "num_folds=8 must"),
+        (torch.randn(30), torch.randn(30, 1), r"must have shapes \(n, d_x\)"),
+        (torch.randn(30, 1), torch.randn(31, 1), r"\(30, 1\) and \(31, 1\)"),
+        (torch.randn(19, 1), torch.randn(19, 1), "x has 19 samples, too few"),
+        (torch.randn(30, 1), torch.full((30, 1), torch.nan), "x or y has NaN or inf"),
     ),
 )
-def test_bad_arguments(x, y, options, message):
+def test_invalid_arguments_are_rejected(x, y, message):
     with pytest.raises(ValueError, match=message):
-        mutual_information(x, y, **options)
+        mutual_information(x, y)
 
 
-# --- what is made of it -------------------------------------------------------------
+# --- normalizations -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rho", (0.0, 0.3, -0.9, 0.999))
 @pytest.mark.parametrize("d", (1, 5))
-def test_equal_canonical_correlations_give_their_square(rho, d):
+def test_r2_is_the_square_of_equal_canonical_correlations(rho, d):
     assert informational_r2(exact_normal(rho, d), d) == pytest.approx(rho**2)
 
 
-def test_the_share_of_the_entropy_power():
-    """Normal x and y of any covariance: N is the d-th root of a determinant."""
+def test_r2_is_the_share_of_the_entropy_power():
+    """For normal variables N is the d-th root of the determinant of the covariance."""
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     covariance = root @ root.T
@@ -183,21 +180,21 @@ def test_the_share_of_the_entropy_power():
     assert informational_r2(nats, dim=2) == pytest.approx(1 - ratio.item())
 
 
-def test_the_share_has_both_ends():
+def test_r2_lies_between_zero_and_one():
     assert informational_r2(-0.1, 1) == 0 and informational_r2(0.0, 3) == 0
     assert informational_r2(math.inf, 3) == 1
     assert 0 < informational_r2(0.01, 1) < informational_r2(0.02, 1) < 1
 
 
 @pytest.mark.parametrize(("d", "scale"), ((1, 1.0), (3, 1.0), (2, 0.01)))
-def test_entropy_of_normals(d, scale):
+def test_the_entropy_of_normals(d, scale):
     x = scale * np.random.default_rng(0).normal(size=(3_000, d))
     exact = d * (0.5 * math.log(2 * math.pi * math.e) + math.log(scale))
-    # the log density has variance d / 2; neighbours add about as much
+    # the log density has variance d / 2, and distances to neighbors a similar one
     assert differential_entropy(x) == pytest.approx(exact, abs=4 * math.sqrt(d / 3_000))
 
 
-def test_entropy_of_a_cube_and_its_units():
+def test_the_entropy_of_a_cube_depends_on_units():
     x = np.random.default_rng(0).uniform(size=(2_000, 2))
     assert abs(differential_entropy(x)) < 0.1
     shift = differential_entropy(1_000 * x) - differential_entropy(x)
@@ -205,7 +202,7 @@ def test_entropy_of_a_cube_and_its_units():
     assert differential_entropy(np.zeros((50, 2))) == -math.inf
 
 
-def test_the_published_coefficient_depends_on_units_and_may_not_exist(short):
+def test_the_uncertainty_coefficient_depends_on_units_and_may_be_undefined(short):
     x, y = normals(0.8, 500, 1)
     nats = mutual_information(x, y).nats
     assert mutual_information(1_000 * x, y).nats == nats
@@ -215,6 +212,6 @@ def test_the_published_coefficient_depends_on_units_and_may_not_exist(short):
     assert uncertainty_coefficient(-0.1, 1.0) == 0
 
 
-def test_an_estimate_reads_well():
+def test_the_text_of_an_estimate():
     text = str(Information(exact_normal(0.8), 0.05, 200, 1))
-    assert text == "0.51 ± 0.05 nats from 200 rows (64% of the entropy power)"
+    assert text == "0.51 ± 0.05 nats from 200 pairs (64% of the entropy power)"

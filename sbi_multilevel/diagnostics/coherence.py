@@ -117,13 +117,6 @@ class Coherence:
             text = f"{part}predicts theta"
         return f"{text} (R² {score})"
 
-    def __str__(self) -> str:
-        return (
-            f"R² for theta: {self.below} at level {self.level - 1}; at level "
-            f"{self.level} {self.transfer}, aligned {self.aligned}; trained on its "
-            f"{self.num_simulations} simulations {self.own}"
-        )
-
 
 def coherence(
     theta_low: np.ndarray,

@@ -1,48 +1,45 @@
-r"""How much a cheap output tells about a dear one, in nats and as a share.
+r"""Mutual information of the outputs of two levels, and its normalization.
 
 The mutual information
 
 .. math::  I(x; y) = \mathbb{E} \log \frac{p(x, y)}{p(x)\, p(y)}
 
-is 0 for independent x and y, sees dependence of any form, and does not change when x or
-y is mapped by an invertible function. It is estimated by MINE (Belghazi et al. 2018): a
-lower bound that a small network climbs (`sbi_multilevel.diagnostics.critic`). Rows that
-the network has seen would give a bound much too high, so each is judged by a network
-trained on other folds. The estimate is then a lower bound that falls short where rows
-are few, most of all where I exceeds :math:`\log n`, the most that can be relied on from
-n rows by any method (McAllester and Stratos 2020).
-x and y are first brought to normal scores, feature by feature, by their ranks, which
-changes I nowhere that features are continuous, and bounds the influence of tails.
+is 0 for independent x and y, detects dependence of any form, and is invariant under
+invertible maps of x or y. It is estimated by MINE (Belghazi et al. 2018), a lower bound
+maximized over critics (`sbi_multilevel.diagnostics.critic`), with cross-fitting: each
+pair is evaluated by a critic trained on other folds. The estimate falls below I for few
+pairs, in particular if I exceeds :math:`\log n`, the largest value that any estimator
+can certify from n pairs (McAllester and Stratos 2020). Features are first transformed
+to normal scores by their ranks, which leaves I unchanged for continuous features and
+bounds the influence of tails.
 
-*A share of what?* For discrete x the uncertainty coefficient (Theil 1970)
+**Normalization.** For discrete x the uncertainty coefficient (Theil 1970)
 
 .. math::  U = \frac{I(x; y)}{H(x)} = 1 - \frac{H(x \mid y)}{H(x)} \in [0, 1]
 
-is the share of the entropy that y removes. Krouglova et al. (2026, Section 4.4) take
-it, with x of the high and y of the low fidelity, to rank low-fidelity simulators. But
-for continuous x, H is the *differential* entropy: it changes by :math:`\log c` when x
-is measured in other units :math:`c x`, can be 0 or negative, and is no bound of I,
-which is infinite where y determines x. U then has no scale, sign or upper end. The
-ranking of several y for the same x, in the same units and with H > 0, remains
-meaningful; it is that of I.
+is the share of the entropy that y removes. Krouglova et al. (2026, Section 4.4) use it,
+with x of the high and y of the low fidelity, to rank low-fidelity simulators. For
+continuous x, H is the *differential* entropy: it changes by :math:`\log c` for
+:math:`c x`, can be 0 or negative, and does not bound I, which is infinite if y
+determines x. U is then neither invariant nor bounded. Rankings of several y for the
+same x, in the same units and with H > 0, are those of I.
 
-What carries over is to compare entropy *powers* :math:`N(x) = e^{2 H(x) / d} / 2 \pi
-e`, which, unlike entropies, are positive and scale like variances (a normal
-distribution with independent features of variance :math:`\sigma^2` has :math:`N =
-\sigma^2`). Units cancel in
+A normalization for continuous x is based on the entropy *power* :math:`N(x) = e^{2 H(x)
+/ d} / 2 \pi e`, which is positive and scales like a variance (a normal distribution
+with independent features of variance :math:`\sigma^2` has :math:`N = \sigma^2`). The
+share of the entropy power that y removes is
 
 .. math::
 
-    1 - \frac{N(x \mid y)}{N(x)} = 1 - e^{-2 I(x; y) / d} =: r^2 \in [0, 1],
+    1 - \frac{N(x \mid y)}{N(x)} = 1 - e^{-2 I(x; y) / d} =: r^2 \in [0, 1] .
 
-the share of the entropy power of x that y removes; :math:`N(x \mid y)` is that of
-:math:`H(x \mid y)`. It is 0 only for independence, 1 only where I is infinite,
-invariant under invertible maps of x and of y, and :math:`\rho^2` for a normal pair.
-With d = 1 its root is Linfoot's (1957) informational coefficient of correlation. In
-several dimensions I of normal x and y is :math:`-\frac12 \sum_i \log(1 - \rho_i^2)`
-over the :math:`\min(d_x, d_y)` canonical correlations, so with d that minimum
-:math:`1 - r^2` is the geometric mean of the :math:`1 - \rho_i^2`. We report
-this one, and the published form beside it, for x in units of its standard deviations.
+It is 0 only for independent x and y, 1 only if I is infinite, invariant under
+invertible maps, and equal to :math:`\rho^2` for a normal pair. For d = 1 its root is
+the informational coefficient of correlation (Linfoot 1957). For normal x and y,
+:math:`I = -\frac12 \sum_i \log(1 - \rho_i^2)` over the :math:`\min(d_x, d_y)` canonical
+correlations; with d equal to that minimum, :math:`1 - r^2` is the geometric mean of the
+:math:`1 - \rho_i^2`. The report shows :math:`r^2`, and U for x in units of its standard
+deviations.
 """
 
 from __future__ import annotations
@@ -62,8 +59,8 @@ from sbi_multilevel.level_maps.regression import varies
 from sbi_multilevel.simulation.noise import derive_seed, seeded
 
 _STREAM = 21
-_MIN_ROWS = 20
-_MANY_ROWS = 1_000  # from where two folds do
+_MIN_PAIRS = 20
+_NUM_FOLDS, _NUM_FOLDS_LARGE, _LARGE = 5, 2, 1_000  # folds, and those from n = 1 000
 
 
 @dataclass(frozen=True)
@@ -71,26 +68,26 @@ class Information:
     """An estimate of the mutual information.
 
     Args:
-        nats: The estimate, a lower bound; may be a little below 0 by chance.
-        error: Its standard error over rows, the networks given.
-        num_rows: Rows it comes from.
-        dim: The smaller number of features, those that vary, of the two sides.
+        nats: The estimate of a lower bound; may be slightly below 0.
+        error: Its standard error given the critics.
+        num_pairs: Number of pairs.
+        dim: Smaller number of features of the two sides, without constant ones.
     """
 
     nats: float
     error: float
-    num_rows: int
+    num_pairs: int
     dim: int
 
     @property
-    def share(self) -> float:
+    def informational_r2(self) -> float:
         r"""Share of the entropy power that is removed, :math:`1 - e^{-2 I / d}`."""
         return informational_r2(self.nats, self.dim)
 
     def __str__(self) -> str:
         return (
-            f"{self.nats:.2f} ± {self.error:.2f} nats from {self.num_rows} rows "
-            f"({self.share:.0%} of the entropy power)"
+            f"{self.nats:.2f} ± {self.error:.2f} nats from {self.num_pairs} pairs "
+            f"({self.informational_r2:.0%} of the entropy power)"
         )
 
 
@@ -98,13 +95,16 @@ def informational_r2(nats: float, dim: int) -> float:
     r"""Share of the entropy power of x that y removes, :math:`1 - e^{-2 I / d}`.
 
     Args:
-        nats: Mutual information; below 0, as an estimate may be, counts as 0.
-        dim: The smaller number of features of the two sides.
+        nats: Mutual information; negative estimates count as 0.
+        dim: Smaller number of features of the two sides.
+
+    Returns:
+        The share, between 0 and 1.
 
     Example:
     --------
 
-    The squared correlation of a normal pair:
+    It is the squared correlation for a normal pair:
 
     ::
 
@@ -116,19 +116,21 @@ def informational_r2(nats: float, dim: int) -> float:
 
 
 def uncertainty_coefficient(nats: float, entropy: float) -> float:
-    """The published coefficient I / H, with a differential entropy (see the module).
+    """The uncertainty coefficient I / H with a differential entropy, see the module.
+
+    Krouglova et al. (2026), arXiv:2502.08416, Section 4.4.
 
     Args:
-        nats: Mutual information; below 0 counts as 0.
-        entropy: Differential entropy of x, in nats and in the units of choice.
+        nats: Mutual information; negative estimates count as 0.
+        entropy: Differential entropy of x, in nats, which depends on the units of x.
 
     Returns:
-        The ratio; NaN where the entropy is not positive, so that there is none.
+        The ratio; NaN if the entropy is not positive.
 
     Example:
     --------
 
-    It depends on units: measured in millimetres x has another entropy than in metres.
+    It depends on the units of x, here metres and millimetres:
 
     ::
 
@@ -140,22 +142,22 @@ def uncertainty_coefficient(nats: float, entropy: float) -> float:
     return max(nats, 0.0) / entropy if entropy > 0 else math.nan
 
 
-def differential_entropy(x: np.ndarray, num_neighbours: int = 3) -> float:
-    r"""Differential entropy of rows, by Kozachenko and Leonenko (1987), in nats.
+def differential_entropy(x: np.ndarray, num_neighbors: int = 3) -> float:
+    r"""Differential entropy in nats, by the Kozachenko-Leonenko (1987) estimator.
 
     .. math::
 
         \hat H = \psi(n) - \psi(k) + \log V_d + \frac dn \sum_i \log \epsilon_i
 
-    with :math:`\epsilon_i` the distance to the k-th neighbour and :math:`V_d` the
-    volume of the unit ball. (`scipy.stats.differential_entropy` is for scalars.)
+    with :math:`\epsilon_i` the distance to the k-th neighbor and :math:`V_d` the volume
+    of the unit ball. (`scipy.stats.differential_entropy` is restricted to d = 1.)
 
     Args:
-        x: Rows, shape `(n, d)`.
-        num_neighbours: k.
+        x: Samples, shape `(n, d)`.
+        num_neighbors: Number of neighbors k.
 
     Returns:
-        The estimate; minus infinity where most rows are found more than k times.
+        The estimate; minus infinity if a sample has k duplicates.
 
     Example:
     --------
@@ -168,18 +170,16 @@ def differential_entropy(x: np.ndarray, num_neighbours: int = 3) -> float:
         True
     """
     count, dim = x.shape
-    distances, _ = KDTree(x).query(x, k=num_neighbours + 1)
+    distances, _ = KDTree(x).query(x, k=num_neighbors + 1)
     with np.errstate(divide="ignore"):
         mean_log = np.log(distances[:, -1]).mean()
     log_ball = 0.5 * dim * math.log(math.pi) - gammaln(1 + dim / 2)
-    constant = digamma(count) - digamma(num_neighbours) + log_ball
+    constant = digamma(count) - digamma(num_neighbors) + log_ball
     return float(constant + dim * mean_log)
 
 
-def mutual_information(
-    x: Tensor, y: Tensor, *, seed: int = 0, num_folds: int | None = None
-) -> Information:
-    r"""Estimate the mutual information of the two sides of rows, in nats.
+def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
+    r"""Estimate the mutual information of paired samples, in nats.
 
     .. math::
 
@@ -187,21 +187,21 @@ def mutual_information(
         \kappa} T_\kappa(x_i, y_i) - \log \frac{1}{n_\kappa (n_\kappa - 1)} \sum_{i \ne
         j \in \kappa} e^{T_\kappa(x_i, y_j)} \Big],
 
-    each critic :math:`T_\kappa` trained without the rows of fold :math:`\kappa`.
-    Belghazi et al. (2018), arXiv:1801.04062, equation 8, with held-out evaluation.
+    with each critic :math:`T_\kappa` trained without fold :math:`\kappa`. There are
+    five folds, and two for 1 000 pairs or more. Belghazi et al. (2018),
+    arXiv:1801.04062, equation 8, with cross-fitting.
 
     Args:
-        x: Rows, shape `(n, d_x)`.
-        y: Their partners, shape `(n, d_y)`.
+        x: Samples, shape `(n, d_x)`.
+        y: Paired samples, shape `(n, d_y)`.
         seed: Seed of folds and networks.
-        num_folds: Number of folds; `None` for 5, and 2 from 1 000 rows on.
 
     Returns:
         The estimate.
 
     Raises:
-        ValueError: If the shapes do not fit, a value is not finite, or there are fewer
-            than 20 rows.
+        ValueError: If shapes do not match, a value is not finite, or there are fewer
+            than 20 pairs.
 
     Example:
     --------
@@ -209,27 +209,27 @@ def mutual_information(
     ::
 
         >>> generator = torch.Generator().manual_seed(0)
-        >>> x = torch.randn(300, 1, generator=generator)
-        >>> y = 0.8 * x + 0.6 * torch.randn(300, 1, generator=generator)
-        >>> information = mutual_information(x, y, num_folds=2)
+        >>> x = torch.randn(100, 1, generator=generator)
+        >>> y = 0.8 * x + 0.6 * torch.randn(100, 1, generator=generator)
+        >>> information = mutual_information(x, y)
         >>> exact = -0.5 * math.log(1 - 0.8**2)
         >>> abs(information.nats - exact) < 4 * information.error
         True
     """
-    _check(x, y, num_folds)
+    _check(x, y)
     count = len(x)
     sides = [_normal_scores(side) for side in (x, y)]
     dim = min(side.shape[1] for side in sides)
     if dim == 0:
-        return Information(0.0, 0.0, count, 1)  # a constant tells nothing
-    num_folds = num_folds or (5 if count < _MANY_ROWS else 2)
+        return Information(0.0, 0.0, count, 1)
+    num_folds = _NUM_FOLDS if count < _LARGE else _NUM_FOLDS_LARGE
     order = np.random.default_rng(seed).permutation(count)
     values = np.zeros(count)
     for fold in range(num_folds):
         held_out = order[fold::num_folds]
-        others = order[np.arange(count) % num_folds != fold]
+        training = order[np.arange(count) % num_folds != fold]
         with seeded(derive_seed(seed, _STREAM, fold)):
-            critic = train_critic(*(side[others] for side in sides))
+            critic = train_critic(*(side[training] for side in sides))
         with torch.no_grad():
             table = critic(*(side[held_out] for side in sides))
         values[held_out] = contributions(table).numpy()
@@ -238,27 +238,23 @@ def mutual_information(
 
 
 def _normal_scores(side: Tensor) -> Tensor:
-    """Features that vary, by their ranks, with a normal distribution."""
+    """Normal scores of the features that are not constant."""
     values = side.double().numpy()
     values = values[:, varies(values)]
     ranks = rankdata(values, axis=0)
     return torch.from_numpy(norm.ppf(ranks / (len(values) + 1))).float()
 
 
-def _check(x: Tensor, y: Tensor, num_folds: int | None) -> None:
+def _check(x: Tensor, y: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(
             f"x and y must have shapes (n, d_x) and (n, d_y), but have "
-            f"{tuple(x.shape)} and {tuple(y.shape)}. Flatten or summarise them."
+            f"{tuple(x.shape)} and {tuple(y.shape)}. Flatten or summarize them."
         )
-    if len(x) < _MIN_ROWS:
+    if len(x) < _MIN_PAIRS:
         raise ValueError(
-            f"x has {len(x)} rows, too few for an estimate. Pass {_MIN_ROWS} or more."
+            f"x has {len(x)} samples, too few for an estimate. Pass {_MIN_PAIRS} or "
+            "more."
         )
     if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("x or y holds NaN or inf. Leave these rows out.")
-    if num_folds is not None and not 2 <= num_folds <= len(x) // 4:
-        raise ValueError(
-            f"num_folds={num_folds} must be between 2 and a quarter of the {len(x)} "
-            "rows."
-        )
+        raise ValueError("x or y has NaN or inf. Remove these samples.")

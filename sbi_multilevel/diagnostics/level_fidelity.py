@@ -12,6 +12,7 @@ from sbi_multilevel.diagnostics.coherence import Coherence
 from sbi_multilevel.diagnostics.correlations import Correlations
 from sbi_multilevel.diagnostics.information import Information
 from sbi_multilevel.diagnostics.loss_variance import LossVariance
+from sbi_multilevel.diagnostics.probes import plus_minus
 
 Informativeness = Literal["high", "moderate", "low", "none"]
 _SIGNIFICANT = 2.0  # standard errors
@@ -137,8 +138,8 @@ class LevelFidelity:
         if len(order) > _MAX_LISTED:
             order = np.argsort(np.nan_to_num(np.abs(found.raw)), kind="stable")
         for s in order[:_MAX_LISTED]:
-            raw = _plus_minus(found.raw[s], found.raw_error[s])
-            rest = _plus_minus(found.given_theta[s], found.given_theta_error[s])
+            raw = plus_minus(found.raw[s], found.raw_error[s])
+            rest = plus_minus(found.given_theta[s], found.given_theta_error[s])
             lines.append(f"  {s:>7}  {raw:>13}  {rest:>13}")
         if len(order) > _MAX_LISTED:
             lines.append(f"  and {len(order) - _MAX_LISTED} with a higher correlation")
@@ -168,7 +169,3 @@ class FidelityReport:
         for level in self.levels:
             lines += [level.verdict, level.table()]
         return "\n".join(lines)
-
-
-def _plus_minus(value: float, error: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.2f} ± {error:.2f}"

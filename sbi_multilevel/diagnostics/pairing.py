@@ -50,8 +50,8 @@ from sbi_multilevel.simulation.noise import (
     Simulator,
     derive_seed,
     draw_theta,
-    simulation_seeds,
     seeded,
+    simulation_seeds,
 )
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_of

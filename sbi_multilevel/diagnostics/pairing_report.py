@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.diagnostics.probes import plus_minus
 from sbi_multilevel.diagnostics.shared_noise import SharedNoise
 
 _SIGNIFICANT = 0.01
@@ -190,10 +191,8 @@ class LevelPairing:
         if len(order) > _MAX_LISTED:
             order = np.argsort(-np.nan_to_num(shared.p_value, nan=-1.0), kind="stable")
         for s in order[:_MAX_LISTED]:
-            rho = _plus_minus(shared.correlation[s], shared.correlation_error[s])
-            ratio = _plus_minus(
-                shared.variance_ratio[s], shared.variance_ratio_error[s]
-            )
+            rho = plus_minus(shared.correlation[s], shared.correlation_error[s])
+            ratio = plus_minus(shared.variance_ratio[s], shared.variance_ratio_error[s])
             p = "-" if np.isnan(shared.p_value[s]) else f"{shared.p_value[s]:.3f}"
             lines.append(f"  {s:>7}  {rho:>17}  {ratio:>24}  {p:>6}  {states[s]}")
         if len(order) > _MAX_LISTED:
@@ -268,9 +267,3 @@ def _summaries(chosen: np.ndarray) -> str:
 def _percent(shares: np.ndarray) -> str:
     low, high = (f"{float(f'{100 * end:.1g}'):g}" for end in (min(shares), max(shares)))
     return f"{low} %" if low == high else f"{low} to {high} %"
-
-
-def _plus_minus(value: float, error: float) -> str:
-    if np.isnan(value):
-        return "-"
-    return f"{value:.2f} ± {'?' if np.isnan(error) else f'{error:.2f}'}"

@@ -30,7 +30,14 @@ class Score:
     error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.error:.2f}"
+        return plus_minus(self.value, self.error)
+
+
+def plus_minus(value: float, error: float) -> str:
+    """A number with its standard error; "-" if the number is NaN."""
+    if np.isnan(value):
+        return "-"
+    return f"{value:.2f} ± {'?' if np.isnan(error) else f'{error:.2f}'}"
 
 
 @dataclass(frozen=True, eq=False)
