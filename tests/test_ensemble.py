@@ -17,9 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 
 
 def make(cls, density_estimator="mdn"):
-    # the default recipe of the first two is an ensemble already
-    config = "multilevel" if cls in (MLNPE, MLNLE) else None
-    trainer = cls(prior(), density_estimator, config=config, **OPTIONS)
+    trainer = cls(prior(), density_estimator, **OPTIONS)
     return trainer.append_multilevel_simulations(SIMS)
 
 
@@ -29,17 +27,17 @@ def test_members_hold_out_different_folds_of_every_level(cls):
     ensemble = train_ensemble(trainer, 4, train_options=FEW)
     assert trainer._neural_net is None  # stays as it was
     for level in range(3):
-        held_out = [m._split.validation[level] for m in ensemble.members]
+        held_out = [m._plan.split.validation[level] for m in ensemble.members]
         together = torch.cat(held_out)
         assert len(together.unique()) == len(together) > 0
         for member, rows in zip(ensemble.members, held_out):
-            train = member._split.train[level]
+            train = member._plan.split.train[level]
             assert not set(train.tolist()) & set(rows.tolist())
     networks = [weights(network) for network in ensemble.estimators]
     assert not torch.equal(networks[0], networks[1])
 
 
-def test_members_of_plain_rows_hold_out_folds_too():
+def test_members_of_one_level_hold_out_folds_too():
     trainer = MFNPE(prior(), "mdn", **OPTIONS)
     trainer.append_simulations(SIMS[0].theta, SIMS[0].x)
     ensemble = train_ensemble(trainer, 3, train_options=FEW)

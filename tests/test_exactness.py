@@ -71,16 +71,16 @@ def gradient_of(value, trainer):
     ])
 
 
-@pytest.mark.parametrize("rows_for_separate_passes", (1, 10**6))
-@pytest.mark.parametrize("alignment", (None, "paired"))
+@pytest.mark.parametrize("min_for_separate_passes", (1, 10**6))
+@pytest.mark.parametrize("alignment", (None, "affine"))
 @pytest.mark.parametrize("adjustment", ADJUSTMENTS)
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
 def test_loss_and_gradient_equal_those_by_hand(
-    cls, adjustment, alignment, rows_for_separate_passes, monkeypatch
+    cls, adjustment, alignment, min_for_separate_passes, monkeypatch
 ):
     monkeypatch.setattr(
-        "sbi_multilevel.training.epochs._ROWS_FOR_SEPARATE_PASSES",
-        rows_for_separate_passes,
+        "sbi_multilevel.training.epochs._MIN_FOR_SEPARATE_PASSES",
+        min_for_separate_passes,
     )
     config = MultilevelConfig(
         adjustment=adjustment, alignment=alignment, early_stopping=False
@@ -98,7 +98,7 @@ def test_loss_and_gradient_equal_those_by_hand(
     ])
     loader, _ = trainer.get_dataloaders(training_batch_size=10_000)
     (batch,) = loader
-    values = trainer._term_values(batch, loss_args(trainer))
+    values = trainer._plan.running._term_values(batch)
     assert torch.allclose(torch.stack(values), torch.stack(by_hand), atol=1e-5)
     parameters = list(trainer._neural_net.parameters())
     gradient = adjusted_step(values, parameters, adjustment).direction
@@ -107,14 +107,14 @@ def test_loss_and_gradient_equal_those_by_hand(
         assert torch.allclose(gradient, gradients.sum(dim=0), atol=1e-5)
 
 
-def test_validation_loss_is_the_telescoping_sum_of_the_held_out_rows():
+def test_validation_loss_is_the_telescoping_sum_of_the_held_out_simulations():
     sims = simulations()
     trainer = trained(MLNPE, MultilevelConfig(stopping="telescoping"), sims)
     _, loader = trainer.get_dataloaders(
         training_batch_size=7, validation_fraction=0.3, resume_training=False
     )
     trainer._neural_net.eval()
-    held_out = sims.select(trainer._split.validation)
+    held_out = sims.select(trainer._plan.split.validation)
     assert held_out.num_simulations == (120, 18, 12)
     expected = sum(terms_by_hand(trainer, held_out, lambda x, level: x))
     value = trainer._validate_epoch(loader, loss_args(trainer))
@@ -122,7 +122,7 @@ def test_validation_loss_is_the_telescoping_sum_of_the_held_out_rows():
 
 
 def fresh_batch(counts, generator):
-    """Rows of all terms, `(theta, x, prior mask, weight, term)`, drawn anew."""
+    """A new batch of all terms, `(theta, x, prior mask, weight, term)`."""
     parts = []
     for level, count in enumerate(counts):
         theta, u = torch.randn(count, 2, generator=generator), noise(count, generator)
@@ -144,7 +144,7 @@ def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
     multilevel, single = [], []
     for _ in range(2_000):
         batch = fresh_batch((200, 16, 8), generator)
-        values = trainer._term_values(batch, loss_args(trainer))
+        values = trainer._plan.running._term_values(batch)
         multilevel.append(adjusted_step(values, parameters, "none").direction)
         theta = torch.randn(8, 2, generator=generator)
         x = SIMULATORS[2](theta, noise(8, generator))
@@ -154,5 +154,5 @@ def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
     standard_error = ((variances[0] + variances[1]) / 2_000).sqrt()
     difference = (multilevel.mean(dim=0) - single.mean(dim=0)).abs()
     assert (difference <= 5 * standard_error + 1e-5).all()
-    # as many high-fidelity rows in both: the multilevel gradient varies far less
+    # as many high-fidelity simulations in both: the multilevel gradient varies far less
     assert variances[0].sum() < 0.25 * variances[1].sum()

@@ -43,7 +43,7 @@ STILL = dict(training_batch_size=10_000, max_num_epochs=1, learning_rate=1e-20)
 TELESCOPING = {"gradient_cosine", "control_variate_level_1", "gradient_norm_level_1"}
 
 
-def make(config="multilevel", sims=None, cls=MLNPE, tracker=None):
+def make(config=None, sims=None, cls=MLNPE, tracker=None):
     trainer = cls(
         prior(),
         density_estimator=posterior_nn("mdn", **NETWORK),
@@ -105,7 +105,7 @@ def test_effective_sample_size_of_known_variances():
     assert abs(ratio - expected / round(expected)) < 4 * 2 / math.sqrt(batches)
 
 
-def test_effective_sample_size_of_one_level_are_its_rows():
+def test_effective_sample_size_of_one_level_is_its_number_of_simulations():
     losses = np.random.default_rng(3).normal(size=(5, 17))
     assert effective_batch_size([losses], losses) == pytest.approx(17)
 
@@ -179,7 +179,7 @@ def test_logged_values_are_those_by_hand(
     gradients = [gradient_of(value, trainer) for value in terms]
     step = combine(torch.stack(gradients), adjustment)
     assert summary["gradient_norm"] == pytest.approx(step.norm().item(), rel=1e-4)
-    rows = rows_by_hand(trainer, sims)
+    rows = losses_by_hand(trainer, sims)
     for level in (1, 2):
         beta = control_variate(rows[level][0], rows[level][1])
         assert summary[f"control_variate_level_{level}"] == pytest.approx(
@@ -199,8 +199,8 @@ def test_logged_values_are_those_by_hand(
     assert summary["gradient_cosine"] == pytest.approx(cosine, abs=1e-4)
 
 
-def rows_by_hand(trainer, sims):
-    """For each level the losses of its rows, fine and coarse."""
+def losses_by_hand(trainer, sims):
+    """For each level the losses of its simulations, fine and coarse."""
     with torch.no_grad():
         return [
             [
@@ -212,11 +212,11 @@ def rows_by_hand(trainer, sims):
         ]
 
 
-def test_the_error_of_the_validation_loss_is_that_of_the_held_out_rows():
+def test_the_error_of_the_validation_loss_is_that_of_the_held_out_simulations():
     sims = simulations()
     trainer = make(MultilevelConfig(stopping="telescoping"), sims)
     trainer.train(validation_fraction=0.3, **STILL)
-    rows = rows_by_hand(trainer, sims.select(trainer._split.validation))
+    rows = losses_by_hand(trainer, sims.select(trainer._plan.split.validation))
     parts = [rows[0][0], *(rows[level][0] - rows[level][1] for level in (1, 2))]
     variance = sum(part.var(ddof=1) / len(part) for part in parts)
     found = trainer.summary["validation_loss_error"][0]
@@ -270,7 +270,9 @@ def test_metrics_arrive_before_the_next_epoch():
 
 
 def test_tensorboard_has_them_on_disk_while_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("sbi_multilevel.training.epochs._SECONDS_BETWEEN_FLUSHES", 0.0)
+    monkeypatch.setattr(
+        "sbi_multilevel.training.tracking._SECONDS_BETWEEN_FLUSHES", 0.0
+    )
     trainer = make(tracker=TensorBoardTracker(SummaryWriter(tmp_path)))
     step, read = trainer._train_epoch, []
 
@@ -291,7 +293,7 @@ def test_a_tracker_is_flushed_once_a_second_at_most(monkeypatch):
     tracker, flushed = SilentTracker(), []
     trainer = make(tracker=tracker)
     clock = SimpleNamespace(monotonic=lambda: 100 + 0.6 * trainer.epoch)
-    monkeypatch.setattr("sbi_multilevel.training.epochs.time", clock)
+    monkeypatch.setattr("sbi_multilevel.training.tracking.time", clock)
     tracker.flush = lambda: flushed.append(trainer.epoch)
     trainer.train(max_num_epochs=4, training_batch_size=100)
     assert flushed == [0, 2, 4, 5]  # the last is sbi's own, at the end
@@ -327,7 +329,7 @@ def test_a_stage_that_resumes_is_one_run():
 
 
 def test_stages_without_a_second_term_log_no_more_than_losses():
-    trainer = make("transfer", cls=MFNPE)
+    trainer = make(cls=MFNPE)
     trainer.train(max_num_epochs=2, training_batch_size=100)
     assert not ({"effective_sample_size", "gradient_norm"} | TELESCOPING) & set(
         trainer.summary

@@ -12,6 +12,7 @@ from sbi_multilevel import (
     MFNLE,
     MFNPE,
     MLNPE,
+    HybridNPE,
     MultilevelConfig,
     TransferConfig,
     unconstrained,
@@ -73,7 +74,7 @@ def wrapped_unseen(build):
 @pytest.mark.parametrize(
     "config", (TransferConfig(unconstrained=True), TransferConfig())
 )
-def test_a_builder_that_frees_theta_does_it_once(config, wrap):
+def test_an_unconstrained_builder_is_transformed_once(config, wrap):
     theta, x = box_rows(300)
     plain = unconstrained("nsf", BOX)
     builder = builder_for(config, wrap(plain), "theta", BOX, is_named=False)
@@ -84,12 +85,12 @@ def test_a_builder_that_frees_theta_does_it_once(config, wrap):
         torch.testing.assert_close(values, scores[1][name])
 
 
-def test_a_prior_of_positive_theta_with_a_builder_that_frees_theta():
+def test_a_prior_of_positive_theta_with_an_unconstrained_builder():
     """The logarithm of a logarithm would be no number."""
     positive = Independent(LogNormal(torch.zeros(2), torch.ones(2)), 1)
     theta = positive.sample((100,))
     x = theta + 0.1 * torch.randn(100, 2)
-    trainer = MLNPE(
+    trainer = HybridNPE(
         positive,
         unconstrained("mdn", positive),
         tracker=SilentTracker(),
@@ -122,7 +123,9 @@ def test_theta_outside_the_prior_is_refused():
     theta[3] += 10
     trainer = MFNPE(BOX, "mdn", tracker=SilentTracker(), show_progress_bars=False)
     trainer.append_lowfidelity_simulations(theta, x).append_simulations(*box_rows(50))
-    with pytest.raises(ValueError, match="1 of 100 rows of level 0 lies outside"):
+    with pytest.raises(
+        ValueError, match="1 of 100 (rows|simulations) of level 0 lies outside"
+    ):
         trainer.train(**FEW)
 
 
@@ -222,12 +225,12 @@ def test_a_prior_need_not_say_its_support():
     assert make(the_prior=WithoutSupport()).train(**FEW).unconstrain is None
 
 
-def test_the_multilevel_recipe_reads_x_of_the_highest_level():
+def test_the_multilevel_method_reads_x_of_the_highest_level():
     low, pairs = SIMS[0], SIMS[1]
     trainer = MLNPE(
         prior(),
         unconstrained("mdn", prior()),
-        config=MultilevelConfig(alignment="paired"),
+        config=MultilevelConfig(alignment="affine"),
         tracker=SilentTracker(),
         show_progress_bars=False,
     )

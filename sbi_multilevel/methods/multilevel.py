@@ -77,8 +77,8 @@ class MultilevelConfig(MethodConfig):
             `"rescale_project"`, `"rescale"`, `"project"` or `"none"`.
         alignment: How simulations of lower levels are moved before use, see
             `sbi_multilevel.level_maps`: not at all (`None`), `"affine"` (affine, from
-            the pairs), or `"standardize"` (each level standardised by its own mean and standard
-            deviation, as in the reference code).
+            the pairs), or `"standardize"` (each level standardised by its own mean and
+            standard deviation, as in the reference code).
         stopping: The held-out loss that early stopping follows: `"bounded"`, for which
             at least four simulations of each level are held out (a third of them at
             most), or `"telescoping"`, the sum that is trained on, which can diverge.

@@ -4,10 +4,10 @@ The loss of a simulation is that of NPE,
 
 .. math:: f_l(\phi) = -\log q_\phi(\theta \mid G_l(\theta, u)),
 
-with :math:`G_l` the simulator of level l. The methods differ in how they use the levels:
-`sbi_multilevel.methods.multilevel`, `sbi_multilevel.methods.transfer` and
-`sbi_multilevel.methods.hybrid` have their theory. All are trained on draws from the
-prior; `MFTSNPE` has rounds.
+with :math:`G_l` the simulator of level l. The methods differ in how they use the
+levels; their theory is in `sbi_multilevel.methods.multilevel`,
+`sbi_multilevel.methods.transfer` and `sbi_multilevel.methods.hybrid.config`. All are
+trained on draws from the prior; `MFTSNPE` has rounds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The transfer recipe: pre-train on cheap rows, fine-tune on dear ones.
+r"""Transfer methods (MF-NPE, MF-NLE): pre-train on low, fine-tune on high fidelity.
 
 .. math::
 
@@ -7,17 +7,17 @@ r"""The transfer recipe: pre-train on cheap rows, fine-tune on dear ones.
     \phi_l = \operatorname{stop}_{\phi} \frac1{n_l} \sum_i f_l(\theta_i, u_i)
     \quad \text{from } \phi_{l-1},
 
-where *stop* is gradient descent until the loss of held-out rows no longer falls. The
-minimum of the last loss knows nothing of the cheap rows; what carries them over is that
-training starts at their fit and stops near it. So the gain is large where the levels
-resemble each other and high-fidelity rows are few, and vanishes as these grow in
-number. There is no telescoping sum to keep exact: rows need not be paired.
+where *stop* is gradient descent until the loss of held-out simulations no longer
+decreases. The minimum of the last loss does not depend on the lower levels: information
+is transferred because training starts at their fit and stops near it. The gain is large
+where the levels are similar and high-fidelity simulations are few, and vanishes as
+their number grows. Simulations need not be paired.
 
-Two departures from plain fine-tuning, both settings of `TransferConfig`: with *rehearsal* r
-the loss of fine-tuning is :math:`(1 - r)\, f_l + r\, (\text{mean of } f_k, k < l)`, so
-that few rows cannot pull the network far from the cheap fit; and with the alignment
-"standardize" each level's x is standardised by its own mean and deviation before the network
-reads it (`sbi_multilevel.level_maps.affine`).
+Two departures from plain fine-tuning, both settings of `TransferConfig`: with
+*rehearsal* r the loss of fine-tuning is :math:`(1 - r)\, f_l + r\, (\text{mean of }
+f_k, k < l)`, so that a few simulations cannot move the network far from the
+low-fidelity fit; and with the alignment "standardize" each level's x is standardised by its own mean and
+standard deviation before the network reads it (`sbi_multilevel.level_maps.affine`).
 
 Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026), *Multifidelity
 simulation-based inference for computationally expensive simulators*, ICLR 2026,
@@ -43,32 +43,33 @@ from sbi_multilevel.level_maps import Alignment, standardise_to
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.stages import Stage, Term
 
-_REHEARSED_BATCHES = 10  # of an epoch
+_REHEARSAL_BATCHES = 10  # of an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig(MethodConfig):
-    r"""The transfer recipe of Krouglova et al. (2026): pre-train cheap, fine-tune dear.
+    r"""Settings of the transfer methods of Krouglova et al. (2026).
 
     One stage a level: the network is trained on level 0 until early stopping, from
-    those weights on level 1, and so on to the highest level. Rows need not be paired;
-    of paired ones, the coarse sides join the rows of the level below.
+    those weights on level 1, and so on to the highest level. Simulations need not be
+    paired; of paired ones, the coarse sides join the simulations of the level below.
 
     Args:
-        alignment: `"standardize"`: each level's x is standardised by its own mean and standard
-            deviation, as in the reference code, which takes the new ones before
-            fine-tuning; posteriors read x at that scale. `None`: x stays as it is,
-            better with some ten high-fidelity rows, whose moments are noise.
-        unconstrained: Whether NPE models theta in unconstrained space, so that nothing
-            leaks out of the prior. By default (`None`) it does if `density_estimator`
-            is the name of a network; a builder is taken as it is (wrap it by
-            `unconstrained(builder, prior)` where it has no such option).
-        joint_pretraining: Whether the first stage trains on the rows of all levels, the
-            mean loss of each level with equal weight, rather than on level 0 alone;
-            fine-tuning on the highest level follows.
-        rehearsal: Share of the loss of fine-tuning that rows of the lower levels keep,
-            so that few high-fidelity rows cannot pull the network far; 0 in the paper.
-            Rehearsing, early stopping looks at the held-out rows every ten batches.
+        alignment: `"standardize"`: each level's x is standardised by its own mean and
+            standard deviation, as in the reference code, and posteriors read x at that
+            scale. `None`: x stays as it is, which is better with about ten
+            high-fidelity simulations, whose moments are noisy.
+        unconstrained: Whether NPE transforms theta to unconstrained space, so that no
+            mass leaks outside of the prior. By default (`None`) it does so if
+            `density_estimator` is the name of a network; a builder stays as it is (see
+            `unconstrained(builder, prior)`).
+        joint_pretraining: Whether the first stage trains on the simulations of all
+            levels, the mean loss of each level with equal weight, rather than on level
+            0 alone; fine-tuning on the highest level follows.
+        rehearsal: Share of the loss of fine-tuning that simulations of the lower levels
+            keep (experience replay), which keeps the network near the low-fidelity fit;
+            0 in the paper. With rehearsal, the held-out loss is computed every ten
+            batches.
         fine_tuning_rate: Factor to the learning rate in all stages but the first.
         freeze: Patterns of the names of parameters that all stages but the first leave
             as they are, e.g. `("*embedding_net*",)`; for the names see
@@ -84,7 +85,8 @@ class TransferConfig(MethodConfig):
 
     ::
 
-        >>> pretrain, fine_tune = TransferConfig(fine_tuning_rate=0.1).stages(num_levels=2)
+        >>> config = TransferConfig(fine_tuning_rate=0.1)
+        >>> pretrain, fine_tune = config.stages(num_levels=2)
         >>> pretrain.levels, fine_tune.levels, fine_tune.rate
         ((0,), (1,), 0.1)
     """
@@ -147,11 +149,11 @@ class TransferConfig(MethodConfig):
             rate=self.fine_tuning_rate,
             freeze=self.freeze,
             is_warm=True,
-            num_batches=_REHEARSED_BATCHES if self.rehearsal > 0 else None,
+            num_batches=_REHEARSAL_BATCHES if self.rehearsal > 0 else None,
         )
 
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
-        """The rows without pairs."""
+        """The simulations without pairs."""
         return merge_levels(split_pairs(parts))
 
     def align(

@@ -22,9 +22,9 @@ from sbi_multilevel.data.validation import (
     check_device,
     check_levels_are_consecutive,
     check_paired,
-    check_plain_rows,
-    check_rows_fit,
+    check_plain,
     check_same_device,
+    check_same_shapes,
 )
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.repeats import incomplete, warn_of_repeats
@@ -144,7 +144,7 @@ class AppendingTrainer(NeuralInference):
                 noise, shape `(n, *x_shape)`. The multilevel loss requires it above
                 level 0, the other methods do not.
             level: Level of the simulations, 0 being the lowest fidelity. Levels are
-                appended in rising order; more simulations of a level may follow.
+                appended in rising order; more simulations of a level can follow.
             proposal: What theta was drawn from. Only the prior (or `None`, which means
                 the prior) and its restrictions are possible: there is no correction
                 for other proposals that holds on several levels.
@@ -224,7 +224,7 @@ class AppendingTrainer(NeuralInference):
     def append_weighted_simulations(
         self, theta: Tensor, x: Tensor, weights: Tensor
     ) -> Self:
-        r"""Store simulations of the highest level whose theta is no draw from the prior.
+        r"""Store weighted simulations of the highest level, with theta of any density.
 
         Args:
             theta: Parameters, shape `(n, d_theta)`.
@@ -307,7 +307,7 @@ class AppendingTrainer(NeuralInference):
         for part in parts:
             if needs_pairs:
                 check_paired(part)
-            check_rows_fit(part, first)
+            check_same_shapes(part, first)
         if self._theta_roundwise:
             device = torch.device(data_device or self._device)
             check_same_device(
@@ -319,9 +319,9 @@ class AppendingTrainer(NeuralInference):
         if not self._appended.levels:
             return
         level = self._appended.highest
-        check_plain_rows(theta, x, level, drops_invalid)
+        check_plain(theta, x, level, drops_invalid)
         simulations = LevelSimulations.trusted(level, theta, x)
-        check_rows_fit(simulations, self._entry(0))
+        check_same_shapes(simulations, self._entry(0))
         warn_of_repeats([simulations], self._entries)
 
     def _check_trainable(self) -> MultilevelSimulations:
@@ -342,7 +342,7 @@ class AppendingTrainer(NeuralInference):
                 "trainer (`MFNPE`, `MFNLE`)."
             )
         for part in parts:
-            check_rows_fit(part, parts[0])
+            check_same_shapes(part, parts[0])
         simulations = self._config.arrange(parts)
         if needs_pairs and len(simulations) < 2:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""From the rows of the levels to the batches that a step is taken on.
+"""Batches of simulations of several levels.
 
-The rows of all terms lie in one `TensorDataset`, a block a term, each row marked with
-its term. A stage draws from the blocks of its own terms. A sampler yields the indices
-of whole batches; the two sides of a pair always come together.
+The simulations of all terms are stored in one `TensorDataset`, one block for each term,
+with the index of the term. A stage draws from the blocks of its own terms. A sampler
+yields the indices of whole batches, which always contain both sides of a pair.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from sbi_multilevel.training.stages import Stage, Term
 
 @dataclass(frozen=True)
 class Fold:
-    """One of several ways to hold rows out.
+    """One of several folds of held-out simulations.
 
     Args:
         index: Which one, from 0.
-        seed: Seed of the order of the rows, the same for all folds.
+        seed: Seed of the order of the simulations, the same for all folds.
     """
 
     index: int
     seed: int
 
     def order(self, count: int, num_held_out: int) -> Tensor:
-        """The rows `0, ..., count - 1`, those held out last.
+        """The simulations `0, ..., count - 1`, those held out last.
 
-        Folds hold out different rows as long as there are enough of them.
+        Folds hold out different simulations as long as there are enough of them.
         """
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(count, generator=generator)
@@ -46,7 +46,7 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class LevelSplit:
-    """Rows of each level used for training and held out for validation."""
+    """Simulations of each level used for training and held out for validation."""
 
     train: tuple[Tensor, ...]
     validation: tuple[Tensor, ...]
@@ -59,14 +59,14 @@ class LevelSplit:
         fold: Fold | None = None,
         min_held_out: int = 1,
     ) -> LevelSplit:
-        """Split each level at random; 0 holds nothing out, else at least one row.
+        """Split each level at random.
 
         Args:
-            counts: Rows of each level.
-            validation_fraction: Share held out.
-            fold: Which rows are held out; any if `None`.
-            min_held_out: Rows of each level held out at least, but no more than a third
-                of them for that.
+            counts: Simulations of each level.
+            validation_fraction: Share held out; 0, or at least one simulation.
+            fold: Which simulations are held out; any if `None`.
+            min_held_out: Simulations of each level held out at least, but no more than
+                a third of them for that.
         """
         sizes = [
             count
@@ -89,13 +89,13 @@ class LevelSplit:
 
 @dataclass(frozen=True, eq=False)
 class TermDataset:
-    """The rows of all terms, a block a term.
+    """The simulations of all terms, one block for each term.
 
     Args:
-        dataset: Aligned rows `(theta, x, prior_mask, weight, term)`.
+        dataset: Aligned simulations `(theta, x, prior_mask, weight, term)`.
         terms: The terms of all stages, in the order of their blocks.
-        offsets: Position of the first row of each block.
-        level_maps: The map of the rows of each term.
+        offsets: Position of the first simulation of each block.
+        level_maps: The map of the simulations of each term.
     """
 
     dataset: TensorDataset
@@ -111,20 +111,20 @@ class TermDataset:
         config: MethodConfig,
         moments: Moments | None = None,
     ) -> TermDataset:
-        """Lay out `simulations`, aligned by maps fitted on the training rows."""
+        """Lay out `simulations`, aligned by maps fitted on the training simulations."""
         stages = config.stages(len(simulations))
         terms = tuple(dict.fromkeys(t for stage in stages for t in stage.terms))
         training = simulations.select(split.train)
         level_maps = tuple(config.align(training, terms, moments))
         blocks, offsets = [], [0]
         for index, (term, align) in enumerate(zip(terms, level_maps, strict=True)):
-            rows = simulations[term.level]
-            coarse = rows.x_coarse if term.coarse else None
-            theta, x = align(rows.theta, rows.x if coarse is None else coarse)
-            mask = mask_sims_from_prior(0, len(rows)).to(theta.device)
-            marks = torch.full((len(rows),), index, device=theta.device)
-            blocks.append((theta, x, mask, rows.loss_weights, marks))
-            offsets.append(offsets[-1] + len(rows))
+            level = simulations[term.level]
+            coarse = level.x_coarse if term.coarse else None
+            theta, x = align(level.theta, level.x if coarse is None else coarse)
+            mask = mask_sims_from_prior(0, len(level)).to(theta.device)
+            marks = torch.full((len(level),), index, device=theta.device)
+            blocks.append((theta, x, mask, level.loss_weights, marks))
+            offsets.append(offsets[-1] + len(level))
         dataset = TensorDataset(*(torch.cat(column) for column in zip(*blocks)))
         return cls(dataset, terms, tuple(offsets[:-1]), level_maps)
 
@@ -150,10 +150,10 @@ class TermDataset:
         """Where each of `terms` stands in `self.terms`: its mark in the dataset."""
         return [self.terms.index(term) for term in terms]
 
-    def indices(self, rows: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:
-        """Dataset indices, term by term, of the rows `rows[l]` of each level `l`."""
+    def indices(self, chosen: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:
+        """Dataset indices, term by term, of chosen simulations of each level."""
         return torch.cat([
-            rows[term.level] + self.offsets[position]
+            chosen[term.level] + self.offsets[position]
             for term, position in zip(terms, self.positions(terms))
         ])
 
@@ -161,23 +161,23 @@ class TermDataset:
 def batch_sizes(
     counts: Sequence[int], batch_size: int, sides: Sequence[int]
 ) -> list[int]:
-    r"""How many rows of each level a batch of `batch_size` rows holds.
+    r"""Number of simulations of each level in a batch.
 
-    A level whose rows enter several terms (a pair: two) counts as often. Levels enter
-    in proportion to their rows, but each of the L levels after the first gets at least
-    `batch_size // (2 L)` of the batch where it has so many, so that its gradient is not
-    made from single rows; the first fills what is left. With few pairs this is half of
-    a batch for the corrections; where they outnumber the first level a batch can hold
-    up to half as many rows again. With `batch_size` at or above the number of all rows
-    a batch holds everything (full batch).
+    A level whose simulations enter several terms (a pair enters two) counts as often.
+    Levels enter in proportion to their simulations, but each of the L levels after the
+    first gets at least `batch_size // (2 L)` of the batch if it has as many, which
+    limits the variance of its gradient; the first level fills the rest. With few pairs
+    this is half of a batch for the corrections; if pairs outnumber the first level a batch
+    can be larger by up to one half. If `batch_size` is at least the number of all
+    simulations, a batch is the full data.
 
     Args:
-        counts: Training rows of each level of a stage.
-        batch_size: Rows in all.
-        sides: In how many terms the rows of each level enter.
+        counts: Training simulations of each level of a stage.
+        batch_size: Simulations in a batch.
+        sides: In how many terms the simulations of each level enter.
 
     Returns:
-        Rows of each level in a batch, between 1 and its count.
+        Simulations of each level in a batch, between 1 and its count.
 
     Example:
     --------
@@ -208,16 +208,20 @@ class LevelBatchSampler(Sampler[Tensor]):
     the others start again, reshuffled, when they run out.
 
     Args:
-        rows: The rows of all terms.
-        train: Rows of each level to draw from.
-        batch_size: Rows in a batch, over all terms of the stage.
+        dataset: The simulations of all terms.
+        train: Simulations of each level to draw from.
+        batch_size: Simulations in a batch, over all terms of the stage.
         stage: Which terms to draw.
     """
 
     def __init__(
-        self, rows: TermDataset, train: Sequence[Tensor], batch_size: int, stage: Stage
+        self,
+        dataset: TermDataset,
+        train: Sequence[Tensor],
+        batch_size: int,
+        stage: Stage,
     ):
-        self._rows, self._train, self._terms = rows, train, stage.terms
+        self._dataset, self._train, self._terms = dataset, train, stage.terms
         levels = stage.levels
         counts = [len(train[level]) for level in levels]
         sides = [sum(t.level == level for t in stage.terms) for level in levels]
@@ -234,8 +238,8 @@ class LevelBatchSampler(Sampler[Tensor]):
         streams = {level: self._stream(level) for level in self._sizes}
         for _ in range(self._num_batches):
             drawn = {level: next(stream) for level, stream in streams.items()}
-            rows = [drawn.get(level) for level in range(len(self._train))]
-            yield self._rows.indices(rows, self._terms)
+            chosen = [drawn.get(level) for level in range(len(self._train))]
+            yield self._dataset.indices(chosen, self._terms)
 
     def _stream(self, level: int) -> Iterator[Tensor]:
         indices, size = self._train[level], self._sizes[level]
@@ -246,22 +250,26 @@ class LevelBatchSampler(Sampler[Tensor]):
 
 
 def stage_loaders(
-    rows: TermDataset, split: LevelSplit, stage: Stage, batch_size: int, options: dict
+    dataset: TermDataset,
+    split: LevelSplit,
+    stage: Stage,
+    batch_size: int,
+    options: dict,
 ) -> tuple[DataLoader, DataLoader]:
-    """Loaders of whole training batches, and of the held-out rows in chunks.
+    """Loaders of whole training batches, and of the held-out simulations in chunks.
 
     Args:
-        rows: The rows of all terms.
+        dataset: The simulations of all terms.
         split: Which of them are trained on.
         stage: Whose terms to load.
-        batch_size: Rows in a batch.
+        batch_size: Simulations in a batch.
         options: Further options of the loaders.
     """
     options = {"batch_size": None, **options}
-    sampler = LevelBatchSampler(rows, split.train, batch_size, stage)
-    held_out = rows.indices(split.validation, stage.terms)
+    sampler = LevelBatchSampler(dataset, split.train, batch_size, stage)
+    held_out = dataset.indices(split.validation, stage.terms)
     chunks = held_out.split(batch_size) if len(held_out) > 0 else ()
     return (
-        DataLoader(rows.dataset, sampler=sampler, **options),
-        DataLoader(rows.dataset, sampler=chunks, **options),
+        DataLoader(dataset.dataset, sampler=sampler, **options),
+        DataLoader(dataset.dataset, sampler=chunks, **options),
     )

@@ -1,13 +1,13 @@
-r"""What a recipe is: which rows a step is taken on, and with which sign.
+r"""The settings of a method: which simulations enter a step, and with which sign.
 
-A recipe is plain data: a list of *stages*, trained one after the other, each with its
-own optimizer and its own early stopping. A stage names the signed terms of its loss
+A method trains a list of *stages* one after the other, each with its own optimizer and
+its own early stopping. A stage has the signed terms of its loss
 
 .. math:: \ell(\phi) = \sum_t w_t \, \frac1{n_t} \sum_{i} f(x_{t,i}, \theta_{t,i}),
 
-the rule that combines the gradients of the terms (`sbi_multilevel.losses.gradients`), and what
-of the network it trains. The recipe says how the levels are aligned
-(`sbi_multilevel.level_maps`), and when to stop. Trainers do the rest.
+the rule that combines the gradients of the terms (`sbi_multilevel.losses.gradients`),
+and the parameters that are frozen. The settings also determine how the levels are
+aligned (`sbi_multilevel.level_maps`), and when training stops.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from sbi_multilevel.utils.argument_types import check_field_types
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(ABC):
-    """What all recipes share.
+    """Settings that all methods share.
 
     Args:
-        early_stopping: Whether `validation_fraction` of the rows of each level is held
-            out, training stops when their loss no longer improves, and the best weights
-            are kept. If `False`, all rows are trained on for `max_num_epochs` epochs
-            and the last weights are kept, as in the reference code of ML-NPE.
+        early_stopping: Whether `validation_fraction` of the simulations of each level
+            is held out, training stops when their loss no longer improves, and the best
+            weights are kept. If `False`, all simulations are trained on for
+            `max_num_epochs` epochs and the last weights are kept, as in the reference
+            code of ML-NPE.
         betas: Decay rates of the moments in Adam; that reference code has (0.85,
             0.999).
         weight_decay: L2 penalty in Adam.
@@ -61,7 +62,7 @@ class MethodConfig(ABC):
 
     @property
     def min_held_out(self) -> int:
-        """Rows of each level that early stopping holds out at least."""
+        """Simulations of each level that early stopping holds out at least."""
         return 1
 
     @abstractmethod
@@ -69,13 +70,13 @@ class MethodConfig(ABC):
         """The stages, in the order they are trained.
 
         Args:
-            num_levels: Levels there are rows of.
+            num_levels: Number of levels.
             is_pretrained: Whether training starts from trained weights.
         """
 
     @abstractmethod
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
-        """The rows as the stages use them.
+        """The simulations as the stages use them.
 
         Args:
             parts: What was appended, in that order; some parts may be of one level.
@@ -88,10 +89,10 @@ class MethodConfig(ABC):
         terms: Sequence[Term],
         moments: Moments | None,
     ) -> list[Alignment]:
-        """The map of the rows of each term.
+        """The map of the simulations of each term.
 
         Args:
-            simulations: Arranged training rows.
+            simulations: Arranged training simulations.
             terms: The terms.
             moments: Moments of the x that the network was built on; `None` if it is not
                 built yet and will be on level 0.

@@ -1,13 +1,13 @@
-r"""Ensembles: the same training several times, each time with other rows held out.
+r"""Ensembles whose members hold out different simulations for early stopping.
 
-A split of ten rows for early stopping stops at random, and the held-out rows are not
-trained on. The members of an ensemble start from other weights and hold out other folds
-of the rows, so that together they use all of them. Their mixture
+With ten held-out simulations early stopping is nearly random, and the held-out
+simulations are not trained on. The members of an ensemble start from different weights
+and hold out different folds, so that together they use all simulations. Their mixture
 
 .. math:: q(\theta \mid x) = \frac1E \sum_{e=1}^{E} q_e(\theta \mid x)
 
-is never worse than the members are on average, in expected log score (Jensen), and has
-the wider tails where they disagree (Lakshminarayanan et al. 2017; Hermans et al. 2022).
+has at least the mean expected log score of its members (Jensen), and wider tails where
+they disagree (Lakshminarayanan et al. 2017; Hermans et al. 2022).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from sbi_multilevel.utils.argument_types import check_types
 if TYPE_CHECKING:
     from sbi_multilevel.training.trainer import MultilevelTrainer
 
-# A copy of a trainer has no tracker, which has open files. The builder of the network is
-# passed separately, as is the prior, which sbi compares by identity.
+# A tracker has open files. The builder of the network is passed separately, as is the
+# prior, which sbi compares by identity.
 _LEFT_OUT = ("_tracker", "_build_neural_net", "_prior")
 
 
@@ -45,7 +45,7 @@ class Ensemble:
     """Trained members.
 
     Args:
-        members: Trainers, each trained on other folds of the same rows.
+        members: Trainers, each trained on other folds of the same simulations.
     """
 
     members: tuple[MultilevelTrainer, ...]

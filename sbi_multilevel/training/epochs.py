@@ -1,7 +1,7 @@
 r"""An epoch of training and of validation over several levels.
 
-The values of an epoch are sent to the `Tracker` of the trainer at its end, and stored in
-`inference.summary`, with `_` for `/`:
+The values of an epoch are sent to the `Tracker` of the trainer at its end, and stored
+in `inference.summary`, with `_` for `/`:
 
 ============================== =====================================================
 name                           what it is
@@ -30,14 +30,15 @@ name                           what it is
                                little as the loss of a batch
 ============================== =====================================================
 
-Gradients of levels are known if the method adjusts them, and coefficients if simulations
-are paired; nothing is differentiated for the sake of logging. The formulas are in
-`sbi_multilevel.losses.gradients` and `sbi_multilevel.training.history`. The summary also
-has, in `epochs_of`, the epoch of each of these values, and in `stages`, for each run of
-a stage, its first epoch, its levels, whether early stopping ended it (`None` while it
-runs) and the loss of the weights that were kept. The `validation_loss` of sbi's summary
-is the one that early stopping follows: the estimate of `sbi_multilevel.losses.held_out`
-with `MultilevelConfig(stopping="bounded")`, else the sum over levels.
+Gradients of levels are known if the method adjusts them, and coefficients if
+simulations are paired; nothing is differentiated for the sake of logging. The formulas
+are in `sbi_multilevel.losses.gradients` and `sbi_multilevel.training.history`. The
+summary also has, in `epochs_of`, the epoch of each of these values, and in `stages`,
+for each run of a stage, its first epoch, its levels, whether early stopping ended it
+(`None` while it runs) and the loss of the weights that were kept. The `validation_loss`
+of sbi's summary is the one that early stopping follows: the estimate of
+`sbi_multilevel.losses.held_out` with `MultilevelConfig(stopping="bounded")`, else the
+sum over levels.
 
 Training ends with a warning if the loss or its gradient is not finite. The best earlier
 weights are kept.
@@ -56,8 +57,9 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient, term_means
+from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient
 from sbi_multilevel.losses.held_out import LossEstimate
+from sbi_multilevel.losses.multilevel import term_means
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog

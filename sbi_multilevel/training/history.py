@@ -1,35 +1,36 @@
-r"""Formulas of what can be seen of a multilevel loss while it is minimised.
+r"""The history of a training, and formulas for the variance of a multilevel loss.
 
-A batch estimates the loss from independent rows of each level,
+A batch estimates the loss from independent simulations of each level,
 
 .. math:: \hat\ell = \sum_l \frac1{n_l} \sum_{i=1}^{n_l} d_{l,i},
 
-where :math:`d_l` is what a row of level l adds: :math:`f_0` at the base, :math:`f_l -
-f_{l-1}` for a pair, :math:`w f_l` for rows that are rehearsed with weight w. Rows of
-different levels are independent, so
+where :math:`d_l` is the contribution of a simulation of level l: :math:`f_0` at the
+base, :math:`f_l - f_{l-1}` for a pair, :math:`w f_l` for rehearsal with weight w.
+Simulations of different levels are independent, so
 
 .. math:: \mathrm{Var}[\hat\ell] = \sum_l \frac{\mathrm{Var}[d_l]}{n_l} .
 
-A plain mean of :math:`f_L` over n high-fidelity rows has the variance
-:math:`\mathrm{Var}[f_L] / n`. Setting the two equal gives the *effective rows* of the
-batch,
+A plain mean of :math:`f_L` over n high-fidelity simulations has the variance
+:math:`\mathrm{Var}[f_L] / n`. Setting the two equal gives the *effective sample
+size* of the batch,
 
 .. math:: n_\text{eff} = \mathrm{Var}[f_L] \Big/
     \sum_l \frac{\mathrm{Var}[d_l]}{n_l} ,
 
-which exceed :math:`n_L` where the levels agree. This is about the variance of the loss
-alone: the telescoping sum has no bias, but rows rehearsed from lower levels do, and the
-adjustment of gradients changes the direction of a step. (What the lower levels are
-worth for the result is another figure, `sbi_multilevel.losses.effective_sample_size`.)
+which exceeds :math:`n_L` where the levels agree. It measures the variance of the loss
+alone: the telescoping sum has no bias, but rehearsal on lower levels does, and the
+adjustment of gradients changes the direction of a step. The gain of the lower levels
+for the trained network is a different quantity
+(`sbi_multilevel.losses.effective_sample_size`).
 
 For any :math:`\beta`, :math:`f_l - \beta\,(f_{l-1} - \mathbb{E} f_{l-1})` has the mean
 of :math:`f_l`. Its variance is least at
 
 .. math:: \beta_l = \frac{\mathrm{Cov}[f_l, f_{l-1}]}{\mathrm{Var}[f_{l-1}]},
 
-the *control-variate coefficient*. Where it is near 1 the plain difference is the right
-thing to take; near 0 level l - 1 says nothing about level l, and the correction adds
-noise; below 1/2 the difference varies more than :math:`f_l` does.
+the *control-variate coefficient*. Near 1 the plain difference is nearly optimal. Near 0
+level l - 1 has no information about level l, and the correction adds noise. Below 1/2
+the difference has a larger variance than :math:`f_l`.
 
 Reference: Giles (2015), *Multilevel Monte Carlo methods*, Acta Numerica 24, Sections
 1.3 and 2.1; Owen (2013), *Monte Carlo theory, methods and examples*, Section 8.9.
@@ -75,11 +76,11 @@ def estimate_variance(contributions: Sequence[np.ndarray]) -> float:
     r"""Variance of the loss of a batch, :math:`\sum_l \mathrm{Var}[d_l] / n_l`.
 
     Args:
-        contributions: For each level what each of its rows adds, shape `(..., n_l)`;
-            leading axes are batches, over which the mean is taken.
+        contributions: For each level what each of its simulations adds, shape `(...,
+            n_l)`; leading axes are batches, over which the mean is taken.
 
     Returns:
-        The variance; NaN where a level has one row.
+        The variance; NaN where a level has one simulation.
 
     Example:
     --------
@@ -102,19 +103,20 @@ def estimate_variance(contributions: Sequence[np.ndarray]) -> float:
 def effective_batch_size(
     contributions: Sequence[np.ndarray], highest: np.ndarray
 ) -> float:
-    r"""Rows :math:`n_\text{eff}` that a plain mean of :math:`f_L` would need.
+    r"""Simulations :math:`n_\text{eff}` that a plain mean of :math:`f_L` would need.
 
     Args:
         contributions: As in `estimate_variance`.
-        highest: Loss :math:`f_L` of each row of the highest level, shape `(..., n_L)`.
+        highest: Loss :math:`f_L` of each simulation of the highest level, shape `(...,
+            n_L)`.
 
     Returns:
-        The number; NaN where a level has one row, infinite where nothing varies.
+        The number; NaN where a level has one simulation, infinite where nothing varies.
 
     Example:
     --------
 
-    One level counts as it is; a second that equals it counts as if it were dear.
+    A second level that equals the first adds its simulations.
 
     ::
 
@@ -136,9 +138,9 @@ class TrainingRun:
 
     Args:
         start: Its first epoch, counted over all runs.
-        levels: Levels whose rows it used; empty where there is one kind of rows.
+        levels: Its levels; empty for a trainer of one level.
         training_loss: Loss of each epoch, shape `(E,)`.
-        validation_loss: The same of held-out rows; NaN where none are held out.
+        validation_loss: The same of held-out simulations; NaN where none are held out.
         validation_error: Standard error of these; NaN where unknown.
         base: Part of the lowest level in a telescoping training loss, shape `(E,)`;
             empty where it does not telescope.
@@ -167,10 +169,10 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int | None:
-        """The best epoch on held-out rows, whose weights a run that ends keeps.
+        """The epoch of the lowest held-out loss, whose weights are kept.
 
-        One before the first says that the weights it started from were better; `None`
-        that no rows were held out.
+        The epoch before the first if the initial weights were better; `None` if no
+        simulations were held out.
         """
         if not np.isfinite(self.validation_loss).any():
             return None

@@ -1,4 +1,4 @@
-"""The network that is trained: built, taken over from elsewhere, partly frozen."""
+"""The network: built, started from trained weights, partly frozen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tenso
 def is_unconstrained(
     config: MethodConfig, target: Target, prior: Any, is_named: bool
 ) -> bool:
-    """Whether theta is modelled in unconstrained space; arguments as `builder_for`."""
+    """Whether theta is transformed to unconstrained space; see `builder_for`."""
     if not config.maps_estimator or target == "x":
         return False
     wanted = is_named if config.unconstrained is None else config.unconstrained
@@ -94,10 +94,10 @@ def check_builder(trainer: MultilevelTrainer) -> None:
 def builder_for(
     config: MethodConfig, build: Builder, target: Target, prior: Any, is_named: bool
 ) -> Builder:
-    """The builder that a recipe asks for.
+    """The builder that a method needs, around the user's own.
 
     Args:
-        config: The recipe.
+        config: The settings of the method.
         build: The user's builder, or sbi's for the name of a network.
         target: `"theta"` (NPE) or `"x"` (NLE).
         prior: The prior.
@@ -105,8 +105,8 @@ def builder_for(
     """
     if not config.maps_estimator:
         return CheckedBuilder(build, target)
-    free = is_unconstrained(config, target, prior, is_named)
-    return mapped_builder(build, target, prior if free else None)
+    transformed = is_unconstrained(config, target, prior, is_named)
+    return mapped_builder(build, target, prior if transformed else None)
 
 
 def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
@@ -128,7 +128,7 @@ def moments_of(network: Any, x: Tensor) -> Moments | None:
 
     Args:
         network: An estimator, or weights of one.
-        x: Rows that are to be trained on, shape `(n, *x_shape)`.
+        x: Outputs to be trained on, shape `(n, *x_shape)`.
 
     Raises:
         ValueError: If they are those of other features.
@@ -144,14 +144,14 @@ def moments_of(network: Any, x: Tensor) -> Moments | None:
     if found != [wanted, wanted]:
         raise ValueError(
             "The weights of `warm_start` are not those of this network (its x_mean and "
-            f"x_std have the shapes {found[0]} and {found[1]}, but x has "
-            f"{tuple(x.shape[1:])} a row). Pre-train on rows of this shape, or start "
-            "without it."
+            f"x_std have the shapes {found[0]} and {found[1]}, but a simulation has "
+            f"the shape {tuple(x.shape[1:])}). Pre-train on simulations of this shape, "
+            "or train from scratch."
         )
     return Moments(mean, std)
 
 
-def take_over(
+def start_from(
     source: ConditionalDensityEstimator | Mapping[str, Tensor],
     build: Builder,
     target: Target,
@@ -164,11 +164,11 @@ def take_over(
         source: A trained estimator, which is copied, or its `state_dict()`.
         build: Builder of the network that the `state_dict()` is of.
         target: `"theta"` (NPE) or `"x"` (NLE).
-        theta: Training rows, shape `(n, d_theta)`.
-        x: Training rows, shape `(n, *x_shape)`.
+        theta: Training simulations, shape `(n, d_theta)`.
+        x: Training simulations, shape `(n, *x_shape)`.
 
     Raises:
-        ValueError: If the weights or the estimator do not fit the rows.
+        ValueError: If the weights or the estimator do not fit the simulations.
     """
     if isinstance(source, ConditionalDensityEstimator):
         estimator = deepcopy(source)
@@ -183,18 +183,18 @@ def take_over(
                 "The weights of `warm_start` are not those of this network "
                 f"({str(error)[:200]}...). Pass what "
                 "`torch.save(estimator.state_dict(), path)` wrote, and the same prior, "
-                "density_estimator and recipe as then."
+                "density_estimator and config as then."
             ) from error
     shapes = (estimator.input_shape, estimator.condition_shape)
-    rows = (theta.shape[1:], x.shape[1:])
+    wanted_shapes = (theta.shape[1:], x.shape[1:])
     for name, found, wanted in zip(
-        ("theta", "x"), shapes if target == "theta" else shapes[::-1], rows
+        ("theta", "x"), shapes if target == "theta" else shapes[::-1], wanted_shapes
     ):
         if found != wanted:
             raise ValueError(
-                f"The estimator of `warm_start` takes {name} of shape {tuple(found)} a "
-                f"row, but the simulations have {tuple(wanted)}. Pre-train on rows of "
-                "this shape, or start without it."
+                f"The estimator of `warm_start` takes {name} of shape {tuple(found)}, "
+                f"but that of the simulations has {tuple(wanted)}. Pre-train on "
+                "simulations of this shape, or train from scratch."
             )
     if isinstance(estimator, MappedEstimator):
         return estimator

@@ -42,17 +42,19 @@ def checks_repeats(append: Append) -> Append:
     return cast(Append, append_simulations)
 
 
-def count_repeats(rows: LevelSimulations, known: Sequence[LevelSimulations]) -> int:
-    """How many rows are among the known ones, with exactly the same theta and x.
+def count_repeats(
+    simulations: LevelSimulations, known: Sequence[LevelSimulations]
+) -> int:
+    """Number of simulations that are known already, with the same theta and x.
 
     Replicates of theta with another x are no repeats.
 
     Args:
-        rows: Rows of one level.
-        known: Other rows of this level, of the same shapes.
+        simulations: Simulations of one level.
+        known: Other simulations of this level, of the same shapes.
 
     Returns:
-        Number of rows, at most `len(rows)`.
+        Their number, at most `len(simulations)`.
 
     Example:
     --------
@@ -62,15 +64,15 @@ def count_repeats(rows: LevelSimulations, known: Sequence[LevelSimulations]) -> 
         >>> import torch
         >>> theta = torch.zeros(3, 1)
         >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-        >>> rows = LevelSimulations(0, theta, x)
-        >>> count_repeats(rows, [LevelSimulations(0, theta, x + 1)])
+        >>> simulations = LevelSimulations(0, theta, x)
+        >>> count_repeats(simulations, [LevelSimulations(0, theta, x + 1)])
         2
     """
     if not known:
         return 0
     thetas = {key for part in known for key in _keys(part.theta)}
-    # x may be large: only that of rows with a known theta is looked at
-    candidates = _with_theta(rows, thetas)
+    # x may be large: it is compared only where theta is known
+    candidates = _with_theta(simulations, thetas)
     if candidates is None:
         return 0
     own = set(_keys(candidates.theta))
@@ -82,31 +84,31 @@ def count_repeats(rows: LevelSimulations, known: Sequence[LevelSimulations]) -> 
 def warn_of_repeats(
     parts: Iterable[LevelSimulations], known: Sequence[LevelSimulations]
 ) -> None:
-    """Warn if rows that are appended are there already.
+    """Warn if simulations are appended that were appended before.
 
     Args:
-        parts: The rows appended, a part a level.
-        known: The rows of all levels that were appended before.
+        parts: The simulations, one part for each level.
+        known: The simulations of all levels that were appended before.
     """
     found = []
-    for rows in parts:
-        same = [each for each in known if each.level == rows.level]
-        number = count_repeats(rows, same)
+    for part in parts:
+        same = [each for each in known if each.level == part.level]
+        number = count_repeats(part, same)
         if number:
-            found.append(f"{number} of {len(rows)} rows of level {rows.level}")
+            found.append(f"{number} of {len(part)} simulations of level {part.level}")
     if found:
         warnings.warn(
-            f"{', '.join(found)} are there already, with the same theta and x. They "
-            "would be trained on and held out at once, so that losses and gains look "
-            "better than they are. `simulate_multilevel` returns the same rows again "
-            "for the same seed: pass another `seed=`, append to a new trainer, and "
-            "append every row once.",
+            f"{', '.join(found)} were appended before, with the same theta and x. They "
+            "would be both trained on and held out, which makes held-out losses too "
+            "low. `simulate_multilevel` returns the same simulations for the same "
+            "seed: pass another `seed=`, append to a new trainer, and append each "
+            "simulation once.",
             stacklevel=3,
         )
 
 
 def incomplete(theta: Any, x: Any, level: Any) -> str:
-    """The message where rows of one level came without x or level.
+    """The message if simulations of one level lack x or level.
 
     Args:
         theta: What was passed.
@@ -122,27 +124,31 @@ def incomplete(theta: Any, x: Any, level: Any) -> str:
         )
     return (
         f"theta is a {type(theta).__name__}, x is {x if x is None else 'given'} and "
-        f"level is {level}, but rows of one level need theta, x, level=..., and for "
-        "pairs x_coarse."
+        f"level is {level}, but simulations of one level need theta, x, level=..., "
+        "and for pairs x_coarse."
     )
 
 
-def _with_theta(rows: LevelSimulations, wanted: set[bytes]) -> LevelSimulations | None:
-    """The rows whose theta is wanted; `None` if there are none."""
-    index = [i for i, key in enumerate(_keys(rows.theta)) if key in wanted]
+def _with_theta(
+    simulations: LevelSimulations, wanted: set[bytes]
+) -> LevelSimulations | None:
+    """The simulations at wanted theta; `None` if there are none."""
+    index = [i for i, key in enumerate(_keys(simulations.theta)) if key in wanted]
     if not index:
         return None
-    chosen = torch.tensor(index, device=rows.theta.device)
+    chosen = torch.tensor(index, device=simulations.theta.device)
     return LevelSimulations.trusted(
-        rows.level, rows.theta[chosen], rows.x[chosen.to(rows.x.device)]
+        simulations.level,
+        simulations.theta[chosen],
+        simulations.x[chosen.to(simulations.x.device)],
     )
 
 
-def _pairs(rows: LevelSimulations) -> zip[tuple[bytes, bytes]]:
-    return zip(_keys(rows.theta), _keys(rows.x))
+def _pairs(simulations: LevelSimulations) -> zip[tuple[bytes, bytes]]:
+    return zip(_keys(simulations.theta), _keys(simulations.x))
 
 
 def _keys(column: torch.Tensor) -> list[bytes]:
-    """Bytes of each row."""
+    """Bytes of each entry."""
     values = column.detach().flatten(1).cpu().numpy()
-    return [row.tobytes() for row in np.ascontiguousarray(values)]
+    return [entry.tobytes() for entry in np.ascontiguousarray(values)]

@@ -12,9 +12,9 @@ class Term:
     """One signed mean of the loss.
 
     Args:
-        level: Level whose rows the mean is over.
+        level: Level whose simulations the mean is over.
         weight: Factor in front of the mean, e.g. -1 for the coarse side of a pair.
-        coarse: Whether the outputs are `x_coarse` of the rows rather than `x`.
+        coarse: Whether the outputs are `x_coarse` of the simulations rather than `x`.
 
     Example:
     --------
@@ -40,9 +40,9 @@ class Stage:
         rate: Factor to the learning rate of `train`.
         freeze: Patterns (as of file names) of the names of parameters left as they are.
         is_warm: Whether the network was trained before. The weights a warm stage starts
-            from are kept if no epoch beats them on the held-out rows.
+            from are kept if no epoch beats them on the held-out simulations.
         num_batches: Batches of an epoch at most, where early stopping must look more
-            often than once a pass through all rows.
+            often than once a pass through all simulations.
         is_bounded: Whether early stopping follows the bounded estimate of the expected
             loss (`sbi_multilevel.losses.held_out`) rather than the sum of the terms.
 
@@ -65,5 +65,5 @@ class Stage:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Levels whose rows are used, rising."""
+        """Levels whose simulations are used, rising."""
         return tuple(sorted({term.level for term in self.terms}))

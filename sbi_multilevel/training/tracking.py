@@ -111,15 +111,16 @@ class TrainingLog:
 
 @dataclass(frozen=True, eq=False)
 class TermLosses:
-    """Losses of rows, term by term.
+    """Losses of simulations, term by term.
 
     Args:
         terms: The terms of a stage.
-        rows: Loss of each row of each term, shape `(..., n)`; leading axes are batches.
+        losses: Loss of each simulation of each term, shape `(..., n)`; leading axes
+            are batches.
     """
 
     terms: tuple[Term, ...]
-    rows: tuple[np.ndarray, ...]
+    losses: tuple[np.ndarray, ...]
 
     @classmethod
     def of(
@@ -129,10 +130,10 @@ class TermLosses:
         terms: Sequence[Term],
         positions: Sequence[int],
     ) -> TermLosses:
-        """Tell the terms apart.
+        """Split losses into terms.
 
         Args:
-            losses: Loss of each row, shape `(..., n)`.
+            losses: Loss of each simulation, shape `(..., n)`.
             marks: The term that each is of, shape `(n,)`.
             terms: The terms.
             positions: The mark of each.
@@ -142,26 +143,26 @@ class TermLosses:
         return cls(tuple(terms), tuple(values[..., block] for block in blocks))
 
     def side(self, level: int, coarse: bool = False) -> np.ndarray | None:
-        """Losses of one side of the rows of a level; `None` if no term has it."""
-        for term, rows in zip(self.terms, self.rows):
+        """Losses of one side of a level; `None` if no term has it."""
+        for term, losses in zip(self.terms, self.losses):
             if (term.level, term.coarse) == (level, coarse):
-                return rows
+                return losses
         return None
 
     @property
     def contributions(self) -> dict[int, np.ndarray]:
-        """What each row adds to the loss, by level: both sides of a pair together."""
+        """Contribution of each simulation by level, both sides of a pair together."""
         parts: dict[int, np.ndarray] = {}
-        for term, rows in zip(self.terms, self.rows):
-            parts[term.level] = parts.get(term.level, 0.0) + term.weight * rows
+        for term, losses in zip(self.terms, self.losses):
+            parts[term.level] = parts.get(term.level, 0.0) + term.weight * losses
         return parts
 
     @property
     def means(self) -> list[float]:
         """Signed mean of each term."""
         return [
-            term.weight * float(rows.mean())
-            for term, rows in zip(self.terms, self.rows)
+            term.weight * float(losses.mean())
+            for term, losses in zip(self.terms, self.losses)
         ]
 
     @property
@@ -180,7 +181,7 @@ class TermLosses:
         return bounded_loss(base, pairs)
 
     def metrics(self) -> dict[str, float]:
-        """Control-variate coefficients and effective rows, named as for a tracker."""
+        """Control-variate coefficients and the effective sample size."""
         parts, metrics = self.contributions, {}
         for level in parts:
             fine, coarse = self.side(level), self.side(level, coarse=True)
@@ -189,15 +190,15 @@ class TermLosses:
                 metrics[name] = control_variate(fine, coarse)
         highest = self.side(max(parts))
         if highest is not None:
-            rows = effective_batch_size(list(parts.values()), highest)
-            metrics["effective_sample_size"] = rows
+            size = effective_batch_size(list(parts.values()), highest)
+            metrics["effective_sample_size"] = size
         return metrics
 
 
 class StepRecorder:
-    """Keeps what the steps of an epoch computed anyway, and sums it up at its end.
+    """Records quantities that the steps of an epoch compute, and averages them.
 
-    A step costs one small product of matrices more; nothing is differentiated again,
+    The cost is one small matrix product for each step. No gradient is computed again,
     and no random numbers are drawn.
     """
 
@@ -218,7 +219,7 @@ class StepRecorder:
         """Keep the losses of a batch.
 
         Args:
-            losses: Loss of each row, shape `(n,)`.
+            losses: Loss of each simulation, shape `(n,)`.
             marks: The term that each is of, shape `(n,)`, the same in every batch.
         """
         self._losses.append(losses.detach())
@@ -231,11 +232,11 @@ class StepRecorder:
             self._grams.append(step.levels @ step.levels.T)
 
     def metrics(self) -> dict[str, float]:
-        """Means over the steps, named as for a tracker.
+        """Means over the steps, by the names of the tracker.
 
-        `gradient_norm` is the length of a step before clipping, by level that of the
-        rows of `GradientStep.levels`. Control-variate coefficients and effective rows are
-        ratios of means, which few rows disturb less than means of ratios.
+        `gradient_norm` is the norm of a step before clipping, and by level that of the
+        entries of `GradientStep.levels`. Control-variate coefficients and effective
+        sample sizes are ratios of means, which are more robust than means of ratios.
         """
         metrics = {"gradient_norm": torch.stack(self._lengths).mean().item()}
         if self._grams:

@@ -41,7 +41,7 @@ from sbi_multilevel.training.network import (
     is_unconstrained,
     moments_of,
     read_weights,
-    take_over,
+    start_from,
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
 from sbi_multilevel.training.preparing import prepare, with_spread
@@ -226,7 +226,7 @@ class MultilevelTrainer(AppendingTrainer):
         theta, x, masks = self._layout.dataset.columns
         if is_new and source is not None:
             chosen = self.train_indices
-            self._neural_net = take_over(
+            self._neural_net = start_from(
                 source, builder, self._target, theta[chosen].cpu(), x[chosen].cpu()
             )
             return

@@ -1,4 +1,4 @@
-"""Rows that are appended later: to train anew on, to be refused, or there already."""
+"""Simulations that are appended later: new, repeated, or refused."""
 
 import pickle
 import warnings
@@ -13,10 +13,12 @@ from sbi_multilevel import (
     MFNPE,
     MLNLE,
     MLNPE,
+    HybridNLE,
+    HybridNPE,
     LevelSimulations,
     MultilevelSimulations,
 )
-from sbi_multilevel.training.appending import count_repeats
+from sbi_multilevel.training.repeats import count_repeats
 from tests.test_hybrid import BRIEF, make, rows, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -27,11 +29,11 @@ def same_weights(first, second):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-# ------------------------------------------------------------------ training anew
+# ------------------------------------------------------------- training from scratch
 
 
-@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-def test_a_second_training_is_that_of_a_new_trainer_with_all_rows(cls):
+@pytest.mark.parametrize("cls", (HybridNPE, HybridNLE))
+def test_a_second_training_is_that_of_a_new_trainer_with_all_simulations(cls):
     more, plain = rows(50, 9, seed=1), rows(50, 5, seed=2)[1]
     inference = trained(cls)
     fresh = make(cls)
@@ -48,12 +50,12 @@ def test_a_second_training_is_that_of_a_new_trainer_with_all_rows(cls):
 
 def test_resuming_is_refused_with_a_remedy_that_works():
     inference = trained()
-    with pytest.raises(ValueError, match=r"Leave it out: `train\(\)` trains anew"):
+    with pytest.raises(ValueError, match=r"Leave it out: `train\(\)` trains from"):
         inference.train(resume_training=True, **BRIEF)
     inference.train(**BRIEF)
 
 
-def test_rows_of_a_proposal_are_not_taken_for_rows_of_the_prior():
+def test_draws_from_a_proposal_are_not_taken_for_draws_from_the_prior():
     inference = trained()
     proposal = inference.build_posterior().set_default_x(torch.zeros(2))
     more = rows()[1]
@@ -62,8 +64,8 @@ def test_rows_of_a_proposal_are_not_taken_for_rows_of_the_prior():
         inference.train(**BRIEF)
 
 
-def test_other_recipes_ask_as_sbi_does():
-    inference = make(MFNPE, config="transfer")
+def test_other_methods_ask_as_sbi_does():
+    inference = make(MFNPE, config=None)
     inference.train(**BRIEF)
     with pytest.raises(ValueError, match="force_first_round_loss"):
         inference.train(**BRIEF)
@@ -73,10 +75,9 @@ def test_other_recipes_ask_as_sbi_does():
 
 
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-@pytest.mark.parametrize("config", (None, "transfer"))
-def test_a_trainer_from_a_pickle_says_why_it_cannot_train(cls, config):
-    inference = make(cls, config=config)
+@pytest.mark.parametrize("cls", (HybridNPE, HybridNLE, MFNPE, MFNLE))
+def test_a_trainer_from_a_pickle_names_why_it_cannot_train(cls):
+    inference = make(cls, config=None)
     copy = pickle.loads(pickle.dumps(inference))
     copy.append_multilevel_simulations(rows(seed=1))
     with pytest.raises(ValueError, match=rf"pickle.*new trainer, `{cls.__name__}\("):
@@ -84,30 +85,30 @@ def test_a_trainer_from_a_pickle_says_why_it_cannot_train(cls, config):
     assert copy.multilevel_simulations.num_simulations == (400, 40)
 
 
-# ------------------------------------------------------------- rows there already
+# ------------------------------------------------------------- repeats
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-def test_rows_that_are_there_already_are_told(cls):
+def test_repeated_simulations_are_reported(cls):
     inference = make(cls)
     with pytest.warns(
-        UserWarning, match="200 of 200 rows of level 0, 20 of 20 rows of"
+        UserWarning, match="200 of 200 simulations of level 0, 20 of 20 simulations"
     ):
         inference.append_multilevel_simulations(rows())
     high = rows()[1]
-    with pytest.warns(UserWarning, match="20 of 20 rows of level 1 .*`seed=`"):
+    with pytest.warns(UserWarning, match="20 of 20 simulations of level 1 .*`seed=`"):
         inference.append_simulations(high.theta, high.x)
     low = rows(seed=3)[0]
     theta, x = (
         torch.cat((a[:7], b))
         for a, b in zip((rows()[0].theta, rows()[0].x), (low.theta, low.x))
     )
-    with pytest.warns(UserWarning, match="7 of 207 rows of level 0 are"):
+    with pytest.warns(UserWarning, match="7 of 207 simulations of level 0"):
         inference.append_multilevel_simulations(theta, x, level=0)
 
 
 @pytest.mark.parametrize("cls", (MFNPE, MFNLE))
-def test_new_rows_and_replicates_of_theta_are_silent(cls):
+def test_new_simulations_and_replicates_of_theta_are_silent(cls):
     inference = make(cls)
     low, high = rows()
     with warnings.catch_warnings():
@@ -115,7 +116,7 @@ def test_new_rows_and_replicates_of_theta_are_silent(cls):
         inference.append_multilevel_simulations(rows(seed=1))
         inference.append_multilevel_simulations(low.theta, low.x + 1, level=0)
         inference.append_simulations(high.theta, high.x + 1)
-        # the rows of another level are no repeats
+        # simulations of another level are no repeats
         inference.append_simulations(low.theta, low.x)
 
 
@@ -158,16 +159,18 @@ def test_a_list_of_levels_is_named_as_what_it_is(cls):
         (torch.zeros(9, 1), torch.randn(9, 3), r"x of level 2 has shape \(3,\)"),
     ),
 )
-def test_rows_that_do_not_fit_the_levels_are_refused_at_once(cls, theta, x, named):
+def test_simulations_that_do_not_fit_the_levels_are_refused_at_once(
+    cls, theta, x, named
+):
     inference = make(cls, simulations=MultilevelSimulations(tuple(rows())))
-    inference._low_levels.add(1)
+    inference._appended.low_fidelity.add(1)
     with pytest.raises(ValueError, match=named):
         inference.append_simulations(theta, x)
     assert len(inference._theta_roundwise) == 2
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-def test_rows_alone_are_taken_as_sbi_takes_them(cls):
+def test_simulations_alone_are_taken_as_sbi_takes_them(cls):
     inference = cls(show_progress_bars=False)
     level = rows()[1]
     with warnings.catch_warnings():
