@@ -85,7 +85,7 @@ class LevelFidelity:
         )
         if probe.is_informative:
             text += (
-                f" A probe of the {probe.num_simulations} simulations of level "
+                f" A probe trained on the {probe.num_simulations} simulations of level "
                 f"{self.level} has R² {probe.own}."
             )
         if self.loss is not None:
@@ -123,7 +123,7 @@ class LevelFidelity:
             ),
             (f"R² of a probe, at level {self.level - 1}", probe.below),
             (f"  at level {self.level}", probe.transfer),
-            ("  after an affine map of each summary", probe.aligned),
+            ("  after an affine map of summaries", probe.aligned),
             (f"  trained at level {self.level}", probe.own),
         ]
         text = [f"  {name:<37} {value or unknown}" for name, value in lines]

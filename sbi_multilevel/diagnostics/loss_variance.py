@@ -155,9 +155,9 @@ def _loss_variance(
     level: int,
     seed: int,
 ) -> LossVariance | None:
-    own = measured.rows[level]
+    own = measured.tables[level]
     high, difference = own[level, level][0], own[level, level - 1][0]
-    low = measured.rows[level - 1][level - 1, level - 1][0]
+    low = measured.tables[level - 1][level - 1, level - 1][0]
     known, known_low = np.isfinite(high + difference), np.isfinite(low)
     masks = [
         (known_low & (fits[level - 1] == fit), known & (fits[level] == fit))

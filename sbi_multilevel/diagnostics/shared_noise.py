@@ -158,8 +158,8 @@ def _sums_of_products(
 ) -> np.ndarray:
     """Variances of both sides and covariance within each group, shape (3, g, k)."""
     a, b = _centered(x, groups), _centered(x_coarse, groups)
-    freedom = np.bincount(groups)[:, np.newaxis] - 1
-    return np.stack([_group_sums(p, groups) / freedom for p in (a * a, b * b, a * b)])
+    degrees = np.bincount(groups)[:, np.newaxis] - 1
+    return np.stack([_group_sums(p, groups) / degrees for p in (a * a, b * b, a * b)])
 
 
 def _ratios(sums: np.ndarray) -> np.ndarray:

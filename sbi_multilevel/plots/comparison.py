@@ -99,7 +99,7 @@ def compare(
         labels=None if labels is None else list(labels),
         diag="kde",
         upper="contour",
-        **_look(list(samples), title),
+        **_plot_options(list(samples), title),
         # sbi sets title and margins of the figure, also of one that was passed
         fig=figure if axes is None else Figure(),
         axes=_Single(grid[0, 0]) if dim == 1 else grid,  # pyright: ignore
@@ -110,7 +110,7 @@ def compare(
     return figure, grid
 
 
-def _look(names: list[str], title: str | None) -> dict[str, Any]:
+def _plot_options(names: list[str], title: str | None) -> dict[str, Any]:
     """Arguments of `pairplot` for colors, lines and the legend."""
     lines = [
         {"color": color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
