@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes every figure of the README's tables: some seven hours on 2 cores. What
-# results/*.jsonl have is not run again: to make them anew, remove them first.
+# Reproduces all published tables, in about seven hours on 2 cores. Runs that
+# results/*.jsonl have are not repeated; remove these files to repeat all runs.
 # SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra, SBI_MULTILEVEL_OU2
-# that of the published OU2 sets.
+# the file of the published OU2 simulations.
 set -euo pipefail
 cd "$(dirname "$0")"
 mkdir -p results
@@ -13,7 +13,7 @@ failed=0
 run() { # name, then the arguments of the benchmark
     name=$1
     shift
-    # the others go on where one fails
+    # a failure does not end the script
     "$python" -m sbi_multilevel_benchmarks "$@" --workers 2 --out "$out/$name.jsonl" ||
         failed=1
 }
@@ -24,39 +24,39 @@ done
 run toggle-switch-ablation toggle-switch \
     --methods ml-paper ml-paper-project ml-paper-rescale ml-paper-none
 run toggle-switch toggle-switch --methods high equal-cost low ml ml-paired oracle
-run g-and-k g-and-k --rows 10000,50 10000,100 10000,300 --methods high ml ml-paired ml-paper
+run g-and-k g-and-k --num-simulations 10000,50 10000,100 10000,300 --methods high ml ml-paired ml-paper
 run g-and-k-plain g-and-k --methods low oracle
-run ou ou --rows 1000,50 --methods high low ml ml-paired oracle
+run ou ou --num-simulations 1000,50 --methods high low ml ml-paired oracle
 
-run ou2-published ou2-published --rows 10000,50 10000,100 10000,1000 --methods high mf mf-unaligned
+run ou2-published ou2-published --num-simulations 10000,50 10000,100 10000,1000 --methods high mf mf-unaligned
 for task in ou3 ou4 slcp sir; do
-    run "$task" "$task" --rows 10000,50 10000,100 --methods high mf
+    run "$task" "$task" --num-simulations 10000,50 10000,100 --methods high mf
 done
 for task in ou2-useless ou2-delta1-reversed; do
-    run "$task" "$task" --rows 10000,50 --methods high mf mf-unaligned
+    run "$task" "$task" --num-simulations 10000,50 --methods high mf mf-unaligned
 done
 
 for task in ou2-delta0.1 ou2-delta1 ou-reverse; do
-    run "$task" "$task" --rows 10000,50 --methods high mf
+    run "$task" "$task" --num-simulations 10000,50 --methods high mf
 done
-run ou2-rounds ou2-published --rows 10000,50 10000,100 --observations 10 \
+run ou2-rounds ou2-published --num-simulations 10000,50 10000,100 --observations 10 \
     --methods mf mf-ensemble mf-tsnpe mf-tsnpe-af
-run ou2-high-ensembles ou2-published --rows 10000,50 10000,100 --observations 10 \
+run ou2-high-ensembles ou2-published --num-simulations 10000,50 10000,100 --observations 10 \
     --methods high high-ensemble
 run allocation allocation
 
-# the default recipe: found on the first four, then run on the others
-run ou2-published ou2-published --rows 10000,50 10000,100 10000,1000 --methods hybrid
+# the hybrid method: developed on the first four tasks, then run on the others
+run ou2-published ou2-published --num-simulations 10000,50 10000,100 10000,1000 --methods hybrid
 run camels camels camels-shuffled --methods hybrid
-run g-and-k g-and-k --rows 10000,50 10000,100 10000,300 --methods hybrid
-run ou ou --rows 1000,10 1000,50 1000,100 --methods high ml mf hybrid
+run g-and-k g-and-k --num-simulations 10000,50 10000,100 10000,300 --methods hybrid
+run ou ou --num-simulations 1000,10 1000,50 1000,100 --methods high ml mf hybrid
 for task in slcp sir ou4; do
-    run "$task" "$task" --rows 10000,50 10000,100 --methods hybrid
+    run "$task" "$task" --num-simulations 10000,50 10000,100 --methods hybrid
 done
 run toggle-switch toggle-switch --methods hybrid
 run useless ou-useless g-and-k-useless --methods high high-hybrid hybrid
-run ou2-useless ou2-useless --rows 10000,50 --methods high-hybrid hybrid
-run blob blob --rows 1000,50 1000,100 --methods high mf hybrid
+run ou2-useless ou2-useless --num-simulations 10000,50 --methods high-hybrid hybrid
+run blob blob --num-simulations 1000,50 1000,100 --methods high mf hybrid
 run ablation camels-shuffled g-and-k --methods hybrid hybrid-unaligned hybrid-unpaired \
     hybrid-untamed hybrid-unrehearsed hybrid-unmixed hybrid-scratch high-hybrid
 run oracles slcp sir ou4 ou2-published --methods oracle

@@ -6,9 +6,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sbi_multilevel.losses.held_out import STOPPING_RULES
 from sbi_multilevel_benchmarks import report
@@ -16,21 +15,32 @@ from sbi_multilevel_benchmarks.allocation import allocation_table, run_allocatio
 from sbi_multilevel_benchmarks.cost import step_costs
 from sbi_multilevel_benchmarks.divergence import divergence_table, run_divergences
 from sbi_multilevel_benchmarks.journal import Journal
-from sbi_multilevel_benchmarks.methods import METHODS
 from sbi_multilevel_benchmarks.overhead import overheads
-from sbi_multilevel_benchmarks.records import by_title, cells, finished, key, table
-from sbi_multilevel_benchmarks.registry import COMMANDS, TASKS, load_plugin
+from sbi_multilevel_benchmarks.records import (
+    Record,
+    by_title,
+    cells,
+    finished,
+    key,
+    table,
+)
+from sbi_multilevel_benchmarks.registry import (
+    COMMANDS,
+    METHODS,
+    TASKS,
+    get_task,
+    load_plugin,
+)
 from sbi_multilevel_benchmarks.run import Run, run_all
-from sbi_multilevel_benchmarks.tasks import get_task
 
 PROGRAM = "python -m sbi_multilevel_benchmarks"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run `python -m sbi_multilevel_benchmarks TASK --methods ... --rows ...`.
+    """Run `python -m sbi_multilevel_benchmarks TASK --methods ... --out FILE`.
 
     Raises:
-        SystemExit: With code 1 if a run failed; the others are done all the same.
+        SystemExit: With code 1 if a run failed; all other runs are completed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     first = given[0] if given else None
@@ -50,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _benchmark(given: Sequence[str]) -> None:
     plugins = _plugins(given)
-    parser = _parser("Train methods, and judge them on tasks.")
+    parser = _parser("Train methods, and evaluate them on tasks.")
     parser.epilog = (
         f"Tasks: {', '.join(TASKS)}. Methods: {', '.join(METHODS)}. "
         f"Other commands: {', '.join(COMMANDS)}."
@@ -62,18 +72,20 @@ def _benchmark(given: Sequence[str]) -> None:
         choices=METHODS,
         default=["high", "ml"],
         metavar="METHOD",
-        help="high and ml if left out",
+        help="high and ml by default",
     )
     parser.add_argument(
+        "--num-simulations",
         "--rows",
         nargs="+",
-        type=_rows,
-        help="rows of each level, e.g. 10000,50 10000,100; each task's own if left out",
+        type=_counts,
+        help="simulations of each level, e.g. 10000,50 10000,100; by default those of "
+        "the task (--rows is a deprecated alias)",
     )
     parser.add_argument(
         "--observations",
         type=int,
-        help="judge posteriors at the first so many observations only",
+        help="evaluate posteriors at this number of observations, the first ones",
     )
     parser.add_argument("--data", help="file that the task reads, if any")
     _add_plugin(parser)
@@ -81,34 +93,37 @@ def _benchmark(given: Sequence[str]) -> None:
     runs = [
         Run(task, method, n, seed, options.data, options.observations)
         for task in options.tasks
-        for n in options.rows or [get_task(task, options.data).num_simulations]
+        for n in options.num_simulations
+        or [get_task(task, options.data).num_simulations]
         for method in options.methods
         for seed in _seeds(options)
     ]
     journal = Journal(options.out, _command(given))
     done = {key(record) for record in finished(journal.records)}
     missing = [run for run in runs if key(run.identity) not in done]
-    # what cannot run is told before hours are spent
+    if len(missing) < len(runs):
+        num_done = len(runs) - len(missing)
+        print(f"{num_done} runs were done before.", file=sys.stderr, flush=True)
+    # errors of arguments are raised before anything is run
     for run in {(r.task, r.method, r.num_simulations): r for r in missing}.values():
         run.build_task()
-    records = run_all(missing, options.workers, plugins)
-    failures = _write(journal, records, num_done=len(runs) - len(missing))
-    asked = {key(run.identity) for run in runs}
-    done_now = cells(r for r in finished(journal.records) if key(r) in asked)
+    failures = _write(journal, run_all(missing, options.workers, plugins))
+    requested = {key(run.identity) for run in runs}
+    done_now = cells(r for r in finished(journal.records) if key(r) in requested)
     for group in by_title(done_now).values():
         print(table(group))
-    _end(failures)
+    _exit_if_failed(failures)
 
 
 def _allocate(given: Sequence[str]) -> None:
-    parser = _parser("Rows by a pilot, and by rules of thumb, at equal budget.")
+    parser = _parser("Compare a pilot and rules of thumb at equal budget.")
     parser.add_argument("command", choices=["allocation"])
     options = parser.parse_args(given)
     journal = Journal(options.out, _command(given))
-    seeds = _seeds(options)
-    failures = _write(journal, run_allocations(seeds, options.workers, journal.records))
+    records = run_allocations(_seeds(options), options.workers, journal.records)
+    failures = _write(journal, records)
     print(allocation_table(journal.records))
-    _end(failures)
+    _exit_if_failed(failures)
 
 
 def _count_divergences(given: Sequence[str]) -> None:
@@ -119,7 +134,7 @@ def _count_divergences(given: Sequence[str]) -> None:
         nargs="+",
         choices=STOPPING_RULES,
         default=list(STOPPING_RULES),
-        help="held-out losses that early stopping follows; all if left out",
+        help="rules of early stopping; all by default",
     )
     options = parser.parse_args(given)
     journal = Journal(options.out, _command(given))
@@ -128,13 +143,11 @@ def _count_divergences(given: Sequence[str]) -> None:
     )
     failures = _write(journal, records)
     print(divergence_table(journal.records))
-    _end(failures)
+    _exit_if_failed(failures)
 
 
-def _write(journal: Journal, records: Any, num_done: int = 0) -> list[dict[str, Any]]:
-    """Add records as they come, and return those of failures."""
-    if num_done:
-        print(f"{num_done} runs were done before.", file=sys.stderr, flush=True)
+def _write(journal: Journal, records: Iterable[Record]) -> list[Record]:
+    """Add records to the journal as runs end, and return those of failures."""
     failures = []
     for record in records:
         record = journal.append(record)
@@ -144,16 +157,14 @@ def _write(journal: Journal, records: Any, num_done: int = 0) -> list[dict[str, 
     return failures
 
 
-def _end(failures: Sequence[dict[str, Any]]) -> None:
+def _exit_if_failed(failures: Sequence[Record]) -> None:
     if not failures:
         return
-    print(f"{len(failures)} runs failed; the same command tries them again:")
+    print(f"{len(failures)} runs failed; the same command runs them again:")
     for record in failures:
-        what = [
-            record[k] for k in ("task", "method", "scheme", "stopping") if k in record
-        ]
-        rows = record.get("num_simulations", "")
-        print(f"  {' '.join(what)} {rows} seed {record['seed']}: {record['error']}")
+        names = ("task", "method", "scheme", "stopping", "num_simulations")
+        run = " ".join(str(record[name]) for name in names if name in record)
+        print(f"  {run} seed {record['seed']}: {record['error']}")
     raise SystemExit(1)
 
 
@@ -167,7 +178,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        help="file of JSON lines, a record each; what it has is not run again",
+        help="file of JSON lines, a record each; runs that it has are not repeated",
     )
     return parser
 
@@ -177,12 +188,12 @@ def _add_plugin(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         action="append",
         default=[],
-        help="Python file that registers tasks or methods; may be given several times",
+        help="Python file that registers tasks or methods; may be repeated",
     )
 
 
 def _plugins(given: Sequence[str]) -> list[str]:
-    """Load the plugins, whose names are among those that may be given."""
+    """Load the plugins, as their names are among the choices of other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_plugin(parser)
     plugins = [
@@ -193,7 +204,7 @@ def _plugins(given: Sequence[str]) -> list[str]:
     return plugins
 
 
-def _rows(text: str) -> tuple[int, ...]:
+def _counts(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
@@ -202,11 +213,10 @@ def _seeds(options: argparse.Namespace) -> range:
 
 
 def _command(given: Sequence[str]) -> str:
-    """The command line, to be written beside what came of it."""
+    """The command line for the record, without paths of the machine."""
     words: list[str] = []
     for word in given:
         option, equals, _ = word.partition("=")
-        # paths of this machine concern nobody else
         if words and words[-1] in ("--data", "--out", "--plugin"):
             word = "FILE"
         elif equals and option in ("--data", "--out", "--plugin"):

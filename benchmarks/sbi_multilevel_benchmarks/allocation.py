@@ -1,72 +1,70 @@
-"""Rows by a pilot against rows by rules of thumb, at equal budget."""
+"""Numbers of simulations by a pilot and by rules of thumb, at equal budget."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sys
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from sbi_multilevel import MLNLE, MultilevelSimulations
+from sbi_multilevel import (
+    BudgetedSimulations,
+    MultilevelConfig,
+    MultilevelSimulations,
+    simulate_budget,
+)
 from sbi_multilevel.allocation.optimal import row_costs
-from sbi_multilevel.allocation.spending import BudgetedSimulations, simulate_budget
-from sbi_multilevel.simulation.noise import seeded
-from sbi_multilevel.training.tracking import SilentTracker
-from sbi_multilevel_benchmarks.methods import METHODS
-from sbi_multilevel_benchmarks.metrics import summarise
-from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
-from sbi_multilevel_benchmarks.records import Table, over_seeds
-from sbi_multilevel_benchmarks.tasks import BenchmarkTask, get_task
+from sbi_multilevel_benchmarks.pool import run_records
+from sbi_multilevel_benchmarks.records import Record, Table, over_seeds
+from sbi_multilevel_benchmarks.registry import METHODS, get_task
+from sbi_multilevel_benchmarks.run import evaluation, quiet
+from sbi_multilevel_benchmarks.task import BenchmarkTask
+from sbi_multilevel_benchmarks.trainers import build_trainer
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is spent on a task.
+    """Budget of a task.
 
     Args:
         budget: Cost of all simulations, in the unit of the task's costs.
-        pilot_simulations: Rows of each level in the pilot.
+        pilot_simulations: Number of simulations of each level in the pilot.
     """
 
     budget: float
     pilot_simulations: tuple[int, ...]
 
 
-# the budgets are what the default rows of the tasks cost
+# the budgets are the costs of the default numbers of simulations
 SETTINGS = {
     "g-and-k": Setting(11_100.0, (1_000, 100)),
     "toggle-switch": Setting(603_000.0, (1_000, 100, 100)),
 }
 
 
-def equal_rows(task: BenchmarkTask, budget: float) -> tuple[int, ...]:
-    """As many rows of each level."""
+def equal_numbers(task: BenchmarkTask, budget: float) -> tuple[int, ...]:
+    """Equal numbers of simulations of each level."""
     count = int(budget // sum(row_costs(task.costs)))
     return (count,) * len(task.costs)
 
 
 def equal_spending(task: BenchmarkTask, budget: float) -> tuple[int, ...]:
-    """As much spent on each level, so that rows are inverse to their cost."""
+    """Equal spending on each level: numbers are inverse to costs."""
     share = budget / len(task.costs)
     return tuple(int(share // cost) for cost in row_costs(task.costs))
 
 
-RULES = {"equal rows": equal_rows, "equal spending": equal_spending}
-# "high only": plain NLE on the high-fidelity rows that the budget pays
+RULES = {"equal rows": equal_numbers, "equal spending": equal_spending}
+# "high only": plain NLE on the high-fidelity simulations that the budget pays
 SCHEMES = ("pilot", *RULES, "high only")
 
 
 @dataclass(frozen=True)
 class AllocationRun:
-    """One training on rows allocated by a scheme.
+    """A training on numbers of simulations allocated by a scheme.
 
     Args:
         task: Name of the task.
@@ -78,15 +76,14 @@ class AllocationRun:
     scheme: str
     seed: int
 
+    @property
+    def identity(self) -> Record:
+        """The beginning of the record, which identifies the run."""
+        return asdict(self)
+
 
 def by_pilot(task: BenchmarkTask, setting: Setting, seed: int) -> BudgetedSimulations:
-    """Rows by a pilot, whose cost counts, fitted with the network of the task."""
-    inference = MLNLE(
-        task.prior,
-        density_estimator=task.build_network(),
-        tracker=SilentTracker(),
-        show_progress_bars=False,
-    )
+    """Allocate by a pilot, whose cost counts, with the network of the task."""
     return simulate_budget(
         task.simulators,
         task.prior,
@@ -94,34 +91,30 @@ def by_pilot(task: BenchmarkTask, setting: Setting, seed: int) -> BudgetedSimula
         setting.pilot_simulations,
         noise=task.noise,
         seed=seed,
-        inference=inference,
+        inference=build_trainer(task, MultilevelConfig()),
         costs=task.costs,
         show_progress_bars=False,
     )
 
 
-def run_allocation(run: AllocationRun) -> dict[str, Any]:
-    """Simulate, train and evaluate; returns a record that can be written as JSON."""
-    torch.set_num_threads(1)
+def run_allocation(run: AllocationRun) -> Record:
+    """Simulate, train and evaluate, and return the record."""
     task, setting = get_task(run.task), SETTINGS[run.task]
     start = time.perf_counter()
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with quiet, warnings.catch_warnings(), seeded(run.seed):
-        warnings.simplefilter("ignore")
+    with quiet(run.seed):
         simulations = _simulate(task, run, setting)
         torch.manual_seed(run.seed)
         method = "equal-cost" if run.scheme == "high only" else "ml"
         fit = METHODS[method](task, simulations, run.seed)
-        errors = task.evaluate(fit.judged, fit.trained_on)
-    rows = simulations.num_simulations
+        evaluated = evaluation(task, fit)
+    counts = simulations.num_simulations
     if run.scheme == "high only":
-        rows = (int((simulations.total_cost or 0.0) // task.costs[-1]),)
+        counts = (int((simulations.total_cost or 0.0) // task.costs[-1]),)
     return {
-        **asdict(run),
+        **run.identity,
         "budget": setting.budget,
-        "num_simulations": list(rows),
-        "metric": task.metric,
-        "metrics": {metric: summarise(values) for metric, values in errors.items()},
+        "num_simulations": list(counts),
+        **evaluated,
         "seconds": round(time.perf_counter() - start, 1),
         "epochs": fit.num_epochs,
         "threads": torch.get_num_threads(),
@@ -133,27 +126,21 @@ def _simulate(
 ) -> MultilevelSimulations:
     if run.scheme == "pilot":
         return by_pilot(task, setting, run.seed).simulations
-    rule = RULES.get(run.scheme, equal_rows)
+    rule = RULES.get(run.scheme, equal_numbers)
     return task.simulate(rule(task, setting.budget), run.seed)
 
 
 def run_allocations(
-    seeds: Sequence[int],
-    num_workers: int = 1,
-    before: Sequence[dict[str, Any]] = (),
-) -> Iterator[dict[str, Any]]:
-    """All tasks and schemes, `num_workers` at a time, each on one thread.
+    seeds: Sequence[int], num_workers: int = 1, before: Sequence[Record] = ()
+) -> Iterator[Record]:
+    """Records of all tasks and schemes as they end, failures included.
 
     Args:
         seeds: Seeds.
-        num_workers: Processes.
-        before: Records of what was done before, and is not done again.
-
-    Yields:
-        A record of each as it ends; that of one that fails has an `error`, and its
-        traceback is printed.
+        num_workers: Processes, each of one thread.
+        before: Records of earlier runs, which are not repeated.
     """
-    done = {_identity(record) for record in before if "error" not in record}
+    done = {_key(record) for record in before if "error" not in record}
     runs = [
         AllocationRun(task, scheme, seed)
         for task in SETTINGS
@@ -161,18 +148,13 @@ def run_allocations(
         for scheme in SCHEMES
         if (task, scheme, seed) not in done
     ]
-    groups = [[run] for run in runs]
-    for run, result in run_groups(run_allocation, groups, num_workers):
-        if isinstance(result, FailedRun):
-            print(result.trace, file=sys.stderr, flush=True)
-            result = {**asdict(run), "error": result.reason}
-        yield result
+    return run_records(run_allocation, [[run] for run in runs], num_workers)
 
 
-def allocation_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Mean rows, and mean error ± standard error over seeds, by task and scheme."""
-    last = {_identity(r): r for r in records if "scheme" in r and "error" not in r}
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+def allocation_table(records: Sequence[Record]) -> Table:
+    """Mean numbers of simulations, and mean error ± standard error over seeds."""
+    last = {_key(r): r for r in records if "scheme" in r and "error" not in r}
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in last.values():
         groups[record["task"], record["scheme"]].append(record)
     rows = []
@@ -189,9 +171,9 @@ def allocation_table(records: Sequence[dict[str, Any]]) -> Table:
             str(errors),
             f"{np.mean([record['seconds'] for record in group]):.0f}",
         ))
-    header = ("task", "budget", "rows by", "rows (mean)", "seeds", "error", "seconds")
-    return Table(header, tuple(rows))
+    header = ("task", "budget", "scheme", "simulations (mean)", "seeds", "error")
+    return Table((*header, "seconds"), tuple(rows))
 
 
-def _identity(record: dict[str, Any]) -> tuple:
+def _key(record: Record) -> tuple:
     return record["task"], record.get("scheme"), record["seed"]

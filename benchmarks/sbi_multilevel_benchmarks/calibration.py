@@ -1,4 +1,4 @@
-"""Calibration of a posterior over test rows, by sbi's own diagnostics."""
+"""Calibration of a posterior over test simulations, by the diagnostics of sbi."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.simulation.noise import seeded
 
-_NUM_SAMPLES = _NUM_ROWS = 200
+_NUM_SAMPLES = _NUM_TESTS = 200
 
 
 def calibration_of_network(
     estimator: Any, prior: Any, theta: Tensor, x: Tensor
 ) -> dict[str, list[float]]:
-    """`calibration` of a density estimator of theta, at the first 200 rows.
+    """`calibration` of a density estimator of theta, at the first 200 simulations.
 
     Args:
         estimator: The estimator.
@@ -28,28 +28,28 @@ def calibration_of_network(
         x: As in `calibration`.
 
     Returns:
-        As `calibration`; nothing for estimators that leak out of the prior, whose
-        posteriors would be sampled by rejection, some of them without an end.
+        As `calibration`; empty for estimators with mass outside the prior, as rejection
+        sampling may not end.
     """
     if not isinstance(estimator, MixtureEstimator):
         return {}
     posterior = DirectPosterior(estimator, prior)
-    return calibration(posterior, theta[:_NUM_ROWS], x[:_NUM_ROWS])
+    return calibration(posterior, theta[:_NUM_TESTS], x[:_NUM_TESTS])
 
 
 def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[float]]:
-    """SBC and TARP of an amortised posterior.
+    """SBC and TARP of an amortized posterior.
 
     Args:
         posterior: Posterior of sbi with `sample_batched`.
-        theta: Parameters of test rows, drawn from the prior, shape `(n, d_theta)`.
+        theta: Test parameters, drawn from the prior, shape `(n, d_theta)`.
         x: Their outputs at the highest level, shape `(n, *x_shape)`.
 
     Returns:
-        `sbc`: for each parameter, the Kolmogorov-Smirnov distance of its ranks from
-        uniform ones (a calibrated posterior has about :math:`0.87 / \\sqrt n`); and
-        `atc`: TARP's area to the curve, above 0 where posteriors are too wide, below
-        where they are too narrow.
+        `sbc`: for each parameter, the Kolmogorov-Smirnov distance of its ranks to the
+        uniform distribution (about :math:`0.87 / \\sqrt n` if calibrated); and `atc`:
+        TARP's area to the curve, positive if posteriors are too wide and negative if
+        they are too narrow.
     """
     options: dict[str, Any] = {
         "num_posterior_samples": _NUM_SAMPLES,
@@ -57,7 +57,7 @@ def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[floa
         "use_batched_sampling": True,
     }
     with seeded(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the number of rows
+        warnings.simplefilter("ignore")  # on the number of simulations
         ranks, _ = run_sbc(theta, x, posterior, **options)
         ecp, alpha = run_tarp(theta, x, posterior, **options)
     atc, _ = check_tarp(ecp, alpha)

@@ -1,4 +1,4 @@
-"""What a training step costs beside one of sbi, as a ratio in one run."""
+"""Duration of a training step, relative to a step of sbi."""
 
 from __future__ import annotations
 
@@ -13,36 +13,47 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel import MLNPE, LevelSimulations, MultilevelSimulations
-from sbi_multilevel.methods.multilevel import MultilevelConfig
+from sbi_multilevel import (
+    MLNPE,
+    LevelSimulations,
+    MultilevelConfig,
+    MultilevelSimulations,
+)
 from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel_benchmarks.records import Table
 
 
 def step_costs(
     batch_sizes: tuple[int, ...] = (200, 2_000, 10_000),
     models: tuple[str, ...] = ("nsf", "maf", "zuko_nsf"),
-) -> str:
-    """Markdown table of the seconds of a step of MLNPE relative to one of NPE.
+) -> Table:
+    """Milliseconds of a step of MLNPE and of NPE, and their ratio.
 
-    Both train the same network on the same number of rows a step, two levels, data
-    loading, clipping and the optimizer included.
+    Both train the same network on batches of the same size, with data loading, clipping
+    and the optimizer; MLNPE with two levels.
+
+    Args:
+        batch_sizes: Simulations of a step.
+        models: Names of networks.
     """
-    lines = ["| network | adjustment | rows a step | NPE, ms | MLNPE, ms | ratio |"]
-    lines.append("| --- " * 6 + "|")
+    rows = []
     for model in models:
-        for rows in batch_sizes:
-            plain = _seconds_per_step(None, model, rows)
+        for size in batch_sizes:
+            plain = _seconds_per_step(None, model, size)
             for adjustment in ("rescale_project", "none"):
                 config = MultilevelConfig(adjustment=adjustment)
-                ours = _seconds_per_step(config, model, rows)
-                lines.append(
-                    f"| {model} | {adjustment} | {rows} | {plain * 1e3:.1f} | "
-                    f"{ours * 1e3:.1f} | {ours / plain:.2f} |"
+                ours = _seconds_per_step(config, model, size)
+                times = (
+                    f"{plain * 1e3:.1f}",
+                    f"{ours * 1e3:.1f}",
+                    f"{ours / plain:.2f}",
                 )
-    return "\n".join(lines)
+                rows.append((model, adjustment, str(size), *times))
+    header = ("network", "adjustment", "batch size", "NPE, ms", "MLNPE, ms", "ratio")
+    return Table(header, tuple(rows))
 
 
-def _seconds_per_step(config: MultilevelConfig | None, model: str, rows: int) -> float:
+def _seconds_per_step(config: MultilevelConfig | None, model: str, size: int) -> float:
     torch.manual_seed(0)
     prior = BoxUniform(-torch.ones(4), torch.ones(4))
     options: dict[str, Any] = {
@@ -51,9 +62,9 @@ def _seconds_per_step(config: MultilevelConfig | None, model: str, rows: int) ->
         "tracker": SilentTracker(),
         "show_progress_bars": False,
     }
-    steps = max(4, 2_000 // rows)
+    steps = max(4, 2_000 // size)
     trainer = NPE(**options) if config is None else MLNPE(config=config, **options)
-    total = int(rows * steps / 0.9) + 10
+    total = int(size * steps / 0.9) + 10
     if config is None:
         theta = prior.sample((total,))
         trainer.append_simulations(theta, _x(theta))
@@ -61,8 +72,8 @@ def _seconds_per_step(config: MultilevelConfig | None, model: str, rows: int) ->
         trainer.append_multilevel_simulations(_two_levels(prior, total))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.train(training_batch_size=rows, max_num_epochs=1)
-        loader, _ = trainer.get_dataloaders(training_batch_size=rows)
+        trainer.train(training_batch_size=size, max_num_epochs=1)
+        loader, _ = trainer.get_dataloaders(training_batch_size=size)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -72,7 +83,7 @@ def _seconds_per_step(config: MultilevelConfig | None, model: str, rows: int) ->
 
 
 def _two_levels(prior: BoxUniform, total: int) -> MultilevelSimulations:
-    """Level 0 with half of the rows, pairs of level 1 with the other half."""
+    """Half of the outputs are those of level 0, half those of pairs of level 1."""
     theta_0, theta_1 = prior.sample((total // 2,)), prior.sample((total // 4,))
     coarse = _x(theta_1)
     return MultilevelSimulations((

@@ -1,13 +1,12 @@
-"""The demo: a likelihood from 300 dear and 10 000 cheap simulations.
+"""Demo: a likelihood from 10 000 low-fidelity and 300 high-fidelity simulations.
 
 `python -m sbi_multilevel_benchmarks.demo` simulates the g-and-k distribution at two
-levels and fits the same network three times: by NLE on the high-fidelity rows alone,
-by NLE on the low-fidelity rows alone, and by ML-NLE on both. It then infers the
-parameters of a data set of 100 observations with sbi's MCMC, beside the posterior of
-the exact density, prints a table, and draws one picture.
+levels and trains a network by NLE on the high-fidelity simulations, by NLE on the
+low-fidelity simulations, and by ML-NLE on both. It infers the parameters of 100
+observations by MCMC, also with the exact density, prints a table and draws a figure.
 
-The networks model asinh(x), as one would with tails as heavy as these (the benchmark
-keeps the x of the paper). Densities and divergences are those of x.
+As the tails of x are heavy, the networks are density estimators of asinh(x). Densities
+and divergences are those of x.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from sbi.neural_nets import likelihood_nn
 from torch import Tensor
 
 from sbi_multilevel import MLNLE
-from sbi_multilevel.simulation.noise import Simulator
 from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel_benchmarks.records import Table
 from sbi_multilevel_benchmarks.tasks.g_and_k import (
     GAndK,
     exact_log_prob,
@@ -42,7 +41,7 @@ from sbi_multilevel_benchmarks.tasks.g_and_k import (
 NUM_SIMULATIONS = (10_000, 300)
 
 
-def _compressed(theta: Tensor, noise: Tensor, simulator: Simulator) -> Tensor:
+def _compressed(theta: Tensor, noise: Tensor, simulator: Callable) -> Tensor:
     return torch.asinh(simulator(theta, noise))
 
 
@@ -74,8 +73,8 @@ class OnRawScale:
 TRUE_THETA = torch.tensor([1.5, 1.0, 1.5, 2.0])
 NAMES = ("a", "b", "g", "k")
 LABELS = {
-    "high": "NLE, high-fidelity rows only",
-    "low": "NLE, low-fidelity rows only",
+    "high": "NLE, high fidelity only",
+    "low": "NLE, low fidelity only",
     "ml": "ML-NLE, both",
 }
 COLORS = {"exact": "black", "high": "#0072B2", "low": "#999999", "ml": "#D55E00"}
@@ -100,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     simulations = task.simulate(NUM_SIMULATIONS, seed=0)
     low, pairs = simulations
     cost_low, cost_high = task.costs
-    rows = {
+    numbers = {
         "high": (f"{len(pairs)} high", len(pairs) * cost_high),
         "low": (f"{len(low)} low", len(low) * cost_low),
         "ml": (f"{len(low)} low + {len(pairs)} pairs", simulations.total_cost),
@@ -123,10 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
         posterior = trainer.build_posterior(mcmc_parameters=MCMC)
         posterior.set_default_x(torch.asinh(x_o))
         samples[name] = _sample(posterior, LABELS[name])
-        lines.append((LABELS[name], np.mean(kl), *rows[name], seconds))
+        lines.append((LABELS[name], np.mean(kl), *numbers[name], seconds))
     _print_table(lines)
     _draw(estimators, samples, options.out)
-    print(f"\nPicture: {options.out.resolve()}")
+    print(f"\nFigure: {options.out.resolve()}")
 
 
 def _trainer(name: str, task: GAndK) -> Any:
@@ -164,13 +163,15 @@ def _sample(posterior: Any, label: str) -> Tensor:
 
 
 def _print_table(lines: list[tuple]) -> None:
-    print("\n\n| method | KL to the exact density | rows | cost | seconds |")
-    print("| --- | --- | --- | --- | --- |")
-    for label, kl, rows, cost, seconds in lines:
-        print(f"| {label} | {kl:.2f} | {rows} | {cost:.0f} | {seconds:.0f} |")
+    header = ("method", "KL to the exact density", "simulations", "cost", "seconds")
+    rows = tuple(
+        (label, f"{kl:.2f}", number, f"{cost:.0f}", f"{seconds:.0f}")
+        for label, kl, number, cost, seconds in lines
+    )
+    print(f"\n\n{Table(header, rows)}")
     print(
-        "\nKL: mean over 200 parameters, lower is better. Cost: in runs of level 0, of "
-        "which a run of level 1 costs 10 here.\nSeconds: of training."
+        "\nKL: mean over 200 parameters, lower is better. Cost: a run of level 0 costs "
+        "1, a run of level 1 costs 10.\nSeconds: of training."
     )
 
 

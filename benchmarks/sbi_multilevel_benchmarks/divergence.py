@@ -1,26 +1,22 @@
 r"""How many multilevel trainings diverge: short trainings on random tasks.
 
-A training counts by its *excess*, the mean over fresh simulations of
+The result of a training is its *excess*, the mean over new simulations of
 
 .. math:: \log p(\theta) - \log q(\theta \mid x),
 
-in nats: 0 for the prior, negative where something was learned. For NLE the posterior is
-normalised over draws :math:`\theta_k` of the prior, :math:`q(\theta \mid x) = p(\theta)
+in nats: 0 for the prior, negative for a better posterior. For NLE the posterior is
+normalized over draws :math:`\theta_k` of the prior, :math:`q(\theta \mid x) = p(\theta)
 \, q(x \mid \theta) / \frac1K \sum_k q(x \mid \theta_k)`.
 
 Tasks are linear-Gaussian at the highest level. Lower levels differ in gain, offset,
 curvature, and in the scale and the tails of their noise. Networks, families, numbers of
-levels and pairs, gradient adjustments, alignments and learning rates are drawn, too,
-and are hard: few pairs, heavy tails, large steps.
+levels and pairs, gradient adjustments, alignments and learning rates are drawn as well,
+from settings that are difficult: few pairs, heavy tails, large steps.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,16 +29,15 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from sbi_multilevel import MLNLE, MLNPE
+from sbi_multilevel import MLNLE, MLNPE, MultilevelConfig
 from sbi_multilevel.losses.gradients import ADJUSTMENTS
 from sbi_multilevel.losses.held_out import STOPPING_RULES
-from sbi_multilevel.methods.multilevel import MultilevelConfig
-from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.training.tracking import SilentTracker
-from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
-from sbi_multilevel_benchmarks.records import Table
+from sbi_multilevel_benchmarks.pool import run_records
+from sbi_multilevel_benchmarks.records import Record, Table, over_seeds
+from sbi_multilevel_benchmarks.run import quiet
 
-_MAX_EPOCHS, _NUM_TEST, _NUM_NORMALISING = 100, 200, 200
+_MAX_EPOCHS, _NUM_TEST, _NUM_NORMALIZING = 100, 200, 200
 _LIMITS = (0.5, 10.0)  # nats above the prior
 
 
@@ -63,7 +58,7 @@ class RandomTask:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> RandomTask:
-        """A task at random."""
+        """A random task."""
         dims, features = int(rng.choice([1, 2, 5])), int(rng.choice([2, 5, 10]))
         loadings = _tensor(rng.normal(size=(dims, features)) / math.sqrt(dims))
         scale = float(rng.choice([0.1, 0.3, 1.0]))
@@ -121,19 +116,21 @@ class DivergenceRun:
     seed: int
     stopping: str
 
+    @property
+    def identity(self) -> Record:
+        """The beginning of the record, which identifies the run."""
+        return asdict(self)
 
-def run_divergence(run: DivergenceRun) -> dict[str, Any]:
-    """Train once, and evaluate; returns a record that can be written as JSON."""
-    torch.set_num_threads(1)
+
+def run_divergence(run: DivergenceRun) -> Record:
+    """Train and evaluate, and return the record."""
     rng = np.random.default_rng(run.seed)
     task, settings = RandomTask.draw(rng), _settings(rng)
     counts = [int(rng.choice([200, 300, 500]))]
     counts += [int(rng.choice([10, 30, 50, 100])) for _ in task.lower]
     if len(counts) > 2:
         counts[1] = 2 * max(counts[1:])
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with quiet, warnings.catch_warnings(), seeded(run.seed):
-        warnings.simplefilter("ignore")
+    with quiet(run.seed):
         trainer = _with_simulations(
             _untrained(task, settings, run.stopping), task, counts, rng
         )
@@ -145,7 +142,7 @@ def run_divergence(run: DivergenceRun) -> dict[str, Any]:
         )
         excess = _excess(network.eval(), task, theta, x, settings["family"])
     return {
-        **asdict(run),
+        **run.identity,
         **settings,
         "num_simulations": counts,
         "dims": [*task.loadings.shape],
@@ -159,7 +156,7 @@ def _settings(rng: np.random.Generator) -> dict[str, Any]:
     family = str(rng.choice(["NPE", "NPE", "NLE"]))
     if family == "NLE" and network == "mdn":
         network = "maf"
-    alignment = str(rng.choice(["none", "none", "paired", "own"]))
+    alignment = str(rng.choice(["none", "none", "affine", "standardize"]))
     return {
         "family": family,
         "network": network,
@@ -207,7 +204,7 @@ def _excess(
     if family == "NPE":
         log_q = network.log_prob(theta[None], condition=x)[0]
         return task.prior.log_prob(theta) - log_q
-    draws = task.prior.sample((_NUM_NORMALISING,))
+    draws = task.prior.sample((_NUM_NORMALIZING,))
     log_q = network.log_prob(x[None], condition=theta)[0]
     each = [
         network.log_prob(x[None], condition=draw.expand(len(x), -1))[0]
@@ -220,49 +217,41 @@ def _excess(
 def run_divergences(
     seeds: Sequence[int],
     num_workers: int = 1,
-    before: Sequence[dict[str, Any]] = (),
+    before: Sequence[Record] = (),
     rules: Sequence[str] = STOPPING_RULES,
-) -> Iterator[dict[str, Any]]:
-    """All seeds under each rule, `num_workers` at a time, each on one thread.
+) -> Iterator[Record]:
+    """Records of all seeds and rules as they end, failures included.
 
     Args:
         seeds: Seeds.
-        num_workers: Processes.
-        before: Records of what was done before, and is not done again.
+        num_workers: Processes, each of one thread.
+        before: Records of earlier runs, which are not repeated.
         rules: Stopping rules.
-
-    Yields:
-        A record of each as it ends; that of one that fails has an `error`, and its
-        traceback is printed.
     """
     done = {(r["seed"], r["stopping"]) for r in before if "error" not in r}
     runs = [DivergenceRun(seed, rule) for seed in seeds for rule in rules]
     groups = [[run] for run in runs if (run.seed, run.stopping) not in done]
-    for run, result in run_groups(run_divergence, groups, num_workers):
-        if isinstance(result, FailedRun):
-            print(result.trace, file=sys.stderr, flush=True)
-            result = {**asdict(run), "error": result.reason}
-        yield result
+    return run_records(run_divergence, groups, num_workers)
 
 
-def divergence_table(records: Sequence[dict[str, Any]]) -> Table:
+def divergence_table(records: Sequence[Record]) -> Table:
     """Trainings by stopping rule: how many ended above the prior, and the mean gain."""
     last = {(r["seed"], r["stopping"]): r for r in records if "stopping" in r}
     groups: dict[str, list[float]] = defaultdict(list)
     for (_, rule), record in last.items():
-        # a training that raised has no posterior at all
+        # a training that failed has no posterior
         groups[rule].append(record.get("excess", math.inf))
     rows = []
     for rule, excess in sorted(groups.items()):
         values = np.array(excess)
-        clipped = np.minimum(values, _LIMITS[-1])
-        error = clipped.std(ddof=1) / math.sqrt(len(values))
+        above = (str(int((values > limit).sum())) for limit in _LIMITS)
+        clipped = over_seeds(np.minimum(values, _LIMITS[-1]).tolist())
         rows.append((
             rule,
             str(len(values)),
-            *(str(int((values > limit).sum())) for limit in _LIMITS),
+            *above,
             f"{values.max():.3g}",
-            f"{clipped.mean():.3f} ± {error:.3f}",
+            f"{clipped}",
         ))
     above = tuple(f"> prior + {limit:g} nats" for limit in _LIMITS)
     clipped = f"mean excess, clipped at {_LIMITS[-1]:g}"

@@ -1,4 +1,4 @@
-"""Records as JSON lines: what is done is on disk, and need not be done again."""
+"""Files of records, a line of JSON per run, so that runs need not be repeated."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ import platform
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from sbi_multilevel_benchmarks.records import fault_of
-
-Record = dict[str, Any]
+from sbi_multilevel_benchmarks.records import Record, fault_of
 
 PACKAGES = ("sbi_multilevel", "sbi", "torch", "nflows", "zuko", "numpy")
 
 
 class Journal:
-    """A file that records are added to, one a line, each at once.
+    """A file that records are appended to, one line each.
 
-    Where a process was killed while it wrote, the file ends in half a line: it is cut
-    off.
+    The file of a process that was killed while writing ends with an incomplete line,
+    which is removed.
 
     Args:
-        path: The file, made with its folder if missing; `None` to keep records in
+        path: The file, created with its folder if missing; `None` to keep records in
             memory only.
-        command: The command line, noted with each record.
+        command: The command line, added to each record.
 
     Raises:
-        ValueError: If a line before the last is no record, or the file is something
-            else, which is left as it is.
+        ValueError: If a line before the last is no record; the file is not changed.
     """
 
     def __init__(self, path: Path | None, command: str = ""):
@@ -40,11 +36,11 @@ class Journal:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        self.records = read_records(path)  # before anything is cut off
+        self.records = read_records(path)  # raises before the file is changed
         _end_with_a_line(path)
 
     def append(self, record: Record) -> Record:
-        """Add a record, with its provenance, and return both."""
+        """Append a record with its provenance, and return it."""
         record = {**record, **provenance(self._command)}
         self.records.append(record)
         if self._path is not None:
@@ -56,7 +52,7 @@ class Journal:
 
 
 def provenance(command: str) -> Record:
-    """When, by which command, and with which versions."""
+    """Date, command and versions."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
@@ -66,19 +62,18 @@ def provenance(command: str) -> Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a file, failures included; half a line at its end is ignored.
+    """All records of a file, failures included, without an incomplete last line.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If there is no such file, or a whole line is no record; names the
-            line and what is wrong with it.
+        ValueError: If there is no such file, or a complete line is no record.
     """
     if not path.is_file():
         raise ValueError(f"path={str(path)!r} is no file. Name one written by `--out`.")
     lines = path.read_bytes().split(b"\n")
-    if _is_half(lines[-1]):
+    if _is_incomplete(lines[-1]):
         lines.pop()
     records = []
     for number, line in enumerate(lines, start=1):
@@ -94,27 +89,27 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _end_with_a_line(path: Path) -> None:
-    """End the file with a whole line."""
+    """Remove an incomplete last line, and end a complete one."""
     content = path.read_bytes()
-    whole, _, rest = content.rpartition(b"\n")
+    rest = content.rpartition(b"\n")[2]
     if not rest:
         return
     with path.open("r+b") as file:
-        if _is_half(rest):
+        if _is_incomplete(rest):
             file.truncate(len(content) - len(rest))
-        else:  # an editor left out the last newline
+        else:  # without a newline, e.g. by an editor
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
 
 
-def _is_half(line: bytes) -> bool:
-    """Whether a last line is nothing, or the beginning of a record."""
+def _is_incomplete(line: bytes) -> bool:
+    """Whether a last line is empty or the beginning of a record."""
     return not line or (line.startswith(b"{") and _parse(line) is None)
 
 
 def _parse(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # of JSON, and of UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8
         return None
     return record if isinstance(record, dict) else None

@@ -1,4 +1,4 @@
-"""Curves of the benchmark: error against high-fidelity rows, and against cost."""
+"""Plots of the benchmark: error against high-fidelity simulations and against cost."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from sbi_multilevel_benchmarks.records import MIN_SEEDS, Cell, Summary
+from sbi_multilevel_benchmarks.records import MIN_SEEDS, Cell, Summary, joined
 
-# Okabe and Ito (2008), told apart by the colour-blind, without yellow, too light for
-# lines; then three by Tol (2021)
-COLOURS = (
+# distinct for the color-blind: Okabe and Ito (2008) without yellow, Tol (2021)
+COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
     *("#332288", "#882255", "#999933"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FIXED = {"high": "#000000", "low": "#7f7f7f"}
-ORACLE_COLOURS = ("#7f7f7f", "#b0a070")
+ORACLE_COLORS = ("#7f7f7f", "#b0a070")
 
 LABELS = {
     "c2st": "C2ST (0.5 is perfect)",
     "kl": "KL divergence",
     "mmd_squared": "squared MMD",
     "nlpd": "negative log posterior density",
-    "nlpd_raw": "negative log density, mass outside the prior counted",
+    "nlpd_raw": "negative log density, mass outside the prior included",
     "nltp": "negative log of the true parameter",
     "nrmse": "NRMSE",
 }
@@ -39,17 +38,17 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Series:
-    """A method at several numbers of rows.
+    """A method at several numbers of simulations.
 
     Args:
         label: Name in the legend.
-        colour: Colour.
+        color: Color.
         marker: Marker.
-        cells: Its cells, by rising cost.
+        cells: Its cells, by numbers of simulations.
     """
 
     label: str
-    colour: str
+    color: str
     marker: str
     cells: tuple[Cell, ...]
 
@@ -58,15 +57,15 @@ def draw(cells: Sequence[Cell]) -> Figure:
     """Two panels of the main metric of one task.
 
     Args:
-        cells: Cells of one task, evaluated alike.
+        cells: Cells with the same task and observations.
     """
     metric = cells[0].metric
     cells = [cell for cell in cells if metric in cell.metrics]
-    oracles = [cell for cell in cells if is_oracle(cell)]
-    series = arrange([cell for cell in cells if not is_oracle(cell)])
+    oracles = [cell for cell in cells if _is_oracle(cell)]
+    series = arrange([cell for cell in cells if not _is_oracle(cell)])
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _draw_panel(left, series, metric, [_high_rows(s.cells) for s in series])
+    _draw_panel(left, series, metric, [_num_high(s.cells) for s in series])
     _draw_panel(right, series, metric, [_costs(s.cells) for s in series])
     for axes in (left, right):
         _draw_oracles(axes, oracles, metric)
@@ -81,150 +80,110 @@ def draw(cells: Sequence[Cell]) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture."""
+    """The figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
-def is_oracle(cell: Cell) -> bool:
-    """Whether a method stands for what could be reached, by its name."""
+def _is_oracle(cell: Cell) -> bool:
     return cell.method.startswith("oracle")
 
 
 def arrange(cells: Sequence[Cell]) -> list[Series]:
     """Lines of the plot, sorted by label.
 
-    Cells of one method with other rows below the highest level are lines of their own;
-    their labels say which where there are several.
+    A method with several numbers of simulations below the highest level has a line for
+    each of them.
     """
     groups: dict[tuple, list[Cell]] = defaultdict(list)
     for cell in cells:
-        lower = cell.num_simulations[:-1] if _uses_lower(cell) else ()
+        uses_lower = cell.runs is None or any(cell.runs[:-1])
+        lower = cell.num_simulations[:-1] if uses_lower else ()
         groups[cell.method, lower].append(cell)
     several = len({lower for _, lower in groups if lower}) > 1
-    series, used = [], 0
-    for (method, lower), group in sorted(groups.items()):
-        label = method
-        if several and lower:
-            label += f" ({' + '.join(map(str, lower))} below)"
-        colour = FIXED.get(method) if not several else None
-        if colour is None:
-            colour = COLOURS[used % len(COLOURS)]
-            used += 1
-        marker = MARKERS[len(series) % len(MARKERS)]
-        ordered = tuple(sorted(group, key=lambda cell: cell.num_simulations))
-        label = _with_seeds(label, group)
-        series.append(Series(label, colour, marker, ordered))
+    series, unused = [], iter(COLORS * (1 + len(groups)))
+    for index, ((method, lower), group) in enumerate(sorted(groups.items())):
+        below = f" ({joined(lower)} below)" if several and lower else ""
+        color = None if several else FIXED.get(method)
+        series.append(
+            Series(
+                _with_seeds(method + below, group),
+                color or next(unused),
+                MARKERS[index % len(MARKERS)],
+                tuple(sorted(group, key=lambda cell: cell.num_simulations)),
+            )
+        )
     return series
 
 
-def _uses_lower(cell: Cell) -> bool:
-    return cell.runs is None or any(cell.runs[:-1])
-
-
-def _high_rows(cells: Sequence[Cell]) -> list[float]:
-    """High-fidelity runs; 0 where a method takes none."""
+def _num_high(cells: Sequence[Cell]) -> list[float]:
+    """High-fidelity runs; 0 for a method that needs none."""
     return [float((cell.runs or cell.num_simulations)[-1]) for cell in cells]
 
 
 def _costs(cells: Sequence[Cell]) -> list[float]:
-    """Costs; NaN where unknown."""
+    """Costs; NaN if unknown."""
     return [math.nan if cell.cost is None else cell.cost for cell in cells]
 
 
 def _draw_panel(
     axes: Axes, series: Sequence[Series], metric: str, places: Sequence[list[float]]
 ) -> None:
-    """Lines with error bars on a log axis, and a line across where the place is 0."""
-    known = sorted({x for given in places for x in given if x > 0})
+    """Error bars on a log axis; a horizontal line for a method whose places are 0."""
+    known = [x for given in places for x in given if x > 0]
     axes.set_xscale("log")
     if not known:
         axes.text(0.5, 0.5, "unknown", transform=axes.transAxes, ha="center")
         return
-    low, high = known[0], known[-1]
-    # some room around the only place, for all its methods
-    width = max(math.log(high / low), math.log(2))
-    middle, reach = math.sqrt(low * high), math.exp(0.625 * width)
+    width = max(math.log(max(known) / min(known)), math.log(2))
+    middle, reach = math.sqrt(min(known) * max(known)), math.exp(0.625 * width)
     axes.set_xlim(middle / reach, middle * reach)
-    beside = _beside(places, width)
-    for line, given, shifts in zip(series, places, beside):
+    for index, (line, given) in enumerate(zip(series, places)):
         means, errors = _values([cell.metrics[metric]["mean"] for cell in line.cells])
-        if not any(given):  # its rows are no high-fidelity ones
-            _draw_across(axes, means[-1], errors[-1], line.colour, ":", line.label)
+        if not any(given):
+            _draw_across(axes, means[-1], errors[-1], line.color, ":", line.label)
             continue
+        # error bars at the same place are moved apart
+        shift = 0.1 * width * ((index + 0.5) / len(series) - 0.5)
         axes.errorbar(
-            np.array(given) * np.exp(shifts),
+            np.array(given) * math.exp(shift),
             means,
             errors,
-            color=line.colour,
+            color=line.color,
             marker=line.marker,
             markersize=5,
             linewidth=1.4,
             capsize=2.5,
             label=line.label,
         )
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(known, width)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _number(x)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _beside(places: Sequence[list[float]], width: float) -> list[list[float]]:
-    """Shifts on the log axis, so that no bar hides another at the same place."""
-    sharing: dict[float, list[int]] = defaultdict(list)
-    for index, given in enumerate(places):
-        for x in given:
-            sharing[x].append(index)
-    most = max(map(len, sharing.values()))
-    alone = len(sharing.keys() - {0.0}) == 1  # then there is room
-    step = width * (0.6 / most if alone else min(0.014, 0.1 / most))
-    return [
-        [step * (sharing[x].index(i) - (len(sharing[x]) - 1) / 2) for x in given]
-        for i, given in enumerate(places)
-    ]
-
-
-def _ticks(known: Sequence[float], width: float) -> list[float]:
-    """The places if these are few, otherwise 1, 2 and 5 times powers of ten."""
-    gaps = [math.log(after / before) for before, after in zip(known, known[1:])]
-    if len(known) <= 6 and min(gaps, default=width) > 0.15 * width:
-        return list(known)
-    exponents = range(math.floor(math.log10(known[0])) - 1, 20)
-    ticks = [factor * 10.0**power for power in exponents for factor in (1, 2, 5)]
-    inside = [x for x in ticks if known[0] * 0.8 <= x <= known[-1] * 1.25]
-    if len(inside) > 8:
-        return [x for x in inside if f"{x:e}"[0] == "1"]
-    return inside or [known[0]]
-
-
-def _number(x: float) -> str:
-    if x >= 1e6:
-        return f"{x / 1e6:.3g}M"
-    return f"{x / 1e3:.3g}k" if x >= 1e4 else f"{x:.4g}"
 
 
 def _values(summaries: Sequence[Summary]) -> tuple[np.ndarray, np.ndarray]:
     means = np.array([summary.mean for summary in summaries])
     errors = np.array([summary.standard_error for summary in summaries])
-    return means, np.nan_to_num(errors)  # one seed has a point, and no bar
+    return means, np.nan_to_num(errors)  # one seed has a point without a bar
 
 
 def _draw_oracles(axes: Axes, oracles: Sequence[Cell], metric: str) -> None:
-    # trained alike whatever the rows
+    # an oracle does not depend on the numbers of simulations
     last = {(cell.method, cell.runs): cell for cell in oracles}
     for index, cell in enumerate(last.values()):
         (mean,), (error,) = _values([cell.metrics[metric]["mean"]])
-        colour = ORACLE_COLOURS[index % len(ORACLE_COLOURS)]
-        rows = "" if cell.runs is None else f" ({_number(cell.runs[-1])} rows)"
-        label = _with_seeds(cell.method + rows, [cell])
-        _draw_across(axes, mean, error, colour, "--", label)
+        color = ORACLE_COLORS[index % len(ORACLE_COLORS)]
+        number = "" if cell.runs is None else f" ({cell.runs[-1]} simulations)"
+        label = _with_seeds(cell.method + number, [cell])
+        _draw_across(axes, mean, error, color, "--", label)
 
 
 def _draw_across(
-    axes: Axes, mean: float, error: float, colour: str, style: str, label: str
+    axes: Axes, mean: float, error: float, color: str, style: str, label: str
 ) -> None:
-    axes.axhline(mean, color=colour, linestyle=style, label=label, zorder=0.5)
-    band = dict(color=colour, alpha=0.2, linewidth=0, zorder=0)
+    axes.axhline(mean, color=color, linestyle=style, label=label, zorder=0.5)
+    band = dict(color=color, alpha=0.2, linewidth=0, zorder=0)
     axes.axhspan(mean - error, mean + error, **band)
 
 
@@ -234,11 +193,10 @@ def _with_seeds(label: str, cells: Sequence[Cell]) -> str:
 
 
 def _draw_legend(figure: Figure, *panels: Axes) -> None:
-    """One legend for both, beside them."""
+    """One legend for both panels, beside them."""
     entries: dict[str, object] = {}
-    for axes in panels[::-1]:  # a point in any panel is shown as a point
-        handles, labels = axes.get_legend_handles_labels()
-        for handle, label in zip(handles, labels):
+    for axes in panels[::-1]:  # a method with points in one panel has points here
+        for handle, label in zip(*axes.get_legend_handles_labels()):
             entries.setdefault(label, handle)
     names = sorted(entries, key=lambda name: (name.startswith("oracle"), name))
     if not any(name.startswith("oracle") for name in names):

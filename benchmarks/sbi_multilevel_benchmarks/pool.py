@@ -1,191 +1,175 @@
-"""Calls in processes that take group after group, and may fail or die.
+"""Calls in worker processes, where an error or a crash loses one call only.
 
-A process is told each item by a pipe, and answers by it, so what ends is known at once,
-one after the other, and a process that dies loses one item. Pools of the standard
-library and of joblib hand back a group as a whole, or lose all that is under way.
+Each worker is an executor of one process: an executor of several, as well as joblib,
+loses the calls of all processes if one of them dies.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from itertools import chain
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, Protocol
 
-import cloudpickle
+from threadpoolctl import threadpool_limits
 
+from sbi_multilevel_benchmarks.records import Record
 from sbi_multilevel_benchmarks.registry import load_plugin
 
-T = TypeVar("T")
-Record = dict[str, Any]
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+class Identified(Protocol):
+    """What can be run, with the beginning of its record."""
+
+    @property
+    def identity(self) -> Record: ...
 
 
 @dataclass(frozen=True)
 class FailedRun:
-    """What a call raised.
+    """An error of a call.
 
     Args:
         reason: Type and message.
-        trace: The traceback, empty if the process died.
+        trace: The traceback; empty if the process died.
     """
 
     reason: str
     trace: str = ""
 
 
-def run_groups(
-    call: Callable[[T], Record],
-    groups: Sequence[Sequence[T]],
+def run_records(
+    call: Callable[[Any], Record],
+    groups: Sequence[Sequence[Identified]],
     num_workers: int = 1,
     plugins: Sequence[str | os.PathLike] = (),
-) -> Iterator[tuple[T, Record | FailedRun]]:
-    """Call a function with each item, and yield what came of it as it ends.
+) -> Iterator[Record]:
+    """Records of all items as they end.
 
-    The items of a group go to one process, one after the other, so that what the first
-    has cached serves the others. A process that dies takes one item with it.
+    The record of a call that fails has the identity of the item and an `error`; the
+    traceback is printed.
+
+    Args:
+        call: As in `run_groups`.
+        groups: As in `run_groups`.
+        num_workers: As in `run_groups`.
+        plugins: As in `run_groups`.
+    """
+    for item, result in run_groups(call, groups, num_workers, plugins):
+        if isinstance(result, FailedRun):
+            print(result.trace, file=sys.stderr, flush=True)
+            # records are published, without paths of the machine
+            reason = result.reason.replace(getattr(item, "data", None) or "\0", "FILE")
+            result = {**item.identity, "error": reason}
+        yield result
+
+
+def run_groups(
+    call: Callable[[Any], Any],
+    groups: Sequence[Sequence[Any]],
+    num_workers: int = 1,
+    plugins: Sequence[str | os.PathLike] = (),
+) -> Iterator[tuple[Any, Any]]:
+    """Call a function with each item, and yield items and results as they end.
+
+    The items of a group are run by one process, one after the other, so that they can
+    share what is cached.
 
     Args:
         call: Function of an item.
         groups: The items.
-        num_workers: Processes, each of one thread; with 1, all runs in this one.
-        plugins: Files that a process must have loaded.
+        num_workers: Processes of one thread each; with 1, all runs in this process.
+        plugins: Files that a process loads first.
 
     Yields:
-        Items with what was returned, or why nothing was.
+        An item, with the value returned or a `FailedRun`.
     """
     if num_workers == 1:
-        for group in groups:
-            for item in group:
-                yield item, _attempt(call, item, plugins)
+        for item in chain.from_iterable(groups):
+            yield item, _attempt(call, item, plugins)
         return
     waiting = deque(deque(group) for group in groups)
-    workers: list[_Worker[T]] = []
+    workers = [_Worker() for _ in range(min(num_workers, len(groups)))]
+    running: dict[Future, tuple[_Worker, deque, Any]] = {}
+
+    def start_next(worker: _Worker, group: deque) -> None:
+        group = group or (waiting.popleft() if waiting else group)
+        if group:
+            item = group.popleft()
+            future = worker.submit(_attempt, call, item, plugins)
+            running[future] = worker, group, item
+
     try:
-        for _ in range(min(num_workers, len(groups))):
-            workers.append(_Worker(call, plugins, waiting.popleft()))
-        while workers:
-            ready = wait([worker.connection for worker in workers])
-            for worker in [each for each in workers if each.connection in ready]:
-                yield worker.take()
-                worker.group = worker.group or (waiting.popleft() if waiting else None)
-                if worker.group:
-                    worker.begin()
-                else:
-                    workers.remove(worker)
-                    worker.end()
+        for worker in workers:
+            start_next(worker, deque())
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                worker, group, item = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    code = worker.end()
+                    result = FailedRun(f"Died: its process ended with exit code {code}")
+                    worker.start()
+                yield item, result
+                start_next(worker, group)
     finally:
         for worker in workers:
-            worker.kill()
+            worker.end()
 
 
-class _Worker(Generic[T]):
-    """A process, and the group it is at.
+class _Worker:
+    """An executor of one process."""
 
-    Args:
-        call: Function of an item.
-        plugins: Files to load first.
-        group: What to do, the first of which begins.
-    """
+    def __init__(self) -> None:
+        self.start()
 
-    def __init__(
-        self,
-        call: Callable[[T], Record],
-        plugins: Sequence[str | os.PathLike],
-        group: deque[T],
-    ):
-        self.group: deque[T] | None = group
-        self._call, self._plugins = call, tuple(plugins)
-        self._start()
-        self.begin()
+    def start(self) -> None:
+        """Start an executor; its process starts with the first call."""
+        self._process: Any = None
+        self._executor = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=_prepare
+        )
 
-    def begin(self) -> None:
-        """Send the next item of the group."""
-        assert self.group
-        self._item = self.group.popleft()
-        message = cloudpickle.dumps((self._call, self._item, self._plugins))
-        with suppress(BrokenPipeError):  # if it died in between: `take` finds out
-            self.connection.send_bytes(message)
+    def submit(self, *call: Any) -> Future:
+        """Call a function in the process."""
+        future = self._executor.submit(*call)
+        (self._process,) = (self._executor._processes or {0: self._process}).values()
+        return future
 
-    def take(self) -> tuple[T, Record | FailedRun]:
-        """The item under way, and what came of it; a new process if this one died."""
-        try:
-            return self._item, self.connection.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            code = self._process.exitcode
-            self.kill()
-            self._start()
-            return self._item, FailedRun(
-                f"Died: its process ended with exit code {code}"
-            )
-
-    def end(self) -> None:
-        """Let the process end, which waits for the next item."""
-        self.connection.close()
-        self._process.join(timeout=5)
-        self.kill()
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other,), daemon=True)
-        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
-            self._process.start()
-        other.close()  # so that its end is the end of the connection
+    def end(self) -> int | None:
+        """Kill the process, and return its exit code."""
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+        self._executor.shutdown()
+        return None if self._process is None else self._process.exitcode
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Environment that processes begin with: libraries read it when imported."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _prepare() -> None:
+    """Limit a process to one thread, and end it with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent
+    threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _serve(connection: Connection) -> None:
-    """Call for each item that comes, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: for the parent
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    while True:
-        try:
-            message = connection.recv_bytes()
-        except EOFError:
-            return
-        connection.send(_attempt(*cloudpickle.loads(message)))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
+def _end_with_parent() -> None:
+    parent = parent_process()
     if parent is not None:
-        wait([parent.sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)
 
 
 def _attempt(
-    call: Callable[[T], Record], item: T, plugins: Sequence[str | os.PathLike]
-) -> Record | FailedRun:
+    call: Callable[[Any], Any], item: Any, plugins: Sequence[str | os.PathLike]
+) -> Any:
     try:
         for plugin in plugins:
             load_plugin(plugin)

@@ -1,4 +1,4 @@
-"""From records to means and standard errors over seeds, and tables; pure."""
+"""Means and standard errors over seeds from records, and tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 Record = dict[str, Any]
 
-MIN_SEEDS = 5  # with fewer, a standard error says little, and cells are marked
+MIN_SEEDS = 5  # cells of fewer seeds are marked
 FEW_SEEDS = "†"
 _STATISTICS = ("mean", "median")
 _NUMBER = (int, float)
@@ -42,16 +42,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at one number of rows, over its seeds.
+    """A method at given numbers of simulations, over its seeds.
 
     Args:
         task: Name of the task.
-        observations: Observations that posteriors are evaluated at; `None` for all.
+        observations: Number of observations that posteriors are evaluated at; `None`
+            for all.
         method: Name of the method.
-        num_simulations: Rows of each level.
+        num_simulations: Number of simulations of each level.
         metric: The main metric.
         runs: Runs of the simulator of each level; `None` if unknown.
-        cost: Cost of these runs; `None` if unknown.
+        cost: Cost of the runs; `None` if unknown.
         seconds: Mean seconds of training.
         num_seeds: Number of seeds.
         metrics: By metric, the mean and the median over test points, over seeds.
@@ -70,7 +71,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The task, and at how many observations."""
+        """The task, with the number of observations if limited."""
         if self.observations is None:
             return self.task
         return f"{self.task}, first {self.observations} observations"
@@ -78,36 +79,42 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Header and rows, all text."""
+    """A table of text.
+
+    Args:
+        header: Titles of the columns.
+        rows: Rows, each as long as the header.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
-        """As Markdown."""
+        """The table in Markdown."""
         lines = [self.header, ("---",) * len(self.header), *self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def joined(counts: Iterable[Any]) -> str:
+    """Numbers of simulations as text, e.g. `10000 + 50`."""
+    return " + ".join(map(str, counts))
+
+
 def key(record: Record) -> tuple:
-    """What a run is told apart by."""
-    return (
-        record["task"],
-        record["method"],
-        tuple(record["num_simulations"]),
-        record["seed"],
-        record.get("observations"),
-    )
+    """The identity of a run."""
+    names = ("task", "method", "num_simulations", "seed")
+    task, method, counts, seed = (record[name] for name in names)
+    return task, method, tuple(counts), seed, record.get("observations")
 
 
 def fault_of(record: Record) -> str | None:
-    """What a record of this benchmark lacks, or has of a wrong kind; `None` if nothing.
+    """What is missing or of the wrong type in the record of a run; `None` if nothing.
 
     Objects that are records of no run pass.
     """
     if "method" not in record and "scheme" not in record:
         return None
-    for name, kind in _kinds(record).items():
+    for name, kind in _types(record).items():
         if not isinstance(record.get(name), kind):
             return f"its {name} is {record.get(name)!r:.40}"
     if not all(type(count) is int for count in record.get("num_simulations", ())):
@@ -124,32 +131,31 @@ def fault_of(record: Record) -> str | None:
     return None
 
 
-def _kinds(record: Record) -> dict[str, Any]:
-    """Types of what a record of a run must have, and of what it may have."""
-    kinds: dict[str, Any] = {"task": str, "seed": int}
+def _types(record: Record) -> dict[str, Any]:
+    """Types of the required keys, and of the optional ones that are present."""
+    types: dict[str, Any] = {"task": str, "seed": int}
     if "method" in record:
-        kinds.update(method=str, num_simulations=list)
+        types.update(method=str, num_simulations=list)
     else:
-        kinds.update(scheme=str)
+        types.update(scheme=str)
     if "error" in record:
-        kinds.update(error=str)
+        types.update(error=str)
     else:
-        kinds.update(num_simulations=list, metric=str, metrics=dict, seconds=_NUMBER)
-        kinds.update(command=str, python=str, versions=dict)
-        kinds.update({} if "method" in record else {"budget": _NUMBER})
-    may = {"observations": int, "runs": list, "cost": _NUMBER, "num_simulations": list}
-    kinds.update({k: v for k, v in may.items() if record.get(k) is not None})
-    return kinds
+        types.update(num_simulations=list, metric=str, metrics=dict, seconds=_NUMBER)
+        types.update(command=str, python=str, versions=dict)
+        types.update({} if "method" in record else {"budget": _NUMBER})
+    optional = dict(observations=int, runs=list, cost=_NUMBER, num_simulations=list)
+    return types | {k: v for k, v in optional.items() if record.get(k) is not None}
 
 
 def finished(records: Iterable[Record]) -> list[Record]:
-    """Records of benchmark runs that ended well, the last one of each."""
+    """The last record of each run that succeeded."""
     runs = (r for r in records if "method" in r and "error" not in r)
     return list({key(record): record for record in runs}.values())
 
 
 def failed(records: Sequence[Record]) -> list[Record]:
-    """Records of benchmark runs that failed and never ended well, the last of each."""
+    """The last record of each run that failed and never succeeded."""
     done = {key(record) for record in finished(records)}
     runs = (r for r in records if "method" in r and "error" in r)
     last = {key(record): record for record in runs}
@@ -162,40 +168,33 @@ def over_seeds(values: Sequence[float]) -> Summary:
         return Summary(math.nan, math.nan, 0)
     if len(values) == 1:
         return Summary(float(values[0]), math.nan, 1)
-    with np.errstate(invalid="ignore"):  # of an infinite value
+    with np.errstate(invalid="ignore"):  # infinite values
         error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
     return Summary(float(np.mean(values)), error, len(values))
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """Records by task, rows and method, sorted so.
+    """Records by task, numbers of simulations and method, in this order.
 
     Args:
-        records: Those of any number of files; failures, and all but the last of the
-            same run, do not count.
+        records: Records of any number of files; failures are ignored, as are all but
+            the last record of a run.
     """
     groups: dict[tuple, list[Record]] = defaultdict(list)
     for record in finished(records):
-        task, method, rows, _, observations = key(record)
-        groups[task, observations or 0, rows, method].append(record)
-    return [_cell(group) for _, group in sorted(groups.items(), key=lambda g: g[0])]
+        task, method, counts, _, observations = key(record)
+        groups[task, observations or 0, counts, method].append(record)
+    return [_cell(groups[name]) for name in sorted(groups)]
 
 
 def _cell(group: Sequence[Record]) -> Cell:
-    first = group[0]
-    names = dict.fromkeys(name for record in group for name in record["metrics"])
-    metrics = {
-        name: {
-            statistic: over_seeds([
-                record["metrics"][name][statistic]
-                for record in group
-                if name in record["metrics"]
-            ])
-            for statistic in _STATISTICS
-        }
-        for name in names
-    }
-    runs = first.get("runs")
+    first, runs = group[0], group[0].get("runs")
+    values: dict[str, dict[str, list]] = {}
+    for record in group:
+        for name, of_run in record["metrics"].items():
+            lists = values.setdefault(name, {s: [] for s in _STATISTICS})
+            for statistic in _STATISTICS:
+                lists[statistic].append(of_run[statistic])
     return Cell(
         first["task"],
         first.get("observations"),
@@ -206,12 +205,15 @@ def _cell(group: Sequence[Record]) -> Cell:
         first.get("cost"),
         float(np.mean([record["seconds"] for record in group])),
         len(group),
-        metrics,
+        {
+            name: {statistic: over_seeds(v) for statistic, v in lists.items()}
+            for name, lists in values.items()
+        },
     )
 
 
 def by_title(given: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Cells that are evaluated alike: one figure, one table."""
+    """Cells by task and observations: one figure and one table each."""
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in given:
         groups[cell.title].append(cell)
@@ -219,13 +221,12 @@ def by_title(given: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 def table(given: Sequence[Cell]) -> Table:
-    """Mean over test points, its mean ± standard error over seeds; medians beside.
+    """Mean and median over test points, each as mean ± standard error over seeds.
 
     Args:
-        given: Cells. Metrics that none of them have are left out, and what comes of
-            fewer than `MIN_SEEDS` seeds is marked.
+        given: Cells. Cells of fewer than `MIN_SEEDS` seeds are marked.
     """
-    # not all methods have all metrics; the main one first
+    # the main metric first; methods need not have all metrics
     names = dict.fromkeys([
         *(cell.metric for cell in given),
         *(name for cell in given for name in cell.metrics),
@@ -237,14 +238,13 @@ def table(given: Sequence[Cell]) -> Table:
             _marked(cell.metrics[name][statistic]) if name in cell.metrics else "-"
             for name, statistic in columns
         ]
-        numbers = " + ".join(map(str, cell.num_simulations))
         cost = "-" if cell.cost is None else f"{cell.cost:g}"
-        about = (cell.title, numbers, cell.method, str(cell.num_seeds))
+        counts = joined(cell.num_simulations)
+        about = (cell.title, counts, cell.method, str(cell.num_seeds))
         rows.append((*about, *values, cost, f"{cell.seconds:.0f}"))
-    header = [f"{name} ({statistic})" for name, statistic in columns]
-    return Table(
-        ("task", "rows", "method", "seeds", *header, "cost", "seconds"), tuple(rows)
-    )
+    titles = [f"{name} ({statistic})" for name, statistic in columns]
+    header = ("task", "simulations", "method", "seeds", *titles, "cost", "seconds")
+    return Table(header, tuple(rows))
 
 
 def _marked(summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, and its pictures."""
+"""The report: one HTML page with all tables and plots."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import pandas
+
 from sbi_multilevel_benchmarks.allocation import allocation_table
 from sbi_multilevel_benchmarks.journal import read_records
 from sbi_multilevel_benchmarks.plots import draw, png
@@ -18,6 +20,7 @@ from sbi_multilevel_benchmarks.records import (
     FEW_SEEDS,
     MIN_SEEDS,
     Cell,
+    Record,
     Table,
     by_title,
     cells,
@@ -41,20 +44,19 @@ table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #444; }
 td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
-th.text, td.text { text-align: left; }
+th:first-child, td:first-child { text-align: left; }
 code { overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
 <h1>Benchmark of sbi_multilevel</h1>
-<p>Lower is better (but <em>atc</em> is 0 at best). A value is the
-mean over test points, its mean ± standard error over
-seeds; <em>median</em> is that over test points, likewise. $few marks fewer than $seeds
-seeds. All methods of a task have the same simulations, noise, network and test points.
-<em>Cost</em> is that of the simulations a method takes, in the unit of the task; where
-each observation has simulations of its own, of those for one observation. An oracle is
-plain training on many high-fidelity rows that nobody could afford; a dotted line is a
-method that takes none.</p>
+<p>Lower is better, except for <em>atc</em>, which is 0 at best. A value is the mean
+over test points, as mean ± standard error over seeds; <em>median</em> is the median
+over test points. $few marks fewer than $seeds seeds. All methods of a task have the
+same simulations, noise, network and test points. <em>Cost</em> is the cost of the
+simulations of a method, in the unit of the task; where each observation has simulations
+of its own, of those for one observation. An oracle is NPE or NLE on a large number of
+high-fidelity simulations; a dotted line is a method that needs none.</p>
 <ul>$contents</ul>
 $sections
 </body>
@@ -80,13 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(write_report(records, options.out))
 
 
-def write_report(records: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Write `index.html` and a PNG a task.
+def write_report(records: Sequence[Record], folder: Path) -> Path:
+    """Write `index.html` and a PNG file per task.
 
     Args:
-        records: Those of the benchmark, and of `allocation`, in any order; of those of
-            the same run the last counts.
-        folder: Where to; made if missing.
+        records: Records of tasks and of `allocation`, in any order; the last of each
+            run is used.
+        folder: Folder to write to; created if missing.
 
     Returns:
         Path of the page.
@@ -99,7 +101,7 @@ def write_report(records: Sequence[dict[str, Any]], folder: Path) -> Path:
         sections[title] = _task_body(title, group, picture, finished(records))
     allocations = allocation_table(records)
     if allocations.rows:
-        sections["Rows at equal budget"] = _html(allocations)
+        sections["Simulations at equal budget"] = _html(allocations)
     failures = failed(records)
     if failures:
         items = [
@@ -128,7 +130,7 @@ def _page(sections: dict[str, str]) -> str:
 
 
 def _task_body(
-    title: str, group: Sequence[Cell], picture: bytes, records: Sequence[dict[str, Any]]
+    title: str, group: Sequence[Cell], picture: bytes, records: Sequence[Record]
 ) -> str:
     code = base64.b64encode(picture).decode()
     name = escape(title, quote=True)
@@ -142,7 +144,7 @@ def _task_body(
     return image + _html(table(group)) + _provenance(made)
 
 
-def _provenance(records: Sequence[dict[str, Any]]) -> str:
+def _provenance(records: Sequence[Record]) -> str:
     """Commands and versions, each once."""
     lines = dict.fromkeys(record["command"] for record in records)
     versions = dict.fromkeys(
@@ -157,23 +159,8 @@ def _provenance(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _html(given: Table) -> str:
-    def row(tag: str, texts: Sequence[str]) -> str:
-        parts = (
-            f"<{tag}{_kind(name)}>{escape(text)}</{tag}>"
-            for name, text in zip(given.header, texts)
-        )
-        return f"<tr>{''.join(parts)}</tr>"
-
-    body = "".join(row("td", texts) for texts in given.rows)
-    head = row("th", given.header)
-    return (
-        f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table>'
-        "</div>"
-    )
-
-
-def _kind(name: str) -> str:
-    return ' class="text"' if name in ("task", "method", "rows by") else ""
+    frame = pandas.DataFrame(given.rows, columns=list(given.header))
+    return f'<div class="wide">{frame.to_html(index=False, border=0)}</div>'
 
 
 def _list(items: Any, code: bool = False) -> str:

@@ -1,39 +1,41 @@
-"""Runs methods x rows x seeds of tasks."""
+"""Runs methods x numbers of simulations x seeds of tasks."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import sys
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from sbi_multilevel.simulation.noise import seeded
-from sbi_multilevel_benchmarks.methods import check_method, fit
-from sbi_multilevel_benchmarks.metrics import summarise
-from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
-from sbi_multilevel_benchmarks.tasks import BenchmarkTask, PosteriorTask, get_task
+from sbi_multilevel_benchmarks.fit import Fit, runs_of
+from sbi_multilevel_benchmarks.metrics import summarize
+from sbi_multilevel_benchmarks.pool import run_records
+from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
+from sbi_multilevel_benchmarks.records import Record
+from sbi_multilevel_benchmarks.registry import METHODS, get_task
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, and how it is evaluated.
+    """A training, and its evaluation.
 
     Args:
         task: Name of the task.
         method: Name of the method.
-        num_simulations: Rows of each level.
+        num_simulations: Number of simulations of each level.
         seed: Seed.
-        data: File that the task reads, if it reads one.
-        observations: Number of observations to judge posteriors at, the first ones; all
-            if `None`.
+        data: File that the task reads, if any.
+        observations: Number of observations that posteriors are evaluated at, the first
+            ones; all if `None`.
     """
 
     task: str
@@ -44,19 +46,19 @@ class Run:
     observations: int | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What the record begins with, and is told apart by."""
+    def identity(self) -> Record:
+        """The beginning of the record, which identifies the run."""
         record = {key: value for key, value in asdict(self).items() if key != "data"}
         if self.observations is None:
             del record["observations"]
         return record
 
     def build_task(self) -> BenchmarkTask:
-        """The task, with the observations asked for.
+        """The task, with the first observations only if these are limited.
 
         Raises:
-            ValueError: If the method cannot run on it, or it has no such levels or
-                observations.
+            ValueError: If the method cannot run on the task, or the task has other
+                levels or no such observations.
         """
         task = get_task(self.task, self.data)
         check_method(self.method, task)
@@ -64,39 +66,93 @@ class Run:
             raise ValueError(
                 f"num_simulations={self.num_simulations} has "
                 f"{len(self.num_simulations)} numbers, but task={self.task!r} has "
-                f"{len(task.num_simulations)} levels. Name rows of each level, or run "
-                "tasks of other levels by another command."
+                f"{len(task.num_simulations)} levels. Pass a number for each level, "
+                "and run tasks with other levels by another command."
             )
         if self.observations is None:
             return task
         if not isinstance(task, PosteriorTask) or self.observations < 2:
             raise ValueError(
                 f"observations={self.observations} must be at least 2, as NRMSE needs "
-                f"their range, and task={self.task!r} one that is scored by "
-                "posteriors. Leave it out otherwise."
+                f"their range, and task={self.task!r} must evaluate posteriors. Leave "
+                "the option out, or choose another task."
             )
         task.observations = task.observations[: self.observations]
         task.true_theta = task.true_theta[: self.observations]
         return task
 
 
-def run_one(run: Run) -> dict[str, Any]:
-    """Train and evaluate; returns a record that can be written as JSON."""
+def check_method(method: str, task: BenchmarkTask) -> None:
+    """Raise if a method cannot run on a task.
+
+    Raises:
+        ValueError: If the method needs observations, or settings of the reference code,
+            that the task does not have.
+    """
+    is_posterior_task = isinstance(task, PosteriorTask)
+    needs_observations = getattr(METHODS[method], "needs_observations", False)
+    if needs_observations and not is_posterior_task:
+        raise ValueError(
+            f"method={method!r} infers one observation after another, but task="
+            f"{task.name!r} evaluates density estimators, without observations. Choose "
+            "a task that evaluates posteriors, or another method."
+        )
+    needs_settings = getattr(METHODS[method], "needs_paper_settings", False)
+    if needs_settings and is_posterior_task:
+        raise ValueError(
+            f"method={method!r} needs the settings of the reference code of ML-NPE, "
+            f"which has no task={task.name!r}. Choose 'ml', or another task."
+        )
+
+
+def fit(method: str, task: BenchmarkTask, n: tuple[int, ...], seed: int) -> Fit:
+    """Simulate and train, both seeded.
+
+    Args:
+        method: Name of a method.
+        task: The task.
+        n: Number of simulations of each level.
+        seed: Seed of the simulations, the network and the order of batches.
+
+    Raises:
+        ValueError: If the method cannot run on the task.
+    """
+    check_method(method, task)
+    simulations = task.simulate(n, seed)
+    torch.manual_seed(seed)
+    result = METHODS[method](task, simulations, seed)
+    return replace(result, runs=result.runs or runs_of(simulations))
+
+
+@contextlib.contextmanager
+def quiet(seed: int) -> Iterator[None]:
+    """One thread, a seed, and no output that would mix with the records."""
     torch.set_num_threads(1)
-    task = run.build_task()
-    # sbi prints when training ends, which would run into the records
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with quiet, warnings.catch_warnings(), seeded(run.seed):
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with silent, warnings.catch_warnings(), seeded(seed):
         warnings.simplefilter("ignore")
+        yield
+
+
+def evaluation(task: BenchmarkTask, result: Fit) -> Record:
+    """The part of a record with the metrics of a fit."""
+    errors = task.evaluate(result.evaluated, result.trained_on)
+    metrics = {metric: summarize(values) for metric, values in errors.items()}
+    return {"metric": task.metric, "metrics": metrics}
+
+
+def run_one(run: Run) -> Record:
+    """Train and evaluate, and return the record."""
+    task = run.build_task()
+    with quiet(run.seed):
         start = time.perf_counter()
         result = fit(run.method, task, run.num_simulations, run.seed)
         seconds = time.perf_counter() - start + result.seconds_before
-        errors = task.evaluate(result.judged, result.trained_on)
+        evaluated = evaluation(task, result)
     runs = result.runs or ()
     return {
         **run.identity,
-        "metric": task.metric,
-        "metrics": {metric: summarise(values) for metric, values in errors.items()},
+        **evaluated,
         "runs": list(runs),
         "cost": sum(n * cost for n, cost in zip(runs, task.costs)),
         "seconds": round(seconds, 1),
@@ -109,28 +165,18 @@ def run_all(
     runs: Sequence[Run],
     num_workers: int = 1,
     plugins: Sequence[str | os.PathLike] = (),
-) -> Iterator[dict[str, Any]]:
-    """Run all, `num_workers` at a time, each on one thread.
+) -> Iterator[Record]:
+    """Records of all runs as they end, failures included.
 
-    Runs with the same rows of level 0 go to one worker, one after the other, so that it
-    pre-trains on them once.
+    Runs with the same simulations of level 0 are run by one process, one after the
+    other, so that networks are pre-trained on them once.
 
     Args:
-        runs: What to run.
-        num_workers: Processes.
+        runs: The runs.
+        num_workers: Processes, each of one thread.
         plugins: Files that register some of the tasks or methods.
-
-    Yields:
-        A record of each as it ends; that of one that fails has an `error`, and its
-        traceback is printed.
     """
-    groups: dict[tuple, list[Run]] = defaultdict(list)
+    groups: dict[tuple, list[Any]] = defaultdict(list)
     for run in runs:
         groups[run.task, run.data, run.num_simulations[0], run.seed].append(run)
-    for run, result in run_groups(run_one, list(groups.values()), num_workers, plugins):
-        if isinstance(result, FailedRun):
-            print(result.trace, file=sys.stderr, flush=True)
-            # where the file lies concerns nobody else
-            reason = result.reason.replace(run.data or "\0", "FILE")
-            result = {**run.identity, "error": reason}
-        yield result
+    return run_records(run_one, list(groups.values()), num_workers, plugins)

@@ -1,26 +1,24 @@
-r"""Gaussian blobs: large images above small ones.
+r"""Gaussian blobs: images of 256 x 256 pixels, and of 32 x 32 at level 0.
 
-A dark blob on a bright ground. Each pixel, at distance r from the centre of the blob,
-is a count of :math:`\mathrm{Binomial}(n, p) / n` with
+A dark blob on a bright background. Each pixel, at distance r from the center of the
+blob, is a draw of :math:`\mathrm{Binomial}(n, p) / n` with
 
 .. math::  p = 0.9 - 0.8 \exp\left(-\tfrac12 (r^2 / s^2)^\gamma\right).
 
-The centre is :math:`(\theta_1, \theta_2)` moved by a normal of standard deviation half
-a pixel, and :math:`\gamma = \theta_3`. Level 1 has 256 x 256 pixels, :math:`s = 12`,
-:math:`n = 255`; level 0 has 32 x 32, :math:`s = 2`, :math:`n = 20`. The prior is
-uniform on :math:`[0, 256]^2 \times [0.2, 2]`. Constants as in the code of Krouglova et
-al. (2026), arXiv:2502.08416.
+The center is :math:`(\theta_1, \theta_2)` plus normal noise with a standard deviation
+of 0.5 pixels, and :math:`\gamma = \theta_3`. Level 1 has 256 x 256 pixels,
+:math:`s = 12`, :math:`n = 255`; level 0 has 32 x 32, :math:`s = 2`, :math:`n = 20`. The
+prior is uniform on :math:`[0, 256]^2 \times [0.2, 2]`. Constants are those of the code
+of Krouglova et al. (2026), arXiv:2502.08416.
 
-Three things are not as in that code. Theta is in pixels of level 1 at both levels, and
-level 0 rescales it: there, each level has pixels of its own and a prior of its own, so
-the same theta means another image. Counts of level 0 are divided by 20, not 255; that
-code standardises the pixels of each level by its own rows, so the two are the same to
-it. Images of both levels are brought to one side length, 32 pixels by default, where
-the code enlarges those of level 0 to 256; there, a little noise is added to them, which
-smooth enlargement would otherwise leave without.
+There are three differences to that code. Theta is in pixels of level 1 at both levels,
+where the code has a prior per level. Counts of level 0 are divided by 20, not 255,
+which is equivalent in the code, as it standardizes each level. Images of both levels
+are resized to one side length, 32 pixels by default, where the code enlarges images of
+level 0 to 256 pixels, and adds a small noise to them.
 
-The movement of the centre is shared by the levels, in units of their own pixels. The
-exact posterior is not known, so estimates are evaluated at 100 rows by the true theta.
+The noise of the center is shared by the levels, in units of their pixels. The exact
+posterior is not known; estimates are evaluated by the true theta of 100 simulations.
 """
 
 from __future__ import annotations
@@ -33,38 +31,38 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+from sbi_multilevel_benchmarks.posterior_task import PosteriorTask, build_flow
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.posterior import PosteriorTask, build_flow
 
 HIGH_SIDE, LOW_SIDE = 256, 32
-MOVEMENT = 0.5  # of the centre, in pixels of each level
-ENLARGING_NOISE = 0.001 * 255 / 20  # of the reference code, in units of counts over 20
-BLOCK = 64  # images held at once in full size
+MOVEMENT = 0.5  # scale of the noise of the center, in pixels of each level
+ENLARGING_NOISE = 0.001 * 255 / 20  # of the reference code, as counts are over 20
+_BATCH_SIZE = 64  # full-size images in memory
 
 Noise = tuple[Tensor, Tensor]
 
 
-def brightness(centre: Tensor, gamma: Tensor, side: int, spread: float) -> Tensor:
-    """Probability p of each pixel, shape `(n, side, side)`, rows along y.
+def brightness(center: Tensor, gamma: Tensor, side: int, spread: float) -> Tensor:
+    """Probability p of each pixel, shape `(n, side, side)`, y first.
 
     Args:
-        centre: Coordinates x and y, in pixels of the image, shape `(n, 2)`.
+        center: Coordinates x and y, in pixels of the image, shape `(n, 2)`.
         gamma: Steepness, shape `(n,)`.
         side: Side length of the image.
         spread: Width s of the blob.
     """
-    pixels = torch.arange(side, dtype=centre.dtype)
-    x_squares, y_squares = (pixels - centre[:, :, None]).square().unbind(dim=1)
+    pixels = torch.arange(side, dtype=center.dtype)
+    x_squares, y_squares = (pixels - center[:, :, None]).square().unbind(dim=1)
     squares = (y_squares[:, :, None] + x_squares[:, None, :]) / spread**2
     depth = torch.exp(-0.5 * squares ** gamma[:, None, None])
     return 0.9 - 0.8 * depth
 
 
 class GaussianBlob(PosteriorTask):
-    """Posterior of centre and steepness.
+    """Posterior of center and steepness.
 
     Args:
-        size: Side length that images of both levels are brought to.
+        size: Side length that images of both levels are resized to.
 
     Raises:
         ValueError: If the side length is not in 8 to 256.
@@ -87,12 +85,12 @@ class GaussianBlob(PosteriorTask):
 
     @staticmethod
     def noise(n: int, generator: torch.Generator) -> Noise:
-        """Movement of the centre, shape `(n, 2)`, and a seed for the pixels, `(n,)`."""
+        """Noise of the center, shape `(n, 2)`, and a seed for the pixels, `(n,)`."""
         movement = torch.randn(n, 2, generator=generator)
         return movement, torch.randint(2**62, (n,), generator=generator)
 
     def build_network(self) -> Callable:
-        """The flow, behind the small convolutional network of the reference code."""
+        """The flow, with the convolutional embedding net of the reference code."""
         embedding_net = CNNEmbedding(
             (self._size, self._size),
             out_channels_per_layer=[6],
@@ -105,7 +103,7 @@ class GaussianBlob(PosteriorTask):
         return build_flow(self.prior, embedding_net)
 
     def reference(self, index: int) -> Tensor:
-        raise TypeError("The exact posterior of a blob is not known.")
+        raise TypeError("The exact posterior of task='blob' is not known.")
 
     def small(self, theta: Tensor, noise: Noise) -> Tensor:
         """Level 0, images of shape `(n, size, size)`."""
@@ -116,23 +114,23 @@ class GaussianBlob(PosteriorTask):
         return self._in_blocks(theta, noise, self._large)
 
     def _in_blocks(self, theta: Tensor, noise: Noise, draw: Callable) -> Tensor:
-        starts = range(0, len(theta), BLOCK)
-        parts = ((c[i : i + BLOCK] for c in (theta, *noise)) for i in starts)
+        starts = range(0, len(theta), _BATCH_SIZE)
+        parts = ((c[i : i + _BATCH_SIZE] for c in (theta, *noise)) for i in starts)
         return torch.cat([draw(*part) for part in parts])
 
     def _large(self, theta: Tensor, movement: Tensor, seeds: Tensor) -> Tensor:
-        centre = theta[:, :2] + MOVEMENT * movement
-        p = brightness(centre, theta[:, 2], HIGH_SIDE, 12.0)
-        images = torch.stack([_draw(255, row, _pixels(s)) for row, s in zip(p, seeds)])
-        return adaptive_avg_pool2d(images, self._size)
+        center = theta[:, :2] + MOVEMENT * movement
+        p = brightness(center, theta[:, 2], HIGH_SIDE, 12.0)
+        drawn = [_draw(255, each, _pixels(seed)) for each, seed in zip(p, seeds)]
+        return adaptive_avg_pool2d(torch.stack(drawn), self._size)
 
     def _small(self, theta: Tensor, movement: Tensor, seeds: Tensor) -> Tensor:
         ratio = HIGH_SIDE / LOW_SIDE
-        # pixels have their coordinate at the middle: 0 is half a pixel from the edge
-        centre = (theta[:, :2] + 0.5) / ratio - 0.5 + MOVEMENT * movement
-        p = brightness(centre, theta[:, 2], LOW_SIDE, 2.0)
+        # integer coordinates are at the middle of pixels
+        center = (theta[:, :2] + 0.5) / ratio - 0.5 + MOVEMENT * movement
+        p = brightness(center, theta[:, 2], LOW_SIDE, 2.0)
         generators = [_pixels(seed) for seed in seeds]
-        images = torch.stack([_draw(20, row, g) for row, g in zip(p, generators)])
+        images = torch.stack([_draw(20, each, g) for each, g in zip(p, generators)])
         if self._size <= LOW_SIDE:
             return adaptive_avg_pool2d(images, self._size)
         size = (self._size, self._size)

@@ -1,12 +1,12 @@
-r"""CAMELS: :math:`\sigma_8` from matter power spectra, N-body below hydrodynamics.
+r"""CAMELS: :math:`\sigma_8` from matter power spectra; level 0 is N-body simulations.
 
-A file of 1 000 simulations at the same seeds and parameters, `x_low` (N-body) and
-`x_high` (IllustrisTNG), 39 wave numbers, as released with Hikida et al. (2025). The
-file is not part of this package: name it by `--data` or `SBI_MULTILEVEL_CAMELS`.
+The file released with Hikida et al. (2025) has 1 000 simulations with the same seeds
+and parameters, `x_low` (N-body) and `x_high` (IllustrisTNG, hydrodynamical), at 39 wave
+numbers. It is not part of this package: name it by `--data` or `SBI_MULTILEVEL_CAMELS`.
 
-As in the paper's code, the first :math:`n_1` rows are the pairs and the next
-:math:`n_0` the low-fidelity rows; all rows but the pairs are the test set at high
-fidelity. `camels-shuffled` permutes the rows by the seed first.
+As in the code of the paper, the first :math:`n_1` simulations are the pairs and the
+next :math:`n_0` those of level 0; all but the pairs are the test set at high fidelity.
+`camels-shuffled` permutes the simulations first, by the seed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel_benchmarks.calibration import calibration_of_network
 from sbi_multilevel_benchmarks.metrics import posterior_density
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.base import BenchmarkTask
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 DATA_VARIABLE = "SBI_MULTILEVEL_CAMELS"
 
@@ -36,10 +36,10 @@ class Camels(BenchmarkTask):
 
     Args:
         path: File of spectra; taken from the environment if `None`.
-        shuffle: Whether the seed permutes the rows.
+        shuffle: Whether the seed permutes the simulations.
 
     Raises:
-        ValueError: If no file is named or it lacks an array.
+        ValueError: If no file is named, or an array is missing.
     """
 
     family, metric = "npe", "nlpd"
@@ -75,7 +75,9 @@ class Camels(BenchmarkTask):
 
     @staticmethod
     def noise(n: int, generator: Any) -> Any:
-        raise TypeError("CAMELS rows are read from a file; nothing can be simulated.")
+        raise TypeError(
+            "CAMELS simulations are read from a file; no simulator can be run."
+        )
 
     def build_network(self) -> Callable:
         return posterior_nn(
@@ -85,12 +87,12 @@ class Camels(BenchmarkTask):
     def simulate(
         self, num_simulations: tuple[int, ...], seed: int
     ) -> MultilevelSimulations:
-        """The first `n_1` rows as pairs, the next `n_0` at low fidelity."""
+        """The first `n_1` simulations as pairs, the next `n_0` at low fidelity."""
         n_0, n_1 = num_simulations
         if n_0 + n_1 > len(self._theta):
             raise ValueError(
-                f"num_simulations={num_simulations} needs {n_0 + n_1} rows, but the "
-                f"file has {len(self._theta)}."
+                f"num_simulations={num_simulations} needs {n_0 + n_1} simulations, but "
+                f"the file has {len(self._theta)}. Choose smaller numbers."
             )
         order = self._order(seed)
         pairs, low = order[:n_1], order[n_1 : n_1 + n_0]
@@ -104,17 +106,17 @@ class Camels(BenchmarkTask):
         )
 
     def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The last rows, so that the first are left as a test set."""
-        rows = self._order(seed).flip(0)[:num_simulations]
-        return self._theta[rows], self._high[rows]
+        """The last simulations, so that the first are left for the test set."""
+        last = self._order(seed).flip(0)[:num_simulations]
+        return self._theta[last], self._high[last]
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
-        """NLPD at all rows not trained on."""
+        """NLPD at all simulations not trained on."""
         test = ~(self._high[:, None] == trained_on[None]).all(dim=-1).any(dim=1)
-        rows = self._theta[test], self._high[test]
+        tests = self._theta[test], self._high[test]
         return {
-            **posterior_density(estimator, self.prior, *rows),
-            **calibration_of_network(estimator, self.prior, *rows),
+            **posterior_density(estimator, self.prior, *tests),
+            **calibration_of_network(estimator, self.prior, *tests),
         }
 
     def _order(self, seed: int) -> Tensor:

@@ -1,17 +1,17 @@
-r"""g-and-k distribution: an exact density, two levels.
+r"""g-and-k distribution: two levels, with an exact density.
 
 .. math::
 
     x = a + b \left(1 + 0.8\, \tanh(g z / 2)\right) (1 + z^2)^{\log k} z, \qquad
     z = \Phi^{-1}(u), \; u \sim U(0, 1).
 
-Level 1 uses :math:`\Phi^{-1}` itself, level 0 two terms of the Taylor series of
-:math:`\mathrm{erf}^{-1}`, so that its tails are much too light. The prior is uniform on
+Level 1 uses :math:`\Phi^{-1}`, level 0 two terms of the Taylor series of
+:math:`\mathrm{erf}^{-1}`, with much lighter tails. The prior is uniform on
 :math:`[0, 3]^3 \times [e^{1/2}, 3]`, as in Hikida et al. (2025), Section 5.1.
 
-Since :math:`x` rises with :math:`u`, its density is known: :math:`p(x \mid \theta) =
+As :math:`x` increases with :math:`u`, its density is :math:`p(x \mid \theta) =
 \varphi(z) / (\partial x / \partial z)`. The KL divergence to a density estimate is an
-integral over u, computed by the midpoint rule.
+integral over u, by the midpoint rule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel_benchmarks.metrics import grid_kl
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.base import BenchmarkTask
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -56,7 +56,7 @@ def exact_log_prob(theta: Tensor, x: Tensor) -> Tensor:
     """Exact log density of each x at each theta.
 
     The quantile function is inverted by Newton's method from the nearest node of a grid
-    of z in [-10, 10], kept between the neighbouring nodes.
+    of z in [-10, 10], within the neighboring nodes.
 
     Args:
         theta: Parameters, shape `(n, 4)`.
@@ -136,12 +136,12 @@ def _log_prob(estimator: Any, x: Tensor, theta: Tensor) -> Tensor:
 
 
 def unrelated(theta: Tensor, noise: Tensor) -> Tensor:
-    """A level 0 that ignores theta and shares no noise: a standard normal."""
+    """Level 0 without information: standard normals, independent of level 1."""
     return torch.special.ndtri(noise[:, 1:])
 
 
 class GAndKUseless(GAndK):
-    """The same with a level 0 that has nothing to do with level 1."""
+    """g-and-k with a level 0 that is independent of level 1."""
 
     name = "g-and-k-useless"
     simulators = (unrelated, high_fidelity)

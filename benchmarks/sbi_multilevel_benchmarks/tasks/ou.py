@@ -1,8 +1,8 @@
-r"""Ornstein-Uhlenbeck process with three parameters, and its stationary law below.
+r"""Ornstein-Uhlenbeck process with three parameters; level 0 is its stationary law.
 
 Level 1 is the Euler scheme of :math:`dx = \gamma(\mu - x) dt + \sigma dW` from
-:math:`x_0 = 2` with :math:`dt = 0.1` over 100 steps. Level 0 draws every step
-independently from the stationary law :math:`N(\mu, \sigma^2 / 2\gamma)`, with the same
+:math:`x_0 = 2` with :math:`dt = 0.1` over 100 steps. Level 0 draws each step
+independently from the stationary law :math:`N(\mu, \sigma^2 / 2\gamma)`, from the same
 standard normals. Five steps (0, 3, 9, 31, 99) are observed. The prior is uniform on
 :math:`\gamma \in [0.1, 1]`, :math:`\mu \in [0.1, 3]`, :math:`\sigma \in [0.1, 0.6]`.
 As in Hikida et al. (2025), Section 5.2, with the network of their code.
@@ -25,7 +25,7 @@ from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel_benchmarks.calibration import calibration_of_network
 from sbi_multilevel_benchmarks.metrics import c2st, posterior_density
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.base import BenchmarkTask
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 START, STEP, NUM_STEPS = 2.0, 0.1, 100
 OBSERVED = (0, 3, 9, 31, 99)
@@ -89,7 +89,7 @@ class OrnsteinUhlenbeck(BenchmarkTask):
         )
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
-        """NLPD at 1 000 test rows, C2ST to the exact posterior at 5 of them."""
+        """NLPD at 1 000 simulations, C2ST to the exact posterior at 5 of them."""
         theta, x = self.simulate_high(self.num_test, seed=10_000)
         scores = []
         for x_o in x[: self.num_c2st]:
@@ -104,7 +104,7 @@ class OrnsteinUhlenbeck(BenchmarkTask):
         }
 
     def exact_posterior(self, x_o: Tensor, num_samples: int, size: int = 100) -> Tensor:
-        """Samples of the exact posterior, from a grid of `size` cells a parameter."""
+        """Samples of the exact posterior, on a grid of `size` cells per parameter."""
         support = self.prior.support.base_constraint
         low, high = support.lower_bound, support.upper_bound
         width = (high - low) / size
@@ -117,12 +117,12 @@ class OrnsteinUhlenbeck(BenchmarkTask):
 
 
 def unrelated(theta: Tensor, noise: Tensor) -> Tensor:
-    """A level 0 that ignores theta and shares no noise: standard normals around 2."""
+    """Level 0 without information: normals around 2, independent of level 1."""
     return START + noise[:, NUM_STEPS:]
 
 
 class UselessOrnsteinUhlenbeck(OrnsteinUhlenbeck):
-    """The same with a level 0 that has nothing to do with level 1."""
+    """The process with a level 0 that is independent of level 1."""
 
     name = "ou-useless"
     simulators = (unrelated, process)

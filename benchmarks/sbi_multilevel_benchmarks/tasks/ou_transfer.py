@@ -1,20 +1,19 @@
-r"""Ornstein-Uhlenbeck process above independent draws, and pairs that are made worse.
+r"""Ornstein-Uhlenbeck process with two to four parameters, and worse lower levels.
 
 Level 1 is the Euler scheme of :math:`dx = \gamma(\mu - x) dt + \sigma dW` with
 :math:`dt = 0.1` from :math:`x_0 \sim N(\mu + \delta, 1)`, every tenth of the first 100
-points observed. Level 0 draws the 10 points independently from :math:`N(\mu, \sigma)`:
-it knows nothing of :math:`\gamma` and :math:`\delta`. Both levels use the same Brownian
-increments. The prior is uniform on :math:`\mu \in [0.1, 3]`,
-:math:`\sigma \in [0.1, 0.6]`, :math:`\gamma \in [0.1, 1]`, :math:`\delta \in [0, 4]`;
-with two or three parameters the last are fixed at 0.5 and 3. As in Krouglova et al.
-(2026), arXiv:2502.08416.
+points observed. Level 0 draws the 10 points independently from :math:`N(\mu, \sigma)`,
+without :math:`\gamma` and :math:`\delta`. Both levels use the same Brownian increments.
+The prior is uniform on :math:`\mu \in [0.1, 3]`, :math:`\sigma \in [0.1, 0.6]`,
+:math:`\gamma \in [0.1, 1]`, :math:`\delta \in [0, 4]`; with two or three parameters the
+last ones are fixed at 0.5 and 3. As in Krouglova et al. (2026), arXiv:2502.08416.
 
 The observed points of the Euler scheme are a Gaussian Markov chain, so the exact
-posterior is known up to a constant, and sampled on a grid. The reference code takes the
-likelihood of the stochastic differential equation instead, which is not that of its
-simulator: from one observed point to the next the deviation from :math:`\mu` shrinks by
-:math:`e^{-\gamma}` there, by :math:`(1 - 0.1\gamma)^{10}` in the simulator, and the
-variances differ likewise (by 5 % and 7 % at :math:`\gamma = 1`).
+posterior is known up to a constant, and sampled on a grid. The reference code has the
+likelihood of the stochastic differential equation instead: between observed points, the
+deviation from :math:`\mu` is multiplied by :math:`e^{-\gamma}` rather than
+:math:`(1 - 0.1\gamma)^{10}`, a difference of 5 % at :math:`\gamma = 1`, and the
+variances differ by 7 %.
 """
 
 from __future__ import annotations
@@ -28,11 +27,14 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Normal
 
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation import simulate_multilevel
+from sbi_multilevel import (
+    LevelSimulations,
+    MultilevelSimulations,
+    simulate_multilevel,
+)
 from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
+from sbi_multilevel_benchmarks.posterior_task import PosteriorTask, sample_density
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.posterior import PosteriorTask, sample_density
 
 NAMES = ("mu", "sigma", "gamma", "offset")
 LOW, HIGH = (0.1, 0.1, 0.1, 0.0), (3.0, 0.6, 1.0, 4.0)
@@ -50,13 +52,13 @@ def prior(num_parameters: int) -> BoxUniform:
 
 
 def columns(theta: Tensor) -> tuple[Tensor, ...]:
-    """The four parameters, each of shape `(n,)`, fixed ones filled in."""
+    """The four parameters, fixed ones included, each of shape `(n,)`."""
     fixed = theta.new_tensor(FIXED[theta.shape[1]]).expand(len(theta), -1)
     return torch.cat((theta, fixed), dim=1).unbind(dim=1)
 
 
 def independent(theta: Tensor, noise: Tensor) -> Tensor:
-    """Independent draws, from the noise of the process summed between its points."""
+    """Independent draws, from the increments of the process between observed points."""
     mu, sigma = theta[:, :2, None].unbind(dim=1)
     sums = noise[:, 1 : NUM_STEPS + 1].unflatten(1, (-1, STRIDE)).sum(dim=2)
     return mu + sigma * torch.cat((noise[:, :1], sums / STRIDE**0.5), dim=1)
@@ -74,13 +76,13 @@ def process(theta: Tensor, noise: Tensor) -> Tensor:
 
 
 def independent_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
-    """Log likelihood of one row `x`, shape `(10,)`, of independent draws."""
+    """Log likelihood of an output `x`, shape `(10,)`, of independent draws."""
     mu, sigma = theta[:, :2, None].unbind(dim=1)
     return Normal(mu, sigma).log_prob(x).sum(dim=1)
 
 
 def process_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
-    """Exact log likelihood of one row `x`, shape `(10,)`, of Euler steps."""
+    """Exact log likelihood of an output `x`, shape `(10,)`, of the Euler scheme."""
     mu, sigma, gamma, offset = columns(theta)
     decay = 1 - gamma * STEP
     shrink = decay**STRIDE
@@ -92,13 +94,13 @@ def process_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
 
 
 class OUTransfer(PosteriorTask):
-    """Posterior of the process given independent draws below it.
+    """Posterior of the process, with independent draws at level 0.
 
     Args:
         num_parameters: Parameters to infer, 2 to 4, in the order of `NAMES`.
 
     Raises:
-        ValueError: If the number of parameters is another.
+        ValueError: If the number of parameters is not 2, 3 or 4.
     """
 
     simulators = (independent, process)
@@ -122,7 +124,7 @@ class OUTransfer(PosteriorTask):
         return self.exact_posterior(self.observations[index], self.num_samples)
 
     def exact_posterior(self, x_o: Tensor, num_samples: int, seed: int = 0) -> Tensor:
-        """Samples of the exact posterior of a row `x_o`, shape `(10,)`."""
+        """Samples of the exact posterior of an observation `x_o`, shape `(10,)`."""
         support = self.prior.support.base_constraint
         return sample_density(
             lambda theta: self.log_likelihood(theta, x_o.double()),
@@ -135,7 +137,7 @@ class OUTransfer(PosteriorTask):
 
 
 class OUPerturbed(OUTransfer):
-    r"""Level 0 is the process itself with sigma shifted, so it can be made ever worse.
+    r"""Level 0 is the process with sigma shifted.
 
     Args:
         delta: Shift of sigma at level 0.
@@ -161,10 +163,10 @@ class OUPerturbed(OUTransfer):
 
 
 class OUUseless(OUTransfer):
-    """Level 0 ignores theta: noise of the mean and spread that the process has.
+    """Level 0 is independent of theta, with the mean and variance of the process.
 
-    Mean and variance are those of each point over prior and noise, by formula. The
-    noise is not shared, so a pair has nothing in common.
+    Mean and variance of each point are those over prior and noise, in closed form. The
+    noise is not shared by the levels.
     """
 
     def __init__(self):
@@ -189,13 +191,13 @@ class OUUseless(OUTransfer):
 
 
 class OUReverse(OUTransfer):
-    """The process with three parameters *below* independent draws with two.
+    """Level 0 is the process with three parameters, level 1 independent draws with two.
 
-    The levels take different theta, each from its own prior, and so are not paired.
+    The levels have different theta, each from its own prior, and are not paired.
     """
 
     parameters = {0: NAMES[:3], 1: NAMES[:2]}
-    costs = (1.0, 10.0)  # nominal, against the true ones
+    costs = (1.0, 10.0)  # nominal; the true costs are in reverse order
     simulators = (process, independent)
     log_likelihood = staticmethod(independent_log_likelihood)
 
@@ -206,8 +208,8 @@ class OUReverse(OUTransfer):
     def simulate_levels(
         self, num_simulations: tuple[int, ...], seed: int
     ) -> tuple[LevelSimulations, ...]:
-        """Rows of each level, theta of level 0 with one column more."""
-        rows = []
+        """Simulations of each level; theta of level 0 has one column more."""
+        levels = []
         for level, (simulator, n) in enumerate(zip(self.simulators, num_simulations)):
             simulations = simulate_multilevel(
                 [simulator],
@@ -218,29 +220,28 @@ class OUReverse(OUTransfer):
                 show_progress_bars=False,
             )
             theta, x = simulations[0].theta, simulations[0].x
-            rows.append(LevelSimulations(level, theta, x))
-        return tuple(rows)
+            levels.append(LevelSimulations(level, theta, x))
+        return tuple(levels)
 
     def simulate(
         self, num_simulations: tuple[int, ...], seed: int
     ) -> MultilevelSimulations:
-        """The same without gamma, as all levels of a data set share their columns."""
+        """The same without gamma, as all levels must have the same columns."""
         low, high = self.simulate_levels(num_simulations, seed)
         low = LevelSimulations(0, low.theta[:, :2], low.x)
         return MultilevelSimulations((low, high), self.costs)
 
 
 class OUPublished(OUTransfer):
-    """Two parameters, with the rows and posterior samples published with the paper.
+    """Two parameters, with the simulations and posterior samples of the paper.
 
-    Level 1 and level 0 were drawn apart, so rows are not paired, and they are the same
-    for every seed. The posterior samples are those of the reference code: of the
-    likelihood that it takes (see above), and, as they show, with the offset at 2, while
-    rows and observations have 3. That moves mu by a quarter of its posterior standard
-    deviation, little to a C2ST. `exact_posterior` gives the posterior of the simulator.
+    The simulations are not paired, and do not depend on the seed. The posterior samples
+    are those of the reference code, with its likelihood (see the module) and an offset
+    of 2, where simulations and observations have 3. This shifts mu by a quarter of its
+    posterior standard deviation. `exact_posterior` is the posterior of the simulator.
 
     Args:
-        path: File of rows (npz); taken from the environment if `None`.
+        path: File of simulations (npz); taken from the environment if `None`.
 
     Raises:
         ValueError: If no file is named.
@@ -250,18 +251,18 @@ class OUPublished(OUTransfer):
         path = path or os.environ.get(DATA_VARIABLE)
         if not path or not Path(path).is_file():
             raise ValueError(
-                f"path={path!r} is no file. Name the file of published rows by "
-                f"`--data FILE` or the environment variable {DATA_VARIABLE}."
+                f"path={path!r} is no file. Name the file of the published simulations "
+                f"by `--data FILE` or the environment variable {DATA_VARIABLE}."
             )
         super().__init__(2)
         self.name = "ou2-published"
-        remedy = "Name the file of published rows."
-        with understood("path", path, "published rows of OU2", remedy):
+        remedy = "Name the file of the published simulations."
+        with understood("path", path, "published simulations of OU2", remedy):
             arrays = read_arrays(path)
             self._arrays = {name: tensor_of(arrays, name).float() for name in arrays}
             needed = ("x_o", "theta_o", "posterior_samples")
             missing = [name for name in needed if name not in arrays]
-            expect(not missing, f"it lacks {missing}, and has {sorted(arrays)}")
+            expect(not missing, f"{missing} are missing, and it has {sorted(arrays)}")
         self.observations = self._arrays["x_o"]
         self.true_theta = self._arrays["theta_o"]
 
@@ -271,15 +272,16 @@ class OUPublished(OUTransfer):
     def simulate(
         self, num_simulations: tuple[int, ...], seed: int
     ) -> MultilevelSimulations:
-        """The published rows; only some numbers of them were published."""
+        """The published simulations, of which there are some numbers only."""
         levels: list[Any] = []
         for level, (kind, n) in enumerate(zip(("lf", "hf"), num_simulations)):
             if f"{kind}{n}_theta" not in self._arrays:
                 names = [name.split("_")[0] for name in self._arrays]
                 sizes = {int(s[2:]) for s in names if s[:2] == kind}
                 raise ValueError(
-                    f"num_simulations={num_simulations} asks for {n} rows of level "
-                    f"{level}, but the file has {sorted(sizes)}. Choose among these."
+                    f"num_simulations={num_simulations} needs {n} simulations of "
+                    f"level {level}, but the file has {sorted(sizes)}. Choose one of "
+                    "these numbers."
                 )
             theta = self._arrays[f"{kind}{n}_theta"]
             levels.append(LevelSimulations(level, theta, self._arrays[f"{kind}{n}_x"]))

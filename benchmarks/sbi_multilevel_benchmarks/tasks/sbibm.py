@@ -1,24 +1,25 @@
 r"""SLCP and SIR, with the observations and reference posteriors of sbibm.
 
-Both are tasks of Lueckmann et al. (2021), with the lower level that Krouglova et al.
-(2026), arXiv:2502.08416, put below.
+Both are tasks of Lueckmann et al. (2021), with the level 0 of Krouglova et al. (2026),
+arXiv:2502.08416.
 
-*SLCP.* Four points from a normal in the plane, of mean :math:`(\theta_1, \theta_2)`,
-standard deviations :math:`\theta_3^2, \theta_4^2` and correlation
-:math:`\tanh \theta_5`; uniform prior on :math:`[-3, 3]^5`. Level 0 has mean 0.
+*SLCP.* Four draws from a bivariate normal distribution with mean
+:math:`(\theta_1, \theta_2)`, standard deviations :math:`\theta_3^2, \theta_4^2` and
+correlation :math:`\tanh \theta_5`; the prior is uniform on :math:`[-3, 3]^5`. Level 0
+has mean 0.
 
-*SIR.* An epidemic among :math:`N = 10^6`, one infected at day 0,
+*SIR.* An epidemic in a population of :math:`N = 10^6` with one infected at day 0,
 
 .. math::  \dot S = -\beta S I / N, \qquad \dot I = \beta S I / N - \gamma I,
 
 with :math:`\log \beta \sim N(\log 0.4, 0.5)`,
 :math:`\log \gamma \sim N(\log 0.125, 0.2)`. Level 1 draws
 :math:`\mathrm{Binomial}(1000, I(t) / N)` every 17 days, ten times; level 0 every 32
-days, six times, and then four more at the last day. Draws at both levels are quantiles
-of the same uniforms.
+days, six times, and four more times at the last day. Draws at both levels are quantiles
+of the same uniform noise.
 
-sbibm itself is not imported, as its dependencies exclude those of sbi: its files are
-read where it is installed.
+sbibm is not imported, as its dependencies conflict with those of sbi; the files of the
+installed package are read.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Independent, LogNormal
 
+from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.posterior import PosteriorTask
 
 POPULATION, INFECTED, TRIALS = 1e6, 1.0, 1000
 DAYS_HIGH = tuple(range(0, 160, 17))
 DAYS_LOW = (0, 32, 64, 96, 128, 160, 160, 160, 160, 160)
-STEPS_A_DAY = 10  # of Runge-Kutta; error of a fraction below 1e-5, save in far tails
+STEPS_PER_DAY = 10  # of Runge-Kutta; errors are below 1e-5 except in far tails
 
 
 @cache
@@ -67,7 +68,7 @@ def read_table(task: str, index: int, name: str) -> Tensor:
     Args:
         task: Name of the task in sbibm.
         index: Observation, from 0.
-        name: Name of the file, packed or not.
+        name: Name of the file, which may be compressed.
     """
     path = _folder(task) / f"num_observation_{index + 1}" / name
     table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
@@ -75,7 +76,7 @@ def read_table(task: str, index: int, name: str) -> Tensor:
 
 
 class SBIBMTask(PosteriorTask):
-    """What both have in common: ten observations, from the files of sbibm.
+    """A task with the ten observations and the reference posteriors of sbibm.
 
     Raises:
         ValueError: If sbibm is not installed.
@@ -98,7 +99,7 @@ class SBIBMTask(PosteriorTask):
 
 
 def _factor(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # lower Cholesky factor of the covariance, whose diagonal sbibm raises by 1e-6
+    # lower Cholesky factor of the covariance; sbibm adds 1e-6 to the diagonal
     scales = theta[:, 2:4] ** 2
     variances = scales**2 + 1e-6
     first = variances[:, 0].sqrt()
@@ -106,7 +107,7 @@ def _factor(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return first, slope, (variances[:, 1] - slope**2).sqrt()
 
 
-def centred_points(theta: Tensor, noise: Tensor) -> Tensor:
+def centered_points(theta: Tensor, noise: Tensor) -> Tensor:
     """Level 0: four points of mean 0, flattened."""
     first, slope, second = (entry.unsqueeze(1) for entry in _factor(theta))
     u, v = noise.unbind(dim=2)
@@ -115,11 +116,11 @@ def centred_points(theta: Tensor, noise: Tensor) -> Tensor:
 
 def points(theta: Tensor, noise: Tensor) -> Tensor:
     """Level 1: four points, flattened."""
-    return centred_points(theta, noise) + theta[:, :2].repeat(1, 4)
+    return centered_points(theta, noise) + theta[:, :2].repeat(1, 4)
 
 
 def slcp_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
-    """Log likelihood of one row `x`, shape `(8,)`, at each theta."""
+    """Log likelihood of an output `x`, shape `(8,)`, at each theta."""
     first, slope, second = (entry.unsqueeze(1) for entry in _factor(theta))
     gap = x.reshape(1, 4, 2) - theta[:, None, :2]
     u = gap[..., 0] / first
@@ -133,7 +134,7 @@ class SLCP(SBIBMTask):
     """Posterior of five parameters, with four modes."""
 
     name = "slcp"
-    simulators = (centred_points, points)
+    simulators = (centered_points, points)
     prior = BoxUniform(-3 * torch.ones(5), 3 * torch.ones(5))
     parameters = {
         0: ("theta_3", "theta_4", "theta_5"),
@@ -149,7 +150,7 @@ class SLCP(SBIBMTask):
 
 
 def infected(theta: Tensor, days: tuple[int, ...]) -> Tensor:
-    """Fraction infected at the given days, rising, by fixed steps; double precision."""
+    """Fraction infected at the given days, by Runge-Kutta; double precision."""
     rate, recovery = theta.double().unbind(dim=1)
 
     def slope(state: Tensor) -> Tensor:
@@ -158,26 +159,26 @@ def infected(theta: Tensor, days: tuple[int, ...]) -> Tensor:
 
     start = torch.tensor([1 - INFECTED / POPULATION, INFECTED / POPULATION])
     state = start.double().unsqueeze(1).expand(-1, len(theta))
-    h, path = 1 / STEPS_A_DAY, {0: state[1]}
-    for step in range(1, max(days) * STEPS_A_DAY + 1):
+    h, path = 1 / STEPS_PER_DAY, {0: state[1]}
+    for step in range(1, max(days) * STEPS_PER_DAY + 1):
         a = slope(state)
         b = slope(state + h / 2 * a)
         c = slope(state + h / 2 * b)
         state = state + h / 6 * (a + 2 * b + 2 * c + slope(state + h * c))
-        if step % STEPS_A_DAY == 0:
-            path[step // STEPS_A_DAY] = state[1]
+        if step % STEPS_PER_DAY == 0:
+            path[step // STEPS_PER_DAY] = state[1]
     return torch.stack([path[day] for day in days], dim=1).clamp(0, 1)
 
 
 def _counts(theta: Tensor, noise: Tensor, days: tuple[int, ...]) -> Tensor:
-    # the quantile of 0 would be -1, and torch draws 0 now and then
+    # the quantile of 0 is -1, and torch may draw 0
     uniforms = noise.clamp_min(1e-12).numpy()
     counts = stats.binom.ppf(uniforms, TRIALS, infected(theta, days).numpy())
     return torch.as_tensor(counts, dtype=torch.float32)
 
 
 def sparse_counts(theta: Tensor, noise: Tensor) -> Tensor:
-    """Level 0: six days, the last one five times."""
+    """Level 0: six days, the last of them five times."""
     return _counts(theta, noise, DAYS_LOW)
 
 
@@ -187,7 +188,7 @@ def counts(theta: Tensor, noise: Tensor) -> Tensor:
 
 
 def sir_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
-    """Log likelihood of one row `x`, shape `(10,)`, at each theta."""
+    """Log likelihood of an output `x`, shape `(10,)`, at each theta."""
     fractions = infected(theta, DAYS_HIGH).numpy()
     values = stats.binom.logpmf(x.numpy(), TRIALS, fractions).sum(axis=1)
     return torch.as_tensor(values)

@@ -8,15 +8,15 @@ r"""Toggle switch: two genes that repress each other, three levels of time steps
     - (1 + 0.03\, v_t),\; s\right)
 
 for :math:`T` steps from :math:`u_0 = v_0 = 10`, then
-:math:`x \sim N_{\ge 0}(\mu + u_T,\; \mu \sigma / u_T^\gamma)`, cut off
-at 2000. Levels take :math:`T = 50, 80, 300` steps; a level uses the first steps of the
-noise of the level above. The prior is uniform over
-:math:`(\alpha_1, \alpha_2, \beta_1, \beta_2, \mu, \sigma, \gamma)`.
+:math:`x \sim N_{\ge 0}(\mu + u_T,\; \mu \sigma / u_T^\gamma)`, clipped at 2000.
+Levels have :math:`T = 50, 80, 300` steps, and the same noise in their common steps. The
+prior is uniform over :math:`(\alpha_1, \alpha_2, \beta_1, \beta_2, \mu, \sigma,
+\gamma)`.
 
-As in the code of Hikida et al. (2025), the truncated normals are drawn with
-:math:`\mathrm{erf}((0 - m)/s)` where the textbook has :math:`\mathrm{erf}((0 - m)/(s
-\sqrt 2))`, so all standard deviations are smaller by :math:`\sqrt 2` than they should
-be (s = 0.5). We keep this so that figures can be compared.
+As in the code of Hikida et al. (2025), truncated normals are drawn with
+:math:`\mathrm{erf}((0 - m)/s)` in place of :math:`\mathrm{erf}((0 - m)/(s \sqrt 2))`,
+so that all standard deviations (s = 0.5) are smaller by a factor :math:`\sqrt 2`. This
+is kept for comparison with the paper.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor
 from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel_benchmarks.metrics import biased_mmd
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.tasks.base import BenchmarkTask
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 NUM_STEPS = (50, 80, 300)
 
@@ -101,15 +101,15 @@ def _test_samples(num_test: int, num_samples: int) -> tuple[Tensor, Tensor]:
     exact = []
     for theta in thetas:
         noise = ToggleSwitch.noise(num_samples, generator)
-        rows = theta.expand(num_samples, -1)
-        exact.append(ToggleSwitch.simulators[-1](rows, noise).float())
+        thetas_of_x = theta.expand(num_samples, -1)
+        exact.append(ToggleSwitch.simulators[-1](thetas_of_x, noise).float())
     return thetas, torch.stack(exact)
 
 
 def _median_scale(x: Tensor) -> float:
     """The median heuristic for the length scale of a Gaussian kernel.
 
-    Distances of 0 do not count: at some theta most samples are cut off at 2000.
+    Distances of 0 are excluded: at some theta most samples are clipped at 2000.
     """
     distances = torch.cdist(x, x)
     distances = distances[distances > 0]

@@ -1,9 +1,9 @@
-"""Methods that simulate for each observation anew, or know no network."""
+"""Methods that simulate for each observation: MF-TSNPE and multifidelity ABC."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,30 +14,30 @@ from sbi_multilevel import (
     MultilevelSimulations,
     TransferConfig,
 )
-from sbi_multilevel_benchmarks.fitted import Fit
+from sbi_multilevel_benchmarks.fit import Fit
+from sbi_multilevel_benchmarks.methods.transfer import NUM_MEMBERS, pretrain_all
 from sbi_multilevel_benchmarks.mf_abc import MFABCPosterior
-from sbi_multilevel_benchmarks.tasks import BenchmarkTask
-from sbi_multilevel_benchmarks.transfer_methods import NUM_MEMBERS, pretrain_all
+from sbi_multilevel_benchmarks.registry import register_method
 
 NUM_ROUNDS = 5
-BLOCK = 1_000  # rows simulated at once; rows are the same for any
+_BATCH_SIZE = 1_000  # simulations do not depend on it
 
 
 @dataclass(frozen=True)
 class RoundsPosterior:
-    """Stands in for a posterior of sbi; rounds run at each observation it first sees.
+    """Posterior whose rounds are run when an observation is first used.
 
     Args:
         task: The task.
         pretrained: Networks that all observations start from.
-        low: The rows of level 0 that they were trained on.
+        low: The simulations of level 0 that they were trained on.
         num_simulations: High-fidelity simulations for each observation.
-        config: How they are fine-tuned.
-        acquisition: How active points are chosen, if at all.
+        config: Settings of fine-tuning.
+        acquisition: How active points are chosen; `None` for no active points.
         seed: Seed of the rounds.
     """
 
-    task: BenchmarkTask
+    task: Any
     pretrained: tuple[Any, ...]
     low: LevelSimulations
     num_simulations: int
@@ -47,7 +47,7 @@ class RoundsPosterior:
     _posteriors: dict[bytes, Any] = field(default_factory=dict)
 
     def at(self, x: Tensor) -> Any:
-        """sbi's posterior at an observation, shape `(1, *x_shape)`."""
+        """The posterior of sbi at an observation, shape `(1, *x_shape)`."""
         key = x.numpy().tobytes()
         if key not in self._posteriors:
             self._posteriors[key] = self._run(x)
@@ -56,11 +56,11 @@ class RoundsPosterior:
     def sample(
         self, sample_shape: tuple[int, ...], x: Tensor, show_progress_bars: bool = False
     ) -> Tensor:
-        """Samples, as of sbi's posteriors."""
+        """Samples, as those of sbi's posteriors."""
         return self.at(x).sample(sample_shape, show_progress_bars=show_progress_bars)
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Log density, as of sbi's posteriors."""
+        """Log density, as that of sbi's posteriors."""
         return self.at(x).log_prob(theta)
 
     def _run(self, x: Tensor) -> Any:
@@ -71,7 +71,7 @@ class RoundsPosterior:
             config=self.config,
             num_members=len(self.pretrained),
             acquisition=self.acquisition,
-            num_coverage_rows=0,
+            num_coverage_simulations=0,
             seed=self.seed,
         ).warm_start(list(self.pretrained))
         inference.append_lowfidelity_simulations(self.low.theta, self.low.x)
@@ -80,7 +80,7 @@ class RoundsPosterior:
             self.num_simulations,
             NUM_ROUNDS,
             noise=self.task.noise,
-            simulation_batch_size=BLOCK,
+            simulation_batch_size=_BATCH_SIZE,
             show_progress_bars=False,
         )
 
@@ -89,16 +89,17 @@ class RoundsPosterior:
 class RoundsMethod:
     """MF-TSNPE at each observation of the task, from pre-trained networks.
 
-    The high-fidelity rows are its own, as many for each observation as the other
-    methods have for all. Epochs are those of pre-training.
+    Each observation has as many high-fidelity simulations of its own as other methods
+    have for all observations. Epochs are those of pre-training.
 
     Args:
-        acquisition: How active points are chosen, if at all.
+        acquisition: How active points are chosen; `None` for no active points.
         num_members: Networks.
-        config: How they are fine-tuned.
-        shared_pretraining: Whether all networks start from one, or each from one of its
-            own.
+        config: Settings of fine-tuning.
+        shared_pretraining: Whether all networks start from the same pre-trained one.
     """
+
+    needs_observations: ClassVar[bool] = True
 
     acquisition: Acquisition | None = None
     num_members: int = 1
@@ -109,51 +110,56 @@ class RoundsMethod:
         num_networks = 1 if self.shared_pretraining else self.num_members
         networks, before = pretrain_all(task, simulations, seed, num_networks)
         estimators = tuple(network.estimator for network in networks)
-        estimators *= self.num_members // num_networks
         posterior = RoundsPosterior(
             task,
-            estimators,
+            estimators * (self.num_members // num_networks),
             simulations[0],
             len(simulations[-1]),
             self.config,
             self.acquisition,
             seed,
         )
-        for x_o in task.observations:  # here, so that the seconds are those of training
+        for x_o in task.observations:  # so that their seconds count as training
             posterior.at(x_o.unsqueeze(0))
         epochs = round(sum(n.num_epochs for n in networks) / len(networks))
         runs = simulations.num_simulations
         return Fit(posterior, simulations[-1].x, epochs, before, runs)
 
 
-def mf_abc(task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
-    """Multifidelity ABC; rows of its own, as many of level 1 for each observation."""
-    posterior = MFABCPosterior(
-        task.prior, task.simulators, task.noise, *simulations.num_simulations, seed=seed
+class ABCMethod:
+    """Multifidelity ABC, with high-fidelity simulations for each observation."""
+
+    needs_observations = True
+
+    def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
+        counts = simulations.num_simulations
+        posterior = MFABCPosterior(
+            task.prior, task.simulators, task.noise, *counts, seed=seed
+        )
+        return Fit(posterior, simulations[-1].x, 0, runs=counts)
+
+
+def _recorded(on: str) -> Acquisition:
+    """Active points of the records: not in the first round, and a pool per round."""
+    return Acquisition(
+        on=on,  # pyright: ignore[reportArgumentType]
+        first_round=False,
+        fixed_pool=False,
     )
-    return Fit(posterior, simulations[-1].x, 0, runs=simulations.num_simulations)
 
 
-# active points as the kept records were made with: none in the first round, and a pool
-# for each round, as in the code of the paper
-_RECORDED = {"first_round": False, "fixed_pool": False}
-
-POSTERIOR_METHODS = {
-    "mf-abc": mf_abc,
-    "mf-tsnpe": RoundsMethod(),
-    # active points need an ensemble to disagree
-    "mf-tsnpe-ensemble": RoundsMethod(num_members=NUM_MEMBERS),
-    "mf-tsnpe-af": RoundsMethod(Acquisition(on="density", **_RECORDED), NUM_MEMBERS),
-    "mf-tsnpe-af-unaligned": RoundsMethod(
-        Acquisition(on="density", **_RECORDED),
-        NUM_MEMBERS,
-        TransferConfig(alignment=None),
-    ),
-    "mf-tsnpe-af-log": RoundsMethod(
-        Acquisition(on="log_density", **_RECORDED), NUM_MEMBERS
-    ),
-    # Algorithm 4 of the paper, the default of `MFTSNPE`
-    "mf-tsnpe-af-paper": RoundsMethod(
-        Acquisition(), NUM_MEMBERS, shared_pretraining=True
-    ),
-}
+register_method("mf-abc", ABCMethod())
+register_method("mf-tsnpe", RoundsMethod())
+# active points are where the members of an ensemble disagree
+register_method("mf-tsnpe-ensemble", RoundsMethod(None, NUM_MEMBERS))
+register_method("mf-tsnpe-af", RoundsMethod(_recorded("density"), NUM_MEMBERS))
+register_method(
+    "mf-tsnpe-af-unaligned",
+    RoundsMethod(_recorded("density"), NUM_MEMBERS, TransferConfig(alignment=None)),
+)
+register_method("mf-tsnpe-af-log", RoundsMethod(_recorded("log_density"), NUM_MEMBERS))
+# Algorithm 4 of the paper, the default of `MFTSNPE`
+register_method(
+    "mf-tsnpe-af-paper",
+    RoundsMethod(Acquisition(), NUM_MEMBERS, shared_pretraining=True),
+)

@@ -1,19 +1,19 @@
-r"""Tasks evaluated by the whole posterior at a few observations.
+r"""Tasks that evaluate posteriors at a few observations.
 
-At each observation :math:`x_o`, drawn from :math:`\theta^* \sim p(\theta)`, the samples
-of an estimated posterior q are set against reference samples of the exact one:
+At each observation :math:`x_o`, drawn from :math:`\theta^* \sim p(\theta)`, samples of
+the estimated posterior q are compared with reference samples of the exact posterior:
 
-* `c2st`: accuracy of a classifier that tells the two apart, 0.5 at best. A random
-  forest with the defaults of scikit-learn, five folds and seed 1, z-scored by the
-  estimate, as in the code of Krouglova et al. (2026), arXiv:2502.08416. A neural
-  classifier, the choice of sbibm, gives other values.
-* `mmd`: *squared* maximum mean discrepancy with a Gaussian kernel, its width the median
-  distance of the pooled samples. Biased, so not 0 for the exact posterior.
+* `c2st`: accuracy of a classifier of the two, 0.5 at best. A random forest with the
+  defaults of scikit-learn, five folds and seed 1, z-scored by the estimate, as in the
+  code of Krouglova et al. (2026), arXiv:2502.08416. The neural classifier of sbibm
+  gives different values.
+* `mmd`: *squared* maximum mean discrepancy with a Gaussian kernel, whose width is the
+  median distance of the pooled samples. Biased: positive for the exact posterior.
 * `nltp`: :math:`-\log q(\theta^* \mid x_o)`.
 * `nrmse`: distance of the samples to :math:`\theta^*`, see `metrics.nrmse`.
 
-The network is that of the same paper: a neural spline flow on the logit of theta
-within the prior's box (the log, for positive parameters), so q has no mass outside.
+The network is that of the same paper: a neural spline flow on the logit of theta within
+the box of the prior (the log of positive parameters), so q has no mass outside.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from sbi_multilevel.estimators.transformed import unconstrained
 from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel_benchmarks.calibration import calibration
 from sbi_multilevel_benchmarks.metrics import biased_mmd, c2st, nltp, nrmse
-from sbi_multilevel_benchmarks.tasks.base import BenchmarkTask
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 
 def build_flow(prior: Any, embedding_net: nn.Module | None = None) -> Callable:
-    """Builder of the flow that all posterior tasks share.
+    """The builder of the neural spline flow of posterior tasks.
 
     Args:
         prior: Prior over theta; its support bounds the flow.
-        embedding_net: Network that x passes first, untrained, or `None`.
+        embedding_net: Untrained embedding net of x, or `None`.
     """
     build = posterior_nn(
         "zuko_nsf",
@@ -47,20 +47,20 @@ def build_flow(prior: Any, embedding_net: nn.Module | None = None) -> Callable:
         num_bins=8,
         embedding_net=nn.Identity() if embedding_net is None else embedding_net,
     )
-    # sbi's own transform of theta would leave it without z-scoring
+    # sbi's transform of theta excludes z-scoring
     return unconstrained(build, prior)
 
 
 class PosteriorTask(BenchmarkTask):
-    """A task with a few observations and samples of their exact posteriors.
+    """A task with a few observations, and samples of their exact posteriors.
 
     Attributes:
         observations: Observations of the highest level, shape `(k, *x_shape)`.
-        true_theta: Parameters that made them, shape `(k, d_theta)`.
+        true_theta: Parameters of the observations, shape `(k, d_theta)`.
         parameters: Names of the parameters that the simulator of each level depends
-            on; `None` where all levels share all. Rows have theta in full: a column
-            that a level does not know is a draw from the prior that x ignores.
-        num_samples: Samples drawn of each posterior, and of each reference.
+            on; `None` if all levels have all. Simulations have all columns of theta;
+            those that a level does not depend on are draws from the prior.
+        num_samples: Samples of each posterior and of each reference.
         has_reference: Whether exact posteriors are known.
     """
 
@@ -78,25 +78,25 @@ class PosteriorTask(BenchmarkTask):
         """Samples of the exact posterior of an observation, shape `(m, d_theta)`.
 
         Args:
-            index: Which of `observations`.
+            index: Index of the observation.
         """
 
     def build_network(self) -> Callable:
-        """The builder of the flow that all posterior tasks share."""
+        """The builder of the flow, see `build_flow`."""
         return build_flow(self.prior)
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict[str, list[float]]:
         """Errors of a posterior at each observation.
 
         Args:
-            estimator: A posterior, not a density estimator: anything with sbi's
-                `sample((n,), x=x_o, show_progress_bars=False)`; `nltp` is left out
-                where it has no `log_prob(theta, x=x_o)`.
-            trained_on: Not used; the observations are among no training rows.
+            estimator: A posterior, not a density estimator: an object with sbi's
+                `sample((n,), x=x_o, show_progress_bars=False)`; without
+                `log_prob(theta, x=x_o)`, there is no `nltp`.
+            trained_on: Not used; the observations are not trained on.
 
         Returns:
-            Values at each observation of each metric, the main one first; those of
-            `calibration` over 200 fresh rows, one a parameter and one in all.
+            Values at each observation by metric, the main one first; if the posterior
+            is amortized, also those of `calibration` over 200 simulations.
         """
         drawn = torch.stack([self._draw(estimator, x_o) for x_o in self.observations])
         errors: dict[str, list[float]] = {}
@@ -109,11 +109,11 @@ class PosteriorTask(BenchmarkTask):
             errors["c2st"] = [c2st(*pair).item() for pair in pairs]
             errors["mmd"] = [_squared_mmd(*pair) for pair in pairs]
         if getattr(estimator, "log_prob", None) is not None:
-            with seeded(1):  # some posteriors draw here, too
+            with seeded(1):  # some posteriors sample here
                 values = nltp(estimator, self.true_theta, self.observations)
             errors["nltp"] = values.tolist()
         errors["nrmse"] = nrmse(drawn, self.true_theta).tolist()
-        if hasattr(estimator, "sample_batched"):  # not where it is of one x only
+        if hasattr(estimator, "sample_batched"):  # amortized posteriors
             errors |= calibration(estimator, *self.simulate_high(200, seed=10_000))
         return errors
 
@@ -133,29 +133,29 @@ def sample_density(
     size: int,
     seed: int = 0,
 ) -> Tensor:
-    """Samples of a density in a box of a few dimensions, known up to a constant.
+    """Samples of an unnormalized density in a box of a few dimensions.
 
-    A grid over the box finds where the mass lies, a second one covers that part. Cells
-    of the second are drawn by the density at their centres, points in them evenly;
-    twenty points a sample are weighted by the density relative to that of the centre,
-    and the samples drawn from these by weight, so no grid is left to see.
+    A grid over the box finds the region of the mass, which a second grid covers. Cells
+    of the second are drawn by the density at their centers, and points within a cell
+    uniformly. Twenty points per sample are weighted by the density relative to the
+    center, and samples are drawn by weight, so that they do not lie on a grid.
 
     Args:
-        log_density: Function of points, shape `(n, d)`, that returns shape `(n,)`.
+        log_density: Log density of points of shape `(n, d)`, shape `(n,)`.
         low: Lower corner of the box, shape `(d,)`.
         high: Upper corner, shape `(d,)`.
         num_samples: Samples to draw.
-        size: Cells along each axis, in each of the two grids.
+        size: Cells along each axis of both grids.
         seed: Seed of the draws.
 
     Returns:
         Samples, float32, shape `(num_samples, d)`.
 
     Raises:
-        ValueError: If the weights are so uneven that the grid must be finer.
+        ValueError: If the effective sample size of the weights is too small.
     """
     low, high = low.double(), high.double()
-    corner, centres, weights = low, *_grid(log_density, low, high, size)
+    corner, centers, weights = low, *_grid(log_density, low, high, size)
     for axis, width in enumerate((high - low) / size):
         others = [a for a in range(len(low)) if a != axis]
         marginal = weights.sum(dim=others) if others else weights
@@ -164,18 +164,18 @@ def sample_density(
         edges = corner[axis] + width * torch.stack((first, last)).clamp(0, size)
         low = torch.where(torch.arange(len(low)) == axis, edges[0], low)
         high = torch.where(torch.arange(len(low)) == axis, edges[1], high)
-    centres, weights = _grid(log_density, low, high, size)
+    centers, weights = _grid(log_density, low, high, size)
     with seeded(seed):
         cells = torch.multinomial(weights.flatten(), 20 * num_samples, True)
         offsets = torch.rand(len(cells), len(low), dtype=torch.float64) - 0.5
-        points = centres[cells] + offsets * (high - low) / size
-        ratios = log_density(points) - log_density(centres[cells])
+        points = centers[cells] + offsets * (high - low) / size
+        ratios = log_density(points) - log_density(centers[cells])
         weights = torch.softmax(ratios, dim=0)
         effective = 1 / weights.square().sum()
         if effective < 5 * num_samples:
             raise ValueError(
-                f"size={size} is too coarse: {len(cells)} points count as "
-                f"{effective:.0f} only. Raise size."
+                f"size={size} is too coarse: {len(cells)} points have an effective "
+                f"sample size of {effective:.0f}. Raise size."
             )
         return points[torch.multinomial(weights, num_samples)].float()
 
@@ -185,11 +185,11 @@ def _grid(
 ) -> tuple[Tensor, Tensor]:
     steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     axes = [a + (b - a) * steps for a, b in zip(low, high)]
-    centres = torch.cartesian_prod(*axes).reshape(-1, len(axes))
-    weights = torch.softmax(log_density(centres), dim=0)
-    return centres, weights.reshape([size] * len(axes))
+    centers = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    weights = torch.softmax(log_density(centers), dim=0)
+    return centers, weights.reshape([size] * len(axes))
 
 
 def _squared_mmd(samples: Tensor, exact: Tensor) -> float:
-    # double precision: a difference of sums close to each other, and sbi takes its root
+    # in double precision, as it is a small difference of sums
     return biased_mmd(samples.double(), exact.double()).square().item()

@@ -1,4 +1,4 @@
-"""What the methods of the benchmark are, and what they return."""
+"""The interface of methods: simulations of a task in, a `Fit` out."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from sbi.inference import DirectPosterior, EnsemblePosterior
 from torch import Tensor
 
 from sbi_multilevel import MultilevelSimulations
-from sbi_multilevel_benchmarks.tasks import BenchmarkTask, PosteriorTask
+from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a method returns.
+    """Result of a method.
 
     Args:
-        evaluated: What the task's `evaluate` is given: a posterior for a `PosteriorTask`,
-            a density estimator for the others.
-        trained_on: The x of the highest level it saw, shape `(n, *x_shape)`.
-        num_epochs: Epochs trained, in all stages; the mean over members.
-        seconds_before: Seconds of its training that an earlier run has spent.
-        runs: Runs of the simulator of each level that it took; where each observation
-            has simulations of its own, those for one. `None` for all simulations it
-            was given, both sides of pairs.
+        evaluated: Argument of the task's `evaluate`: a posterior for a `PosteriorTask`,
+            a density estimator for other tasks; see `evaluated`.
+        trained_on: The x of the highest level used in training, shape `(n, *x_shape)`.
+        num_epochs: Epochs of all stages; the mean over the members of an ensemble.
+        seconds_before: Seconds of training that an earlier run has spent.
+        runs: Runs of the simulator of each level; where each observation has
+            simulations of its own, the runs for one observation. `None` for all
+            simulations of the task, both sides of pairs.
     """
 
     evaluated: Any
@@ -41,31 +42,25 @@ Method = Callable[[BenchmarkTask, MultilevelSimulations, int], Fit]
 
 
 def runs_of(simulations: MultilevelSimulations) -> tuple[int, ...]:
-    """Runs of the simulator of each level behind all rows: a pair is one of each."""
-    rows = [len(level) for level in simulations]
+    """Runs of the simulator of each level: a pair is a run of each of two levels."""
+    counts = [len(level) for level in simulations]
     pairs = [len(level) * level.is_paired for level in simulations]
-    return tuple(n + above for n, above in zip(rows, (*pairs[1:], 0)))
+    return tuple(n + above for n, above in zip(counts, (*pairs[1:], 0)))
 
 
-def only(level: int, num_runs: int, task: BenchmarkTask) -> tuple[int, ...]:
-    """Runs of the simulator of each level, if they are of one only.
-
-    Args:
-        level: The level; -1 for the highest.
-        num_runs: Its runs.
-        task: The task, which says how many levels there are.
-    """
+def runs_at(level: int, num_runs: int, task: BenchmarkTask) -> tuple[int, ...]:
+    """Runs of the simulator of each level, where one level is simulated only."""
     runs = [0] * len(task.num_simulations)
     runs[level] = num_runs
     return tuple(runs)
 
 
 def evaluated(task: BenchmarkTask, estimators: Sequence[Any]) -> Any:
-    """What the task's `evaluate` takes, of one estimator or the members of an ensemble.
+    """The argument of the task's `evaluate`, from an estimator or several.
 
     Args:
         task: The task.
-        estimators: Trained density estimators.
+        estimators: Trained density estimators; several are mixed with equal weights.
     """
     estimators = [estimator.eval() for estimator in estimators]
     if not isinstance(task, PosteriorTask):
@@ -76,17 +71,17 @@ def evaluated(task: BenchmarkTask, estimators: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Density estimators as one, with equal weights."""
+    """Mixture of density estimators with equal weights."""
 
     members: tuple[Any, ...]
 
     def log_prob(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Log density; shapes as of the members."""
+        """Log density; shapes are those of the members."""
         values = torch.stack([m.log_prob(input, condition) for m in self.members])
         return torch.logsumexp(values, dim=0) - math.log(len(self.members))
 
     def sample(self, sample_shape: tuple[int, ...], condition: Tensor) -> Tensor:
-        """Samples; shapes as of the members."""
+        """Samples; shapes are those of the members."""
         (n,) = sample_shape
         drawn = torch.stack([m.sample((n,), condition) for m in self.members])
         return drawn[torch.randint(len(self.members), (n,)), torch.arange(n)]

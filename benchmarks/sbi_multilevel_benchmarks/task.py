@@ -1,4 +1,4 @@
-"""What a benchmark task is."""
+"""The base class of benchmark tasks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.simulation import simulate_multilevel
+from sbi_multilevel import MultilevelSimulations, simulate_multilevel
 
 
 class BenchmarkTask(ABC):
-    """Simulators of several levels, a prior, a network, and how errors are measured.
+    """Simulators of several levels, a prior, a network, and metrics.
 
     Attributes:
         name: Name on the command line.
         family: Whether the task learns likelihoods (`"nle"`) or posteriors (`"npe"`).
         metric: Name of the main metric; lower is better.
-        num_simulations: Default rows of each level.
+        num_simulations: Default number of simulations of each level.
         paper_epochs: Full-batch epochs of the reference code.
-        oracle_size: High-fidelity rows of the plain training that serves as oracle.
+        oracle_size: High-fidelity simulations that the oracle is trained on.
+        prior: Prior over theta.
+        simulators: Function of theta and noise of each level, lowest fidelity first.
+        costs: Cost of a run of each simulator, in any unit.
     """
 
     name: str
@@ -38,37 +40,38 @@ class BenchmarkTask(ABC):
     @staticmethod
     @abstractmethod
     def noise(n: int, generator: Any) -> Any:
-        """Draw the noise of rows.
+        """Draw the noise of n simulations, which the levels share.
 
         Args:
-            n: How many rows.
-            generator: Where its randomness comes from, a `torch.Generator`.
+            n: Number of simulations.
+            generator: A `torch.Generator`, the source of randomness.
         """
 
     @abstractmethod
     def build_network(self) -> Callable:
-        """The builder of the density estimator, that of the reference code."""
+        """The builder of the density estimator, as in the reference code."""
 
     @abstractmethod
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict[str, list[float]]:
-        """Errors of a trained estimator at each test point.
+        """Metrics of a trained estimator at each test point.
 
         Args:
             estimator: Density estimator in evaluation mode.
-            trained_on: The x of the highest level it was trained on; where test points
-                come from the same finite set of rows, these are left out.
+            trained_on: The x of the highest level that it was trained on, shape
+                `(n, *x_shape)`; excluded from the test points where both come from one
+                finite data set.
 
         Returns:
-            Values at the test points of each metric, the main one first.
+            Values at the test points by metric, the main one first.
         """
 
     def simulate(
         self, num_simulations: tuple[int, ...], seed: int
     ) -> MultilevelSimulations:
-        """Rows of all levels, the same for every method.
+        """Simulations of all levels, the same for every method.
 
         Args:
-            num_simulations: Rows of each level.
+            num_simulations: Number of simulations of each level.
             seed: Root seed.
         """
         return simulate_multilevel(
@@ -82,10 +85,10 @@ class BenchmarkTask(ABC):
         )
 
     def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Theta and x of the highest level alone, other rows than `simulate` gives.
+        """Theta and x of the highest level alone, independent of `simulate`.
 
         Args:
-            num_simulations: How many rows.
+            num_simulations: Number of simulations.
             seed: Root seed.
         """
         simulations = simulate_multilevel(

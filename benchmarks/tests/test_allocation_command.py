@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sbi_multilevel.allocation.optimal import row_costs
+from sbi_multilevel.allocation.optimal import simulation_costs
 from sbi_multilevel_benchmarks import __main__ as command_line
 from sbi_multilevel_benchmarks import allocation
 from sbi_multilevel_benchmarks.allocation import (
@@ -22,7 +22,7 @@ from sbi_multilevel_benchmarks.tasks import get_task
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_rules_spend_the_budget_and_no_more(name):
     task, budget = get_task(name), SETTINGS[name].budget
-    unit = np.array(row_costs(task.costs))
+    unit = np.array(simulation_costs(task.costs))
     rows = {rule: np.array(RULES[rule](task, budget)) for rule in RULES}
     for counts in rows.values():
         assert budget - unit.sum() < unit @ counts <= budget
