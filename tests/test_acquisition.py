@@ -1,4 +1,4 @@
-"""Disagreement, and the weights that undo what acquisition does to a sample."""
+"""Disagreement of members, and importance weights of active points."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from sbi_multilevel.methods.sequential.acquisition import (
 from tests.test_mftsnpe import make, simulate
 
 
-def test_disagreement_by_hand():
+def test_disagreement_is_the_variance_over_members():
     log_probs = torch.log(torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0]]))
     density = disagreement(log_probs, "density")
     assert torch.allclose(density, torch.tensor([2.0, 0.0, 0.0]) / 9)  # scaled by max
@@ -22,7 +22,7 @@ def test_disagreement_by_hand():
     assert torch.equal(disagreement(nowhere, "density"), torch.zeros(3))
 
 
-def test_the_order_does_not_depend_on_the_scale():
+def test_the_order_of_scores_does_not_depend_on_the_scale():
     log_probs = torch.randn(5, 50)
     order = disagreement(log_probs, "density").argsort()
     assert torch.equal(order, disagreement(log_probs - 200, "density").argsort())
@@ -35,8 +35,8 @@ EQUAL = torch.zeros_like
 
 @pytest.mark.parametrize("score", (SMOOTH, STEPS, EQUAL), ids=("all", "some", "none"))
 @pytest.mark.parametrize("active", (4, 40))
-def test_weighted_rows_have_the_moments_of_the_truncated_prior(active, score):
-    """Prior U(0, 1), region (0.2, 0.7), scores that differ or tie: exact truth."""
+def test_weighted_simulations_have_the_moments_of_the_truncated_prior(active, score):
+    """Prior U(0, 1), region (0.2, 0.7), scores that differ or tie: known moments."""
     torch.manual_seed(0)
     pool_size, n, rounds = 400, 100, 2_000
     low, high = 0.2, 0.7
@@ -64,18 +64,18 @@ def test_weighted_rows_have_the_moments_of_the_truncated_prior(active, score):
         assert values.mean(0)[2] - truth[1] > 0.015
 
 
-def test_corrected_rounds():
+def test_corrected_simulations_must_have_been_proposed():
     options = {"num_members": 2, "acquisition": Acquisition(correct=True, pool_size=50)}
     inference: MFTSNPE = make(**options)
     theta = inference.propose(20)
     inference.append_simulations(theta, simulate(theta)).train()
     theta = inference.propose(20)
-    with pytest.raises(ValueError, match="was not proposed in this round"):
+    with pytest.raises(ValueError, match="not proposed in this round"):
         inference.append_simulations(theta + 0.01, simulate(theta))
     inference.append_simulations(theta.flip(0)[:15], simulate(theta)[:15])
-    rows = inference._rows[-1]
-    assert rows.weights is not None and len(rows) <= 15
-    assert rows.weights.max() <= 1 / 0.8 + 1e-5 and rows.weights.min() > 0
+    last = inference._state.simulations[-1]
+    assert last.weights is not None and len(last) <= 15
+    assert last.weights.max() <= 1 / 0.8 + 1e-5 and last.weights.min() > 0
     inference.train()
     with pytest.raises(ValueError, match="propose"):
         inference.append_simulations(theta, simulate(theta))

@@ -19,7 +19,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
 )
 from sbi_multilevel.training.repeats import count_repeats
-from tests.test_hybrid import BRIEF, make, rows, trained
+from tests.test_hybrid import BRIEF, make, simulated, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 
@@ -34,7 +34,7 @@ def same_weights(first, second):
 
 @pytest.mark.parametrize("cls", (HybridNPE, HybridNLE))
 def test_a_second_training_is_that_of_a_new_trainer_with_all_simulations(cls):
-    more, plain = rows(50, 9, seed=1), rows(50, 5, seed=2)[1]
+    more, plain = simulated(50, 9, seed=1), simulated(50, 5, seed=2)[1]
     inference = trained(cls)
     fresh = make(cls)
     for each in (inference, fresh):
@@ -58,7 +58,7 @@ def test_resuming_is_refused_with_a_remedy_that_works():
 def test_draws_from_a_proposal_are_not_taken_for_draws_from_the_prior():
     inference = trained()
     proposal = inference.build_posterior().set_default_x(torch.zeros(2))
-    more = rows()[1]
+    more = simulated()[1]
     inference.append_simulations(more.theta + 1e-3, more.x, proposal=proposal)
     with pytest.raises((ValueError, AssertionError)):
         inference.train(**BRIEF)
@@ -79,7 +79,7 @@ def test_other_methods_ask_as_sbi_does():
 def test_a_trainer_from_a_pickle_names_why_it_cannot_train(cls):
     inference = make(cls, config=None)
     copy = pickle.loads(pickle.dumps(inference))
-    copy.append_multilevel_simulations(rows(seed=1))
+    copy.append_multilevel_simulations(simulated(seed=1))
     with pytest.raises(ValueError, match=rf"pickle.*new trainer, `{cls.__name__}\("):
         copy.train(**BRIEF)
     assert copy.multilevel_simulations.num_simulations == (400, 40)
@@ -94,14 +94,14 @@ def test_repeated_simulations_are_reported(cls):
     with pytest.warns(
         UserWarning, match="200 of 200 simulations of level 0, 20 of 20 simulations"
     ):
-        inference.append_multilevel_simulations(rows())
-    high = rows()[1]
+        inference.append_multilevel_simulations(simulated())
+    high = simulated()[1]
     with pytest.warns(UserWarning, match="20 of 20 simulations of level 1 .*`seed=`"):
         inference.append_simulations(high.theta, high.x)
-    low = rows(seed=3)[0]
+    low = simulated(seed=3)[0]
     theta, x = (
         torch.cat((a[:7], b))
-        for a, b in zip((rows()[0].theta, rows()[0].x), (low.theta, low.x))
+        for a, b in zip((simulated()[0].theta, simulated()[0].x), (low.theta, low.x))
     )
     with pytest.warns(UserWarning, match="7 of 207 simulations of level 0"):
         inference.append_multilevel_simulations(theta, x, level=0)
@@ -110,10 +110,10 @@ def test_repeated_simulations_are_reported(cls):
 @pytest.mark.parametrize("cls", (MFNPE, MFNLE))
 def test_new_simulations_and_replicates_of_theta_are_silent(cls):
     inference = make(cls)
-    low, high = rows()
+    low, high = simulated()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inference.append_multilevel_simulations(rows(seed=1))
+        inference.append_multilevel_simulations(simulated(seed=1))
         inference.append_multilevel_simulations(low.theta, low.x + 1, level=0)
         inference.append_simulations(high.theta, high.x + 1)
         # simulations of another level are no repeats
@@ -141,13 +141,13 @@ def test_repeats_are_counted_as_python_would(new, known):
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
 def test_a_list_of_levels_is_named_as_what_it_is(cls):
     inference = make(cls)
-    parts = [(level.theta, level.x) for level in rows()]
+    parts = [(level.theta, level.x) for level in simulated()]
     with pytest.raises(
         ValueError, match="theta is a list of 2 elements.*simulate_mult"
     ):
         inference.append_multilevel_simulations(parts)
     with pytest.raises(ValueError, match="theta is a Tensor, x is None and level is 1"):
-        inference.append_multilevel_simulations(rows()[1].theta, level=1)
+        inference.append_multilevel_simulations(simulated()[1].theta, level=1)
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
@@ -162,7 +162,7 @@ def test_a_list_of_levels_is_named_as_what_it_is(cls):
 def test_simulations_that_do_not_fit_the_levels_are_refused_at_once(
     cls, theta, x, named
 ):
-    inference = make(cls, simulations=MultilevelSimulations(tuple(rows())))
+    inference = make(cls, simulations=MultilevelSimulations(tuple(simulated())))
     inference._appended.low_fidelity.add(1)
     with pytest.raises(ValueError, match=named):
         inference.append_simulations(theta, x)
@@ -172,7 +172,7 @@ def test_simulations_that_do_not_fit_the_levels_are_refused_at_once(
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
 def test_simulations_alone_are_taken_as_sbi_takes_them(cls):
     inference = cls(show_progress_bars=False)
-    level = rows()[1]
+    level = simulated()[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):

@@ -99,14 +99,14 @@ def path(tmp_path):
 
 
 @every_file
-def test_sound_files_are_read(kind, sound, path):
+def test_valid_files_are_read(kind, sound, path):
     path.write_bytes(sound[kind])
     FILES[kind][1](path)
 
 
 @every_file
 @pytest.mark.parametrize("which", range(8))
-def test_something_else_is_refused_by_name_and_left_as_it_is(kind, which, path):
+def test_other_files_raise_with_their_name_and_are_not_changed(kind, which, path):
     content = strange(path.with_name("code_ran"))[which]
     if kind in ("journal", "records") and not content:
         return  # a journal without records
@@ -118,7 +118,7 @@ def test_something_else_is_refused_by_name_and_left_as_it_is(kind, which, path):
 
 @every_file
 @pytest.mark.parametrize("seed", range(20))
-def test_damaged_files_are_read_or_refused(kind, seed, sound, path):
+def test_damaged_files_are_read_or_raise(kind, seed, sound, path):
     """Never an error of a library; where a checksum is missing, other numbers."""
     path.write_bytes(damaged(sound[kind], seed))
     try:
@@ -128,7 +128,7 @@ def test_damaged_files_are_read_or_refused(kind, seed, sound, path):
 
 
 @pytest.mark.parametrize("kind", ("simulations", "state", "weights"))
-def test_a_file_that_is_not_there_is_an_error_of_the_disk(kind, path):
+def test_a_missing_file_raises_file_not_found(kind, path):
     with pytest.raises(FileNotFoundError, match="foreign.file"):
         FILES[kind][1](path)
 
@@ -168,7 +168,7 @@ def objects(arrays):
         (array("costs", [1.0]), "costs must hold one number >= 0"),
     ],
 )
-def test_archives_with_other_arrays_are_refused(change, named, sound, path):
+def test_archives_with_other_arrays_raise(change, named, sound, path):
     path.write_bytes(sound["simulations"])
     arrays = change(dict(np.load(path)))
     with path.open("wb") as file:
@@ -178,7 +178,7 @@ def test_archives_with_other_arrays_are_refused(change, named, sound, path):
     assert not path.with_name("code_ran").exists()
 
 
-def test_an_absurd_size_is_not_allocated(sound, path):
+def test_an_array_that_is_too_large_is_not_allocated(sound, path):
     header = {"descr": "<f4", "fortran_order": False, "shape": (10**15, 3)}
     path.write_bytes(sound["simulations"])
     arrays = dict(np.load(path))
@@ -199,7 +199,7 @@ def test_numbers_of_the_other_byte_order_are_read(sound, path):
     assert torch.equal(MultilevelSimulations.load(path)[0].x, rows(0).x)
 
 
-def test_arrays_of_a_task_are_named(sound, path):
+def test_missing_arrays_of_a_task_raise_with_their_name(sound, path):
     for kind, names in (
         ("spectra", ("theta", "x_low", "theta_names")),
         ("published", ("x_o", "posterior_samples")),
@@ -224,7 +224,7 @@ def test_arrays_of_a_task_are_named(sound, path):
         (array("below_2_0", ["a"]), "must hold numbers"),
     ],
 )
-def test_runs_beside_a_pilot_that_are_none_are_refused(change, named, tmp_path):
+def test_invalid_extra_runs_of_a_pilot_raise(change, named, tmp_path):
     pytest.importorskip("zarr")
     store, file = tmp_path / "run.zarr", tmp_path / "run.zarr.pilot.npz"
     source = Source(SIMULATORS, prior(), noise, store=store, show_progress_bars=False)
@@ -268,17 +268,17 @@ def first_row(**changes):
         (at("summary", "num_active", value=["a"]), "summary has num_active"),
         (at("low_weights", value=torch.ones(7)), r"low_weights have the shape \(7,\)"),
         (at("low_sums", value=(1.0, "a")), "low_sums are"),
-        (first_row(theta=torch.zeros(20, 3)), r"theta has shape \(3,\) a row"),
+        (first_row(theta=torch.zeros(20, 3)), r"theta has shape \(3,\) per"),
         (first_row(x=torch.zeros(20, 5)), "x has shape"),
         (first_row(x=torch.zeros(9, 2)), "differ in length"),
         (first_row(x=torch.zeros(20, 2).double()), "x of level 1 must be a float32"),
-        (first_row(level=2), "rows of level 2, not 1"),
+        (first_row(level=2), "simulations of level 2, not 1"),
         (first_row(more=1), "more"),
-        (at("pending", "theta", value=torch.zeros(3, 5)), r"shape \(5,\) a row"),
+        (at("pending", "theta", value=torch.zeros(3, 5)), r"shape \(5,\) per"),
         (at("pending", "weights", value=torch.zeros(9)), "differ in length"),
-        (at("pending", "active", value=torch.zeros(3)), "active does not say"),
+        (at("pending", "active", value=torch.zeros(3)), "active is not a boolean"),
         (at("pending", "acceptance", value="a"), "acceptance is no number"),
-        (at("pending", "outputs", value={7: (torch.zeros(2),)}), "of other rows"),
+        (at("pending", "outputs", value={7: (torch.zeros(2),)}), "not proposed"),
         (
             at("pending", "outputs", value={0: (torch.zeros(2),), 1: ()}),
             "outputs differ in shape",
@@ -286,7 +286,7 @@ def first_row(**changes):
         (at("pending", "failures", value={0: 7}), "failures are no text"),
     ],
 )
-def test_states_with_other_content_are_refused(change, named, sound, path):
+def test_states_with_other_content_raise(change, named, sound, path):
     path.write_bytes(sound["state"])
     torch.save(change(torch.load(path, weights_only=True)), path)
     inference = make()
@@ -298,7 +298,7 @@ def test_states_with_other_content_are_refused(change, named, sound, path):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_odd_states_are_read_or_refused(seed, sound, path):
+def test_random_states_are_read_or_raise(seed, sound, path):
     path.write_bytes(sound["state"])
     torch.save(odd_value(torch.load(path, weights_only=True), seed), path)
     try:
@@ -319,7 +319,7 @@ def test_odd_states_are_read_or_refused(seed, sound, path):
         (lambda weights: {**weights, "more": Touch("code_ran")}, "more than tensors"),
     ],
 )
-def test_weights_with_other_content_are_refused(change, named, sound, path):
+def test_weights_with_other_content_raise(change, named, sound, path):
     path.write_bytes(sound["weights"])
     torch.save(change(torch.load(path, weights_only=True)), path)
     with pytest.raises(ValueError, match=f"{named}(?s:.*)(Pass|Pre-train)"):
@@ -345,7 +345,7 @@ def test_weights_with_other_content_are_refused(change, named, sound, path):
         ({"error": 1, "metrics": 1}, "its error is 1"),
     ],
 )
-def test_records_that_are_none_are_refused_by_line(record, named, path):
+def test_invalid_records_raise_with_their_line(record, named, path):
     good = _record("high", 0, 1.0)
     lines = (json.dumps(line) for line in (good, {**good, **record}, good))
     path.write_text("\n".join(lines))
@@ -355,7 +355,7 @@ def test_records_that_are_none_are_refused_by_line(record, named, path):
 
 
 @pytest.mark.parametrize("content", ("my notes", '{"a": 1}\nmy notes', "1"))
-def test_a_journal_cuts_nothing_off_a_file_of_another_kind(content, path):
+def test_a_journal_does_not_change_a_file_of_another_kind(content, path):
     path.write_text(content)
     with pytest.raises(ValueError, match="is no record"):
         Journal(path)
@@ -373,7 +373,7 @@ def test_a_journal_cuts_nothing_off_a_file_of_another_kind(content, path):
         7,
     ],
 )
-def test_steps_of_a_budget_that_are_none_are_refused(steps, path):
+def test_invalid_steps_of_a_budget_raise(steps, path):
     path.write_text(json.dumps({"key": KEY, "steps": steps}))
     with pytest.raises(ValueError, match="foreign.file.*Delete the file"):
         SpendingLog(path, KEY)

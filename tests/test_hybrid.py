@@ -1,4 +1,4 @@
-"""The recipe `HybridConfig`: what goes into its members, and what comes out."""
+"""Hybrid methods: what members are trained on, and what the mixture is."""
 
 import joblib
 import numpy as np
@@ -9,11 +9,9 @@ from sbi.neural_nets.embedding_nets import CNNEmbedding
 from sbi.utils import BoxUniform, process_prior
 
 from sbi_multilevel import (
-    MFNLE,
-    MFNPE,
-    MLNLE,
-    MLNPE,
     HybridConfig,
+    HybridNLE,
+    HybridNPE,
     LevelSimulations,
     MultilevelSimulations,
     Truncation,
@@ -22,7 +20,7 @@ from sbi_multilevel import (
 from sbi_multilevel.data.constant_features import fill_constant
 from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.estimators.mixture import MixtureEstimator
-from sbi_multilevel.methods.hybrid import team as team_module
+from sbi_multilevel.methods.hybrid import members as members_module
 from sbi_multilevel.methods.hybrid.pool import LevelStep
 from tests import linear_gaussian
 
@@ -31,8 +29,8 @@ QUICK = HybridConfig(num_members=2)
 BRIEF = {"max_num_epochs": 2}
 
 
-def rows(n_low=200, n_high=20, paired=True, seed=0, useless=False):
-    """x of level 1 is that of level 0, shifted and turned round theta."""
+def simulated(n_low=200, n_high=20, paired=True, seed=0, useless=False):
+    """x of level 1 is affine in x of level 0 and theta."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n, *shape):
@@ -51,14 +49,14 @@ def rows(n_low=200, n_high=20, paired=True, seed=0, useless=False):
     return MultilevelSimulations(tuple(levels))
 
 
-def make(cls=MLNPE, simulations=None, config=QUICK, density_estimator="mdn"):
+def make(cls=HybridNPE, simulations=None, config=QUICK, density_estimator="mdn"):
     trainer = cls(
         PRIOR,
         density_estimator=density_estimator,
         config=config,
         show_progress_bars=False,
     )
-    return trainer.append_multilevel_simulations(simulations or rows())
+    return trainer.append_multilevel_simulations(simulations or simulated())
 
 
 def trained(*args, seed=0, options=BRIEF, **kwargs):
@@ -68,10 +66,10 @@ def trained(*args, seed=0, options=BRIEF, **kwargs):
     return trainer
 
 
-@pytest.mark.parametrize("cls", [MLNPE, MLNLE, MFNPE, MFNLE])
+@pytest.mark.parametrize("cls", [HybridNPE, HybridNLE])
 @pytest.mark.parametrize("paired", [True, False])
-def test_every_trainer_ends_with_one_mixture(cls, paired):
-    inference = trained(cls, rows(paired=paired))
+def test_training_returns_one_mixture(cls, paired):
+    inference = trained(cls, simulated(paired=paired))
     assert isinstance(inference._neural_net, MixtureEstimator)
     names = ["with lower levels", "high fidelity alone"]
     names += ["prior"] * (inference._target == "theta")
@@ -82,39 +80,40 @@ def test_every_trainer_ends_with_one_mixture(cls, paired):
     assert log_prob.shape == (3,) and log_prob.isfinite().all()
 
 
-def test_three_levels_are_moved_step_by_step():
-    inference = MLNPE(
+def test_three_levels_are_mapped_step_by_step():
+    inference = HybridNPE(
         linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations())
     inference.train(**BRIEF)
     assert len(inference.hybrid_summary.level_maps) == 2
     printed = str(inference.hybrid_summary)
     assert (
-        "level 0 moved to level 1 by" in printed and "40 high-fidelity rows" in printed
+        "level 0 mapped to level 1 by" in printed
+        and "40 high-fidelity simulations" in printed
     )
 
 
-def test_members_learn_from_the_pool_of_all_lower_levels(monkeypatch):
+def test_members_are_trained_on_the_pool_of_all_lower_levels(monkeypatch):
     seen = []
-    original = team_module.train_members
+    original = members_module.train_members
 
     def spy(trainers, *args):
         seen.append([t.multilevel_simulations.num_simulations for t in trainers])
         return original(trainers, *args)
 
-    monkeypatch.setattr(team_module, "train_members", spy)
-    inference = MLNPE(
+    monkeypatch.setattr(members_module, "train_members", spy)
+    inference = HybridNPE(
         linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
     inference.train(**BRIEF)
-    # the starts; members with the pool (high rows are kept apart); on half; alone
+    # starts; members (high fidelity is another level); on half; alone
     pooled = [(460,), (460,)]
     assert seen == [pooled, pooled, [(10,), (10,)], [(20,), (20,)]]
 
 
-def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
-    train, move = team_module.train_members, LevelStep.move
-    teams, trained_on, mapped = [], [], []
+def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypatch):
+    train, map_low = members_module.train_members, LevelStep.map_low
+    seen_trainers, trained_on, mapped = [], [], []
 
     def spy_on_training(trainers, folds, *args):
         members = train(trainers, folds, *args)
@@ -123,24 +122,24 @@ def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
 
     def spy_on_maps(self, high, folds, unseen):
         mapped.append(torch.as_tensor(high.theta).float())
-        return move(self, high, folds, unseen)
+        return map_low(self, high, folds, unseen)
 
-    def keep(self, step, original=team_module.MemberTrainer.pooled):
-        teams.append(self)
+    def keep(self, step, original=members_module.MemberTrainer.pooled):
+        seen_trainers.append(self)
         return original(self, step)
 
-    monkeypatch.setattr(team_module, "train_members", spy_on_training)
-    monkeypatch.setattr(LevelStep, "move", spy_on_maps)
-    monkeypatch.setattr(team_module.MemberTrainer, "pooled", keep)
-    simulations = rows(paired=False)
+    monkeypatch.setattr(members_module, "train_members", spy_on_training)
+    monkeypatch.setattr(LevelStep, "map_low", spy_on_maps)
+    monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
+    simulations = simulated(paired=False)
     make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)
 
-    theta, folds = simulations[1].theta, teams[0].folds
+    theta, folds = simulations[1].theta, seen_trainers[0].folds
     assert sorted(np.concatenate(folds)) == list(range(20))
     starts, members = mapped[:2], mapped[2:]
     for index, fold in enumerate(folds):
         others = len(theta) - len(fold)
-        # its map, the map of the rows its start was trained on, itself, and alone
+        # its map, the map of its start, the member, and the network alone
         assert len(members[index]) == others
         for seen in (members[index], starts[index % 2]):
             assert not torch.isin(theta[fold], seen).any()
@@ -149,15 +148,15 @@ def test_a_member_is_weighed_by_rows_it_never_saw(monkeypatch):
 
 
 def nested():
-    """Rows of level 1 at parameters of level 0 and their noise; three rows a theta."""
-    low, high = rows(n_high=20)
+    """Level 1 at parameters and noise of level 0; three simulations per theta."""
+    low, high = simulated(n_high=20)
     theta = low.theta[:10].repeat(3, 1)
     x = torch.cat((high.x[:10], high.x[10:], high.x[:10] + 0.1))
     return MultilevelSimulations((low, LevelSimulations(1, theta, x)))
 
 
-def test_neither_twins_nor_repeats_of_a_held_out_row_are_learned_from(monkeypatch):
-    train, trained_on, teams = team_module.train_members, [], []
+def test_simulations_at_held_out_parameters_are_not_trained_on(monkeypatch):
+    train, trained_on, seen_trainers = members_module.train_members, [], []
 
     def spy(trainers, folds, *args):
         trained_on.append([
@@ -166,38 +165,38 @@ def test_neither_twins_nor_repeats_of_a_held_out_row_are_learned_from(monkeypatc
         ])
         return train(trainers, folds, *args)
 
-    def keep(self, step, original=team_module.MemberTrainer.pooled):
-        teams.append(self)
+    def keep(self, step, original=members_module.MemberTrainer.pooled):
+        seen_trainers.append(self)
         return original(self, step)
 
-    monkeypatch.setattr(team_module, "train_members", spy)
-    monkeypatch.setattr(team_module.MemberTrainer, "pooled", keep)
+    monkeypatch.setattr(members_module, "train_members", spy)
+    monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
     simulations = nested()
     make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)
     starts, pooled, _, alone = trained_on
-    for index, fold in enumerate(teams[0].folds):
+    for index, fold in enumerate(seen_trainers[0].folds):
         held_out = simulations[1].theta[fold]
         assert len(pooled[index]) == 200 - len(held_out.unique())
         for seen in (starts[index % 2], pooled[index], alone[index]):
             assert not torch.isin(held_out, seen).any()
 
 
-def with_feature(simulations, cheap):
-    """One more feature: standard normal in dear rows, of cheap ones as passed."""
+def with_feature(simulations, values):
+    """One more feature: standard normal at level 1, given values at level 0."""
     low, high = simulations
     noise = torch.randn(len(high), 1, generator=torch.Generator().manual_seed(1))
-    of_cheap = torch.cat((low.x, cheap[: len(low)]), dim=1)
-    of_pairs = torch.cat((high.x_coarse, cheap[len(low) :]), dim=1)
+    of_low = torch.cat((low.x, values[: len(low)]), dim=1)
+    of_pairs = torch.cat((high.x_coarse, values[len(low) :]), dim=1)
     x = torch.cat((high.x, noise), dim=1)
     return MultilevelSimulations((
-        LevelSimulations(0, low.theta, of_cheap),
+        LevelSimulations(0, low.theta, of_low),
         LevelSimulations(1, high.theta, x, of_pairs),
     ))
 
 
-@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-def test_a_feature_that_cheap_rows_keep_constant_costs_what_noise_costs(cls):
-    simulations = rows(n_low=500, n_high=60)
+@pytest.mark.parametrize("cls", (HybridNPE, HybridNLE))
+def test_a_feature_constant_at_level_0_is_as_good_as_noise(cls):
+    simulations = simulated(n_low=500, n_high=60)
     noise = torch.randn(560, 1, generator=torch.Generator().manual_seed(2))
     options = {"learning_rate": 2e-3}
     with pytest.warns(UserWarning, match="Features 2 of x are constant at level 0, "):
@@ -212,10 +211,10 @@ def test_a_feature_that_cheap_rows_keep_constant_costs_what_noise_costs(cls):
     assert score > reference - 0.6
 
 
-def test_rows_without_constant_features_are_left_as_they_are():
-    simulations = rows()
+def test_simulations_without_constant_features_are_unchanged():
+    simulations = simulated()
     assert fill_constant(simulations, "theta", 0) is simulations
-    # constant everywhere: nothing to put right
+    # constant at both levels
     low, high = simulations
     same = MultilevelSimulations((
         LevelSimulations(0, low.theta, torch.cat((low.x, torch.ones(200, 1)), 1)),
@@ -224,23 +223,23 @@ def test_rows_without_constant_features_are_left_as_they_are():
     assert fill_constant(same, "theta", 0) is same
 
 
-def test_settings_of_the_optimiser_reach_all_networks(monkeypatch):
-    configs, original = [], team_module.MemberTrainer._member
+def test_all_networks_have_the_settings_of_the_optimizer(monkeypatch):
+    configs, original = [], members_module.MemberTrainer._member
 
     def spy(self, config):
         configs.append(config)
         return original(self, config)
 
-    monkeypatch.setattr(team_module.MemberTrainer, "_member", spy)
+    monkeypatch.setattr(members_module.MemberTrainer, "_member", spy)
     trained(config=HybridConfig(num_members=2, betas=(0.5, 0.9), weight_decay=0.1))
     assert len(configs) == 8
     assert {(each.betas, each.weight_decay) for each in configs} == {((0.5, 0.9), 0.1)}
     assert sorted(each.rehearsal > 0 for each in configs) == [False] * 6 + [True] * 2
 
 
-def test_too_few_rows_for_the_members_are_told_before_any_is_trained(monkeypatch):
-    monkeypatch.setattr(team_module, "train_members", None)
-    few = rows(n_high=6, paired=False)
+def test_too_few_simulations_for_members_are_an_error_before_training(monkeypatch):
+    monkeypatch.setattr(members_module, "train_members", None)
+    few = simulated(n_high=6, paired=False)
     with pytest.raises(ValueError, match="validation_fraction=0.4 and num_members=2 "):
         trained(simulations=few, options={"validation_fraction": 0.4})
     theta = few[1].theta[:1].expand(6, 1)
@@ -251,12 +250,12 @@ def test_too_few_rows_for_the_members_are_told_before_any_is_trained(monkeypatch
 
 
 def test_a_large_validation_fraction_is_possible():
-    few = rows(n_high=12)
+    few = simulated(n_high=12)
     inference = trained(simulations=few, options={"validation_fraction": 0.5, **BRIEF})
     assert inference.hybrid_summary.effective_sample_size is not None
 
 
-def test_unmixed_nothing_is_trained_that_has_no_part_in_it():
+def test_without_mixing_only_members_are_trained():
     inference = trained(config=HybridConfig(num_members=2, mix=False))
     summary = inference.hybrid_summary
     assert list(summary.weights) == list(summary.log_scores) == ["with lower levels"]
@@ -265,7 +264,7 @@ def test_unmixed_nothing_is_trained_that_has_no_part_in_it():
 
 
 class UsersPrior:
-    """As users write one: sbi wraps it, and the wrapper cannot be moved."""
+    """A prior that sbi wraps, in a wrapper without `to`."""
 
     def sample(self, shape=torch.Size()):
         return PRIOR.sample(shape)
@@ -274,33 +273,32 @@ class UsersPrior:
         return PRIOR.log_prob(theta)
 
 
-def test_a_prior_of_the_users_own_class():
+def test_a_prior_of_a_custom_class_works():
     prior, *_ = process_prior(
         UsersPrior(),
         {"lower_bound": -torch.ones(1), "upper_bound": torch.ones(1)},
     )
-    inference = MLNPE(prior, "mdn", config=QUICK, show_progress_bars=False)
-    inference.append_multilevel_simulations(rows()).train(**BRIEF)
+    inference = HybridNPE(prior, "mdn", config=QUICK, show_progress_bars=False)
+    inference.append_multilevel_simulations(simulated()).train(**BRIEF)
     assert "prior" in inference.hybrid_summary.weights
     samples = inference.build_posterior().sample((20,), x=torch.ones(1, 2))
     assert samples.abs().max() <= 1
 
 
-def test_a_collapsed_network_has_no_density():
+def test_losses_that_are_not_finite_are_replaced():
     losses = torch.tensor([-torch.inf, torch.nan, torch.inf, 1.0])
-    assert team_module._finite(losses).tolist() == [1e6, 1e6, 1e6, 1.0]
+    assert members_module._finite(losses).tolist() == [1e6, 1e6, 1e6, 1.0]
 
 
-def test_what_noise_is_worth_is_not_claimed():
-    """Without lower levels there is nothing to tell; useless ones gain nothing."""
-    alone = rows()[1]
+def test_without_lower_levels_there_is_no_effective_sample_size():
+    alone = simulated()[1]
     alone = LevelSimulations(0, alone.theta, alone.x)
     inference = trained(simulations=MultilevelSimulations((alone,)))
     assert inference.hybrid_summary.effective_sample_size is None
     assert set(inference.hybrid_summary.weights) <= {"high fidelity alone", "prior"}
 
 
-def test_the_prior_is_no_part_of_the_region_it_is_truncated_to():
+def test_truncation_leaves_out_the_prior():
     inference = trained()
     assert inference.hybrid_summary.weights["prior"] > 0
     truncation, theta = Truncation(num_samples=2_000), PRIOR.sample((500,))
@@ -315,12 +313,14 @@ def test_the_prior_is_no_part_of_the_region_it_is_truncated_to():
 
 
 def test_without_a_prior_the_prior_is_no_component():
-    inference = MLNPE(density_estimator="mdn", config=QUICK, show_progress_bars=False)
-    inference.append_multilevel_simulations(rows()).train(**BRIEF)
+    inference = HybridNPE(
+        density_estimator="mdn", config=QUICK, show_progress_bars=False
+    )
+    inference.append_multilevel_simulations(simulated()).train(**BRIEF)
     assert "prior" not in inference.hybrid_summary.weights
 
 
-def test_trainings_of_the_members_are_kept_and_judged():
+def test_trainings_of_members_are_kept_and_reported():
     inference = trained()
     runs = inference.hybrid_summary.runs
     members = ["member 1", "member 2"]
@@ -338,7 +338,7 @@ def test_trainings_of_the_members_are_kept_and_judged():
     assert str(check_training(healthy)) == "Training: converged."
 
 
-def test_a_builder_that_frees_theta_itself_does_so_once():
+def test_a_builder_with_unconstrained_theta_is_not_transformed_again():
     build = posterior_nn(
         "mdn", z_score_theta="transform_to_unconstrained", x_dist=PRIOR
     )
@@ -350,27 +350,27 @@ def test_a_builder_that_frees_theta_itself_does_so_once():
 
 
 def test_a_refused_training_leaves_no_network():
-    inference = make(simulations=rows(100, 3))
+    inference = make(simulations=simulated(100, 3))
     with pytest.raises(ValueError, match="at least 4"):
         inference.train(**BRIEF)
     assert inference._neural_net is None
-    more = rows(100, 20)[1]
+    more = simulated(100, 20)[1]
     inference.append_multilevel_simulations(
         more.theta, more.x, more.x_coarse, level=1
     ).train(**BRIEF)
     assert inference._neural_net is not None
 
 
-def test_rows_with_and_without_pairs_are_told():
+def test_simulations_with_and_without_pairs_give_a_warning():
     inference = make()
     inference.append_simulations(torch.zeros(1, 1), torch.zeros(1, 2))
-    with pytest.warns(UserWarning, match="Level 1 has rows with and without x_coarse"):
+    with pytest.warns(UserWarning, match="Level 1 has simulations with and without"):
         inference.train(**BRIEF)
 
 
-def test_the_order_of_rows_says_nothing_to_the_maps():
-    """Folds of neighbours would have to be extrapolated to, where levels bend apart."""
-    low, high = rows(400, 90, paired=False)
+def test_map_scores_do_not_depend_on_the_order_of_simulations():
+    """In sorted order without shuffling, maps would extrapolate to held-out folds."""
+    low, high = simulated(400, 90, paired=False)
     bent = high.x + 3 * torch.sin(4 * high.theta)
     simulations = MultilevelSimulations((low, LevelSimulations(1, high.theta, bent)))
     in_order = MultilevelSimulations(
@@ -384,7 +384,7 @@ def test_the_order_of_rows_says_nothing_to_the_maps():
         assert scores[1][kind] == pytest.approx(score, abs=2)
 
 
-def test_training_is_deterministic_by_seed_whatever_the_workers():
+def test_the_seed_determines_training_for_any_number_of_workers():
     one = trained()
     with joblib.parallel_config(n_jobs=2):
         two = trained()
@@ -407,7 +407,7 @@ def test_posteriors_stay_inside_the_prior():
     assert outside.item() == -torch.inf
 
 
-def test_each_row_of_a_batch_is_drawn_by_itself():
+def test_samples_of_a_batch_are_independent():
     posterior = trained().build_posterior()
     x = torch.ones(1, 2)
     wanted = posterior.sample((4_000,), x=x, show_progress_bars=False).std()
@@ -417,14 +417,14 @@ def test_each_row_of_a_batch_is_drawn_by_itself():
     assert drawn.std().item() == pytest.approx(wanted.item(), rel=0.15)
 
 
-def test_heavy_tails_are_tamed_and_the_density_is_still_one_of_x():
+def test_with_transformed_tails_the_density_of_x_is_normalized():
     simulations = MultilevelSimulations(
         tuple(
             LevelSimulations(r.level, r.theta, torch.sinh(3 * r.x[:, :1]))
-            for r in rows(400, 40, paired=False)
+            for r in simulated(400, 40, paired=False)
         )
     )
-    estimator = trained(MLNLE, simulations)._neural_net
+    estimator = trained(HybridNLE, simulations)._neural_net
     assert estimator.tails is not None
     grid = torch.sinh(torch.linspace(-40, 40, 40_001, dtype=torch.float64))
     log_prob = estimator.log_prob(grid.float().reshape(-1, 1, 1), torch.zeros(1, 1))
@@ -432,17 +432,17 @@ def test_heavy_tails_are_tamed_and_the_density_is_still_one_of_x():
     assert mass.item() == pytest.approx(1, abs=0.01)
     assert (
         trained(
-            MLNLE, simulations, HybridConfig(num_members=2, transform_tails=False)
+            HybridNLE, simulations, HybridConfig(num_members=2, transform_tails=False)
         )._neural_net.tails
         is None
     )
 
 
-def test_images_with_an_embedding_net():
+def test_images_work_with_an_embedding_net():
     simulations = MultilevelSimulations(
         tuple(
             LevelSimulations(r.level, r.theta, r.x.repeat(1, 50).reshape(-1, 10, 10))
-            for r in rows(100, 20, paired=False)
+            for r in simulated(100, 20, paired=False)
         )
     )
     net = CNNEmbedding(
@@ -462,7 +462,7 @@ def test_images_with_an_embedding_net():
     assert samples.shape == (7, 1)
 
 
-def test_more_rows_train_anew():
+def test_training_with_more_simulations_is_from_scratch():
     inference = trained()
     inference.append_multilevel_simulations(
         torch.zeros(9, 1), torch.randn(9, 2), torch.randn(9, 2), level=1
@@ -471,11 +471,11 @@ def test_more_rows_train_anew():
     assert inference.hybrid_summary.effective_sample_size.num_high == 29
 
 
-def test_four_high_fidelity_rows_are_enough_to_run():
-    inference = trained(simulations=rows(100, 4), config=HybridConfig())
+def test_four_high_fidelity_simulations_are_enough():
+    inference = trained(simulations=simulated(100, 4), config=HybridConfig())
     assert inference.hybrid_summary.effective_sample_size.num_high == 4
     with pytest.raises(ValueError, match="at least 4"):
-        trained(simulations=rows(100, 3), config=HybridConfig())
+        trained(simulations=simulated(100, 3), config=HybridConfig())
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_four_high_fidelity_rows_are_enough_to_run():
         lambda: train_ensemble(make()),
         lambda: trained().train(resume_training=True, force_first_round_loss=True),
         lambda: (
-            make(MFNPE)
+            make()
             .append_weighted_simulations(
                 torch.zeros(3, 1), torch.ones(3, 2), torch.ones(3)
             )
@@ -497,8 +497,8 @@ def test_four_high_fidelity_rows_are_enough_to_run():
         lambda: HybridConfig(early_stopping=False),
     ],
 )
-def test_what_it_cannot_do_is_refused(break_it):
-    with pytest.raises(ValueError, match="hybrid|num_members|alignments|early"):
+def test_unsupported_calls_are_refused(break_it):
+    with pytest.raises(ValueError, match="hybrid|num_members|level_maps|early"):
         break_it()
 
 
@@ -510,12 +510,12 @@ def test_the_summary_survives_pickling(tmp_path):
 
 
 @pytest.mark.slow
-def test_cheap_rows_are_worth_many_dear_ones_and_useless_ones_do_no_harm():
-    test = rows(2, 2_000, seed=9)[1]
+def test_good_low_fidelity_helps_and_useless_low_fidelity_does_no_harm():
+    test = simulated(2, 2_000, seed=9)[1]
     scores = {}
     for name, simulations in (
-        ("good", rows(2_000, 20)),
-        ("useless", rows(2_000, 10, paired=False, useless=True)),
+        ("good", simulated(2_000, 20)),
+        ("useless", simulated(2_000, 10, paired=False, useless=True)),
     ):
         inference = trained(simulations=simulations, config=HybridConfig(), options={})
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is seen while the members of a hybrid are trained: a bar, and few warnings."""
+"""Training of members: progress bar, warnings, and the calibration kernel."""
 
 import warnings
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from sbi_multilevel import MFNPE, MLNLE, MLNPE, HybridConfig, train_ensemble
+from sbi_multilevel import MFNPE, HybridConfig, HybridNLE, HybridNPE, train_ensemble
 from sbi_multilevel.methods.hybrid import training as training_module
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.ensemble import train_members
-from tests.test_hybrid import BRIEF, QUICK, make, rows, trained
+from tests.test_hybrid import BRIEF, QUICK, make, simulated, trained
 
 
 @pytest.mark.parametrize(
@@ -40,30 +40,32 @@ def test_the_bar_moves_with_every_network(monkeypatch, config, one_level, total)
     monkeypatch.setattr(training_module, "tqdm", Bar)
     inference = make(config=config)
     if one_level:
-        inference = MLNPE(density_estimator="mdn", config=config)
-        low = rows()[0]
+        inference = HybridNPE(density_estimator="mdn", config=config)
+        low = simulated()[0]
         inference.append_multilevel_simulations(low.theta, low.x, level=0)
     inference.train(**BRIEF)
     assert totals == [(total, not one_level)]
     assert len(moves) == total and all(step == 1 for step, _ in moves)
     members = config.num_members
-    last = [("Training networks of high fidelity alone", members)]
+    last = [("Training networks with high fidelity alone", members)]
     if not one_level:
         first = ("Training networks to start from", 2)
         last = [
             *([first] if config.shared_start else []),
             ("Training networks with lower levels", members),
-            ("Training networks of half of the rows", members),
+            ("Training networks with half of the simulations", members),
             *last,
         ]
-        assert words[0] == "Choosing maps"
-    assert [said for _, said in moves] == [w for w, n in last for _ in range(n)]
+        assert words[0] == "Selecting level maps"
+    assert [description for _, description in moves] == [
+        w for w, n in last for _ in range(n)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 @pytest.mark.parametrize("num_workers", (1, 2))
-def test_members_come_in_order_and_are_told_one_by_one(num_workers):
-    trainers = [make(MFNPE, rows(60, n), config="transfer") for n in (20, 8, 12)]
+def test_members_are_returned_in_order_and_reported_one_by_one(num_workers):
+    trainers = [make(MFNPE, simulated(60, n), config=None) for n in (20, 8, 12)]
     done = []
     folds = [Fold(index, 0) for index in range(3)]
     members = train_members(
@@ -74,9 +76,9 @@ def test_members_come_in_order_and_are_told_one_by_one(num_workers):
     assert sizes == [(60, 20), (60, 8), (60, 12)]
 
 
-@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+@pytest.mark.parametrize("cls", (HybridNPE, HybridNLE))
 @pytest.mark.parametrize("num_workers", (1, 2))
-def test_one_warning_of_max_num_epochs_and_none_of_pickling(cls, num_workers):
+def test_there_is_one_warning_of_max_num_epochs_and_none_of_pickling(cls, num_workers):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with joblib.parallel_config(n_jobs=num_workers):
@@ -88,13 +90,13 @@ def test_one_warning_of_max_num_epochs_and_none_of_pickling(cls, num_workers):
     assert "`max_num_epochs=2` reached by 6 of 6 networks" in limits[0]
 
 
-def test_members_that_converge_are_silent():
+def test_there_is_no_warning_if_members_converge():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(options={"learning_rate": 5e-3, "stop_after_epochs": 3})
 
 
-def test_a_kernel_of_the_user_reaches_the_members():
+def test_members_use_the_calibration_kernel():
     seen = []
 
     def kernel(x):
@@ -107,8 +109,8 @@ def test_a_kernel_of_the_user_reaches_the_members():
     assert seen
 
 
-def test_an_ensemble_warns_once_and_its_members_by_themselves_again():
-    trainer = make(MFNPE, config="transfer")
+def test_an_ensemble_warns_once_and_later_training_of_a_member_warns():
+    trainer = make(MFNPE, config=None)
     with pytest.warns(UserWarning, match="by 2 of 2 networks") as caught:
         ensemble = train_ensemble(trainer, 2, train_options=BRIEF)
     assert len([w for w in caught if "Maximum" in str(w.message)]) == 1

@@ -1,4 +1,4 @@
-"""Truncated rounds: proposals, failures, resumption, truth."""
+"""Sequential rounds: proposals, alignment, bad input, and a known posterior."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def make(seed=1, low=True, prior=None, x_o=X_O, **options):
 
 
 def networks(inference):
-    return torch.cat([weights(network) for network in inference._members])
+    return torch.cat([weights(network) for network in inference._state.networks])
 
 
 def simulate(theta):
@@ -63,7 +63,7 @@ def killing(simulator, after):
 
 
 @settings
-def test_step_by_step(options):
+def test_rounds_can_be_done_step_by_step(options):
     inference = make(**options)
     for round_ in range(3):
         theta = inference.propose(20)
@@ -81,7 +81,7 @@ def test_step_by_step(options):
     assert first == 1.0 and all(0 < rate < 1 for rate in later)
 
 
-def test_later_rounds_are_where_the_posterior_has_its_mass():
+def test_later_rounds_draw_from_the_truncated_prior():
     inference = make(train_options={"learning_rate": 5e-3})
     theta = inference.propose(100)
     inference.append_simulations(theta, simulate(theta)).train()
@@ -118,7 +118,7 @@ def test_active_points_are_those_of_largest_disagreement():
     assert active.mean() > passive.mean()
 
 
-def test_without_low_fidelity_rows_it_is_tsnpe():
+def test_low_fidelity_simulations_are_optional():
     posterior = make(low=False).run(FINE, 40, 2, **RUN)
     assert posterior.sample((5,), show_progress_bars=False).shape == (5, 2)
 
@@ -126,7 +126,7 @@ def test_without_low_fidelity_rows_it_is_tsnpe():
 def test_pairs_are_allowed_in_every_round():
     inference = make()
     inference.run((COARSE, FINE), 40, 2, **RUN)
-    assert all(rows.is_paired for rows in inference._rows)
+    assert all(part.is_paired for part in inference._state.simulations)
     theta = inference.propose(10)
     u = torch.randn(10, 2)
     inference.append_simulations(theta, FINE(theta, u), COARSE(theta, u)).train()
@@ -134,7 +134,7 @@ def test_pairs_are_allowed_in_every_round():
 
 
 @pytest.mark.parametrize("num", (1, 2))
-def test_warm_start(num):
+def test_members_start_from_networks_trained_elsewhere(num):
     pretraining = MFNPE(
         problem.prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False
     )
@@ -147,7 +147,7 @@ def test_warm_start(num):
         inference.warm_start([network] * 3)
 
 
-def test_columns_of_levels():
+def test_levels_can_have_fewer_parameters():
     prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
     names = {0: ("b",), 1: ("a", "b")}
     inference = make(low=False, prior=prior, parameters=names)
@@ -170,7 +170,7 @@ def test_the_posterior_is_near_the_exact_one():
 
 
 def test_levels_are_aligned_over_the_same_parameters(tmp_path):
-    """A change of scale of x changes nothing: it is read at that of level 0."""
+    """A change of the scale of x at level 1 does not change the posterior."""
     scale, shift = 4.0, -3.0
 
     def rescaled(theta, noise):
@@ -183,9 +183,9 @@ def test_levels_are_aligned_over_the_same_parameters(tmp_path):
     theta = torch.randn(5, 2)
     a, b = (i.build_posterior().log_prob(theta) for i in (plain, moved))
     assert torch.allclose(a, b, atol=0.05)
-    weights = plain._low_weights
+    weights = plain._state.low_weights
     assert weights.sum() == pytest.approx(60, abs=1e-3)
-    # round 1 is the prior, so all rows count; round 2 only those in its region
+    # the first round is the prior; the second one adds weight inside its region
     assert (weights > 0).all() and len(weights.unique()) == 2
     theta = LOW.theta
     inner = weights > weights.min()
@@ -199,13 +199,13 @@ def test_levels_are_aligned_over_the_same_parameters(tmp_path):
         other.train()
 
 
-def test_a_run_is_not_gone_on_with_without_its_low_fidelity_rows(tmp_path):
+def test_resuming_needs_the_same_low_fidelity_simulations(tmp_path):
     make().run(FINE, 20, 1, checkpoint=tmp_path / "run.pt", **RUN)
     with pytest.raises(ValueError, match="not those that this run began with"):
         make(low=False).run(FINE, 40, 2, checkpoint=tmp_path / "run.pt", **RUN)
 
 
-def test_a_run_with_filled_columns_is_gone_on_with(tmp_path):
+def test_a_run_with_missing_parameters_is_resumed(tmp_path):
     prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
     theta = prior.sample((200,))
 
@@ -223,7 +223,7 @@ def test_a_run_with_filled_columns_is_gone_on_with(tmp_path):
     assert torch.equal(networks(again), networks(unbroken))
 
 
-def test_run_loses_nothing_that_is_newer_in_memory(tmp_path):
+def test_run_does_not_overwrite_newer_rounds_in_memory(tmp_path):
     path = tmp_path / "run.pt"
     inference = make()
     inference.run(FINE, 20, 1, checkpoint=path, **RUN)
@@ -238,7 +238,7 @@ def test_run_loses_nothing_that_is_newer_in_memory(tmp_path):
     assert inference.summary["num_simulations"] == [20, 10, 20]
 
 
-def test_an_observation_with_one_channel():
+def test_an_observation_gets_the_channel_of_the_outputs():
     images = LOW.x[:, None, :, None]  # (n, 1, 2, 1)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2))
     build = posterior_nn("mdn", embedding_net=net)
@@ -248,15 +248,15 @@ def test_an_observation_with_one_channel():
     inference.run(lambda t, u: FINE(t, u)[:, None, :, None], 20, 1, **RUN)
 
 
-def test_rows_come_one_by_one():
+def test_simulations_can_be_appended_one_by_one():
     inference = make()
-    for row in inference.propose(5).split(1):
-        inference.append_simulations(row, simulate(row))
+    for theta in inference.propose(5).split(1):
+        inference.append_simulations(theta, simulate(theta))
     inference.train()
     assert inference.summary["num_simulations"] == [5]
 
 
-def test_a_warm_start_keeps_the_scale_it_was_trained_at():
+def test_networks_trained_elsewhere_keep_their_scale_of_x():
     pretraining = MFNPE(
         problem.prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False
     )
@@ -265,14 +265,14 @@ def test_a_warm_start_keeps_the_scale_it_was_trained_at():
     network = pretraining.train(max_num_epochs=3)
     inference = make(low=False, x_o=5 * X_O).warm_start(network)
     inference.run(lambda t, u: 5 * FINE(t, u), 20, 1, **RUN)
-    assert torch.equal(inference._members[0].x_scale, network.x_scale)
+    assert torch.equal(inference._state.networks[0].x_scale, network.x_scale)
     assert network.x_scale.max() < 0.5
 
 
-def test_without_low_fidelity_rows_x_is_read_as_it_is():
+def test_without_low_fidelity_simulations_x_is_not_rescaled():
     inference = make(low=False)
     inference.run(FINE, 20, 1, **RUN)
-    assert torch.equal(inference._members[0].x_scale, torch.ones(2))
+    assert torch.equal(inference._state.networks[0].x_scale, torch.ones(2))
 
 
 # ------------------------------------------------------------- bad input
@@ -283,7 +283,7 @@ def test_without_low_fidelity_rows_x_is_read_as_it_is():
     [
         (dict(x_o=torch.tensor([0.0, torch.nan])), "x_o must be one observation"),
         (dict(x_o=torch.zeros(3, 2)), "x has shape"),
-        (dict(config="multilevel"), "recipe must be 'transfer'"),
+        (dict(config="transfer"), "config must be a `TransferConfig`"),
         (dict(num_members=0), "num_members is 0"),
         (dict(acquisition=Acquisition()), "num_members is 1"),
         (
@@ -318,7 +318,7 @@ def test_bad_options_are_refused(make_bad, named):
         make_bad()
 
 
-def test_bad_rows_are_refused_and_nothing_is_lost():
+def test_bad_simulations_are_refused_and_nothing_is_lost():
     box = BoxUniform(-4 * torch.ones(2), 4 * torch.ones(2))
     inference = make(prior=box, low=False)
     theta = inference.propose(10)
@@ -329,7 +329,7 @@ def test_bad_rows_are_refused_and_nothing_is_lost():
     ):
         with pytest.raises(ValueError, match=named):
             inference.append_simulations(*bad)
-    with pytest.raises(RuntimeError, match="No high-fidelity rows"):
+    with pytest.raises(RuntimeError, match="No high-fidelity simulations"):
         inference.train()
     with pytest.raises(RuntimeError, match="Nothing was trained"):
         inference.build_posterior()

@@ -1,4 +1,4 @@
-"""Truncated rounds that are killed, pickled, gone on with, or fail on the way."""
+"""Sequential rounds that are interrupted, pickled, resumed, or have failures."""
 
 import pickle
 import subprocess
@@ -10,7 +10,8 @@ import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-from sbi_multilevel import MFTSNPE, Truncation
+from sbi_multilevel import Truncation
+from sbi_multilevel.methods.sequential import members
 from tests.test_mftsnpe import (
     FINE,
     RUN,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 
 @settings
 @pytest.mark.parametrize("when", (1, 7, 20, 21, 33))
-def test_killed_while_simulating(options, when, tmp_path):
+def test_a_run_killed_while_simulating_is_resumed(options, when, tmp_path):
     path = tmp_path / "deep" / "run.pt"
     unbroken = make(**options)
     unbroken.run(FINE, 40, 2, **RUN)
@@ -46,26 +47,28 @@ def test_killed_while_simulating(options, when, tmp_path):
     again.run(counting, 40, 2, checkpoint=path, **RUN)
     assert sum(calls) == 40 - (when - 1)  # nothing is simulated twice
     assert torch.equal(networks(again), networks(unbroken))
-    for a, b in zip(again._rows, unbroken._rows):
+    for a, b in zip(again._state.simulations, unbroken._state.simulations):
         assert torch.equal(a.x, b.x) and torch.equal(a.theta, b.theta)
 
 
 @settings
 @pytest.mark.parametrize("when", (1, 2))
-def test_killed_while_training(options, when, tmp_path, monkeypatch):
+def test_a_run_interrupted_while_training_is_resumed(
+    options, when, tmp_path, monkeypatch
+):
     path = tmp_path / "run.pt"
     unbroken = make(**options)
     unbroken.run(FINE, 40, 2, **RUN)
-    train, calls = MFTSNPE._train_members, []
+    train, calls = members.train_members, []
 
-    def killed(self, trainers):
+    def killed(*args):
         calls.append(1)
         if len(calls) == when:
             raise Killed
-        return train(self, trainers)
+        return train(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MFTSNPE, "_train_members", killed)
+        patch.setattr(members, "train_members", killed)
         with pytest.raises(Killed):
             make(**options).run(FINE, 40, 2, checkpoint=path, **RUN)
     again = make(**options)
@@ -76,7 +79,7 @@ def test_killed_while_training(options, when, tmp_path, monkeypatch):
     assert torch.equal(networks(finished), networks(unbroken))
 
 
-def test_a_process_that_dies_is_gone_on_with(tmp_path):
+def test_the_run_of_a_process_that_died_is_resumed(tmp_path):
     script = textwrap.dedent("""
         import os, sys
         from tests.test_mftsnpe import FINE, RUN, make
@@ -102,7 +105,7 @@ def test_a_process_that_dies_is_gone_on_with(tmp_path):
 @settings
 @pytest.mark.parametrize("step", range(4))
 @pytest.mark.parametrize("density_estimator", ("mdn", "builder"))
-def test_pickled_between_any_steps(options, step, density_estimator):
+def test_pickling_between_steps_changes_nothing(options, step, density_estimator):
     if density_estimator == "builder":
         options = {**options, "density_estimator": posterior_nn("mdn")}
 
@@ -125,16 +128,16 @@ def test_pickled_between_any_steps(options, step, density_estimator):
 
 @pytest.mark.parametrize("batch_size, num_workers", ((1, 1), (7, 1), (20, 1), (3, 2)))
 def test_batches_and_workers_change_nothing(batch_size, num_workers):
-    inference = make()
+    inference, reference = make(), make()
     inference.run(
         FINE, 20, 1, simulation_batch_size=batch_size, num_workers=num_workers, **RUN
     )
-    reference = make()
     reference.run(FINE, 20, 1, **RUN)
-    assert torch.allclose(inference._rows[0].x, reference._rows[0].x, atol=1e-6)
+    (one,), (two,) = inference._state.simulations, reference._state.simulations
+    assert torch.allclose(one.x, two.x, atol=1e-6)
 
 
-def test_a_state_of_other_settings_is_refused(tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     make().run(FINE, 20, 1, checkpoint=path, **RUN)
     for other, named in (
@@ -181,7 +184,7 @@ def test_failed_simulations_are_replaced_and_counted(how, batch_size):
     assert text in inference.summary["failures"][0][0]
 
 
-def test_too_many_failures_stop_with_a_report_and_lose_nothing(tmp_path):
+def test_too_many_failures_raise_an_error_and_lose_nothing(tmp_path):
     path = tmp_path / "run.pt"
     with pytest.raises(RuntimeError, match="max_resampling=4.*did not converge.*kept"):
         make().run(
@@ -196,18 +199,18 @@ def test_too_many_failures_stop_with_a_report_and_lose_nothing(tmp_path):
         make().run(failing(FINE, 1.1, "raise"), 20, 1, max_resampling=4, **RUN)
     again, calls = make(), []
 
-    def mended(theta, noise):
+    def fixed(theta, noise):
         calls.append(len(theta))
         return FINE(theta, noise)
 
     with pytest.warns(UserWarning, match="were replaced"):
-        again.run(mended, 20, 1, max_resampling=4, checkpoint=path, **RUN)
+        again.run(fixed, 20, 1, max_resampling=4, checkpoint=path, **RUN)
     assert 0 < sum(calls) < 20
 
 
 @pytest.mark.filterwarnings("ignore:.*were replaced")
 @pytest.mark.parametrize("when", (22, 27, 45))
-def test_killed_while_replacing_failures(when, tmp_path):
+def test_a_run_killed_while_replacing_failures_is_resumed(when, tmp_path):
     path, simulator = tmp_path / "run.pt", failing(FINE, 0.3, "nan")
     unbroken, again = make(), make()
     unbroken.run(simulator, 40, 2, **RUN)
@@ -218,7 +221,7 @@ def test_killed_while_replacing_failures(when, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Dropped")
-def test_a_region_that_accepts_nothing_says_so():
+def test_a_region_that_accepts_nothing_is_an_error():
     narrow = BoxUniform(-1e4 * torch.ones(2), 1e4 * torch.ones(2))
     truncation = Truncation(num_samples=100, max_draws=20_000)
     inference = make(prior=narrow, low=False, truncation=truncation)
@@ -232,7 +235,7 @@ def test_a_region_that_accepts_nothing_says_so():
         inference.propose(10)
 
 
-def test_sampling_importance_resampling():
+def test_proposals_by_sampling_importance_resampling():
     inference = make(truncation=Truncation(num_samples=500, sample_with="sir"))
     theta = inference.propose(20)
     inference.append_simulations(theta, simulate(theta)).train()

@@ -1,4 +1,4 @@
-"""The region of a posterior that holds the prior, where it is known exactly.
+"""The region of a posterior with the prior as a component, known in closed form.
 
 .. math:: x = \\theta + 0.3\\, u, \\quad \\theta \\sim N(0, I), \\; u \\sim N(0, I)
 
@@ -30,7 +30,7 @@ EXACT = ncx2.cdf(-2 * math.log(0.01) * VARIANCE, 2, float((X_O / 1.09).square().
 
 
 class ExactPosterior(ConditionalDensityEstimator):
-    """The posterior as an estimator of sbi, of noise with another deviation, too."""
+    """The posterior as an estimator of sbi, for any standard deviation of the noise."""
 
     def __init__(self, noise=0.3):
         super().__init__(torch.nn.Identity(), torch.Size((2,)), torch.Size((2,)))
@@ -71,7 +71,7 @@ def inside_another(estimator):
 
 
 def share(posterior):
-    """Share of the prior that is left, of 20 000 draws."""
+    """Share of the prior inside the region, of 20 000 draws."""
     torch.manual_seed(1)
     inside = TRUNCATION.truncate(posterior, PRIOR)._accept_reject_fn
     return inside(PRIOR.sample((20_000,))).float().mean().item()
@@ -86,7 +86,7 @@ def test_the_region_is_that_of_the_posterior_without_the_prior(build, weight):
 
 
 @pytest.mark.parametrize("build", (direct, ensemble, inside_another))
-def test_sbi_takes_a_posterior_without_the_prior(build):
+def test_a_posterior_without_the_prior_works_with_sbi(build):
     posterior = build(mixture(0.5))
     shares = []
     for each in (posterior, without_prior(posterior)):
@@ -94,19 +94,19 @@ def test_sbi_takes_a_posterior_without_the_prior(build):
         inside = get_density_thresholder(each, 0.01, 20_000)
         RestrictedPrior(PRIOR, inside).sample((5,), print_rejected_frac=False)
         shares.append(inside(PRIOR.sample((20_000,))).float().mean().item())
-    assert shares[0] > 0.9  # why it is left out
+    assert shares[0] > 0.9  # with the prior the region is almost all of the prior
     assert shares[1] == pytest.approx(EXACT, abs=0.04)
 
 
-def test_it_says_so(caplog):
+def test_leaving_out_the_prior_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="sbi_multilevel"):
         share(direct(ExactPosterior()))
         assert not caplog.records
         share(direct(mixture(0.1)))
-    assert "without that component" in caplog.text
+    assert "without this component" in caplog.text
 
 
-def test_nothing_else_is_changed():
+def test_leaving_out_the_prior_changes_nothing_else():
     members = [ExactPosterior(), ExactPosterior()]
     weights = torch.tensor([0.2, 0.6, 0.2])
     estimator = MixtureEstimator(members, weights, "theta", prior=PRIOR)
@@ -127,6 +127,6 @@ def test_nothing_else_is_changed():
     assert estimator.without_prior().without_prior().prior is None
 
 
-def test_a_mixture_that_is_all_prior_is_refused():
-    with pytest.raises(ValueError, match="give all of the mixture to the prior"):
+def test_a_mixture_of_the_prior_alone_is_refused():
+    with pytest.raises(ValueError, match="give the prior all the weight"):
         share(direct(mixture(1.0)))

@@ -1,4 +1,4 @@
-"""The recipe `HybridConfig` at work: the pool, the members, their mixture, and a summary."""
+"""The hybrid methods: the pool of mapped simulations, members, mixture and summary."""
 
 from sbi_multilevel.methods.hybrid.summary import HybridSummary, OutputsGain
 

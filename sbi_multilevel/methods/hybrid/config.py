@@ -1,38 +1,49 @@
-r"""The recipe to start with: cheap rows made to look dear, and rules for trusting them.
+r"""Hybrid methods (HybridNPE, HybridNLE): level maps, transfer and stacking combined.
 
-What it does, step by step:
+With n high-fidelity simulations and f the loss of NPE or NLE, training has four steps.
 
-1. **Tails.** Features of x with heavy tails are tamed (`alignment.tails`), and those
-   that a lower level keeps constant are replaced by noise (`alignment.constant`).
-2. **Alignment.** Each level's rows are moved to the level above by the kind of map that
-   high-fidelity rows held out like best (`alignment.choice`): from no map at all over
-   conditional means and covariances to Gaussian processes on pairs. Rows of all lower
-   levels end as one pool of pseudo-high-fidelity rows :math:`\tilde x`.
-3. **Members.** The high-fidelity rows are cut into E folds, those at the same theta
-   into the same one. For each, a map is fitted to the other folds, of the kind that
-   they like best (each judges a map fitted without itself alone, so the fold left out
-   has a say in the kind, though not in the map), a network is trained on the pool it
-   moves, without rows at the parameters of the fold (from one of two starts for which
-   the same holds), and then fine-tuned on
+1. **Preparation.** Features of x with heavy tails are transformed
+   (`sbi_multilevel.level_maps.tail_transform`), and features that are constant at a
+   lower level, but not at the highest, are replaced by noise
+   (`sbi_multilevel.data.constant_features`).
+2. **Level maps.** A level map moves the simulations of a level to the level above. Its
+   kind has the best cross-validated score
+   (`sbi_multilevel.level_maps.selection.cross_validation`). The mapped simulations join
+   those of the level above, and so on up to the highest level. The result is one pool
+   of pseudo-high-fidelity simulations :math:`(\theta, \tilde x)`.
+3. **Members.** The high-fidelity simulations are split into folds :math:`F_1, \dots,
+   F_E`, with those at the same parameters in one fold. The level map of member e is
+   selected by and fitted to the other folds. (The score of a fold is that of a map
+   fitted to all folds but this one. So :math:`F_e` affects the choice of the kind, but
+   not the fit.) The member is trained on the pool without simulations at parameters of
+   :math:`F_e`, starting from one of two networks for which the same holds, and
+   fine-tuned with *rehearsal* of the pool,
 
-   .. math:: (1 - w)\, \mathbb{E}_\text{pool} f + w\, \mathbb{E}_\text{high} f,
-       \qquad w = \frac{n}{n + 50},
+   .. math:: \ell_e(\phi) = (1 - w)\, \mathbb{E}_\text{pool} f
+       + w\, \mathbb{E}_{\text{high} \setminus F_e} f,
+       \qquad w = \frac{n_e}{n_e + 50},
 
-   with n the high-fidelity rows of the other folds, until the same loss of held-out
-   rows stops falling: rehearsing, so that ten rows cannot pull it far. Another E
-   networks are trained on the high-fidelity rows alone.
-4. **Mixing.** Three components are weighed by the high-fidelity rows that each has not
-   seen: networks with cheap rows, networks without, and for posteriors the prior
-   itself. Stacking weights (`sbi_multilevel.estimators.stacking`) are taken if they raise the
-   held-out log score by more than its standard error. Else the networks with cheap
-   rows have all but the share :math:`1 / (n_L + 1)`, which is the prior's and bounds
-   the loss.
+   with :math:`n_e` the high-fidelity simulations outside :math:`F_e`, and early
+   stopping on the same loss of simulations held out from these. Another E networks are
+   trained on the high-fidelity simulations outside :math:`F_e` alone.
+4. **Stacking.** The mixture has up to three components: the members, the networks
+   trained on high-fidelity simulations alone, and for posteriors the prior. Their
+   weights depend on the densities of each :math:`F_e` under the networks that were not
+   trained on it. Stacking weights (`sbi_multilevel.estimators.stacking`) are used if
+   they increase the held-out log score by more than its standard error. Otherwise the
+   members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
+   loss is bounded.
 
-A cheap level that is seen to do harm loses its weight in step 4. What it was worth
-beside training without it is in `trainer.hybrid_summary`, with its uncertainty. A part
-of that is the map's: fitted to high-fidelity rows it predicts them from theta, and so
-the pool is worth something even where cheap x is noise. What cheap x itself tells is
-beside it (`sbi_multilevel.methods.hybrid.OutputsGain`).
+Lower levels that increase the held-out loss lose weight in step 4.
+`trainer.hybrid_summary` has the effective sample size, relative to training without
+lower levels. Level maps contribute to it by themselves: fitted to high-fidelity
+simulations, they predict x from theta even where low-fidelity x is noise. The
+contribution of low-fidelity x is estimated separately
+(`sbi_multilevel.methods.hybrid.OutputsGain`).
+
+The method combines conditional affine maps, transfer with rehearsal, cross-validation
+and stacking of predictive distributions (Yao, Vehtari, Simpson, Gelman 2018, *Using
+stacking to average Bayesian predictive distributions*); the combination is ours.
 """
 
 from __future__ import annotations
@@ -49,34 +60,36 @@ from sbi_multilevel.data.simulations import (
     merge_levels,
 )
 from sbi_multilevel.level_maps import Alignment
-from sbi_multilevel.level_maps.kinds import MAP_KINDS
+from sbi_multilevel.level_maps.base import BUILT_IN_MAPS, LEVEL_MAPS
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.stages import Stage, Term
 
-_HALF_TRUSTED = 50  # high-fidelity rows that weigh as much as the whole pool
+_HALF_WEIGHT = 50  # high-fidelity simulations with the weight of the whole pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(MethodConfig):
-    """Aligned pool, rehearsed fine-tuning, stacked ensemble; see the module.
+    """Settings of the hybrid methods.
 
-    There is nothing to tune: what differs between tasks is chosen from the rows. The
-    settings are there to switch parts off.
+    No setting needs tuning: what differs between tasks is chosen by held-out
+    simulations. The settings turn parts of the method off, see the module.
 
     Args:
-        level_maps: Kinds of map to choose from, see `sbi_multilevel.level_maps.fitting`.
+        level_maps: Kinds of level map to choose from, see
+            `sbi_multilevel.level_maps.fitting`.
         num_members: Folds E, and networks of each component.
-        shared_start: Whether members start from two networks trained on the pool, in
-            half of the time, rather than each from scratch.
-        rehearsal: Whether the pool keeps its share in fine-tuning.
-        mix: Whether networks without lower levels, and the prior, join the mixture.
-        transform_tails: Whether heavy tails of x are tamed.
-        unconstrained: Whether NPE models theta in unconstrained space, so that nothing
-            leaks out of the prior.
+        shared_start: Whether members start from two networks trained on the pool, which
+            halves the training time, rather than from scratch.
+        rehearsal: Whether the pool keeps its share of the loss in fine-tuning.
+        mix: Whether networks trained on high-fidelity simulations alone, and the prior,
+            join the mixture.
+        transform_tails: Whether heavy tails of x are transformed.
+        unconstrained: Whether NPE learns the density of unconstrained theta, so that
+            there is no leakage.
 
-    Other arguments are those of `MethodConfig`; with `early_stopping=False` nothing would be
-    held out, which this recipe cannot do without.
+    Other arguments are those of `MethodConfig`. `early_stopping=False` is not possible,
+    as the mixture needs held-out simulations.
 
     Raises:
         ValueError: If a setting is none of those listed.
@@ -86,17 +99,16 @@ class HybridConfig(MethodConfig):
 
     ::
 
-        >>> HybridConfig(level_maps=("none", "shift")).member_config(num_high=50)
-        Transfer(early_stopping=True, betas=(0.9, 0.999), weight_decay=0.0, \
-alignment=None, unconstrained=True, joint_pretraining=False, rehearsal=0.5, \
-fine_tuning_rate=1.0, freeze=())
+        >>> config = HybridConfig(level_maps=("none", "shift"))
+        >>> config.member_config(num_high=50).rehearsal
+        0.5
     """
 
     needs_pairs: ClassVar[bool] = False
     is_ensemble: ClassVar[bool] = True
     maps_estimator: ClassVar[bool] = True
 
-    level_maps: tuple[str, ...] = MAP_KINDS
+    level_maps: tuple[str, ...] = BUILT_IN_MAPS
     num_members: int = 5
     shared_start: bool = True
     rehearsal: bool = True
@@ -106,35 +118,35 @@ fine_tuning_rate=1.0, freeze=())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = set(self.level_maps) - set(MAP_KINDS)
+        unknown = set(self.level_maps) - set(LEVEL_MAPS)
         if unknown or not self.level_maps or isinstance(self.level_maps, str):
             raise ValueError(
-                f"alignments must be a tuple of some of {MAP_KINDS}, but is "
+                f"level_maps must be a tuple of some of {tuple(LEVEL_MAPS)}, but is "
                 f"{self.level_maps!r}."
             )
         if self.num_members < 2:
             raise ValueError(
-                f"num_members must be at least 2, but is {self.num_members}: each "
-                "holds out rows that the others are trained on."
+                f"num_members must be at least 2, but is {self.num_members}. Each "
+                "member holds out a fold that the other members are trained on."
             )
         if not self.early_stopping:
             raise ValueError(
-                "early_stopping=False leaves no rows to weigh the members by. Choose "
-                "'multilevel' or 'transfer' to train without held-out rows."
+                "early_stopping=False holds out no simulations, which the weights of "
+                "the mixture need. Leave it out, or use `MLNPE` or `MFNPE`."
             )
 
     def member_config(self, num_high: int) -> TransferConfig:
-        """How a member is trained: level 0 is the pool, level 1 high fidelity.
+        """Settings of a member: level 0 is the pool, level 1 high fidelity.
 
         Args:
-            num_high: High-fidelity rows that it is trained on.
+            num_high: High-fidelity simulations that it is trained on.
         """
-        share = self.rehearsal * _HALF_TRUSTED / (num_high + _HALF_TRUSTED)
+        share = self.rehearsal * _HALF_WEIGHT / (num_high + _HALF_WEIGHT)
         return replace(self.plain_config, rehearsal=share)
 
     @property
     def plain_config(self) -> TransferConfig:
-        """How a network is trained that fine-tunes nothing."""
+        """Settings of a network that is trained on one level."""
         return TransferConfig(
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -143,27 +155,27 @@ fine_tuning_rate=1.0, freeze=())
         )
 
     def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:
-        """One stage over all levels, for the loaders; members have their own."""
+        """One stage with all levels, for the loaders; members have their own."""
         return (Stage(tuple(Term(level) for level in range(num_levels))),)
 
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
-        """The rows as they are, pairs where there are pairs.
+        """The simulations as they are, paired where all of a level are.
 
         Raises:
-            ValueError: If rows have weights, which the maps do not know.
+            ValueError: If simulations have weights, which level maps do not support.
         """
         if any(part.weights is not None for part in parts):
             raise ValueError(
-                "Rows with weights were appended, but recipe='hybrid' fits maps to "
-                "rows that are draws from the prior. Use the recipe 'transfer'."
+                "Simulations with weights were appended, but hybrid methods fit level "
+                "maps to draws from the prior. Use `MFNPE`."
             )
         highest = max(part.level for part in parts)
         for level in range(1, highest + 1):
             pairs = {part.is_paired for part in parts if part.level == level}
             if len(pairs) > 1:
                 warnings.warn(
-                    f"Level {level} has rows with and without x_coarse, so none "
-                    "of them are used as pairs. Append pairs alone if they are many.",
+                    f"Level {level} has simulations with and without x_coarse, so none "
+                    "are used as pairs. Append only pairs if most are paired.",
                     stacklevel=2,
                 )
         return merge_levels(parts)
@@ -174,5 +186,5 @@ fine_tuning_rate=1.0, freeze=())
         terms: Sequence[Term],
         moments: Moments | None,
     ) -> list[Alignment]:
-        """Rows as they are; the maps are chosen in training."""
+        """No alignment here; level maps are fitted in training."""
         return [Alignment() for _ in terms]

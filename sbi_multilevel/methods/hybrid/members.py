@@ -1,4 +1,4 @@
-"""The members of a hybrid ensemble: trainers like the user's own."""
+"""The members of a hybrid ensemble: trainers with the arguments of the user's own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
     from sbi_multilevel.training.trainer import MultilevelTrainer
 
-_NO_DENSITY = 1e6  # the loss of a row whose density is no number
+_MAX_LOSS = 1e6  # the loss where the density of a network is not finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Component:
 
     Args:
         estimators: The estimators; none for the prior.
-        losses: Loss of each high-fidelity row under one that has not seen it.
-        num_epochs: Epochs trained, the mean over estimators.
+        losses: Held-out loss of each high-fidelity simulation, shape `(n,)`.
+        num_epochs: Number of epochs, the mean over estimators.
         runs: Their trainings, and those of networks that they started from, by name.
     """
 
@@ -52,20 +52,20 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class MemberTrainer:
-    """Trains members, each without one fold of the high-fidelity rows.
+    """Trains members, each without one fold of the high-fidelity simulations.
 
-    A member also holds out rows of its own for early stopping, so that the fold it is
-    weighed by has had no part in it, but for the tails, which all rows share.
+    For early stopping a member holds out some of its own simulations, so that its
+    fold affects nothing but the tail transform and the choice of the kind of level map.
 
     Args:
         trainer: The user's trainer, whose prior and builder the members share.
-        config: The recipe.
-        level: The high-fidelity rows.
+        config: The settings of the method.
+        level: The high-fidelity simulations.
         folds: Their indices, fold by fold.
-        tails: What tames the tails of x; `None` where all are light.
+        tails: Transform of the tails of x; `None` if none are heavy.
         seed: Seed of the members.
         options: Arguments of `train` for the members.
-        bar: Moves with every network that is trained.
+        bar: Progress bar that moves with every trained network.
     """
 
     trainer: HybridTrainer
@@ -79,99 +79,99 @@ class MemberTrainer:
 
     @cached_property
     def high(self) -> LevelArrays:
-        """The high-fidelity rows, as maps see them."""
+        """The high-fidelity simulations as arrays."""
         return LevelArrays.of(self.level)
 
     @property
-    def fewest_rows(self) -> int:
-        """LevelArrays that leave two to train a network on, beside those to stop by."""
+    def min_simulations(self) -> int:
+        """Number that leaves two to train on, beside those held out."""
         return math.ceil(2 / (1 - self.options["validation_fraction"]))
 
     def check(self) -> None:
-        """Raise if a member would have too few rows to be trained on."""
-        fewest = min(len(rows) for rows in self.others)
-        if fewest < self.fewest_rows:
+        """Raise if a member has too few simulations to be trained on.
+
+        Raises:
+            ValueError: If fewer than two are left beside those held out.
+        """
+        fewest = min(len(indices) for indices in self.outside_folds)
+        if fewest < self.min_simulations:
             fraction = self.options["validation_fraction"]
             raise ValueError(
                 f"validation_fraction={fraction} and num_members="
                 f"{self.config.num_members} leave a member fewer than two of the "
-                f"{len(self.high)} rows of the highest level to train on. Pass a "
-                "smaller fraction, or simulate more rows (at different theta)."
+                f"{len(self.high)} simulations of the highest level to train on. Pass "
+                "a smaller fraction, or simulate more (at different theta)."
             )
 
     @cached_property
-    def others(self) -> list[np.ndarray]:
-        """For each fold the rows of all others."""
+    def outside_folds(self) -> list[np.ndarray]:
+        """For each fold the indices of the simulations of all other folds."""
         return [np.setdiff1d(np.arange(len(self.high)), fold) for fold in self.folds]
 
     def training_folds(self, index: int) -> list[int]:
-        """The folds that a member may learn from: all but its own."""
+        """The folds that a member is trained on: all but its own."""
         return [fold for fold in range(len(self.folds)) if fold != index]
 
     def pooled(self, step: LevelStep) -> Component:
-        """Members that learn from the rows of all levels."""
+        """Members that are trained on the pool and fine-tuned on high fidelity."""
         starts = self._starts(step) if self.config.shared_start else []
         trainers = []
-        for index, rows in enumerate(self.others):
-            member = self._member(self.config.member_config(len(rows)))
+        for index, kept in enumerate(self.outside_folds):
+            member = self._member(self.config.member_config(len(kept)))
             unseen = self.high.theta[self.folds[index]]
-            pool = step.move(self.high[rows], self.training_folds(index), unseen)
-            member.append_lowfidelity_simulations(*self._network_rows(pool))
-            member.append_simulations(*self._network_rows(self.high[rows]))
+            pool = step.map_low(self.high[kept], self.training_folds(index), unseen)
+            member.append_lowfidelity_simulations(*self._columns(pool))
+            member.append_simulations(*self._columns(self.high[kept]))
             if starts:
                 member.warm_start(starts[index % len(starts)]._neural_net)
             trainers.append(member)
-        component = self._trained(trainers, "networks with lower levels")
+        component = self._component(trainers, "networks with lower levels")
         return replace(component, runs={**_runs("start", starts), **component.runs})
 
     def _starts(self, step: LevelStep) -> list[MultilevelTrainer]:
-        """Two networks trained on the pool: members start from one or the other.
+        """Two networks trained on the pool, from which members start in turn.
 
-        Each is trained on a pool moved by a map that is fitted to, and chosen by, the
-        folds of the other one's members, so that no member starts from anything that
-        was told what its own fold holds. Of the pool, though, a start may have seen
-        rows that a member stops by.
+        The members of one start have every other fold. Its pool is mapped by a map that
+        is selected by and fitted to the remaining folds, so that no member starts from
+        a network that depends on its fold. Simulations of the pool that a member holds
+        out for early stopping may have been trained on in its start.
         """
         trainers = []
         for half in range(2):
             training_folds = range(1 - half, len(self.folds), 2)
-            rows = np.concatenate([self.folds[fold] for fold in training_folds])
-            unseen = np.delete(self.high.theta, rows, axis=0)
-            member = self._member(self.config.plain_config)
-            pool = self._network_rows(
-                step.move(self.high[rows], training_folds, unseen)
-            )
-            trainers.append(member.append_lowfidelity_simulations(*pool))
+            kept = np.concatenate([self.folds[fold] for fold in training_folds])
+            unseen = np.delete(self.high.theta, kept, axis=0)
+            pool = step.map_low(self.high[kept], training_folds, unseen)
+            trainers.append(self._plain(pool))
         folds = [Fold(half, self.seed) for half in range(2)]
         return self._train(trainers, folds, "networks to start from")
 
     def alone(self) -> Component:
-        """Members that learn from high fidelity alone."""
-        trainers = [self._plain(rows) for rows in self.others]
-        return self._trained(trainers, "networks of high fidelity alone")
+        """Networks trained on high-fidelity simulations alone."""
+        trainers = [self._plain(self.high[kept]) for kept in self.outside_folds]
+        return self._component(trainers, "networks with high fidelity alone")
 
     def on_half(self) -> Component:
-        """The same on half of the rows."""
-        draw = np.random.default_rng(self.seed).permutation
-        sizes = [max(len(rows) // 2, self.fewest_rows) for rows in self.others]
-        halves = [draw(rows)[:size] for rows, size in zip(self.others, sizes)]
-        trainers = [self._plain(rows) for rows in halves]
-        return self._trained(trainers, "networks of half of the rows")
+        """The same with half of the simulations."""
+        draw, trainers = np.random.default_rng(self.seed).permutation, []
+        for kept in self.outside_folds:
+            half = draw(kept)[: max(len(kept) // 2, self.min_simulations)]
+            trainers.append(self._plain(self.high[half]))
+        return self._component(trainers, "networks with half of the simulations")
 
     def prior(self, prior: Any) -> Component:
         """The prior, as a density of theta."""
         theta = self.level.theta.to(self.trainer._device)
         return Component([], _finite(-prior.log_prob(theta)))
 
-    def _plain(self, rows: np.ndarray) -> MultilevelTrainer:
+    def _plain(self, simulations: LevelArrays) -> MultilevelTrainer:
+        """A trainer with simulations of one level."""
         member = self._member(self.config.plain_config)
-        return member.append_lowfidelity_simulations(
-            *self._network_rows(self.high[rows])
-        )
+        return member.append_lowfidelity_simulations(*self._columns(simulations))
 
     def _member(self, config: TransferConfig) -> MultilevelTrainer:
         owner = self.trainer
-        # without a prior sbi makes one of the rows, which no other trainer takes
+        # without a prior sbi makes one of the simulations, which trainers do not accept
         is_given = not isinstance(owner._prior, ImproperEmpirical)
         member = owner._member_type(
             owner._prior if is_given else None,
@@ -184,11 +184,12 @@ class MemberTrainer:
         member._plan.prepares = False
         return member
 
-    def _network_rows(self, rows: LevelArrays) -> tuple[Tensor, Tensor]:
-        """Theta and x as networks see them: tamed, of the user's shape and kind."""
-        theta = torch.as_tensor(rows.theta).to(self.level.theta)
-        x = torch.as_tensor(rows.x)
-        x = x if self.tails is None else self.tails(x)
+    def _columns(self, simulations: LevelArrays) -> tuple[Tensor, Tensor]:
+        """Theta and x for networks: with transformed tails, of the original shape."""
+        theta = torch.as_tensor(simulations.theta).to(self.level.theta)
+        x = torch.as_tensor(simulations.x)
+        if self.tails is not None:
+            x = torch.as_tensor(self.tails(x))
         return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
 
     def _train(
@@ -197,15 +198,16 @@ class MemberTrainer:
         self.bar.set_description(f"Training {what}")
         return train_members(trainers, folds, None, self.options, self.bar.update)
 
-    def _trained(self, trainers: Sequence[MultilevelTrainer], what: str) -> Component:
+    def _component(self, trainers: Sequence[MultilevelTrainer], what: str) -> Component:
+        """Train, and compute the loss of each fold under its member."""
         folds = [Fold(index, self.seed) for index in range(len(trainers))]
         trained = self._train(trainers, folds, what)
         networks = [member._neural_net.eval() for member in trained]
         losses = torch.empty(len(self.high))
         for network, fold in zip(networks, self.folds):
-            columns = self._network_rows(self.high[fold])
-            rows = [column.to(self.trainer._device) for column in columns]
-            given = rows if self.trainer._target == "theta" else rows[::-1]
+            columns = self._columns(self.high[fold])
+            columns = [column.to(self.trainer._device) for column in columns]
+            given = columns if self.trainer._target == "theta" else columns[::-1]
             with torch.no_grad():
                 losses[fold] = network.loss(*given).cpu()
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
@@ -224,5 +226,5 @@ def _runs(
 
 def _finite(losses: Tensor) -> np.ndarray:
     values = losses.detach().cpu().double().numpy()
-    # an infinite density is a network collapsed, not a row well predicted
-    return np.where(np.isfinite(values), values, _NO_DENSITY)
+    # an infinite density is that of a degenerate network, not a good prediction
+    return np.where(np.isfinite(values), values, _MAX_LOSS)

@@ -1,4 +1,4 @@
-"""LevelArrays of all lower levels as pseudo-high-fidelity rows: which map, and the rows."""
+"""The pool: simulations of all lower levels, mapped to the highest level."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.estimators.transformed import Target
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.fitting import MapFitter
-from sbi_multilevel.level_maps.kinds import MapChoice
+from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.selection.cross_validation import (
     best_map,
     choose_scorer,
@@ -25,76 +24,75 @@ from sbi_multilevel.methods.hybrid.summary import OutputsGain
 
 @dataclass(frozen=True, eq=False)
 class LevelStep:
-    """How rows below a level are moved up to it.
+    """A step from the simulations below a level to this level.
 
     Args:
-        fitter: Fits maps of the rows below.
+        fitter: Fits maps of the simulations below.
         candidates: The maps to choose from.
-        scores: Held-out score of each row of the level under each map, fold by fold,
-            in nats, higher is better; empty where there is one map only.
-        num_scored: LevelArrays of each fold that have scores.
-        judge: Who gave them; `None` where there is one map only.
+        scores: Held-out score of each simulation of the level under each map, fold by
+            fold, in nats, higher is better; empty if there is one map only.
+        num_scored: Number of simulations of each fold that have scores.
+        scorer: What computed the scores; `None` if there is one map only.
     """
 
     fitter: MapFitter
     candidates: tuple[MapChoice, ...]
     scores: Mapping[MapChoice, np.ndarray]
     num_scored: tuple[int, ...]
-    judge: MapScorer | None
+    scorer: MapScorer | None
 
     @property
     def num_folds(self) -> int:
         """Number of folds."""
         return len(self.num_scored)
 
-    def choice(self, folds: Sequence[int]) -> MapChoice:
-        """The map that the rows of these folds like best."""
-        if not self.scores:
-            return self.candidates[0]
-        kept = np.concatenate([self._parts[fold] for fold in folds])
-        return best_map({c: rows[kept] for c, rows in self.scores.items()})
-
     @property
-    def _parts(self) -> list[np.ndarray]:
-        """Places of the rows of each fold among the scores."""
+    def scored_folds(self) -> list[np.ndarray]:
+        """Positions of each fold in the scores."""
         stops = np.cumsum(self.num_scored)
         return np.split(np.arange(stops[-1]), stops[:-1])
 
-    def held_out(self) -> np.ndarray:
-        """Score of each row under the map that all folds but its own like best."""
+    def choice(self, folds: Sequence[int]) -> MapChoice:
+        """The map with the best score in these folds."""
+        if not self.scores:
+            return self.candidates[0]
+        kept = np.concatenate([self.scored_folds[fold] for fold in folds])
+        return best_map({c: scores[kept] for c, scores in self.scores.items()})
+
+    def held_out_scores(self) -> np.ndarray:
+        """Score of each simulation under the map with the best score in other folds."""
         parts = []
-        for fold, part in enumerate(self._parts):
+        for fold, part in enumerate(self.scored_folds):
             choice = self.choice([f for f in range(self.num_folds) if f != fold])
-            # where no map can be fitted none is used
+            # without a score where no map could be fitted
             known = self.scores.get(choice)
             parts.append(np.full(len(part), -np.inf) if known is None else known[part])
         return np.concatenate(parts)
 
-    def move(
+    def map_low(
         self, high: LevelArrays, folds: Sequence[int], unseen: np.ndarray
     ) -> LevelArrays:
-        """The rows below, by the map that these folds like best, fitted to `high`.
+        """Map the simulations below by a map that is fitted to those of the level.
 
         Args:
-            high: LevelArrays of the level.
-            folds: The folds to ask.
-            unseen: Parameters of rows that are held out, shape `(m, d_theta)`: rows
-                below at the same parameters are left out.
+            high: Simulations of the level.
+            folds: The folds that select the map.
+            unseen: Held-out parameters, shape `(m, d_theta)`; simulations below at
+                these are left out.
         """
         fitter = self.fitter.apart_from(unseen)
-        low = fitter.low
-        move = fitter.fit(self.choice(folds), high)
-        return LevelArrays(low.theta, move(low.theta, low.x))
+        low, level_map = fitter.low, fitter.fit(self.choice(folds), high)
+        return LevelArrays(low.theta, level_map(low.theta, low.x))
 
 
 @dataclass(frozen=True)
 class MapSelector:
-    """What steps are chosen with.
+    """Selects level maps.
 
     Args:
         kinds: Kinds of map to choose from.
         target: `"theta"` (NPE) or `"x"` (NLE).
-        tails: What tames the tails of x; `None` where all are light.
+        tails: Transform of the tails of x; `None` if none are heavy.
         seed: Seed of the noise in maps.
     """
 
@@ -108,40 +106,39 @@ class MapSelector:
         low: LevelArrays,
         high: LevelArrays,
         folds: Sequence[np.ndarray],
-        judge: MapScorer | None = None,
+        scorer: MapScorer | None = None,
     ) -> LevelStep:
-        """Judge maps from `low` to `high` by the rows of each fold.
+        """Score maps from `low` to `high` by each fold.
 
         Args:
-            low: The rows below.
-            high: The rows of the level.
-            folds: Indices of the rows of each fold.
-            judge: Who judges; `None` chooses.
+            low: The simulations below.
+            high: The simulations of the level.
+            folds: Indices of the simulations of each fold.
+            scorer: What scores maps; chosen here if `None`.
         """
         fitter = MapFitter(low, self.tails, self.seed)
         maps, scores = fitter.candidates(self.kinds, high), {}
-        if len(maps) > 1:  # else a score would cost time and decide nothing
-            judge = judge or choose_scorer(fitter, high, self.target)
-            scores = score_maps(fitter, maps, high, folds, judge)
-        num_scored = tuple(len(rows) for rows in held_out_to_score(folds))
-        return LevelStep(fitter, maps, scores, num_scored, judge)
+        if len(maps) > 1:  # with one map there is nothing to choose
+            scorer = scorer or choose_scorer(fitter, high, self.target)
+            scores = score_maps(fitter, maps, high, folds, scorer)
+        num_scored = tuple(len(fold) for fold in held_out_to_score(folds))
+        return LevelStep(fitter, maps, scores, num_scored, scorer)
 
     def gain_from_outputs(
         self, step: LevelStep, high: LevelArrays, folds: Sequence[np.ndarray]
     ) -> OutputsGain | None:
-        """What x of the rows below tells, beyond what maps make of theta alone.
+        """Gain from the outputs below, relative to shuffled ones.
 
-        A map fitted to high-fidelity rows predicts them from theta even where x of the
-        rows below is noise. So maps are fitted and judged once more, to the same rows
-        with x of the lower level shuffled: what the true order adds is its own.
+        Maps are fitted and scored again, by the same scorer, with x of the lower level
+        in random order. The difference in score is due to the outputs.
 
         Args:
-            step: Of the true rows.
-            high: The high-fidelity rows.
-            folds: Indices of the rows of each fold.
+            step: The step with the outputs in their order.
+            high: The high-fidelity simulations.
+            folds: Indices of the simulations of each fold.
 
         Returns:
-            The gain; `None` where there is one map only, or none can be fitted.
+            The gain; `None` if there is one map only, or none can be fitted.
         """
         if not step.scores:
             return None
@@ -149,58 +146,60 @@ class MapSelector:
         shuffled = LevelArrays(low.theta, draw.permutation(low.x))
         coarse = None if high.x_coarse is None else draw.permutation(high.x_coarse)
         control = self.step(
-            shuffled, LevelArrays(high.theta, high.x, coarse), folds, step.judge
+            shuffled, LevelArrays(high.theta, high.x, coarse), folds, step.scorer
         )
-        gain = step.held_out() - control.held_out()
+        gain = step.held_out_scores() - control.held_out_scores()
         if not np.isfinite(gain).all():
             return None
         error = gain.std(ddof=1) / np.sqrt(len(gain))
         return OutputsGain(float(gain.mean()), float(error))
 
-    def below_the_highest(
+    def below_highest(
         self, simulations: MultilevelSimulations, num_folds: int
     ) -> tuple[LevelArrays, list[LevelStep]]:
-        """The rows of all levels but the highest, moved to the last of them.
+        """Map the simulations of all levels but the highest to the level below it.
 
         Returns:
-            The rows, and the steps on the way.
+            The mapped simulations with those of that level, and the steps.
         """
         pool, steps = LevelArrays.of(simulations[0]).shuffled(self.seed), []
         for level in list(simulations)[1:-1]:
-            rows = LevelArrays.of(level)
-            folds = cut(rows.theta, num_folds, self.seed)
-            steps.append(self.step(pool, rows, folds))
-            moved = steps[-1].move(rows, range(len(folds)), unseen=rows.theta[:0])
+            high = LevelArrays.of(level)
+            folds = split_folds(high.theta, num_folds, self.seed)
+            steps.append(self.step(pool, high, folds))
+            mapped = steps[-1].map_low(high, range(len(folds)), unseen=high.theta[:0])
             pool = LevelArrays(
-                np.concatenate((moved.theta, rows.theta)),
-                np.concatenate((moved.x, rows.x)),
-            )
-            pool = pool.shuffled(self.seed)
+                np.concatenate((mapped.theta, high.theta)),
+                np.concatenate((mapped.x, high.x)),
+            ).shuffled(self.seed)
         return pool, steps
 
 
-def cut(theta: np.ndarray, num_folds: int, seed: int) -> list[np.ndarray]:
-    """LevelArrays in folds with the same number of parameters, within one.
+def split_folds(theta: np.ndarray, num_folds: int, seed: int) -> list[np.ndarray]:
+    """Split simulations into folds with the same number of distinct parameters.
 
-    LevelArrays at the same theta are in the same fold: they tell of each other.
+    Simulations at the same theta are in the same fold, as they are dependent.
 
     Args:
         theta: Parameters, shape `(n, d_theta)`.
-        num_folds: Number of folds; as many as there are parameters if those are fewer.
+        num_folds: Number of folds; at most that of distinct parameters.
         seed: Seed of the order.
+
+    Returns:
+        Indices of the simulations of each fold.
     """
     at: dict[bytes, list[int]] = {}
-    for index, row in enumerate(np.ascontiguousarray(theta)):
-        at.setdefault(row.tobytes(), []).append(index)
-    rows = list(at.values())
-    order = np.random.default_rng(seed).permutation(len(rows))
-    parts = np.array_split(order, min(num_folds, len(rows)))
-    return [np.concatenate([rows[group] for group in part]) for part in parts]
+    for index, each in enumerate(np.ascontiguousarray(theta)):
+        at.setdefault(each.tobytes(), []).append(index)
+    groups = list(at.values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    parts = np.array_split(order, min(num_folds, len(groups)))
+    return [np.concatenate([groups[index] for index in part]) for part in parts]
 
 
 def fit_tails(simulations: MultilevelSimulations) -> TailTransform | None:
-    """What tames the tails of x; `None` where all are light, or x is no vector."""
+    """Transform of the tails of x; `None` if none are heavy, or x is no vector."""
     if simulations[0].x.ndim != 2:
         return None
-    tails = TailTransform.fit([rows.x for rows in simulations])
+    tails = TailTransform.fit([level.x for level in simulations])
     return None if tails.is_identity else tails

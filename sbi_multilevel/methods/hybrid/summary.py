@@ -1,4 +1,4 @@
-"""What the recipe `HybridConfig` chose, and what it was worth."""
+"""What a hybrid method chose, and the contribution of the lower levels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from sbi_multilevel.training.history import TrainingRun
 
 @dataclass(frozen=True)
 class OutputsGain:
-    """What the outputs of the lower levels tell, beside the same outputs shuffled.
+    """Gain in log score from the outputs of the lower levels.
 
-    Maps fitted to high-fidelity rows predict them from theta alone to some degree, so
-    that networks gain from lower levels whose outputs are noise. This is the rest, by
-    the synthetic likelihoods that maps are judged by; no network is trained for it.
+    Level maps that are fitted to high-fidelity simulations predict x from theta to some
+    degree. Networks therefore gain from lower levels even if their outputs are noise.
+    This is the gain relative to shuffled outputs of the lower levels, in the synthetic
+    likelihoods that score level maps; no network is trained for it.
 
     Args:
-        mean: Held-out log score a row, in nats, with the best map of the true rows
-            beyond that with the best map of shuffled ones.
-        error: Its standard error over high-fidelity rows.
+        mean: Mean held-out log score per simulation with the best level map, in nats,
+            minus that with the best map of shuffled outputs.
+        error: Its standard error over high-fidelity simulations.
 
     Example:
     --------
@@ -28,8 +29,8 @@ class OutputsGain:
     ::
 
         >>> print(OutputsGain(mean=0.82, error=0.16))
-        outputs of the lower levels, beside the same shuffled: +0.82 ± 0.16 nats a row \
-by synthetic likelihoods
+        outputs of the lower levels: +0.82 ± 0.16 nats per simulation relative to \
+shuffled outputs, by synthetic likelihoods
     """
 
     mean: float
@@ -37,31 +38,31 @@ by synthetic likelihoods
 
     def __str__(self) -> str:
         return (
-            "outputs of the lower levels, beside the same shuffled: "
-            f"{self.mean:+.2f} ± {self.error:.2f} nats a row by synthetic likelihoods"
+            f"outputs of the lower levels: {self.mean:+.2f} ± {self.error:.2f} nats "
+            "per simulation relative to shuffled outputs, by synthetic likelihoods"
         )
 
 
 @dataclass(frozen=True)
 class HybridSummary:
-    """What was chosen, and what it was worth; `print` shows it.
+    """What was chosen, and the gain from the lower levels; `print` shows it.
 
     Args:
-        level_maps: The maps from each level to the next that members use.
-        map_scores: For each of these steps the mean held-out score of each map,
-            in nats, higher is better (`sbi_multilevel.level_maps.selection.synthetic_likelihood`).
+        level_maps: The level maps from each level to the next that members use.
+        map_scores: For each step the mean held-out score of each map, in nats; higher
+            is better (`sbi_multilevel.level_maps.selection.synthetic_likelihood`).
         weights: Weight of each component of the mixture.
-        log_scores: For each component the mean log density of high-fidelity rows under
-            the one member that has not seen them (the mixture of all is better); of
-            tamed x where likelihoods are learned.
-        effective_sample_size: What the lower levels and the maps were worth, beside the same
-            mixture without them; `None` where there are none. Its errors are over rows
-            and leave out the randomness of training.
-        num_epochs: Epochs trained, the mean over members.
-        outputs: What of this the outputs of the lower levels tell, rather than the
-            maps; `None` where it is not known.
+        log_scores: For each component the mean log density of high-fidelity simulations
+            under the member that was not trained on them; for likelihoods, of x with
+            transformed tails. The mixture of all members has a better score.
+        effective_sample_size: That of the lower levels and level maps, relative to the
+            same mixture without them; `None` without lower levels. Its errors are over
+            simulations and exclude the randomness of training.
+        num_epochs: Number of epochs, the mean over members.
+        outputs: The contribution of the outputs of the lower levels; `None` where it
+            is not known.
         runs: For each component the trainings of its members, and of the networks that
-            they started from, by name; `check_training` judges them.
+            they started from, by name; see `check_training`.
     """
 
     level_maps: tuple[str, ...]
@@ -77,7 +78,7 @@ class HybridSummary:
 
     def __str__(self) -> str:
         lines = [
-            f"level {level} moved to level {level + 1} by: {names}"
+            f"level {level} mapped to level {level + 1} by: {names}"
             for level, names in enumerate(self.level_maps)
         ]
         lines += [
@@ -85,8 +86,5 @@ class HybridSummary:
             f"{self.log_scores[name]:.2f}"
             for name, weight in self.weights.items()
         ]
-        if self.effective_sample_size is not None:
-            lines.append(str(self.effective_sample_size))
-        if self.outputs is not None:
-            lines.append(str(self.outputs))
+        lines += [str(e) for e in (self.effective_sample_size, self.outputs) if e]
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A trainer of an ensemble that uses simulations of all levels."""
+"""A trainer of a hybrid ensemble."""
 
 from __future__ import annotations
 

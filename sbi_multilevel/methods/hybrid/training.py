@@ -1,4 +1,4 @@
-"""Trains as the recipe `HybridConfig` says, from rows of all levels to one estimator."""
+"""Training of the hybrid methods, from simulations of all levels to one mixture."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.members import Component, MemberTrainer
-from sbi_multilevel.methods.hybrid.pool import LevelStep, MapSelector, cut, fit_tails
+from sbi_multilevel.methods.hybrid.pool import (
+    LevelStep,
+    MapSelector,
+    fit_tails,
+    split_folds,
+)
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.methods.hybrid.weights import (
     ALONE,
     POOLED,
     PRIOR,
-    weigh,
-    worth_of_lower_levels,
+    mixture_sample_size,
+    mixture_weights,
 )
 from sbi_multilevel.training.ensemble import warn_of_limit
 
 if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
 
-_MIN_ROWS = 4
+_MIN_SIMULATIONS = 4
 
 
 def train_hybrid(
@@ -43,13 +48,16 @@ def train_hybrid(
 
     Args:
         trainer: The user's trainer, whose prior and builder the members share.
-        simulations: The rows, prepared (`sbi_multilevel.data.preparation`).
+        simulations: The simulations, prepared (`sbi_multilevel.data.preparation`).
         options: Arguments of `train` for the members.
+
+    Returns:
+        The mixture, and what was chosen.
     """
     config, high = trainer._config, simulations[-1]
     seed = int(torch.randint(2**31, ()))
     tails = fit_tails(simulations) if config.transform_tails else None
-    folds = cut(LevelArrays.of(high).theta, config.num_members, seed)
+    folds = split_folds(LevelArrays.of(high).theta, config.num_members, seed)
 
     components: dict[str, Component] = {}
     steps: list[LevelStep] = []
@@ -57,24 +65,24 @@ def train_hybrid(
     prior = _proper_prior(trainer)
     total = _num_networks(config, len(folds), len(simulations))
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
-        team = MemberTrainer(trainer, config, high, folds, tails, seed, options, bar)
-        team.check()
+        members = MemberTrainer(trainer, config, high, folds, tails, seed, options, bar)
+        members.check()
         if len(simulations) > 1:
-            bar.set_description("Choosing maps")
-            aligner = MapSelector(config.level_maps, trainer._target, tails, seed)
-            pool, steps = aligner.below_the_highest(simulations, config.num_members)
-            steps.append(aligner.step(pool, team.high, folds))
-            outputs = aligner.gain_from_outputs(steps[-1], team.high, folds)
-            components[POOLED] = team.pooled(steps[-1])
+            bar.set_description("Selecting level maps")
+            selector = MapSelector(config.level_maps, trainer._target, tails, seed)
+            pool, steps = selector.below_highest(simulations, config.num_members)
+            steps.append(selector.step(pool, members.high, folds))
+            outputs = selector.gain_from_outputs(steps[-1], members.high, folds)
+            components[POOLED] = members.pooled(steps[-1])
         if config.mix and components:
-            on_half = team.on_half()
+            on_half = members.on_half()
         if config.mix or not components:
-            components[ALONE] = team.alone()
+            components[ALONE] = members.alone()
     if config.mix and prior is not None:
-        components[PRIOR] = team.prior(prior)
+        components[PRIOR] = members.prior(prior)
 
     losses = {name: each.losses for name, each in components.items()}
-    weights = weigh(losses) if config.mix else {next(iter(losses)): 1.0}
+    weights = mixture_weights(losses) if config.mix else {next(iter(losses)): 1.0}
     estimator = MixtureEstimator(
         [each for name in weights for each in components[name].estimators],
         torch.tensor(_shares(components, weights)),
@@ -83,14 +91,14 @@ def train_hybrid(
         prior if PRIOR in weights else None,
     )
     estimator.to(trainer._device).eval()
-    worth = None
+    size = None
     if on_half is not None:
-        worth = worth_of_lower_levels(losses, on_half.losses, folds)
-    training_folds = [team.training_folds(index) for index in range(len(folds))]
-    summary = _summarise(components, weights, steps, training_folds, worth)
+        size = mixture_sample_size(losses, on_half.losses, folds)
+    training_folds = [members.training_folds(index) for index in range(len(folds))]
+    summary = _summarize(components, weights, steps, training_folds, size)
     runs = {name: each.runs for name, each in components.items() if each.runs}
-    every = [each for members in runs.values() for each in members.values()]
-    warn_of_limit(every, options["max_num_epochs"])
+    of_all = [each for by_name in runs.values() for each in by_name.values()]
+    warn_of_limit(of_all, options["max_num_epochs"])
     return estimator, replace(summary, outputs=outputs, runs=runs)
 
 
@@ -104,7 +112,8 @@ def member_options(
 
     Args:
         config: What `train` of the user's trainer was called with.
-        loss_args: The same for the loss; a `calibration_kernel` sees tamed x.
+        loss_args: The same for the loss; a `calibration_kernel` is given x with
+            transformed tails.
         batch_size: The same for batches.
         dataloader_kwargs: The same for loaders.
     """
@@ -118,7 +127,7 @@ def member_options(
         "dataloader_kwargs": dataloader_kwargs,
     }
     kernel = getattr(loss_args, "calibration_kernel", None)
-    # that of sbi holds the user's trainer with all rows; members make their own
+    # that of sbi refers to the user's trainer; members make their own
     if kernel is None or (getattr(kernel, "__module__", None) or "").startswith("sbi."):
         return options
     return {**options, "calibration_kernel": kernel}
@@ -140,16 +149,16 @@ def check_hybrid(low_fidelity: set[int], simulations: MultilevelSimulations) -> 
             f"Only lower levels were appended, up to level {high.level}. Append "
             "simulations of the highest level by `append_simulations`, or pairs."
         )
-    if len(high) < _MIN_ROWS:
+    if len(high) < _MIN_SIMULATIONS:
         raise ValueError(
             f"The highest level has {len(high)} simulations, but a hybrid needs at "
-            f"least {_MIN_ROWS}, as it holds some out twice. Simulate more, or use a "
-            "transfer trainer (`MFNPE`, `MFNLE`)."
+            f"least {_MIN_SIMULATIONS}, as it holds some out twice. Simulate more, or "
+            "use a transfer trainer (`MFNPE`, `MFNLE`)."
         )
 
 
 def _num_networks(config: HybridConfig, num_members: int, num_levels: int) -> int:
-    """How many networks are trained in all."""
+    """Number of networks that are trained."""
     if num_levels == 1:
         return num_members
     return 2 * config.shared_start + (3 if config.mix else 1) * num_members
@@ -158,7 +167,7 @@ def _num_networks(config: HybridConfig, num_members: int, num_levels: int) -> in
 def _shares(
     components: Mapping[str, Component], weights: Mapping[str, float]
 ) -> list[float]:
-    """Weight of each estimator, and last that of the prior."""
+    """Weight of each estimator, that of the prior last."""
     shares: list[float] = []
     for name, weight in weights.items():
         count = max(len(components[name].estimators), 1)
@@ -166,32 +175,32 @@ def _shares(
     return shares
 
 
-def _summarise(
+def _summarize(
     components: Mapping[str, Component],
     weights: Mapping[str, float],
     steps: list[LevelStep],
     training_folds: Sequence[Sequence[int]],
-    worth: EffectiveSampleSize | None,
+    size: EffectiveSampleSize | None,
 ) -> HybridSummary:
-    scores = {name: float(-each.losses.mean()) for name, each in components.items()}
-    # one map moves rows to a level between, one a member those to the highest
+    log_scores = {name: float(-each.losses.mean()) for name, each in components.items()}
+    # there is one map to a level in between, and one per member to the highest level
     chosen = [[step.choice(range(step.num_folds))] for step in steps[:-1]]
     chosen += [[step.choice(each) for each in training_folds] for step in steps[-1:]]
     return HybridSummary(
         tuple(", ".join(dict.fromkeys(map(str, each))) for each in chosen),
         tuple(
-            {str(c): float(rows.mean()) for c, rows in step.scores.items()}
+            {str(c): float(scores.mean()) for c, scores in step.scores.items()}
             for step in steps
         ),
         dict(weights),
-        scores,
-        worth,
+        log_scores,
+        size,
         round(next(iter(components.values())).num_epochs),
     )
 
 
 def _proper_prior(trainer: HybridTrainer) -> Any | None:
-    """The prior as a density of theta, where theta is modelled and it was given."""
+    """The prior, if theta is the target and a prior was given."""
     prior = trainer._prior
     if trainer._target == "x" or isinstance(prior, ImproperEmpirical):
         return None

@@ -1,4 +1,4 @@
-"""Weights of the components of a hybrid, and what its lower levels were worth; pure."""
+"""Weights of the components of a hybrid mixture, and its effective sample size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from sbi_multilevel.losses.effective_sample_size import (
 
 POOLED, ALONE, PRIOR = "with lower levels", "high fidelity alone", "prior"
 _PSEUDO_COUNT = 0.5
-# what takes time to evaluate must be worth it; the prior takes none
-_MIN_WEIGHT = 0.02
+_MIN_WEIGHT = 0.02  # of networks, which take time to evaluate; the prior takes none
 
-# loss of each high-fidelity row under each component, none of which has seen it
+# held-out loss of each high-fidelity simulation under each component
 Losses = Mapping[str, np.ndarray]
 
 
-def weigh(losses: Losses) -> dict[str, float]:
-    r"""Stacking weights of the components, where held-out rows ask for them.
+def mixture_weights(losses: Losses) -> dict[str, float]:
+    r"""Stacking weights of the components, if they improve the held-out log score.
 
-    The first component takes all but the share :math:`1 / (n + 1)` of the prior, which
-    bounds the loss, unless stacking weights raise the held-out log score by more than
-    its standard error.
+    The first component has all weight but :math:`1 / (n + 1)`, which the prior has,
+    unless stacking weights increase the held-out log score by more than its standard
+    error.
+
+    Args:
+        losses: Held-out losses of each component by name, each of shape `(n,)`.
     """
     log_densities = -np.stack(list(losses.values()), axis=1)
     names, count = list(losses), len(log_densities)
@@ -43,19 +45,16 @@ def weigh(losses: Losses) -> dict[str, float]:
     return weights
 
 
-def _mixture(log_densities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return logsumexp(log_densities, axis=1, b=weights)
-
-
-def worth_of_lower_levels(
+def mixture_sample_size(
     losses: Losses, on_half: np.ndarray, folds: Sequence[np.ndarray]
 ) -> EffectiveSampleSize:
-    """What the lower levels added to the same mixture without them.
+    """Effective sample size of the mixture, relative to that without lower levels.
 
     Args:
-        losses: Those of the components.
-        on_half: Losses of networks of half of the high-fidelity rows alone.
-        folds: Rows that members have not seen.
+        losses: Held-out losses of each component by name, each of shape `(n,)`.
+        on_half: Those of networks trained on half of the high-fidelity simulations
+            alone, shape `(n,)`.
+        folds: Indices of the simulations of each fold.
     """
     without = {name: each for name, each in losses.items() if name != POOLED}
     half = {**without, ALONE: on_half}
@@ -63,13 +62,17 @@ def worth_of_lower_levels(
     return effective_sample_size(*of_mixtures, num_high=len(on_half))
 
 
+def _mixture(log_densities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return logsumexp(log_densities, axis=1, b=weights)
+
+
 def _held_out_losses(losses: Losses, folds: Sequence[np.ndarray]) -> np.ndarray:
-    """Loss of each row under the mixture that is weighed by the other folds."""
+    """Losses under the mixture whose weights are those of the other folds."""
     table = -np.stack(list(losses.values()), axis=1)
     mixed = np.empty(len(table))
     for fold in folds:
         others = np.setdiff1d(np.arange(len(table)), fold)
-        weights = weigh({name: each[others] for name, each in losses.items()})
+        weights = mixture_weights({name: each[others] for name, each in losses.items()})
         values = np.array([weights.get(name, 0.0) for name in losses])
         mixed[fold] = -_mixture(table[fold], values)
     return mixed

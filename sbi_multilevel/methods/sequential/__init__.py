@@ -1,4 +1,4 @@
-"""Rounds of simulation near one observation."""
+"""Sequential inference: rounds of simulations near one observation."""
 
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.mftsnpe import MFTSNPE

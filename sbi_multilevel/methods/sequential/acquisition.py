@@ -6,25 +6,23 @@ observation (Krouglova et al. 2026, equation 2 and Algorithm 4, MF-TSNPE-AF),
 
 .. math:: a(\theta) = \mathrm{Var}_e[q_e(\theta \mid x_o)] .
 
-Where the members agree everywhere, as they do before the first round if all start from
-one pre-trained network, the active points are the first of the pool: draws from the
-prior.
+Before the first round all members may be the same pre-trained network. They agree
+everywhere then, and the active points are the first of the pool: draws from the prior.
 
-Acquired points are no draws from the truncated prior
-:math:`p_R = p\, 1[\theta \in R] / Z`. They come, nearly, from the prior restricted to
-:math:`A = \{a(\theta) \ge v\}`, which holds the share :math:`k / M` of it, v being the
-lowest acquired score (of points that tie at v the share that was acquired counts). With
-:math:`\alpha = k / n` the rows of a round have the density
+Active points are no draws from the truncated prior
+:math:`p_R = p\, 1[\theta \in R] / Z`. Approximately, they are draws from the prior
+restricted to :math:`A = \{a(\theta) \ge v\}`, of prior mass :math:`k / M`, with v the
+lowest score among them (of points with the score v, the share that was acquired
+counts). With :math:`\alpha = k / n` the simulations of a round have the density
 
 .. math::
 
     \tilde p(\theta) = (1 - \alpha)\, p_R(\theta)
     + \alpha\, \frac{M}{k}\, p(\theta)\, 1[\theta \in A],
 
-so that plain NPE on them learns a posterior under a prior that is too high on A: it
-leans toward the points of largest disagreement. The paper does so (Appendix M.2), and
-by default so do we; few points do little harm. `Acquisition(correct=True)` gives each
-row the weight
+so that NPE learns the posterior under a prior that is too high on A. The paper accepts
+this (Appendix M.2), as is the default here: with few active points the error is small.
+`Acquisition(correct=True)` gives each simulation the weight
 
 .. math::
 
@@ -32,8 +30,7 @@ row the weight
     = \frac{1[\theta \in R]}{1 - \alpha + \alpha Z \frac{M}{k}\, 1[\theta \in A]}
     \le \frac{1}{1 - \alpha},
 
-which makes the loss that of the truncated prior again, and acquired points count for
-less.
+which makes the loss that of the truncated prior.
 """
 
 from __future__ import annotations
@@ -51,21 +48,23 @@ Score = Literal["density", "log_density"]
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How active points are chosen; see `sbi_multilevel.methods.sequential.acquisition`.
+    """How active points are chosen.
+
+    See `sbi_multilevel.methods.sequential.acquisition`.
 
     Args:
         share: Share of the simulations of a round that are active points.
         pool_size: Prior draws that they are chosen from; 250 in the code of the paper
             for up to 1 000 simulations.
-        on: Whether the variance is that of the densities (the paper) or of the log
-            densities (its code), which looks for points in the tails.
-        correct: Whether rows get importance weights, see above.
+        on: What the variance is taken of: `"density"` (the paper) or `"log_density"`
+            (its code), which prefers points in the tails.
+        correct: Whether simulations have importance weights, see the module.
         fixed_pool: Whether the pool is drawn once for all rounds (the paper), so that a
-            point can be acquired in several rounds, each time with other noise, or in
-            each round (its code).
-        first_round: Whether the first round has active points, too (the paper). In its
-            code all of the first round is drawn from the prior, which leaves 16 % of
-            five rounds for active points.
+            point can be acquired in several rounds, with other noise, or in each round
+            (its code).
+        first_round: Whether the first round has active points (the paper). In its code
+            the first round is drawn from the prior, so that 16 % of the simulations of
+            five rounds are active points.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -98,21 +97,21 @@ class Acquisition:
             raise ValueError(f"pool_size must be >= 1, but is {self.pool_size}.")
 
     def num_active(self, num_simulations: int) -> int:
-        """Active points among the simulations of a round.
+        """Number of active points in a round.
 
         Args:
             num_simulations: Simulations of the round.
 
         Raises:
-            ValueError: If they are more than the pool holds.
+            ValueError: If the pool holds fewer.
         """
         num = num_simulations - int((1 - self.share) * num_simulations)
-        num = min(num, num_simulations - 1)  # at least one is drawn
+        num = min(num, num_simulations - 1)  # at least one is drawn from the prior
         if num > self.pool_size:
             raise ValueError(
                 f"pool_size={self.pool_size} is smaller than the {num} active points "
                 f"of a round of {num_simulations} simulations. Raise it to several "
-                "times that."
+                "times that number."
             )
         return num
 
@@ -122,15 +121,15 @@ def disagreement(log_probs: Tensor, on: Score) -> Tensor:
 
     Args:
         log_probs: Log density of each member at each point, shape `(E, n)`.
-        on: What the variance is of.
+        on: What the variance is taken of, see `Acquisition`.
 
     Returns:
-        Scores, shape `(n,)`; 0 where no member has any density.
+        Scores, shape `(n,)`; 0 where the density of all members is 0.
     """
     somewhere = log_probs.isfinite().any(dim=0)
     if not somewhere.any():
         return torch.zeros(log_probs.shape[1])
-    if on == "density":  # scaled by the largest, which keeps the order
+    if on == "density":  # scaling keeps the order
         values = (log_probs - log_probs[:, somewhere].max()).exp()
     else:
         values = log_probs.clamp_min(-1e6)
@@ -145,17 +144,17 @@ def importance_weights(
     acceptance: float,
     num_active: int,
 ) -> Tensor:
-    """Weights of the rows of a round, see the formula of this module.
+    """Importance weights of the simulations of a round, see the module.
 
     Args:
-        is_inside: Whether each row lies in the truncated region, shape `(n,)`.
-        scores: Disagreement at each row, shape `(n,)`.
+        is_inside: Whether each one lies in the truncated region, shape `(n,)`.
+        scores: Disagreement at each one, shape `(n,)`.
         pool_scores: Disagreement at each point of the pool, shape `(M,)`.
         acceptance: Share Z of prior draws inside the region.
-        num_active: Acquired points k.
+        num_active: Number k of active points.
 
     Returns:
-        Weights, shape `(n,)`; 0 outside of the region.
+        Weights, shape `(n,)`; 0 outside the region.
     """
     alpha = num_active / len(scores)
     lowest = pool_scores.topk(num_active).values[-1]

@@ -1,20 +1,24 @@
-"""States on disk: tensors and plain values only, written whole or not at all."""
+"""States on disk: tensors and plain values, a file replaced as a whole."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import LevelSimulations
-from sbi_multilevel.data.validation import check_shapes, check_tensor
-from sbi_multilevel.methods.sequential.rounds import Proposals
+from sbi_multilevel.data.validation import check_columns
+from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.utils.files import check_state_dict, expect, read_state, understood
+
+if TYPE_CHECKING:
+    from sbi_multilevel.methods.sequential.state import RoundState
 
 # what is kept of each round
 SUMMARY = {
@@ -24,6 +28,7 @@ SUMMARY = {
     "failures": list,
     "coverage": list,
 }
+# the entries of a file; names are those of the first version
 _KINDS = {
     "settings": dict,
     "members": (list, NoneType),
@@ -34,50 +39,110 @@ _KINDS = {
     "counters": tuple,
     "summary": dict,
 }
+# settings that earlier versions lacked, and what they did
+_EARLIER = {
+    "shared_pretraining": False,
+    "all_rounds": True,
+    "num_coverage_simulations": 0,
+}
+# settings and values that had other names
+_RENAMED = {"recipe": "config", "num_coverage_rows": "num_coverage_simulations"}
+_RENAMED_IN_CONFIG = {"Transfer(": "TransferConfig(", "'own'": "'standardize'"}
 
 
-def write(path: str | os.PathLike, state: dict[str, Any]) -> None:
-    """Write a state; a run that dies meanwhile leaves the one before."""
+def write(path: str | os.PathLike, settings: dict[str, Any], state: RoundState) -> None:
+    """Write a state; if writing is interrupted, the file before remains.
+
+    Args:
+        path: The file.
+        settings: The settings that must be the same to resume, as plain values.
+        state: The state.
+    """
+    networks, pending = state.networks, state.pending
+    content = {
+        "settings": settings,
+        "members": None if networks is None else [n.state_dict() for n in networks],
+        "rows": [vars(part) for part in state.simulations if len(part) > 0],
+        "pending": None if pending is None else vars(pending),
+        "low_weights": state.low_weights,
+        "low_sums": state.low_sums,
+        "counters": (state.num_new, state.index, state.num_draws),
+        "summary": state.summary,
+    }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    torch.save(state, unfinished)
+    torch.save(content, unfinished)
     os.replace(unfinished, path)
 
 
-def read(path: str | os.PathLike) -> dict[str, Any]:
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a state, without unpickling anything but tensors and plain values.
 
     Returns:
-        What was written, `rows` as `LevelSimulations`, `pending` as `Proposals`.
+        The settings it was written under, and the fields of the state by name; of
+        networks their weights.
 
     Raises:
         ValueError: If the file holds something else; names what is wrong with it.
         OSError: If it cannot be read.
     """
     with explained(path):
-        state = read_state(path)
-        expect(isinstance(state, dict), f"it holds a {type(state).__name__}")
+        content = read_state(path)
+        expect(isinstance(content, dict), f"it holds a {type(content).__name__}")
         for name, kind in _KINDS.items():
-            found = type(state.get(name, ...))  # `None` may be right
+            found = type(content.get(name, ...))  # `None` may be right
             expect(issubclass(found, kind), f"{name} is missing, or a {found.__name__}")
-        for weights in state["members"] or ():
+        for weights in content["members"] or ():
             check_state_dict(weights)
-        # files of versions that did not compute it lack it
-        rounds = len(state["summary"].get("failures", ()))
-        state["summary"].setdefault("coverage", [[] for _ in range(rounds)])
-        _check_numbers(state)
-        state["rows"] = [LevelSimulations(**columns) for columns in state["rows"]]
-        for rows in state["rows"]:
-            expect(rows.level == 1, f"it has rows of level {rows.level}, not 1")
-        if state["pending"] is not None:
-            state["pending"] = Proposals(**state["pending"])
-            _check_proposals(state["pending"])
-        return state
+        # earlier versions did not compute it
+        rounds = len(content["summary"].get("failures", ()))
+        content["summary"].setdefault("coverage", [[] for _ in range(rounds)])
+        _check_numbers(content)
+        num_new, index, num_draws = content["counters"]
+        simulations = [LevelSimulations(**columns) for columns in content["rows"]]
+        for part in simulations:
+            expect(part.level == 1, f"it has simulations of level {part.level}, not 1")
+        pending = content["pending"]
+        if pending is not None:
+            pending = Proposals(**pending)
+            _check_proposals(pending)
+        return _of_this_version(content["settings"]), {
+            "networks": content["members"],
+            "simulations": simulations,
+            "num_new": num_new,
+            "pending": pending,
+            "index": index,
+            "num_draws": num_draws,
+            "low_weights": content["low_weights"],
+            "low_sums": content["low_sums"],
+            "summary": content["summary"],
+        }
+
+
+def _of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names of this version."""
+    renamed = {_RENAMED.get(name, name): each for name, each in settings.items()}
+    config = renamed.get("config", "")
+    if "recipe" in settings:
+        for before, after in _RENAMED_IN_CONFIG.items():
+            config = config.replace(before, after)
+    return {**_EARLIER, **renamed, "config": with_sorted_fields(config)}
+
+
+def with_sorted_fields(text: str) -> str:
+    """The `repr` of a dataclass with its fields in alphabetical order.
+
+    The order of fields may change between versions.
+    """
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call)
+    call.keywords.sort(key=lambda each: each.arg or "")
+    return ast.unparse(call)
 
 
 def explained(path: str | os.PathLike) -> contextlib.AbstractContextManager[None]:
-    """Where a state is understood, see `sbi_multilevel.utils.files.understood`."""
+    """Explain errors of reading a state, by `sbi_multilevel.utils.files`."""
     return understood(
         "path",
         path,
@@ -86,45 +151,41 @@ def explained(path: str | os.PathLike) -> contextlib.AbstractContextManager[None
     )
 
 
-def _check_numbers(state: dict[str, Any]) -> None:
-    """Raise unless counters, summary and weights of low-fidelity rows are sound."""
+def _check_numbers(content: dict[str, Any]) -> None:
+    """Raise unless counters, summary and weights are valid."""
     counters, weights, sums = (
-        state[name] for name in ("counters", "low_weights", "low_sums")
+        content[name] for name in ("counters", "low_weights", "low_sums")
     )
-    is_sound = len(counters) == 3 and all(type(n) is int and n >= 0 for n in counters)
-    expect(is_sound, f"counters are {counters!r:.60}")
+    is_valid = len(counters) == 3 and all(type(n) is int and n >= 0 for n in counters)
+    expect(is_valid, f"counters are {counters!r:.60}")
     for name, kind in SUMMARY.items():
-        values = state["summary"].get(name)
+        values = content["summary"].get(name)
         expect(
             isinstance(values, list)
             and len(values) == counters[1]
             and all(type(value) is kind for value in values),
             f"summary has {name} {values!r:.60}",
         )
-    is_sound = sums is None or all(type(number) is float for number in sums)
-    expect(is_sound, f"low_sums are {sums!r:.60}")
+    is_valid = sums is None or all(type(number) is float for number in sums)
+    expect(is_valid, f"low_sums are {sums!r:.60}")
     if weights is not None:
         shape = None if sums is None else (sums[0],)
-        is_sound = weights.is_floating_point() and weights.shape == shape
-        expect(is_sound, f"low_weights have the shape {tuple(weights.shape)}")
+        is_valid = weights.is_floating_point() and weights.shape == shape
+        expect(is_valid, f"low_weights have the shape {tuple(weights.shape)}")
 
 
 def _check_proposals(proposals: Proposals) -> None:
-    """Raise unless all columns have as many rows, and outcomes are of these."""
-    num_rows = len(proposals.theta)
+    """Raise unless all columns have the same length, and indices are valid."""
+    num = len(proposals.theta)
     columns = {"theta": proposals.theta, "weights": proposals.weights.unsqueeze(1)}
-    for name, values in columns.items():
-        check_tensor(name, values, 1)
-    check_shapes(columns, 1)
-    is_active = proposals.is_active
-    expect(
-        is_active.shape == (num_rows,) and is_active.dtype == torch.bool,
-        "active does not say yes or no for each proposal",
-    )
+    check_columns(columns, 1)
+    active = proposals.is_active
+    is_valid = active.shape == (num,) and active.dtype == torch.bool
+    expect(is_valid, "active is not a boolean for each proposal")
     expect(isinstance(proposals.acceptance, float), "acceptance is no number")
-    rows = [*proposals.outputs, *proposals.failures]
-    is_sound = all(type(row) is int and 0 <= row < num_rows for row in rows)
-    expect(is_sound, "outputs or failures are of other rows than were proposed")
+    indices = [*proposals.outputs, *proposals.failures]
+    is_valid = all(type(index) is int and 0 <= index < num for index in indices)
+    expect(is_valid, "outputs or failures have indices that were not proposed")
     kinds = {
         tuple((side.shape, side.dtype) for side in sides)
         for sides in proposals.outputs.values()
@@ -134,8 +195,19 @@ def _check_proposals(proposals: Proposals) -> None:
     expect(all(isinstance(text, str) for text in texts), "failures are no text")
 
 
-def check_settings(saved: dict[str, Any], ours: dict[str, Any], path: Any) -> None:
-    """Raise if a state was written under other settings, and say which."""
+def check_settings(
+    saved: dict[str, Any], ours: dict[str, Any], path: str | os.PathLike
+) -> None:
+    """Raise if a state was written under other settings.
+
+    Args:
+        saved: The settings in the file.
+        ours: The present settings.
+        path: The file.
+
+    Raises:
+        ValueError: If they differ; names the settings that do.
+    """
     differing = [
         f"{name} was {saved.get(name)}, is {value}"
         for name, value in ours.items()
@@ -144,8 +216,8 @@ def check_settings(saved: dict[str, Any], ours: dict[str, Any], path: Any) -> No
     if differing:
         raise ValueError(
             f"path={str(path)!r} holds a run with other settings: "
-            f"{'; '.join(differing)}. Use the same settings to go on with it, or "
-            "another path to start anew."
+            f"{'; '.join(differing)}. Use the same settings to resume it, or another "
+            "path to start from scratch."
         )
 
 

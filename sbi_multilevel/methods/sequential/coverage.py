@@ -7,11 +7,12 @@ For :math:`\theta^* \sim \tilde p(\theta)` and :math:`x^* \sim p(x \mid \theta^*
     c(\theta^*, x^*) = \Pr\left[ q(\theta \mid x^*) > q(\theta^* \mid x^*) \,\middle|\,
     \theta \in R \right], \qquad \theta \sim q(\theta \mid x^*),
 
-be the level of the smallest region of highest density that holds :math:`\theta^*`. If q
-is the posterior under the truncated prior :math:`\tilde p`, the levels are uniform on
-(0, 1), and the share of them below a level is the *expected coverage* of the regions of
-that level (Deistler, Gonçalves, Macke 2022). It is smaller for posteriors that are too
-narrow. Samples outside of R do not count, as :math:`\tilde p` has no mass there.
+be the level of the smallest region of highest density that holds :math:`\theta^*`. The
+*expected coverage* of the regions of a level is the share of c below that level
+(Deistler, Gonçalves, Macke 2022). If q is the posterior under the truncated prior, c is
+uniform on (0, 1), and the expected coverage equals the level. For posteriors that are
+too narrow it is smaller. Samples outside R are left out, since :math:`\tilde p` has no
+mass there.
 
 The ranks are those of sbi's own diagnostic, `sbi.diagnostics.run_sbc`.
 """
@@ -51,24 +52,24 @@ def coverage_levels(
         return torch.where(inside(theta), log_prob, -torch.inf)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the number of rows
+        warnings.simplefilter("ignore")  # of few simulations
         ranks, _ = run_sbc(
             theta,
             x,
             _Unrejected(posterior),
             num_posterior_samples=_NUM_SAMPLES,
-            # they count the samples that are denser, and those outside of the region
+            # count samples of higher density, and samples outside the region
             reduce_fns=[lambda *at: -density(*at), lambda at, _: inside(at).float()],
             show_progress_bar=False,
         )
     denser, outside = ranks.T
     num_inside = _NUM_SAMPLES - outside
-    levels = (denser + 0.5) / (num_inside + 1)  # the middle of the two samples
+    levels = (denser + 0.5) / (num_inside + 1)  # midway between samples
     return torch.where(num_inside > 0, levels, 1.0)
 
 
 class _Unrejected:
-    """A posterior whose samples may lie outside of the prior: it is never slow."""
+    """A posterior that samples without rejection, so that leakage costs no time."""
 
     def __init__(self, posterior: Any):
         self._posterior = posterior

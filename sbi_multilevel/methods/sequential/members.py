@@ -1,9 +1,9 @@
-"""The networks of truncated rounds: pre-trained, aligned, fine-tuned."""
+"""The networks of sequential rounds: pre-trained, then fine-tuned in each round."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -15,159 +15,155 @@ from torch import Tensor
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.observations import Watch
-from sbi_multilevel.methods.npe import MFNPE
-from sbi_multilevel.methods.sequential.proposing import Region, disagreement_at
-from sbi_multilevel.methods.sequential.state import StateMixin
-from sbi_multilevel.methods.transfer import TransferConfig
-from sbi_multilevel.simulation.noise import derive_seed, seeded
+from sbi_multilevel.methods.sequential.settings import RoundSettings, Stream
+from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.training.batches import Fold
+from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.ensemble import train_ensemble, train_members
-from sbi_multilevel.training.network import take_over
+from sbi_multilevel.training.network import WarmStart, start_from
 from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel.training.trainer import MultilevelTrainer
 
-_PRETRAIN, _TRAIN = 10, 12  # streams of seeds
+Networks = list[ConditionalDensityEstimator]
 
 
-class MemberMixin(StateMixin):
-    """Trains the members of an ensemble, or a single one, round by round."""
+class RoundTrainer:
+    """Trains the networks of the members with a trainer of several levels.
 
-    def _pretrain(self) -> None:
-        if self._members is not None or not self._low._theta_roundwise:
-            return
-        num_networks = 1 if self._shared_pretraining else self._num_members
+    This is all that depends on the method: what a trainer is given, and in which order.
+
+    Args:
+        trainer_type: The trainer, one that can start from weights.
+        settings: The settings of the run.
+
+    Attributes:
+        pretraining: The trainer that holds the low-fidelity simulations.
+    """
+
+    def __init__(self, trainer_type: type[MultilevelTrainer], settings: RoundSettings):
+        self._trainer_type, self._settings = trainer_type, settings
+        self.pretraining = self._trainer(settings.config, settings.parameters)
+
+    @property
+    def has_low_fidelity(self) -> bool:
+        """Whether low-fidelity simulations were appended."""
+        return bool(self.pretraining._theta_roundwise)
+
+    @property
+    def low_fidelity(self) -> LevelSimulations | None:
+        """Low-fidelity simulations, prepared for training; `None` without any."""
+        if not self.has_low_fidelity:
+            return None
+        return self.pretraining._prepared_simulations()[0]
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the method aligns the levels."""
+        return getattr(self._settings.config, "alignment", None) is not None
+
+    def append_low_fidelity(self, theta: Tensor, x: Tensor, level: int) -> None:
+        """Store simulations for pre-training; missing columns of theta are drawn."""
+        count = len(self.pretraining._theta_roundwise)
+        with seeded(self._settings.seed_of(Stream.MISSING_PARAMETERS, level, count)):
+            self.pretraining.append_lowfidelity_simulations(theta, x, level)
+
+    def pretrain(self) -> Networks:
+        """A network for each member, trained on low-fidelity simulations."""
+        settings = self._settings
+        num_networks = 1 if settings.shared_pretraining else settings.num_members
         ensemble = train_ensemble(
-            self._low,
+            self.pretraining,
             num_networks,
-            seed=derive_seed(self._seed, _PRETRAIN),
-            num_workers=self._num_workers,
-            train_options=self._train_options,
+            seed=settings.seed_of(Stream.PRETRAINING),
+            num_workers=settings.num_workers,
+            train_options=settings.train_options,
         )
-        self._members = ensemble.estimators * (self._num_members // num_networks)
-        self._pretrained_here = True
+        return ensemble.estimators * (settings.num_members // num_networks)
 
-    def _fine_tune(
-        self, region: Callable[[], Region]
-    ) -> tuple[list[ConditionalDensityEstimator], Tensor | None]:
-        """Networks trained on the rows of the rounds, and the weights of low rows."""
-        low_weights, config = self._weigh_low_rows(region), self._config
-        members: list[Any] = self._members or [None] * self._num_members
-        if low_weights is None:
-            config = replace(config, alignment=None)
-        elif self._members is not None:  # read x at the scale of the weighted low rows
-            moments = Moments.of(self._low_rows.x, low_weights)
-            members = [network.refer_to(moments) for network in members]
+    def fine_tune(
+        self,
+        networks: Networks | None,
+        simulations: Sequence[LevelSimulations],
+        low: LevelSimulations | None,
+        low_weights: Tensor | None,
+        round_: int,
+        x_o: Tensor,
+    ) -> Networks:
+        """Train each network on high-fidelity simulations.
+
+        Args:
+            networks: Where to start; from scratch if `None`.
+            simulations: High-fidelity simulations; outputs of the level below, where
+                there are any, are trained on first.
+            low: Low-fidelity simulations.
+            low_weights: Their weights, by which levels are aligned; `None` for no
+                alignment.
+            round_: The round, from 0.
+            x_o: The observation; in the first round a warning is given if it lies far
+                outside the simulations.
+        """
+        settings, config = self._settings, self._settings.config
+        starts: Sequence[Any] = networks or [None] * settings.num_members
+        if low is None or low_weights is None:
+            config = replace(config, alignment=None)  # pyright: ignore[reportCallIssue]
+        elif networks is not None:  # read x at the scale of the weighted simulations
+            moments = Moments.of(low.x, low_weights)
+            starts = [network.refer_to(moments) for network in networks]  # pyright: ignore
         trainers = []
-        for network in members:
+        for network in starts:
             trainer = self._trainer(config)
             if network is not None:
                 trainer.warm_start(network)
-            for rows in self._rows_to_train_on:
-                if rows.x_coarse is not None:
-                    trainer.append_lowfidelity_simulations(rows.theta, rows.x_coarse)
-            for rows in self._rows_to_train_on:
-                weights = rows.loss_weights
-                trainer.append_weighted_simulations(rows.theta, rows.x, weights)
+            for part in simulations:
+                if part.x_coarse is not None:
+                    trainer.append_lowfidelity_simulations(part.theta, part.x_coarse)
+            for part in simulations:
+                trainer.append_weighted_simulations(
+                    part.theta, part.x, part.loss_weights
+                )
             trainers.append(trainer)
-        return self._train_members(trainers), low_weights
-
-    def _train_members(
-        self, trainers: list[MFNPE]
-    ) -> list[ConditionalDensityEstimator]:
-        seed = derive_seed(self._seed, _TRAIN, self._round)
-        folds = [Fold(index, seed) for index in range(self._num_members)]
-        trained = train_members(trainers, folds, self._num_workers, self._train_options)
-        inside = trained[0]._plan.training_range
-        if self._round == 0 and inside is not None:
-            Watch(inside).look_at(self.x_o)
+        seed = settings.seed_of(Stream.TRAINING, round_)
+        folds = [Fold(index, seed) for index in range(settings.num_members)]
+        options = settings.train_options
+        trained = train_members(trainers, folds, settings.num_workers, options)
+        training_range = trained[0]._plan.training_range
+        if round_ == 0 and training_range is not None:
+            Watch(training_range).check(x_o)
         return [trainer._neural_net for trainer in trained]
 
-    def _weigh_low_rows(self, region: Callable[[], Region]) -> Tensor | None:
-        """Weights that give low-fidelity rows the density of theta in the rounds."""
-        if self._low_weights is not None:
-            self._check_low_rows()
-        if not self._low._theta_roundwise or self._config.alignment is None:
-            return None
-        theta = self._low_rows.theta
-        weights = self._low_weights
-        if weights is None or not self._all_rounds:
-            weights = torch.zeros(len(theta))
-        share, acquired = 0.0, torch.zeros(len(theta))
-        pending, acquisition = self._pending, self._acquisition
-        if pending is not None and acquisition is not None and not acquisition.correct:
-            active = pending.theta[pending.is_active]
-            share = len(active) / len(pending.theta)
-            if share > 0:
-                both = torch.cat([theta, active])
-                posterior = self.build_posterior()
-                scores = disagreement_at(posterior, both, acquisition.on)
-                acquired = scores[: len(theta)] >= scores[len(theta) :].min()
-        return (
-            weights
-            + (1 - share) * self._new_rows * _even(region().inside(theta))
-            + share * self._new_rows * _even(acquired)
-        )
+    def start_from(
+        self,
+        source: WarmStart,
+        x_o: Tensor,
+        template: ConditionalDensityEstimator | None = None,
+    ) -> ConditionalDensityEstimator:
+        """A network from another, or from its weights.
 
-    @property
-    def _rows_of_round(self) -> list[LevelSimulations]:
-        """High-fidelity rows that were appended since the last training."""
-        first, missing = len(self._rows), self._new_rows
-        while missing > 0:
-            first -= 1
-            missing -= len(self._rows[first])
-        return self._rows[first:]
+        Args:
+            source: The network, or its weights.
+            x_o: The observation.
+            template: A network that the weights fit; what the builder returns if
+                `None`.
+        """
+        build = self._trainer(self._settings.config)._network_builder
+        if template is not None:
+            build = lambda theta, x: deepcopy(template)
+        target, prior = self._trainer_type._target, self._settings.prior
+        with seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of random x, which only has the shape
+            theta = prior.sample((100,))
+            x = x_o + torch.randn(100, *x_o.shape[1:])
+            return start_from(source, build, target, theta, x).eval().cpu()
 
-    @property
-    def _rows_to_train_on(self) -> list[LevelSimulations]:
-        return self._rows if self._all_rounds else self._rows_of_round
-
-    def _check_low_rows(self) -> None:
-        """Raise unless the low-fidelity rows are those that the run began with."""
-        if not self._low._theta_roundwise or self._sums_of_low_rows != self._low_sums:
-            raise ValueError(
-                "The low-fidelity rows are not those that this run began with, by "
-                "which levels are aligned. Call `append_lowfidelity_simulations` with "
-                "the same rows before going on."
-            )
-
-    @property
-    def _sums_of_low_rows(self) -> tuple[float, ...] | None:
-        """What tells low-fidelity rows from others."""
-        if not self._low._theta_roundwise:
-            return None
-        rows = self._low_rows
-        return float(len(rows)), *(
-            float(c.double().sum()) for c in (rows.theta, rows.x)
-        )
-
-    @property
-    def _low_rows(self) -> LevelSimulations:
-        return self._low._prepared_simulations()[0]
-
-    def _trainer(self, config: TransferConfig, parameters: Any = None) -> MFNPE:
-        """A trainer of one member, without rows."""
-        return MFNPE(
-            self._prior,
-            self._density_estimator,
+    def _trainer(
+        self, config: MethodConfig, parameters: Any = None
+    ) -> MultilevelTrainer:
+        """A trainer of one member, without simulations."""
+        return self._trainer_type(
+            self._settings.prior,
+            self._settings.density_estimator,
             config=config,
             parameters=parameters,
             tracker=SilentTracker(),
             show_progress_bars=False,
         )
-
-    def _take_over(self, source: Any) -> ConditionalDensityEstimator:
-        """A network from another, or from its weights."""
-        build = self._trainer(self._config)._network_builder
-        if self._members and isinstance(source, Mapping):
-            # networks from elsewhere need not be what the builder makes
-            template = self._members[0]
-            build = lambda theta, x: deepcopy(template)
-        with seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rows made up for their shapes
-            theta = self._prior.sample((100,))
-            x = self.x_o + torch.randn(100, *self.x_o.shape[1:])
-            return take_over(source, build, "theta", theta, x).eval().cpu()
-
-
-def _even(chosen: Tensor) -> Tensor:
-    """Equal shares of those chosen; nothing where none is."""
-    return chosen / chosen.sum().clamp_min(1)

@@ -1,154 +1,147 @@
-"""How a run is pickled, written to disk and gone on with."""
+"""The state of sequential rounds: what changes, and what a checkpoint holds."""
 
 from __future__ import annotations
 
-import os
-from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
-from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations
-from sbi_multilevel.methods.npe import MFNPE
-from sbi_multilevel.methods.sequential import checkpoint
-from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.rounds import Proposals
-from sbi_multilevel.methods.sequential.truncation import Truncation
-from sbi_multilevel.methods.transfer import TransferConfig
-from sbi_multilevel.training.ensemble import trainer_state
-from sbi_multilevel.utils.files import expect
-
-# what files of versions without these settings were written under
-_EARLIER = {"shared_pretraining": False, "all_rounds": True, "num_coverage_rows": 0}
+from sbi_multilevel.data.validation import (
+    check_columns,
+    check_inside,
+    check_same_shapes,
+    has_support,
+)
+from sbi_multilevel.methods.sequential.checkpoint import SUMMARY
+from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.simulation.noise import seeded
 
 
-class StateMixin(ABC):
-    """The state of truncated rounds, and its ways out of memory and back."""
+@dataclass(eq=False)
+class RoundState:
+    """Where a run stands.
+
+    Args:
+        x_o: The observation, shape `(1, *x_shape)`.
+        networks: The network of each member; `None` before pre-training.
+        is_pretrained: Whether they were pre-trained here, not elsewhere.
+        simulations: High-fidelity simulations, in the order they were appended.
+        num_new: How many were appended since the last training.
+        pending: Proposals of the current round; `None` where there are none yet.
+        index: The current round, from 0.
+        num_draws: How often proposals were drawn in the current round.
+        low_weights: Weights of the low-fidelity simulations, by which levels are
+            aligned; `None` without alignment.
+        low_sums: What identifies the low-fidelity simulations, see `sums_of`.
+        summary: Lists with an entry per round, see `MFTSNPE`.
+    """
 
     x_o: Tensor
-    summary: dict[str, list]
-    _prior: Any
-    _density_estimator: Any
-    _config: TransferConfig
-    _num_members: int
-    _acquisition: Acquisition | None
-    _shared_pretraining: bool
-    _all_rounds: bool
-    _truncation: Truncation
-    _num_coverage_rows: int
-    _seed: int
-    _train_options: dict[str, Any]
-    _low: MFNPE  # holds the low-fidelity rows
-    _members: list[ConditionalDensityEstimator] | None
-    _pretrained_here: bool  # on rows that were appended
-    _rows: list[LevelSimulations]
-    _parameters: Any
-    _low_weights: Tensor | None  # of the low-fidelity rows, for alignment
-    _low_sums: tuple[float, ...] | None  # what they were
-    _pending: Proposals | None  # the simulations of this round
-    _new_rows: int  # appended since the last training
-    _round: int
-    _num_drawn: int  # proposals drawn in this round
-
-    @abstractmethod
-    def build_posterior(self) -> Any: ...
-
-    @abstractmethod
-    def _trainer(self, config: TransferConfig, parameters: Any = None) -> MFNPE: ...
-
-    @abstractmethod
-    def _check_theta(self, theta: Tensor) -> None: ...
-
-    @abstractmethod
-    def _check_rows(self, rows: LevelSimulations, first: LevelSimulations) -> None: ...
-
-    @abstractmethod
-    def _take_over(self, source: Any) -> ConditionalDensityEstimator: ...
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write where the run stands: networks, high-fidelity rows, the open round.
-
-        The low-fidelity rows are not written: append the same ones to go on.
-
-        Args:
-            path: The file; it is replaced as a whole.
-        """
-        members = self._members
-        state = {
-            "settings": self._settings,
-            "members": None if members is None else [m.state_dict() for m in members],
-            "rows": [vars(rows) for rows in self._rows if len(rows) > 0],
-            "pending": None if self._pending is None else vars(self._pending),
-            "low_weights": self._low_weights,
-            "low_sums": self._low_sums,
-            "counters": (self._new_rows, self._round, self._num_drawn),
-            "summary": self.summary,
-        }
-        checkpoint.write(path, state)
-
-    def load(self, path: str | os.PathLike) -> Self:
-        """Go on from a state that `save` wrote.
-
-        Args:
-            path: The file. It is read without unpickling.
-
-        Returns:
-            The same object (so that calls can be chained).
-
-        Raises:
-            ValueError: If it was written under other settings, or by another network,
-                or holds something else; the object stays as it was then.
-            OSError: If it cannot be read.
-        """
-        state = checkpoint.read(path)
-        settings = {**_EARLIER, **state["settings"]}
-        checkpoint.check_settings(settings, self._settings, path)
-        members, rows, pending = state["members"], state["rows"], state["pending"]
-        with checkpoint.explained(path):
-            if members is not None:
-                is_right = len(members) == self._num_members
-                expect(is_right, f"it has {len(members)} networks")
-                members = [self._take_over(weights) for weights in members]
-            for part in rows:
-                self._check_rows(part, rows[0])
-            if pending is not None:
-                self._check_theta(pending.theta)
-        self._members, self._rows, self._pending = members, rows, pending
-        self._low_weights, self._low_sums = state["low_weights"], state["low_sums"]
-        self._new_rows, self._round, self._num_drawn = state["counters"]
-        self.summary = state["summary"]
-        return self
+    networks: list[ConditionalDensityEstimator] | None = None
+    is_pretrained: bool = False
+    simulations: list[LevelSimulations] = field(default_factory=list)
+    num_new: int = 0
+    pending: Proposals | None = None
+    index: int = 0
+    num_draws: int = 0
+    low_weights: Tensor | None = None
+    low_sums: tuple[float, ...] | None = None
+    summary: dict[str, list] = field(
+        default_factory=lambda: {name: [] for name in SUMMARY}
+    )
 
     @property
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        return {
-            "x_o": self.x_o,
-            "num_members": self._num_members,
-            "seed": self._seed,
-            "acquisition": repr(self._acquisition),
-            "shared_pretraining": self._shared_pretraining,
-            "all_rounds": self._all_rounds,
-            "num_coverage_rows": self._num_coverage_rows,
-            "truncation": repr(self._truncation),
-            "config": repr(self._config),
-            "parameters": repr(self._parameters),
-            "train_options": repr(sorted(self._train_options.items())),
+    def new_simulations(self) -> list[LevelSimulations]:
+        """High-fidelity simulations that were appended since the last training."""
+        first, missing = len(self.simulations), self.num_new
+        while missing > 0:
+            first -= 1
+            missing -= len(self.simulations[first])
+        return self.simulations[first:]
+
+    def end_round(
+        self, networks: list[ConditionalDensityEstimator], coverage: list[float]
+    ) -> None:
+        """Keep what was trained, and begin the next round."""
+        pending = self.pending
+        entries = {
+            "num_simulations": self.num_new,
+            "acceptance_rate": pending.acceptance if pending else 1.0,
+            "num_active": int(pending.is_active.sum()) if pending else 0,
+            "failures": list(pending.failures.values()) if pending else [],
+            "coverage": coverage,
         }
+        for name, value in entries.items():
+            self.summary[name].append(value)
+        self.networks = networks
+        self.num_new, self.pending, self.num_draws = 0, None, 0
+        self.index += 1
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All there is; builders go by cloudpickle, being functions in functions."""
-        state = dict(vars(self))
-        state["_density_estimator"] = cloudpickle.dumps(self._density_estimator)
-        state["_low"] = trainer_state(self._low)
-        return state
+    def check_simulations(
+        self, simulations: LevelSimulations, first: LevelSimulations, prior: Any
+    ) -> None:
+        """Raise unless simulations fit the observation, the prior and the first ones.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        low = state.pop("_low")
-        builder = cloudpickle.loads(state.pop("_density_estimator"))
-        vars(self).update(state, _density_estimator=builder)
-        self._low = self._trainer(self._config)
-        vars(self._low).update(low)
+        Raises:
+            ValueError: If they do not.
+        """
+        self.check_x(simulations.x)
+        check_theta(simulations.theta, prior)
+        if has_support(prior):
+            check_inside(prior, simulations)
+        check_same_shapes(simulations, first)
+
+    def check_x(self, x: Tensor) -> None:
+        """Raise unless outputs have the shape of the observation.
+
+        An observation without the channel that the outputs have gets it.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        check_columns({"x": x}, 0)
+        if x.shape[1:] == self.x_o.shape:
+            self.x_o = self.x_o.unsqueeze(0)
+        if x.shape[1:] != self.x_o.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape[1:])} per simulation, but the observation "
+                f"x_o has {tuple(self.x_o.shape[1:])}. Summarise both in the same way."
+            )
+
+    def check_low_fidelity(self, low: LevelSimulations | None) -> None:
+        """Raise unless low-fidelity simulations are those of earlier rounds.
+
+        Raises:
+            ValueError: If levels were aligned by others.
+        """
+        if self.low_weights is not None and self.low_sums != sums_of(low):
+            raise ValueError(
+                "The low-fidelity simulations are not those that this run began with, "
+                "by which levels are aligned. Call `append_lowfidelity_simulations` "
+                "with the same ones before resuming."
+            )
+
+
+def check_theta(theta: Tensor, prior: Any) -> None:
+    """Raise unless parameters have the shape of draws from the prior.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    with seeded(0):
+        expected = prior.sample((1,)).shape[1:]
+    if theta.shape[1:] != expected:
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape[1:])} per simulation, but the prior "
+            f"draws {tuple(expected)}. Pass parameters of `propose()`."
+        )
+
+
+def sums_of(low: LevelSimulations | None) -> tuple[float, ...] | None:
+    """What identifies low-fidelity simulations: their number and sums."""
+    if low is None:
+        return None
+    return float(len(low)), *(float(c.double().sum()) for c in (low.theta, low.x))

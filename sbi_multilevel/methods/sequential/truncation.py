@@ -7,16 +7,15 @@ TSNPE (Deistler, Gonçalves, Macke 2022) simulates from
     \tilde p(\theta) \propto p(\theta)\, 1[\theta \in R], \qquad
     R = \{\theta : q(\theta \mid x_o) > \tau\},
 
-where :math:`\tau` leaves out the share :math:`\epsilon` of the mass of q. On R the
-proposal is the prior up to a constant, so plain NPE on its rows still learns the
-posterior there. Rows of several rounds mix such priors; where the regions of all of
-them meet, which is where the posterior of :math:`x_o` is, the mixture is still the
-prior up to a constant.
+with :math:`\tau` such that R holds the mass :math:`1 - \epsilon` of q. On R the
+proposal is the prior up to a constant, so NPE on its simulations learns the posterior
+there. The simulations of several rounds come from a mixture of truncated priors. On the
+intersection of their regions, which should hold the posterior of :math:`x_o`, the
+mixture is the prior up to a constant.
 
 The threshold and the truncated prior are sbi's (`get_density_thresholder`,
-`RestrictedPrior`). Where q is a mixture that holds the prior, R is the region of the
-mixture without that component (`sbi_multilevel.without_prior`): with it, R
-would be the whole prior.
+`RestrictedPrior`). If the prior is a component of q, R is the region of q without that
+component (`sbi_multilevel.without_prior`); otherwise R would be the whole prior.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ class Truncation:
     """How the prior is truncated; see `sbi_multilevel.methods.sequential.truncation`.
 
     Args:
-        epsilon: Share of the posterior's mass that is left out.
-        num_samples: Posterior samples that the threshold is taken from; with fewer than
-            :math:`1 / \\epsilon` it is the lowest density among them.
-        sample_with: `"rejection"` draws from the prior until the region accepts;
-            `"sir"` (sampling-importance-resampling) draws from the posterior, which is
-            approximate, but fast where the region is tiny.
-        max_draws: Draws from the prior without one accepted after which rejection
-            gives up.
+        epsilon: Mass of the posterior outside the region.
+        num_samples: Posterior samples that the threshold is estimated from; with fewer
+            than :math:`1 / \\epsilon` it is the lowest density among them.
+        sample_with: `"rejection"` draws from the prior and keeps what lies in the
+            region; `"sir"` (sampling-importance-resampling) draws from the posterior,
+            which is approximate, but fast where the region is small.
+        max_draws: Draws from the prior after which rejection stops with an error if
+            none was accepted.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -64,8 +63,8 @@ class Truncation:
         >>> from sbi.utils import BoxUniform
         >>> prior = BoxUniform(-torch.ones(1), torch.ones(1))
         >>> _ = torch.manual_seed(0)
-        >>> rows = 0.1 * torch.randn(100, 1)  # the network begins at their moments
-        >>> posterior = DirectPosterior(posterior_nn("mdn")(rows, rows), prior)
+        >>> theta = 0.1 * torch.randn(100, 1)  # sets the scale of the network
+        >>> posterior = DirectPosterior(posterior_nn("mdn")(theta, theta), prior)
         >>> posterior = posterior.set_default_x(torch.zeros(1, 1))
         >>> truncation = Truncation(epsilon=0.1, num_samples=1_000)
         >>> truncated = truncation.truncate(posterior, prior)
@@ -99,15 +98,15 @@ class Truncation:
 
         Args:
             posterior: Posterior of sbi with a default x. If the prior is a component of
-                it, as with the hybrid recipe, that component is left out, and a message
-                of level INFO is logged.
+                it, as in `HybridNPE`, that component is left out, and a message of
+                level INFO is logged.
             prior: The prior.
         """
         alone = without_prior(posterior)
         if alone is not posterior:
             _LOG.info(
-                "The posterior is a mixture that holds the prior. Its region of "
-                "highest density is taken without that component."
+                "The prior is a component of the posterior. The region of highest "
+                "density is that of the posterior without this component."
             )
         quiet = QuietPosterior(alone)
         inside = get_density_thresholder(quiet, self.epsilon, self.num_samples)
@@ -116,13 +115,13 @@ class Truncation:
         )
 
     def acceptance(self, proposal: RestrictedPrior) -> float:
-        """Share of prior draws inside the region, estimated until ten are accepted.
+        """Share of prior draws inside the region, from draws until ten are accepted.
 
         Args:
             proposal: The truncated prior.
 
         Raises:
-            RuntimeError: If none of `max_draws` is.
+            RuntimeError: If none of `max_draws` is accepted.
         """
         drawn, accepted = 0, 0
         while drawn < self.max_draws and accepted < 10:
@@ -133,8 +132,9 @@ class Truncation:
             raise RuntimeError(
                 f"The truncated prior accepted 0 of {drawn} draws from the prior "
                 f"(acceptance rate below {1 / drawn:.0e}). Use "
-                "`Truncation(sample_with='sir')`, a larger max_draws, more simulations "
-                "a round, or check that the prior can produce this observation."
+                "`Truncation(sample_with='sir')`, a larger max_draws, or more "
+                "simulations per round, or check that the prior can produce this "
+                "observation."
             )
         return accepted / drawn
 
@@ -143,10 +143,10 @@ class Truncation:
 
         Args:
             proposal: The truncated prior.
-            num: How many.
+            num: Number of draws.
 
         Returns:
-            Theta, shape `(num, d_theta)`, and the acceptance rate.
+            Theta, shape `(num, d_theta)`, and the acceptance rate; NaN with `"sir"`.
 
         Raises:
             RuntimeError: If rejection accepts nothing.
@@ -159,9 +159,9 @@ class Truncation:
 
 
 class QuietPosterior:
-    """A posterior of sbi at its default x: no progress bars, no leakage correction.
+    """A posterior of sbi at its default x, without progress bars and normalization.
 
-    A constant factor does not matter to a threshold, and to find it takes samples.
+    Thresholds do not depend on the normalization, which would take samples.
     """
 
     def __init__(self, posterior: Any):

@@ -1,0 +1,107 @@
+"""The simulations of a round: in batches, with replacements of those that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.noise import derive_seed
+from sbi_multilevel.simulation.tasks import Task, Work
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Simulates proposals.
+
+    Args:
+        work: The simulators, that of level 1 and the one below or `None`.
+        batch_size: Simulations per call of a simulator.
+        num_workers: Workers of joblib.
+        max_resampling: Failed simulations of a round that may be replaced; as many as
+            the round has if `None`.
+        checkpoint: File that holds the simulations, for the error message.
+        after_batch: Called after every batch, e.g. to save the state.
+    """
+
+    work: Work
+    batch_size: int
+    num_workers: int
+    max_resampling: int | None
+    checkpoint: str | os.PathLike | None
+    after_batch: Callable[[], None]
+
+    def simulate(
+        self,
+        proposals: Proposals,
+        num: int,
+        draw: Callable[[int], Proposals],
+        seed: int,
+        round_: int,
+    ) -> None:
+        """Simulate proposals, and others in place of those that fail.
+
+        Args:
+            proposals: What to simulate; outputs and failures are kept in them.
+            num: Valid simulations to reach.
+            draw: Draws further proposals.
+            seed: Seed of the round; the noise of a simulation depends on it and on its
+                index alone.
+            round_: The round, from 0.
+
+        Raises:
+            RuntimeError: If more simulations fail than may be replaced.
+        """
+        limit = num if self.max_resampling is None else self.max_resampling
+        failed_before = len(proposals.failures)
+        while True:
+            results = run_tasks(
+                self._tasks(proposals, seed), self.work, self.num_workers
+            )
+            with contextlib.closing(results):
+                for task, outcome in results:
+                    proposals.record(task, outcome)
+                    self.after_batch()
+                    if len(proposals.failures) - failed_before > limit:
+                        raise RuntimeError(
+                            self._too_many_failures(proposals, limit, round_)
+                        )
+            if len(proposals.outputs) >= num:
+                break
+            proposals.extend(draw(num - len(proposals.outputs)))
+        if proposals.failures:
+            warnings.warn(
+                f"{len(proposals.failures)} simulations of round {round_ + 1} failed "
+                "and were replaced by others from the same proposal (last error: "
+                f"{proposals.last_failure}). The posterior is conditional on a valid "
+                "output.",
+                stacklevel=3,
+            )
+
+    def _tasks(self, proposals: Proposals, seed: int) -> list[Task]:
+        """The simulations that are not done yet, in batches."""
+        missing, tasks = proposals.missing, []
+        for first in range(0, len(missing), self.batch_size):
+            indices = missing[first : first + self.batch_size]
+            seeds = torch.tensor([derive_seed(seed, index) for index in indices])
+            tasks.append(Task(1, np.array(indices), proposals.theta[indices], seeds))
+        return tasks
+
+    def _too_many_failures(self, proposals: Proposals, limit: int, round_: int) -> str:
+        kept = ""
+        if self.checkpoint is not None:
+            kept = f" Valid simulations are kept in {self.checkpoint}."
+        num_failed, num_valid = len(proposals.failures), len(proposals.outputs)
+        return (
+            f"{num_failed} of {num_failed + num_valid} simulations of round "
+            f"{round_ + 1} failed, more than max_resampling={limit}; last error: "
+            f"{proposals.last_failure}.{kept} Fix the simulator and call `run` again, "
+            "or raise max_resampling."
+        )

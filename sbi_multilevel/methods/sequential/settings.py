@@ -1,0 +1,105 @@
+"""The settings of sequential rounds, and the seeds that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import cloudpickle
+from torch import Tensor
+
+from sbi_multilevel.methods.sequential.acquisition import Acquisition
+from sbi_multilevel.methods.sequential.checkpoint import with_sorted_fields
+from sbi_multilevel.methods.sequential.truncation import Truncation
+from sbi_multilevel.simulation.noise import derive_seed
+from sbi_multilevel.training.config import MethodConfig
+
+
+class Stream(IntEnum):
+    """Independent streams of random numbers; checkpoints rely on the values."""
+
+    PRETRAINING = 10
+    PROPOSALS = 11
+    TRAINING = 12
+    NOISE = 13
+    REGION = 14
+    MISSING_PARAMETERS = 15
+    POOL = 16
+    COVERAGE = 17
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RoundSettings:
+    """What does not change from round to round; arguments are those of `MFTSNPE`.
+
+    Raises:
+        ValueError: If a setting is out of range, or two do not fit each other.
+    """
+
+    prior: Any
+    density_estimator: Any
+    config: MethodConfig
+    num_members: int
+    acquisition: Acquisition | None
+    shared_pretraining: bool
+    all_rounds: bool
+    truncation: Truncation
+    num_coverage_simulations: int
+    parameters: Mapping[int, Sequence[str]] | None
+    seed: int
+    num_workers: int
+    train_options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.is_corrected and self.truncation.sample_with == "sir":
+            raise ValueError(
+                "Acquisition(correct=True) needs the acceptance rate of the truncated "
+                "prior, which Truncation(sample_with='sir') does not estimate. Use "
+                "sample_with='rejection', or correct=False."
+            )
+        if self.num_members < 1 or (self.acquisition and self.num_members < 2):
+            raise ValueError(
+                f"num_members is {self.num_members}, but must be >= 1, and >= 2 with "
+                "an acquisition, which compares the members."
+            )
+        if self.num_coverage_simulations < 0:
+            raise ValueError(
+                "num_coverage_simulations must be >= 0, but is "
+                f"{self.num_coverage_simulations}."
+            )
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether high-fidelity simulations have importance weights."""
+        return self.acquisition is not None and self.acquisition.correct
+
+    def seed_of(self, stream: Stream, *key: int) -> int:
+        """The seed of a stream of random numbers."""
+        return derive_seed(self.seed, stream, *key)
+
+    def saved(self, x_o: Tensor) -> dict[str, Any]:
+        """The settings that must be the same to resume a run, as plain values."""
+        return {
+            "x_o": x_o,
+            "num_members": self.num_members,
+            "seed": self.seed,
+            "acquisition": repr(self.acquisition),
+            "shared_pretraining": self.shared_pretraining,
+            "all_rounds": self.all_rounds,
+            "num_coverage_simulations": self.num_coverage_simulations,
+            "truncation": repr(self.truncation),
+            "config": with_sorted_fields(repr(self.config)),
+            "parameters": repr(self.parameters),
+            "train_options": repr(sorted(self.train_options.items())),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The builder goes by cloudpickle, as it may be a local function."""
+        builder = cloudpickle.dumps(self.density_estimator)
+        return {**vars(self), "density_estimator": builder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        builder = cloudpickle.loads(state["density_estimator"])
+        vars(self).update(state, density_estimator=builder)
