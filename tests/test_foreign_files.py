@@ -16,7 +16,6 @@ from sbi_multilevel_benchmarks.tasks.camels import Camels
 from sbi_multilevel_benchmarks.tasks.ou_transfer import OUPublished
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
 from tests.mutations import Touch, damaged, odd_value, strange
-from tests.test_benchmark_report import _record
 from tests.test_mftsnpe import FINE, RUN, make
 from tests.test_simulations import rows
 from tests.test_trainers import FEW
@@ -54,8 +53,17 @@ def weights(path):
     torch.save(trainer.train(**FEW).state_dict(), path)
 
 
+def benchmark_record(seed):
+    return {
+        **dict(task="middle", method="high", num_simulations=[100, 10], seed=seed),
+        **dict(metric="gap", metrics={"gap": {"mean": 1.0, "median": 0.5}}),
+        **dict(runs=[0, 10], cost=100.0, seconds=1.0, epochs=7),
+        **dict(command="python -m x", python="3.10", versions={"sbi": "0.27"}),
+    }
+
+
 def journal(path):
-    lines = (json.dumps(_record("high", seed, 1.0)) for seed in range(3))
+    lines = (json.dumps(benchmark_record(seed)) for seed in range(3))
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -346,7 +354,7 @@ def test_weights_with_other_content_raise(change, named, sound, path):
     ],
 )
 def test_invalid_records_raise_with_their_line(record, named, path):
-    good = _record("high", 0, 1.0)
+    good = benchmark_record(0)
     lines = (json.dumps(line) for line in (good, {**good, **record}, good))
     path.write_text("\n".join(lines))
     for read in (read_records, Journal):
