@@ -1,13 +1,13 @@
-"""Posterior samples for ArviZ: an `xarray.DataTree` of what sbi knows.
+"""Posterior samples for ArviZ: an `xarray.DataTree` of an inference with sbi.
 
 The groups are those of ArviZ's schema: `posterior`, `observed_data`, `prior` and
-`prior_predictive`. From version 1.0 on ArviZ takes the tree as it is; for earlier ones
-`arviz.from_datatree(tree)` makes an `InferenceData` of it. The tree is made by xarray
-alone, so ArviZ itself need not be installed.
+`prior_predictive`. ArviZ takes the tree from version 1.0 on; for earlier versions
+`arviz.from_datatree(tree)` converts it to an `InferenceData`. The tree needs only
+xarray, so ArviZ does not have to be installed.
 
-Samples of sbi's direct posteriors are independent: one chain, of which diagnostics of
-convergence say nothing. Those of an `MCMCPosterior` come in its chains, as they were
-drawn (see also sbi's guide to MCMC diagnostics with ArviZ).
+Samples of sbi's direct posteriors are independent and form one chain, for which
+convergence diagnostics are not informative. Samples of an `MCMCPosterior` are grouped
+by its chains (see also sbi's guide to MCMC diagnostics with ArviZ).
 
 Reference: ArviZ developers, *InferenceData schema specification*.
 """
@@ -45,25 +45,25 @@ def to_datatree(
     Args:
         posterior: A posterior of sbi.
         x_o: The observation, shape `(1, *x_shape)`, or `(n, *x_shape)` for n
-            independent ones of one theta, where the posterior takes that; its default
-            x if left out.
-        inference: The trainer, whose prior is taken where the posterior has none.
-        simulations: Rows drawn from the prior. Those of the highest level become the
-            groups `prior` and `prior_predictive`, row by row; without them, `prior`
-            holds `num_samples` fresh draws, if the prior is known.
-        num_samples: Samples of the posterior; with MCMC rounded up to a multiple of the
-            chains.
-        labels: Names of the parameters, each a variable of its own then. Without them
-            all are one variable, `theta`, of shape `(chain, draw, d_theta)`.
+            independent observations of one theta, if the posterior supports this; by
+            default the default x of the posterior.
+        inference: The trainer, whose prior is used if the posterior has none.
+        simulations: Simulations at theta from the prior. Those of the highest level
+            become the groups `prior` and `prior_predictive`; without them, `prior`
+            holds `num_samples` new samples, if the prior is known.
+        num_samples: Number of posterior samples; with MCMC rounded up to a multiple of
+            the number of chains.
+        labels: Names of the parameters, which then become separate variables. Without
+            them there is one variable, `theta`, of shape `(chain, draw, d_theta)`.
 
     Returns:
         The tree. `observed_data` and `prior_predictive` have the variable `x`.
 
     Raises:
         ImportError: If xarray is missing, or older than 2024.10.
-        ValueError: If there is no observation, the labels are not as many as the
-            parameters, or the simulations have weights, so that they are no draws from
-            the prior.
+        ValueError: If there is no observation, the number of labels is not that of the
+            parameters, or the simulations have weights, so that they do not follow the
+            prior.
 
     Example:
     --------
@@ -98,24 +98,24 @@ def to_datatree(
     if x_o is None and posterior.default_x is None:
         raise ValueError(
             "x_o is None, and the posterior has no default x. Pass the observation, or "
-            "call `posterior.set_default_x(x_o)` before."
+            "call `posterior.set_default_x(x_o)` first."
         )
     samples = _sample_chains(posterior, x_o, num_samples)
     observed = torch.as_tensor(posterior.default_x if x_o is None else x_o)
     prior = _prior_of(posterior, inference)
     groups = {
         "posterior": _parameters(samples, labels),
-        "observed_data": _rows("observation", observed),
+        "observed_data": _outputs("observation", observed),
     }
     if simulations is not None:
-        rows = simulations[-1]
-        if rows.weights is not None:
+        highest = simulations[-1]
+        if highest.weights is not None:
             raise ValueError(
-                "simulations have weights, so they are no draws from the prior. Leave "
-                "them out, or pass those that are."
+                "simulations have weights, so they do not follow the prior. Leave them "
+                "out, or pass simulations without weights."
             )
-        groups["prior"] = _parameters(rows.theta[None], labels)
-        groups["prior_predictive"] = _rows("draw", rows.x, chain=True)
+        groups["prior"] = _parameters(highest.theta[None], labels)
+        groups["prior_predictive"] = _outputs("draw", highest.x, chain=True)
     elif prior is not None:
         groups["prior"] = _parameters(prior.sample((num_samples,))[None], labels)
     attributes = {
@@ -151,13 +151,13 @@ def _sample_chains(posterior: Any, x_o: Tensor | None, num_samples: int) -> Tens
     if isinstance(posterior, MCMCPosterior):
         chains = posterior.num_chains or 1
     count = -(-num_samples // chains) * chains
-    # sbi returns the samples of one chain after those of another
+    # sbi concatenates the samples of the chains
     samples = posterior.sample((count,), x=x_o, show_progress_bars=False)
     return samples.reshape(chains, count // chains, -1)
 
 
 def _prior_of(posterior: Any, inference: Any) -> Any | None:
-    """The prior, where anything that was passed knows it."""
+    """The prior of the posterior, its potential, or the trainer; `None` if unknown."""
     potential = getattr(posterior, "potential_fn", None)
     candidates = (
         getattr(posterior, "prior", None),
@@ -185,7 +185,7 @@ def _parameters(theta: Tensor, labels: Sequence[str] | None) -> dict[str, Any]:
     return {**columns, **coordinates}
 
 
-def _rows(dim: str, x: Tensor, chain: bool = False) -> dict[str, Any]:
+def _outputs(dim: str, x: Tensor, chain: bool = False) -> dict[str, Any]:
     """Outputs of simulators, shape `(n, *x_shape)`, along the dimension `dim`."""
     values = x.detach().cpu().numpy()
     dims = (dim, *(f"x_dim_{i}" for i in range(values.ndim - 1)))

@@ -10,19 +10,18 @@ from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.simulation.accounting import measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
-    check_num_costs,
     check_seed,
     per_level,
     processed_prior,
     simulations_per_level,
 )
-from sbi_multilevel.simulation.filling import Effort, fill
+from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
     draw_theta,
-    row_seeds,
     seeded,
+    simulation_seeds,
 )
 from sbi_multilevel.simulation.reading import simulations_of
 from sbi_multilevel.simulation.table import memory_table
@@ -47,55 +46,59 @@ def simulate_multilevel(
     max_failure_share: float = 0.2,
     show_progress_bars: bool = True,
 ) -> MultilevelSimulations:
-    r"""Simulate all levels, each row above level 0 paired with the level below.
+    r"""Simulate all levels; each simulation above level 0 is a pair with the one below.
 
-    Row i of level l is :math:`\theta_i \sim p(\theta)`, :math:`x = G_l(\theta_i, u_i)`
-    and, for :math:`l \ge 1`, :math:`x_\mathrm{coarse} = G_{l-1}(\theta_i, u_i)` with
-    the same noise. Theta and noise depend on `seed`, the level and the row alone.
+    Simulation i of level l is :math:`\theta_i \sim p(\theta)`, :math:`x = G_l(\theta_i,
+    u_i)` and, for :math:`l \ge 1`, :math:`x_\mathrm{coarse} = G_{l-1}(\theta_i, u_i)`
+    with the same noise. Theta and noise depend only on `seed`, the level and i.
 
-    A row that fails (an exception, a wrong shape, a dead worker, a `timeout`) stops
-    nothing: it is left out, with a warning that says why. Rows must not depend on the
-    others of their batch; of a batch that fails as a whole, or whose x has as many
-    features as rows, one row is simulated again, alone, and must be the same.
+    A failed simulation (an exception, a wrong shape, a dead worker, a `timeout`) does
+    not stop the run: it is left out, with a warning that gives the reason. Simulations
+    must not depend on the other simulations of their batch. If a batch fails as a
+    whole, or its x has as many features as the batch has simulations, one simulation is
+    repeated alone and compared.
 
     Args:
-        simulators: One a level, cheapest first. Each takes `theta`, shape
-            `(n, d_theta)`, and the noise of the rows, and returns x, shape
+        simulators: One per level, the lowest fidelity first. Each takes `theta`, shape
+            `(n, d_theta)`, and the noise of n simulations, and returns x, shape
             `(n, *x_shape)`. All its randomness must come from the noise. For a
-            simulator of one row at a time, see `vectorize_simulator`.
+            simulator of one theta at a time, see `vectorize_simulator`.
         prior: Prior over theta, anything that sbi takes.
-        num_simulations: Rows of each level, :math:`(n_0, \dots, n_L)`, at least 2 each.
-        noise: Function `(n, generator)` that draws the noise of `n` rows, a tensor (or
-            tuple of tensors) with leading dimension n. By default the noise is one
-            int64 seed a row, shape `(n,)`, for `np.random.default_rng(seed)`
-            (`np.random.seed` takes 32 bits only).
+        num_simulations: Number of simulations of each level, :math:`(n_0, \dots, n_L)`,
+            at least 2 each.
+        noise: Function `(n, generator)` that draws the noise of `n` simulations, a
+            tensor (or tuple of tensors) with leading dimension n. By default the noise
+            is one int64 seed per simulation, shape `(n,)`, for
+            `np.random.default_rng(seed)` (`np.random.seed` takes only 32 bits).
         seed: Root seed, an integer >= 0.
-        simulation_batch_size: Rows that a simulator is given at once, for all levels or
-            a number each. They are also the unit of what is stored and what runs in
-            parallel: 1 where a simulation takes minutes.
-        num_workers: Processes to run in parallel (joblib). `None` leaves it, and the
-            backend, to `joblib.parallel_config`; 1 without one.
-        costs: Cost :math:`C_l` of a run of each simulator. By default the seconds
-            measured, averaged over all runs.
-        store: Folder where the rows are written as they come (`SimulationStore`). The
-            same call goes on where an earlier one was stopped; one with more rows adds
-            to it. Without, rows are kept in memory.
-        retry: Rows of the store to run again, with the same theta and noise: any of
+        simulation_batch_size: Simulations per call of a simulator, one number for all
+            levels or one per level. A batch is also the unit of storage and of parallel
+            work: use 1 if a simulation takes minutes.
+        num_workers: Number of parallel processes (joblib). `None` leaves the number and
+            the backend to `joblib.parallel_config`, and is 1 without it.
+        costs: Cost :math:`C_l` of one run of each simulator. By default the measured
+            seconds, averaged over all runs.
+        store: Folder to which simulations are written as they finish
+            (`SimulationStore`). The same call resumes an interrupted run; a call with
+            larger numbers adds simulations. Without it, simulations are kept in memory.
+        retry: Stored simulations to run again, with the same theta and noise: any of
             "failed", "timed out", "invalid".
         timeout: Seconds that one call of a simulator may take. A batch that takes
-            longer is halved until the rows that hang are alone. In threads, as of Dask,
-            a call beyond it is left behind and goes on using its core.
-        max_failure_share: Share of failed rows of a level, those with NaN not counted,
-            above which the run stops.
-        show_progress_bars: Whether to show one progress bar a level.
+            longer is halved until each simulation that hangs is alone. In threads, such
+            as those of Dask, a call that takes longer cannot be ended and continues to
+            use its core.
+        max_failure_share: Share of failed simulations of a level, not counting those
+            with NaN, above which the run stops.
+        show_progress_bars: Whether to show one progress bar per level.
 
     Returns:
-        The rows of all levels, with costs.
+        The simulations of all levels, with costs.
 
     Raises:
-        ValueError: If the arguments do not fit, the store belongs to another run, rows
-            of a batch are mixed up, or a level has fewer than two valid rows.
-        TooManyFailures: If a larger share of rows fails than is allowed.
+        ValueError: If the arguments do not fit, the store belongs to another run, a
+            simulator mixes the simulations of a batch, or a level has fewer than two
+            valid simulations.
+        TooManyFailures: If a larger share of simulations fails than allowed.
 
     Example:
     --------
@@ -122,38 +125,41 @@ def simulate_multilevel(
     work = Work(simulators, noise, timeout)
     num_simulations = simulations_per_level(num_simulations, least=2)
     _check_arguments(simulators, num_simulations, seed)
-    check_num_costs(costs, len(simulators))
-    sizes = per_level(simulation_batch_size, len(simulators))
+    options = RunOptions(
+        per_level(simulation_batch_size, len(simulators)),
+        num_workers,
+        max_failure_share,
+        show_progress_bars,
+        timeout,
+        costs,
+    )
     if store is not None:
         stored = SimulationStore.create(
-            store, prior, num_simulations, noise=noise, seed=seed, chunk_rows=sizes
-        ).run(
-            simulators,
-            num_simulations=num_simulations,
-            simulation_batch_size=sizes,
-            num_workers=num_workers,
-            retry=retry,
-            timeout=timeout,
-            max_failure_share=max_failure_share,
-            costs=costs,
-            show_progress_bars=show_progress_bars,
+            store,
+            prior,
+            num_simulations,
+            noise=noise,
+            seed=seed,
+            chunk_size=options.batch_sizes,
         )
+        stored.run_pending(simulators, options, num_simulations, retry)
         return stored.to_simulations(num_simulations, costs=costs)
     if retry:
         raise ValueError(
             f"retry={retry!r} needs the store of an earlier run. Pass store=path."
         )
-    with seeded(seed):  # sbi draws from the prior to check it
+    with seeded(seed):  # sbi samples from the prior to check it
         prior = processed_prior(prior)
     tables = tuple(
         memory_table(
-            level, draw_theta(prior, seed, level, n), row_seeds(seed, level, 0, n)
+            level,
+            draw_theta(prior, seed, level, n),
+            simulation_seeds(seed, level, 0, n),
         )
         for level, n in enumerate(num_simulations)
     )
-    effort = Effort(sizes, num_workers, max_failure_share, show_progress_bars)
-    fill(tables, num_simulations, work, effort, costs)
-    chosen = tuple(costs) if costs is not None else measured_costs(tables)
+    fill(tables, num_simulations, work, options)
+    chosen = options.costs or measured_costs(tables)
     return simulations_of(tables, num_simulations, chosen)
 
 
@@ -165,7 +171,7 @@ def _check_arguments(
     if len(simulators) != len(num_simulations) or not simulators:
         raise ValueError(
             f"simulators has {len(simulators)} levels, num_simulations "
-            f"{len(num_simulations)}. Pass one simulator and one number a level, the "
-            "cheapest first."
+            f"{len(num_simulations)}. Pass one simulator and one number per level, the "
+            "lowest fidelity first."
         )
     check_seed(seed)

@@ -1,6 +1,6 @@
-"""A run that tests kill: `python -m tests.killed_run PATH LOG`.
+"""A run to be killed by tests: `python -m tests.killed_run PATH LOG`.
 
-Each row that is simulated leaves a line in LOG before its result can come back.
+Each simulation writes a line to LOG before its result is returned.
 """
 
 import os
@@ -13,7 +13,7 @@ ROWS, BATCH = (600, 150), 5
 
 
 class Logged:
-    """A simulator that takes a moment and notes its rows."""
+    """A slow simulator that logs its theta."""
 
     def __init__(self, scale, log):
         self.scale, self.log = scale, log
@@ -23,7 +23,7 @@ class Logged:
             time.sleep(0.02 * len(theta))
             lines = "".join(f"{self.scale} {row.tolist()}\n" for row in theta)
             file = os.open(self.log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-            os.write(file, lines.encode())  # one write: whole lines
+            os.write(file, lines.encode())  # one write, so that lines are complete
             os.close(file)
         return theta + noise[:, :2] + self.scale * noise[:, 2:]
 

@@ -1,4 +1,4 @@
-"""Files and metadata with something wrong in them, by seed."""
+"""Files and metadata with random errors, by seed."""
 
 import pickle
 import random
@@ -7,7 +7,7 @@ ODD = (None, -1, 0, 10**15, 10**400, 1.5, True, "x", "", [], {}, [None], {"a": {
 
 
 class Touch:
-    """An object that makes a file where it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -17,7 +17,7 @@ class Touch:
 
 
 def damaged(content, seed):
-    """A file cut short, or with some bytes changed."""
+    """Content that is truncated, or has some bytes changed."""
     rng = random.Random(seed)
     if rng.random() < 0.3:
         return content[: rng.randrange(len(content))]
@@ -28,7 +28,7 @@ def damaged(content, seed):
 
 
 def strange(path):
-    """Contents that are none of ours: nothing, text, JSON, a pickle that runs code."""
+    """Contents of other files: nothing, text, JSON, a pickle that runs code."""
     return (
         b"",
         b"\n",
@@ -42,7 +42,7 @@ def strange(path):
 
 
 def odd_value(tree, seed):
-    """A copy of a tree of dicts and lists with one value gone or replaced."""
+    """A copy of a tree of dicts and lists with one value removed or replaced."""
     rng = random.Random(seed)
     place = rng.choice(list(_places(tree)))
     return _put(tree, place, rng.choice(ODD), rng.random() < 0.2)

@@ -1,4 +1,4 @@
-"""The engine's parts: time limits, waves of tasks, the limit of failures."""
+"""Parts of the engine: time limits, waves of tasks, the failure limit."""
 
 import signal
 import threading
@@ -16,7 +16,7 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, Work
 from sbi_multilevel.simulation.time_limit import TimeIsUp, call_within
 
 
-def test_a_limit_leaves_results_and_errors_alone():
+def test_a_time_limit_does_not_change_results_and_errors():
     for where in (_here, _in_thread):
         assert where(lambda: call_within(5.0, lambda a: a + 1, 2)) == 3
         with pytest.raises(ZeroDivisionError):
@@ -48,7 +48,7 @@ def _in_thread(function):
     return result
 
 
-def test_timers_of_others_go_on():
+def test_other_timers_continue():
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
     try:
@@ -64,7 +64,7 @@ def test_timers_of_others_go_on():
         signal.signal(signal.SIGALRM, before)
 
 
-def test_the_bell_rings_again_for_whoever_catches_everything():
+def test_the_signal_is_repeated_if_the_simulator_catches_everything():
     def stubborn():
         for _ in range(3):
             try:
@@ -98,7 +98,7 @@ def test_tasks_are_taken_as_workers_need_them():
     results.close()
 
 
-def test_the_limit_of_failures_is_not_met_by_chance():
+def test_the_failure_limit_is_not_reached_by_chance():
 
     def stopped(rate, seed, rows=1_000):
         failed = np.random.default_rng(seed).random(rows) < rate
@@ -117,7 +117,7 @@ def test_the_limit_of_failures_is_not_met_by_chance():
     assert all(stopped(0.3, seed) for seed in range(20))
 
 
-def test_data_is_written_before_the_status_that_speaks_of_it(monkeypatch):
+def test_data_is_written_before_its_status(monkeypatch):
     table = memory_table(1, torch.zeros(4, 2), torch.arange(4, dtype=torch.int64))
     written, write = [], type(table)._write
 

@@ -1,4 +1,4 @@
-"""The worked example of an external program, run here and elsewhere."""
+"""The example of an external program, run from Python and outside of it."""
 
 import importlib.util
 import subprocess
@@ -24,12 +24,12 @@ def script(name):
 HERE, ELSEWHERE = script("run_here"), script("run_elsewhere")
 
 
-def test_rows_run_elsewhere_are_those_run_here(tmp_path):
+def test_external_runs_equal_internal_runs(tmp_path):
     path, jobs = tmp_path / "run.zarr", tmp_path / "jobs"
     ELSEWHERE.write(path, jobs, (3, 2))
     inputs = sorted(jobs.glob("*.input"))
     assert len(inputs) == 3 + 2 * 2
-    for file in inputs[:4]:  # a part of them has come back
+    for file in inputs[:4]:  # some of the outputs exist
         run_program(file)
     assert "pending" in ELSEWHERE.read(path, jobs).summary()
     for file in reversed(inputs):
@@ -51,7 +51,7 @@ def run_program(file):
     subprocess.run(command, check=True)
 
 
-def test_what_the_program_said_is_kept(tmp_path):
+def test_the_error_message_of_the_program_is_stored(tmp_path):
     class Broken(HERE.Pendulum):
         def __call__(self, theta, seed):
             return super().__call__(-theta if theta[0] > 1.7 else theta, seed)
@@ -72,7 +72,7 @@ def test_what_the_program_said_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_infers_the_truth(tmp_path):
+def test_the_example_recovers_the_true_theta(tmp_path):
     posterior = HERE.main(tmp_path / "run.zarr")
     x_o = torch.tensor([HERE.Pendulum(2_000)(torch.tensor([1.0, 0.2]), seed=7)])
     samples = posterior.sample((1_000,), x=x_o, show_progress_bars=False)

@@ -1,4 +1,4 @@
-"""Files of unknown origin: read without running code, or refused by name."""
+"""Files of unknown origin: read without running code, or an error with their name."""
 
 import json
 import zipfile
@@ -11,9 +11,7 @@ from sbi_multilevel import MFNPE, MultilevelSimulations
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
 from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
-from sbi_multilevel_benchmarks.journal import Journal, read_records
-from sbi_multilevel_benchmarks.tasks.camels import Camels
-from sbi_multilevel_benchmarks.tasks.ou_transfer import OUPublished
+from sbi_multilevel.simulation.filling import RunOptions
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
 from tests.mutations import Touch, damaged, odd_value, strange
 from tests.test_mftsnpe import FINE, RUN, make
@@ -27,16 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def simulations(path):
     MultilevelSimulations((rows(0), rows(1, 7)), (1.0, 2.0)).save(path)
-
-
-def spectra(path):
-    arrays = {"theta": rows(0).theta, "x_low": rows(1).x_coarse, "x_high": rows(1).x}
-    np.savez(path, theta_names=np.array(["Omega_m", "sigma_8"]), **arrays)
-
-
-def published(path):
-    names = ("x_o", "theta_o", "posterior_samples", "lf9_theta", "lf9_x")
-    np.savez(path, **{name: rows(0).x for name in names})
 
 
 def state(path):
@@ -53,20 +41,6 @@ def weights(path):
     torch.save(trainer.train(**FEW).state_dict(), path)
 
 
-def benchmark_record(seed):
-    return {
-        **dict(task="middle", method="high", num_simulations=[100, 10], seed=seed),
-        **dict(metric="gap", metrics={"gap": {"mean": 1.0, "median": 0.5}}),
-        **dict(runs=[0, 10], cost=100.0, seconds=1.0, epochs=7),
-        **dict(command="python -m x", python="3.10", versions={"sbi": "0.27"}),
-    }
-
-
-def journal(path):
-    lines = (json.dumps(benchmark_record(seed)) for seed in range(3))
-    path.write_text("\n".join(lines) + "\n")
-
-
 KEY = {"budget": 10.0}
 
 
@@ -74,15 +48,11 @@ def steps(path):
     SpendingLog(path, KEY).write(0, SpendingStep((10, 2), (1.0, 5.0), (0.5, 0.1)))
 
 
-# what writes a file, and what reads it
+# functions that write and read each kind of file
 FILES = {
     "simulations": (simulations, MultilevelSimulations.load),
-    "spectra": (spectra, Camels),
-    "published": (published, OUPublished),
     "state": (state, lambda path: make().load(path)),
     "weights": (weights, lambda path: make_trainer(low=False).warm_start(path)),
-    "journal": (journal, lambda path: Journal(path)),
-    "records": (journal, read_records),
     "steps": (steps, lambda path: SpendingLog(path, KEY).step(0)),
 }
 every_file = pytest.mark.parametrize("kind", FILES)
@@ -95,7 +65,7 @@ def sound(tmp_path_factory):
     for kind, (write, _) in FILES.items():
         path = tmp_path_factory.mktemp("sound") / "file"
         write(path)
-        # numpy gives its own ending
+        # numpy appends its own suffix
         file = path if path.exists() else path.with_name("file.npz")
         contents[kind] = file.read_bytes()
     return contents
@@ -116,8 +86,6 @@ def test_valid_files_are_read(kind, sound, path):
 @pytest.mark.parametrize("which", range(8))
 def test_other_files_raise_with_their_name_and_are_not_changed(kind, which, path):
     content = strange(path.with_name("code_ran"))[which]
-    if kind in ("journal", "records") and not content:
-        return  # a journal without records
     path.write_bytes(content)
     with pytest.raises(ValueError, match="foreign.file"):
         FILES[kind][1](path)
@@ -127,7 +95,7 @@ def test_other_files_raise_with_their_name_and_are_not_changed(kind, which, path
 @every_file
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_files_are_read_or_raise(kind, seed, sound, path):
-    """Never an error of a library; where a checksum is missing, other numbers."""
+    """A damaged file is read, perhaps with other numbers, or raises with its name."""
     path.write_bytes(damaged(sound[kind], seed))
     try:
         FILES[kind][1](path)
@@ -207,20 +175,6 @@ def test_numbers_of_the_other_byte_order_are_read(sound, path):
     assert torch.equal(MultilevelSimulations.load(path)[0].x, rows(0).x)
 
 
-def test_missing_arrays_of_a_task_raise_with_their_name(sound, path):
-    for kind, names in (
-        ("spectra", ("theta", "x_low", "theta_names")),
-        ("published", ("x_o", "posterior_samples")),
-    ):
-        path.write_bytes(sound[kind])
-        arrays = dict(np.load(path))
-        for name in names:
-            with path.open("wb") as file:
-                np.savez(file, **without(name)(arrays))
-            with pytest.raises(ValueError, match=f"foreign.file.*{name}"):
-                FILES[kind][1](path)
-
-
 @pytest.mark.parametrize(
     "change, named",
     [
@@ -235,7 +189,8 @@ def test_missing_arrays_of_a_task_raise_with_their_name(sound, path):
 def test_invalid_extra_runs_of_a_pilot_raise(change, named, tmp_path):
     pytest.importorskip("zarr")
     store, file = tmp_path / "run.zarr", tmp_path / "run.zarr.pilot.npz"
-    source = Source(SIMULATORS, prior(), noise, store=store, show_progress_bars=False)
+    options = RunOptions((1_000,) * 3, show_progress_bars=False)
+    source = Source(SIMULATORS, prior(), noise, 0, store, options)
     growing = GrowingSimulations(source)
     pilot = (growing, growing.simulate((20, 20, 30)), (20, 20, 30))
     ExtraRuns(*pilot).below()
@@ -336,38 +291,6 @@ def test_weights_with_other_content_raise(change, named, sound, path):
 
 
 # ------------------------------------------------------------- JSON
-
-
-@pytest.mark.parametrize(
-    "record, named",
-    [
-        ({"seed": "1"}, "its seed is '1'"),
-        ({"task": None}, "its task is None"),
-        ({"num_simulations": 5}, "its num_simulations is 5"),
-        ({"num_simulations": ["a"]}, "its num_simulations are"),
-        ({"metrics": {"gap": {"mean": 1.0}}}, "without a mean and a median"),
-        ({"metrics": {"gap": 1.0}}, "its gap is 1.0"),
-        ({"observations": "all"}, "its observations is 'all'"),
-        ({"seconds": "long"}, "its seconds is 'long'"),
-        ({"versions": []}, r"its versions is \[\]"),
-        ({"error": 1, "metrics": 1}, "its error is 1"),
-    ],
-)
-def test_invalid_records_raise_with_their_line(record, named, path):
-    good = benchmark_record(0)
-    lines = (json.dumps(line) for line in (good, {**good, **record}, good))
-    path.write_text("\n".join(lines))
-    for read in (read_records, Journal):
-        with pytest.raises(ValueError, match=f"Line 2 of path=.*{named}.*Remove"):
-            read(path)
-
-
-@pytest.mark.parametrize("content", ("my notes", '{"a": 1}\nmy notes', "1"))
-def test_a_journal_does_not_change_a_file_of_another_kind(content, path):
-    path.write_text(content)
-    with pytest.raises(ValueError, match="is no record"):
-        Journal(path)
-    assert path.read_text() == content
 
 
 @pytest.mark.parametrize(

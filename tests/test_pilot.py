@@ -1,4 +1,4 @@
-"""Pilots: variances against closed forms, intervals, and what they are made of."""
+"""Pilots: variances against closed forms, intervals, extra runs and advice."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from sbi_multilevel.allocation.variances import (
     loss_measurements,
     norm_measurements,
 )
+from sbi_multilevel.simulation.filling import RunOptions
 from tests.exact_likelihood import difference_variance, trained
 from tests.linear_gaussian import MATRICES, SIMULATORS, SilentTracker, noise, prior
 
@@ -33,6 +34,11 @@ def run(rows=(300, 100, 100), **options):
         show_progress_bars=False,
     )
     return pilot(**{**arguments, **options})
+
+
+def growing_simulations(simulators, prior):
+    options = RunOptions((1_000,) * len(simulators), show_progress_bars=False)
+    return GrowingSimulations(Source(simulators, prior, noise, 0, None, options))
 
 
 def quick(cls, **options):
@@ -61,7 +67,7 @@ def test_variances_of_an_exact_likelihood_are_those_of_the_closed_form():
     assert found.variances == (table[0][0], table[1][0], table[2][1])
 
 
-def test_rows_are_those_of_simulate_multilevel():
+def test_simulations_are_those_of_simulate_multilevel():
     found = run()
     expected = simulate_multilevel(
         SIMULATORS, prior(), (300, 100, 100), noise=noise, show_progress_bars=False
@@ -69,7 +75,7 @@ def test_rows_are_those_of_simulate_multilevel():
     for a, b in zip(found.simulations, expected, strict=True):
         assert torch.equal(a.theta, b.theta) and torch.equal(a.x, b.x)
     assert found.costs == COSTS and found.num_simulations == (300, 100, 100)
-    # 300 + 100 (5 + 1) + 100 (20 + 5), and level 0 at the rows of level 2
+    # 300 + 100 (5 + 1) + 100 (20 + 5), and level 0 at theta of level 2
     assert found.cost == 3_400 + 100
 
 
@@ -79,22 +85,20 @@ def test_levels_further_below_run_at_the_same_theta_and_noise():
         return torch.where(theta[:, :1] > 1.0, torch.nan, x)
 
     simulators = (*SIMULATORS[:2], failing)
-    growing = GrowingSimulations(
-        Source(simulators, prior(), noise, show_progress_bars=False)
-    )
-    with pytest.warns(UserWarning, match="rows of level 2: NaN"):
+    growing = growing_simulations(simulators, prior())
+    with pytest.warns(UserWarning, match="simulations of level 2: NaN"):
         simulations = growing.simulate((20, 20, 60))
     outputs = ExtraRuns(growing, simulations, (20, 20, 60)).below()
     rows = simulations[2]
     assert len(rows) < 60 and len(outputs[2][0]) == len(rows)
     shared = rows.x_coarse - rows.theta @ MATRICES[1].T
     difference = outputs[2][0] - rows.theta @ MATRICES[0].T - shared
-    assert difference.std(dim=0).max() < 1e-5  # the shifts are all that is left
+    assert difference.std(dim=0).max() < 1e-5  # only the shifts remain
     assert [len(sides) for sides in outputs] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("cls", [NPE, NLE, MLNPE, MLNLE])
-def test_any_trainer_can_be_fitted_and_stays_as_it_is(cls):
+def test_any_trainer_can_be_fitted_and_is_not_changed(cls):
     trainer = quick(cls)
     options = dict(inference=trainer, train_options={"max_num_epochs": 2})
     with pytest.warns(UserWarning, match="max_num_epochs"):
@@ -105,7 +109,7 @@ def test_any_trainer_can_be_fitted_and_stays_as_it_is(cls):
     assert trainer._neural_net is None and not trainer._theta_roundwise
 
 
-def test_a_function_of_the_prior_can_make_the_trainer():
+def test_a_function_of_the_prior_can_return_the_trainer():
     def make(prior):
         return quick(NLE)
 
@@ -116,12 +120,12 @@ def test_a_function_of_the_prior_can_make_the_trainer():
     assert made.variances == given.variances
 
 
-def test_paired_alignment_of_the_recipe_is_applied():
+def test_the_affine_alignment_of_the_trainer_is_applied():
     def shifted(theta, u):
         return 3.0 * SIMULATORS[1](theta, u) - 2.0
 
     aligned = trained()
-    aligned._config = MultilevelConfig(alignment="paired")
+    aligned._config = MultilevelConfig(alignment="affine")
     options = dict(simulators=(shifted, SIMULATORS[1]), costs=COSTS[:2])
     plain = run((300, 200), **options)
     moved = run((300, 200), inference=aligned, **options)
@@ -129,7 +133,7 @@ def test_paired_alignment_of_the_recipe_is_applied():
 
 
 class _Memory(ConditionalDensityEstimator):
-    """Loss 0 for rows that it was built on, and of rising size for others."""
+    """Records how many of its training simulations are evaluated."""
 
     seen: list[int] = []
 
@@ -151,7 +155,7 @@ class _Memory(ConditionalDensityEstimator):
         raise NotImplementedError
 
 
-def test_no_row_is_judged_by_a_fit_that_has_seen_it(monkeypatch):
+def test_losses_come_from_a_fit_to_other_simulations(monkeypatch):
     trainer = NLE(
         prior(),
         density_estimator=lambda theta, x: _Memory(x),
@@ -163,11 +167,11 @@ def test_no_row_is_judged_by_a_fit_that_has_seen_it(monkeypatch):
     options = {"max_num_epochs": 1, "validation_fraction": 0.2}
     with pytest.warns(UserWarning, match="max_num_epochs"):
         run((60, 30, 30), inference=trainer, train_options=options)
-    # sbi validates on rows that the network was not built on; so do we
+    # sbi validates on simulations that the network was not built on, as here
     assert len(losses) > 0 and sum(losses) == 0
 
 
-def test_intervals_cover_about_right():
+def test_intervals_have_about_the_nominal_coverage():
     rng = np.random.default_rng(1)
     hits, trials = 0, 60
     for _ in range(trials):
@@ -176,7 +180,7 @@ def test_intervals_cover_about_right():
         low, high = measured.interval((0, 0), 0.9)
         assert low < measured.triangle()[0][0] < high
         hits += low <= 2.0 <= high  # the variance of a chi-squared number
-    # nominally 90 %, in truth a little less for such tails
+    # nominally 90 %, somewhat less for these tails
     assert 0.72 < hits / trials < 0.98
 
 
@@ -195,7 +199,7 @@ def test_differences_are_centred_within_fits():
     assert estimate == pytest.approx(within / (4_000 - 4))
 
 
-def test_losses_that_are_unknown_are_left_out():
+def test_unknown_losses_are_left_out():
     losses = np.array([[1.0, 2.0], [np.nan, 5.0], [2.0, 5.0]])
     level_0 = np.array([[0.0], [1.0]])
     measured = loss_measurements([level_0, losses], [np.zeros(2), np.zeros(3)])
@@ -206,18 +210,18 @@ def test_losses_that_are_unknown_are_left_out():
 # Norms
 
 
-def test_norms_by_hand():
+def test_norms_agree_with_a_hand_calculation():
     one = np.array([[1.0, 0.0], [0.0, 2.0]])
     two = np.array([[1.0, 1.0], [0.0, 0.0]])
     measured = norm_measurements([[one], [one, two]], [[two], [two, one]])
-    # fourth powers of one: 1, 16; of two: 4, 0; both have the norm 21 / 2 in all
+    # fourth powers of one: 1, 16; of two: 4, 0; the total norm of both is 21 / 2
     norm_of = 21 / 2
     assert measured.triangle()[0][0] == pytest.approx(1 + norm_of)
     # of the difference: (0, 1), (0, -2): 1, 16, twice
     assert measured.triangle()[1][0] == pytest.approx(17**0.5 * (1 + 2 * norm_of**0.5))
 
 
-def test_norm_follows_the_distance_of_levels():
+def test_the_norm_increases_with_the_distance_of_levels():
     box = BoxUniform(-torch.ones(2), torch.ones(2))
     near, far = (
         run((200, 200), prior=box, method="norm", simulators=pair, costs=COSTS[:2])
@@ -236,13 +240,10 @@ def test_slopes_of_linear_simulators_are_exact_and_inside_the_prior():
         seen.append(theta)
         return SIMULATORS[0](theta, u)
 
-    simulators = (watched, SIMULATORS[1])
-    growing = GrowingSimulations(
-        Source(simulators, box, noise, show_progress_bars=False)
-    )
+    growing = growing_simulations((watched, SIMULATORS[1]), box)
     simulations = growing.simulate((100, 20))
     extra = ExtraRuns(growing, simulations, (100, 20))
-    step = torch.full((2,), 0.5)  # many theta lie nearer to the border
+    step = torch.full((2,), 0.5)  # many theta are closer to the boundary
     aside = extra.aside(step)[0][0] - simulations[0].x
     known = aside.isfinite().all(dim=1)
     assert known.float().mean() > 0.9
@@ -255,7 +256,7 @@ def test_slopes_of_linear_simulators_are_exact_and_inside_the_prior():
 # Report, advice, errors
 
 
-def test_report_and_allocation():
+def test_a_pilot_reports_and_allocates():
     found = run()
     text = str(found)
     assert "The pilot cost 3500." in text and "95 % interval" in text
@@ -285,16 +286,16 @@ def advice_of(simulators, costs):
     return run(rows, simulators=simulators, costs=costs).advise(1e5)
 
 
-def test_advice_fires_for_a_useless_middle_level_and_not_for_its_healthy_twin():
+def test_advice_warns_only_of_a_useless_middle_level():
     healthy = advice_of((Off(0.2), Off(0.04), SIMULATORS[2]), (0.1, 5.0, 50.0))
     assert healthy.warning is None and healthy.support < 0.05
-    # level 1 is hardly nearer than level 0, and almost as dear as level 2
+    # level 1 is hardly closer than level 0, and almost as expensive as level 2
     advice = advice_of((Off(0.2), Off(0.19), SIMULATORS[2]), (1.0, 45.0, 50.0))
     assert advice.best.levels == (0, 2) and advice.support > 0.95
-    assert "Level 1 is not worth having" in advice.warning
+    assert "Level 1 is not useful" in advice.warning
 
 
-def test_advice_fires_for_useless_low_levels_and_not_for_their_healthy_twins():
+def test_advice_warns_only_of_useless_low_levels():
     pair = (Off(0.1), SIMULATORS[2])
     healthy = run((400, 200), simulators=pair, costs=(1.0, 20.0)).advise(1e5)
     assert healthy.warning is None and healthy.gain > 2
@@ -324,6 +325,6 @@ def with_rows():
         (dict(inference=lambda prior: with_rows()), "holds simulations"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(options, named):
+def test_bad_arguments_raise_with_their_name(options, named):
     with pytest.raises(ValueError, match=named):
         run(**options)

@@ -50,25 +50,25 @@ def assert_same(a, b):
     batch_size=st.integers(1, 60),
     seed=st.integers(0, 2**40),
 )
-def test_rows_do_not_depend_on_the_batch_size(kind, batch_size, seed):
+def test_simulations_do_not_depend_on_the_batch_size(kind, batch_size, seed):
     assert_same(
         run(kind, seed=seed), run(kind, seed=seed, simulation_batch_size=batch_size)
     )
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_rows_do_not_depend_on_the_workers(kind):
+def test_simulations_do_not_depend_on_the_workers(kind):
     assert_same(run(kind), run(kind, num_workers=2, simulation_batch_size=7))
 
 
-def test_more_rows_repeat_the_first():
+def test_more_simulations_repeat_the_first_ones():
     few, many = run(n=(50, 20)), run(n=(2_500, 33))
     for a, b in zip(few, many):
         assert torch.equal(a.theta, b.theta[: len(a)])
         assert torch.equal(a.x, b.x[: len(a)])
 
 
-def test_levels_rows_and_seeds_differ():
+def test_levels_simulations_and_seeds_differ():
     sims = run(n=(20, 20))
     assert not torch.equal(sims[0].theta, sims[1].theta)
     assert len(torch.unique(sims[0].x - sims[0].theta, dim=0)) == 20
@@ -90,7 +90,7 @@ def test_theta_follows_the_prior():
     assert theta.abs().max() <= 1
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_not_changed():
     torch.manual_seed(3), np.random.seed(3)
     expected = torch.rand(2), np.random.rand(2)
     torch.manual_seed(3), np.random.seed(3)
@@ -99,7 +99,7 @@ def test_the_global_random_state_is_left_alone():
     assert np.array_equal(np.random.rand(2), expected[1])
 
 
-def test_a_simulator_that_overwrites_its_input_spoils_nothing():
+def test_a_simulator_may_overwrite_its_input():
     def destructive(theta, noise):
         x = theta + noise[:, :2]
         theta.zero_(), noise.zero_()
@@ -108,7 +108,7 @@ def test_a_simulator_that_overwrites_its_input_spoils_nothing():
     assert_same(run(simulators=(coarse, destructive)), run(simulators=(coarse, coarse)))
 
 
-def test_numpy_priors_are_seeded_too():
+def test_numpy_priors_are_seeded():
     prior = [BoxUniform(torch.zeros(1), torch.ones(1)) for _ in range(2)]
     assert_same(run(prior=prior), run(prior=prior))
     assert_same(run(prior=_ScipyPrior()), run(prior=_ScipyPrior()))
@@ -164,22 +164,22 @@ def test_noise_may_be_several_tensors():
         (dict(costs=(1.0,)), "costs"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(options, named):
+def test_bad_arguments_raise_with_their_name(options, named):
     with pytest.raises(ValueError, match=named):
         run(**options)
 
 
-def test_failed_rows_are_dropped_and_counted():
+def test_failed_simulations_are_dropped_with_a_warning():
     def failing(theta, noise):
         x = fine(theta, noise)
         return torch.where(theta[:, :1] > 0.9, torch.nan, x)
 
-    with pytest.warns(UserWarning, match="rows of level 1: NaN or inf"):
+    with pytest.warns(UserWarning, match="simulations of level 1: NaN or inf"):
         sims = run(simulators=(coarse, failing), n=(50, 200))
     assert sims[1].theta[:, 0].max() <= 0.9
 
 
-def test_bars_by_rows_and_by_cost_and_a_summary(capfd):
+def test_progress_bars_and_summary_are_shown(capfd):
     def sometimes(theta, noise):
         return torch.where(theta[:, :1] > 0.9, torch.nan, fine(theta, noise))
 
@@ -199,6 +199,6 @@ def test_bars_by_rows_and_by_cost_and_a_summary(capfd):
     assert line.startswith("level 0: 60 ok, ") and " invalid, " in line
 
 
-def test_no_bars_when_not_asked_for(capfd):
+def test_no_progress_bars_are_shown_by_request(capfd):
     run()
     assert capfd.readouterr() == ("", "")

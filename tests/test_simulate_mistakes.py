@@ -1,4 +1,4 @@
-"""Mistakes of users: wrong rows never pass for right, and errors name the remedy."""
+"""Mistakes of users: they are detected, and errors name the remedy."""
 
 import math
 import warnings
@@ -29,7 +29,7 @@ def added(theta, noise):
     return theta + noise
 
 
-def added_by_row(theta, noise):
+def added_by_column(theta, noise):
     return theta + noise.unsqueeze(1)
 
 
@@ -37,31 +37,31 @@ def twice(theta, noise):
     return theta + 2 * noise
 
 
-# ----------------------------------------------------------------- rows mixed up
+# ----------------------------------------------------------------- mixed simulations
 
 
 @pytest.mark.parametrize("batch_size", (1_000, 50, 7, 2))
 @pytest.mark.parametrize("noise", (flat_noise, None), ids=("flat", "seeds"))
 def test_noise_that_is_broadcast_stops_the_run(noise, batch_size):
-    with pytest.raises(ValueError, match="level 0 are mixed up.*noise of shape .n,."):
+    with pytest.raises(ValueError, match="level 0 mixes the .*noise of shape .n,."):
         run((added, twice), n=(50, 20), noise=noise, simulation_batch_size=batch_size)
     if noise is None:
         with pytest.raises(ValueError, match="noise was not passed.*int64 seeds"):
             run((added, twice), noise=noise)
 
 
-@pytest.mark.parametrize("rows", (2, 3, 40))
-def test_noise_that_is_broadcast_along_one_parameter(rows):
-    """(n, 1) and (n,) are (n, n): nothing fails."""
+@pytest.mark.parametrize("number", (2, 3, 40))
+def test_noise_that_is_broadcast_along_one_parameter_stops_the_run(number):
+    """(n, 1) and (n,) are broadcast to (n, n) without an error."""
     prior = BoxUniform(-torch.ones(1), torch.ones(1))
-    with pytest.raises(ValueError, match="mixed up"):
-        run((added, twice), prior, n=(rows, rows), noise=flat_noise)
+    with pytest.raises(ValueError, match="mixes the simulations"):
+        run((added, twice), prior, n=(number, number), noise=flat_noise)
 
 
-def test_mixed_rows_are_found_by_workers_and_do_not_reach_a_store(tmp_path):
+def test_workers_detect_mixed_simulations_and_do_not_store_them(tmp_path):
     path = tmp_path / "run.zarr"
     options = dict(noise=flat_noise, simulation_batch_size=10, store=path)
-    text = "mixed up.*a batch of 10 rows of level 0 failed by RuntimeError"
+    text = "mixes the .*a batch of 10 simulations of level 0 failed with RuntimeError"
     threads = joblib.parallel_config(backend="threading")
     with threads, pytest.raises(ValueError, match=text):
         run((added, twice), n=(20, 20), num_workers=2, **options)
@@ -69,26 +69,27 @@ def test_mixed_rows_are_found_by_workers_and_do_not_reach_a_store(tmp_path):
     assert store.summary().startswith("level 0: 20 pending, 0 ok")
 
 
-def test_noise_of_shape_n_is_fine_where_rows_stay_apart():
+def test_noise_of_shape_n_is_allowed_if_simulations_stay_separate():
     def other(theta, noise):
         return theta + 1.5 * noise.unsqueeze(1)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one = run((added_by_row, other), noise=flat_noise)
-        two = run((added_by_row, other), noise=flat_noise, simulation_batch_size=2)
+        one = run((added_by_column, other), noise=flat_noise)
+        two = run((added_by_column, other), noise=flat_noise, simulation_batch_size=2)
     assert_same(one, two)
 
 
-def test_rows_alone_are_right_but_there_is_a_warning():
-    """Five parameters: batches of all sizes but 1 and 5 fail, and 4 is no 5."""
+def test_single_simulations_are_correct_but_there_is_a_warning():
+    """With five parameters, batches of all sizes except 1 and 5 fail."""
     prior = BoxUniform(-torch.ones(5), torch.ones(5))
-    with pytest.warns(UserWarning, match="a batch of 4 rows of level . failed") as told:
+    match = "a batch of 4 simulations of level . failed"
+    with pytest.warns(UserWarning, match=match) as caught:
         sims = run(
             (added, twice), prior, (8, 8), noise=flat_noise, simulation_batch_size=4
         )
-    texts = [str(warning.message) for warning in told]
-    assert len(texts) == 2  # one a level
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == 2  # one per level
     assert all("worked in smaller batches" in text for text in texts)
     pairs = sims[1]
     noise = (pairs.x - pairs.theta) / 2
@@ -104,7 +105,7 @@ def fails_in_large_batches(error):
     return simulate
 
 
-def test_parts_of_a_batch_that_failed_are_suspect_of_any_shape():
+def test_parts_of_a_failed_batch_are_checked_for_any_shape():
     def centred(theta, noise):
         if len(theta) > 3:
             raise KeyError("a")
@@ -113,33 +114,33 @@ def test_parts_of_a_batch_that_failed_are_suspect_of_any_shape():
     def draw(n, generator):
         return torch.randn(n, 2, generator=generator)
 
-    with pytest.raises(ValueError, match="level 0 are mixed up.*KeyError"):
+    with pytest.raises(ValueError, match="level 0 mixes the simulations.*KeyError"):
         run((centred, centred), noise=draw)
 
 
-def test_what_a_lack_of_memory_explains_is_no_mistake():
+def test_a_batch_that_runs_out_of_memory_is_halved_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for error in (MemoryError(), RuntimeError("CUDA out of memory.")):
             assert_same(run((coarse, fails_in_large_batches(error))), run())
-    with pytest.warns(UserWarning, match="a batch of 20 rows of level 1 failed"):
+    with pytest.warns(UserWarning, match="a batch of 20 simulations of level 1 failed"):
         assert_same(run((coarse, fails_in_large_batches(KeyError("a")))), run())
 
 
-def test_one_bad_row_explains_why_a_batch_fails():
+def test_one_failed_simulation_explains_a_failed_batch():
     def raising(theta, noise):
         if (theta[:, 0] == bad).any():
             raise ArithmeticError("no convergence")
         return fine(theta, noise)
 
     bad = float(run()[1].theta[3, 0])
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         sims = run((coarse, raising))
-    assert len(sims[1]) == 19 and len(told) == 1
-    assert "1 of 20 rows of level 1 failed" in str(told[0].message)
+    assert len(sims[1]) == 19 and len(caught) == 1
+    assert "1 of 20 simulations of level 1 failed" in str(caught[0].message)
 
 
-def test_randomness_of_its_own_does_not_stop_a_run():
+def test_a_simulator_with_its_own_randomness_does_not_stop_a_run():
     def own(theta, noise):
         if len(theta) > 3:
             raise KeyError("a")
@@ -149,7 +150,7 @@ def test_randomness_of_its_own_does_not_stop_a_run():
         assert len(run((coarse, own))[1]) == 20
 
 
-def test_a_suspect_is_run_alone_once_a_level():
+def test_one_simulation_per_level_is_repeated_alone():
     sizes = []
 
     def square(theta, noise):
@@ -157,11 +158,11 @@ def test_a_suspect_is_run_alone_once_a_level():
         return coarse(theta, noise)
 
     run((square, fine), n=(8, 2), simulation_batch_size=2)
-    # level 0: a row again after the first batch; level 1: the same, on the lower side
+    # level 0: one repeated after the first batch; level 1: the same at the lower level
     assert sizes == [2, 1, 2, 2, 2] + [2, 1]
 
 
-def test_check_pairing_tells_mixed_rows_from_own_randomness():
+def test_check_pairing_distinguishes_mixed_simulations_from_own_randomness():
     def centred(theta, noise):
         return fine(theta, noise) - noise[:, :2].mean(dim=0)
 
@@ -180,7 +181,7 @@ def test_check_pairing_tells_mixed_rows_from_own_randomness():
     text = verdict(own, centred)
     assert "internal randomness: level 0" in text and "output of level 1 (" in text
     assert "batch" not in verdict(coarse, fine)
-    with pytest.raises(ValueError, match="mixed up"):
+    with pytest.raises(ValueError, match="mixes the simulations"):
         check_pairing([added, twice], PRIOR, flat_noise)
 
 
@@ -192,8 +193,8 @@ def never(theta, noise):
 
 
 NOISES = {
-    "two rows": (lambda n, generator: torch.randn(2), r"shape \(2,\), but must"),
-    "no row": (lambda n, generator: torch.randn(()), r"shape \(\), but must"),
+    "length two": (lambda n, generator: torch.randn(2), r"shape \(2,\), but must"),
+    "no dimension": (lambda n, generator: torch.randn(()), r"shape \(\), but must"),
     "a number": (lambda n, generator: 0.3, "float, but must"),
     "one of a tuple": (
         lambda n, generator: (torch.randn(n, 2), torch.randn(3)),
@@ -206,7 +207,7 @@ NOISES = {
 
 @pytest.mark.parametrize("case", NOISES)
 @pytest.mark.parametrize("is_stored", (False, True))
-def test_noise_is_refused_by_name(case, is_stored, tmp_path):
+def test_bad_noise_raises_with_its_name(case, is_stored, tmp_path):
     noise, text = NOISES[case]
     path = tmp_path / "run.zarr"
     with pytest.raises(ValueError, match=f"^noise.*{text}"):
@@ -232,7 +233,7 @@ def test_noise_may_be_an_array():
         (coarse, "simulators is coarse, but must be a list"),
     ],
 )
-def test_simulators_are_refused_by_name(simulators, text, tmp_path):
+def test_bad_simulators_raise_with_their_name(simulators, text, tmp_path):
     for options in ({}, {"store": tmp_path / "run.zarr"}):
         with pytest.raises(ValueError, match=text):
             run(simulators, **options)
@@ -241,12 +242,12 @@ def test_simulators_are_refused_by_name(simulators, text, tmp_path):
         check_pairing(simulators, PRIOR, normal_noise)
 
 
-def test_simulators_of_one_row_take_a_seed():
+def test_simulators_of_one_theta_take_a_seed():
     with pytest.raises(ValueError, match=r"takes \(theta\), but is .*\(theta, seed\)"):
         vectorize_simulator(lambda theta: theta)
 
 
-def test_simulators_without_a_known_signature_are_left_alone():
+def test_simulators_without_a_known_signature_are_accepted():
     assert vectorize_simulator(math.hypot)(torch.ones(2, 1), torch.zeros(2)).shape == (
         2,
         1,
@@ -262,7 +263,7 @@ def test_simulators_without_a_known_signature_are_left_alone():
         (dict(simulation_batch_size=2.5), "simulation_batch_size .* but is 2.5"),
     ],
 )
-def test_numbers_are_refused_by_name(options, text, tmp_path):
+def test_bad_numbers_raise_with_their_name(options, text, tmp_path):
     options = {"num_simulations": (9, 9), **options}
     for store in (None, tmp_path / "run.zarr"):
         with pytest.raises(ValueError, match=text):
@@ -271,10 +272,10 @@ def test_numbers_are_refused_by_name(options, text, tmp_path):
     assert per_level(np.int64(3), 2) == (3, 3) and per_level([1, 2], 2) == (1, 2)
 
 
-# ------------------------------------------------------------- failures, well told
+# ------------------------------------------------------------- messages of failures
 
 
-def test_the_line_of_a_failure_is_the_users():
+def test_a_failure_names_the_line_in_the_users_code():
     def helper(theta):
         return torch.linalg.cholesky(torch.zeros(2, 2) - 1) + theta  # fails in torch
 
@@ -286,7 +287,7 @@ def test_the_line_of_a_failure_is_the_users():
         run((simulate, simulate))
 
 
-def test_a_seed_that_is_too_large_is_told_with_the_users_line():
+def test_a_seed_that_is_too_large_names_the_line_in_the_users_code():
     def simulate(theta, seed):
         np.random.seed(seed)
         return theta
@@ -295,16 +296,16 @@ def test_a_seed_that_is_too_large_is_told_with_the_users_line():
         run((vectorize_simulator(simulate),) * 2, noise=None)
 
 
-def test_one_number_a_row_needs_a_dimension():
+def test_scalar_outputs_need_a_feature_dimension():
     def flat(theta, noise):
         return theta[:, 0]
 
     with pytest.raises(TooManyFailures, match=r"shape \(n,\).*Return shape \(n, 1\)"):
         run((flat, flat))
-    with pytest.raises(TooManyFailures) as told:
+    with pytest.raises(TooManyFailures) as caught:
         run((flat, flat))
-    assert ", line" not in str(told.value)  # it would be one of ours
-    with pytest.raises(TooManyFailures, match=r"shape \(2,\) for 1 rows of theta"):
+    assert ", line" not in str(caught.value)  # it would be a line of this package
+    with pytest.raises(TooManyFailures, match=r"shape \(2,\) for n = 1 values of"):
         run((lambda theta, noise: theta[0],) * 2)
 
 
@@ -315,6 +316,6 @@ def test_the_repr_is_short():
     text = repr(run(costs=(1, 10)))
     assert text == (
         "MultilevelSimulations(costs a run: 1, 10,\n"
-        "  LevelSimulations(level 0: 40 rows, not paired, theta (2,), x (2,) a row),\n"
-        "  LevelSimulations(level 1: 20 rows, paired, theta (2,), x (2,) a row))"
+        "  LevelSimulations(level 0: 40 simulations, not paired, theta (2,), x (2,)),\n"
+        "  LevelSimulations(level 1: 20 simulations, paired, theta (2,), x (2,)))"
     )

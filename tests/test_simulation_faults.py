@@ -1,4 +1,4 @@
-"""Faults injected into runs: each ends in a clear status or error, nothing is lost."""
+"""Injected failures: each leads to a status or an error, and no simulation is lost."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ ROWS = (40, 20)
 
 
 def is_bad(theta):
-    """A few rows, told by their parameters."""
+    """Some simulations, identified by their parameters."""
     return theta[:, 0] > 0.85
 
 
@@ -49,7 +49,7 @@ def sleeping(theta, noise):
 
 
 def swallowing(theta, noise):
-    """Catches exceptions, as careless simulators do; must still be ended."""
+    """Catches all exceptions, but must still time out."""
     while is_bad(theta).any():
         with contextlib.suppress(Exception):
             time.sleep(0.01)
@@ -67,7 +67,7 @@ def nan(theta, noise):
 
 
 FAULTS = {
-    # simulator: status of the bad rows, what is said of them, options
+    # simulator: status of the failed simulations, their error, options
     raising: ("failed", "ArithmeticError: no convergence at step 3", {}),
     wrong_shape: ("failed", "has shape", {}),
     exiting: ("failed", "SystemExit: 3", {}),
@@ -88,7 +88,7 @@ def healthy():
 
 
 def assert_all_but_bad(sims, healthy):
-    """The rows of level 1 that are not bad are there, in pairs, and no others."""
+    """All simulations of level 1 that are not bad exist, in pairs, and no others."""
     pairs, good = sims[1], ~is_bad(healthy[1].theta)
     assert 0 < (~good).sum() < 5
     for name in ("theta", "x", "x_coarse"):
@@ -97,16 +97,16 @@ def assert_all_but_bad(sims, healthy):
 
 
 def _cases():
-    """Every fault with 1 and 2 workers, alone and in batches, where it can be told."""
+    """Every fault with 1 and 2 workers, alone and in batches, if it is detectable."""
     for simulator in FAULTS:
         for workers, batch_size in ((1, 1), (1, 1_000), (2, 1), (2, 7)):
-            # without workers, a simulator that kills its process kills ours; and which
-            # of several rows has a wrong shape depends on the batch
+            # without workers, a simulator that kills its process ends the test; and
+            # which of several simulations has a wrong shape depends on the batch
             if (simulator is dying and workers == 1) or (
                 simulator is wrong_shape and batch_size > 1
             ):
                 continue
-            takes_long = simulator is dying  # workers start anew, in seconds
+            takes_long = simulator is dying  # workers take seconds to restart
             yield pytest.param(
                 simulator,
                 workers,
@@ -118,7 +118,7 @@ def _cases():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("simulator, workers, batch_size", _cases())
-def test_a_bad_row_is_told_and_stops_nothing(
+def test_a_failed_simulation_is_recorded_and_does_not_stop_the_run(
     simulator, workers, batch_size, healthy, tmp_path
 ):
     status, text, options = FAULTS[simulator]
@@ -138,18 +138,18 @@ def test_a_bad_row_is_told_and_stops_nothing(
     for failure in store.failures():
         assert text in failure.error and failure.status == status
     assert len(store.failures()) == (0 if status == "invalid" else number)
-    # mended, the bad rows run with the same theta and noise
-    simulator.__qualname__, name = "mended", simulator.__qualname__
+    # a fixed simulator runs them with the same theta and noise
+    simulator.__qualname__, name = "fixed", simulator.__qualname__
     try:
-        mended = lambda theta, noise: fine(theta, noise)  # noqa: E731
-        mended.__qualname__ = name
-        store.run([coarse, mended], retry=(status,), show_progress_bars=False)
+        fixed = lambda theta, noise: fine(theta, noise)  # noqa: E731
+        fixed.__qualname__ = name
+        store.run([coarse, fixed], retry=(status,), show_progress_bars=False)
     finally:
         simulator.__qualname__ = name
     assert torch.equal(store.to_simulations()[1].x, healthy[1].x)
 
 
-def test_a_row_that_kills_its_worker_is_found(healthy):
+def test_a_simulation_that_kills_its_worker_is_found(healthy):
     deadly = float(healthy[1].theta[2, 0])
 
     def deadly_for_one(theta, noise):
@@ -158,7 +158,7 @@ def test_a_row_that_kills_its_worker_is_found(healthy):
         return fine(theta, noise)
 
     options = dict(num_workers=2, simulation_batch_size=2, max_failure_share=1.0)
-    with pytest.warns(UserWarning, match="1 of 4 rows of level 1 .*worker died"):
+    with pytest.warns(UserWarning, match="1 of 4 simulations of .*worker died"):
         sims = run(deadly_for_one, num_simulations=(2, 4), **options)
     assert torch.equal(sims[1].x, healthy[1].x[[0, 1, 3]])
 
@@ -166,14 +166,14 @@ def test_a_row_that_kills_its_worker_is_found(healthy):
 @pytest.mark.parametrize("simulator", (raising, sleeping), ids=lambda s: s.__name__)
 def test_in_memory_failures_are_left_out_with_a_warning(simulator, healthy):
     _, text, options = FAULTS[simulator]
-    with pytest.warns(UserWarning, match=f"rows of level 1 failed .*{text}"):
+    with pytest.warns(UserWarning, match=f"of level 1 failed .*{text}"):
         sims = run(simulator, max_failure_share=1.0, **options)
     assert_all_but_bad(sims, healthy)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("simulator", (raising, sleeping), ids=lambda s: s.__name__)
-def test_threads_survive_too(simulator, healthy):
+def test_threads_continue_after_failures(simulator, healthy):
     options = dict(FAULTS[simulator][2], max_failure_share=1.0, num_workers=3)
     with joblib.parallel_config(backend="threading"):
         assert_all_but_bad(run(simulator, simulation_batch_size=5, **options), healthy)
@@ -189,7 +189,7 @@ def test_a_simulator_that_never_works_stops_early():
         run(lambda theta, noise: theta[0])
 
 
-def test_a_simulator_that_cannot_be_sent_to_workers_says_so():
+def test_a_simulator_that_cannot_be_pickled_raises():
     lock = threading.Lock()
 
     def unpicklable(theta, noise):
@@ -209,7 +209,7 @@ def test_a_simulator_that_cannot_be_sent_to_workers_says_so():
         (dict(simulation_batch_size=(1, 2, 3)), "simulation_batch_size"),
     ],
 )
-def test_bad_options_are_refused_by_name(options, named, tmp_path):
+def test_bad_options_raise_with_their_name(options, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         run(store=tmp_path / "run.zarr", **options)
 
@@ -219,38 +219,38 @@ def test_retry_needs_a_store():
         run(retry=("failed",))
 
 
-def test_statuses_have_the_names_of_the_docs():
+def test_statuses_have_the_documented_names():
     names = ["pending", "ok", "failed", "timed out", "invalid"]
     assert [status.label for status in Status] == names
     assert [Status.named(name) for name in names] == list(Status)
     assert np.uint8(Status.OK) == 1
 
 
-# ------------------------------------------- found by reviewers, each with its test
+# ------------------------------------------------------------- unusual simulators
 
 
 @pytest.mark.slow
-def test_a_worker_that_hears_no_signal_is_killed(healthy, monkeypatch):
+def test_a_worker_that_blocks_signals_is_killed(healthy, monkeypatch):
     hanging = float(healthy[1].theta[1, 0])
 
     def deaf(theta, noise):
-        """Hangs as code in C does that no signal interrupts."""
+        """Hangs like code in C that no signal interrupts."""
         if (theta[:, 0] == hanging).any():
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
             time.sleep(1_000)
         return fine(theta, noise)
 
-    # for the start of workers; 300 seconds otherwise
+    # time for the start of workers; 300 seconds by default
     monkeypatch.setattr("sbi_multilevel.simulation.workers._GRACE_SECONDS", 30.0)
     options = dict(num_workers=2, timeout=0.5, max_failure_share=1.0)
-    with pytest.warns(UserWarning, match="1 of 3 rows of level 1 .*did not answer"):
+    with pytest.warns(UserWarning, match="1 of 3 simulations of .*did not answer"):
         sims = run(deaf, num_simulations=(2, 3), simulation_batch_size=1, **options)
     assert torch.equal(sims[1].x, healthy[1].x[[0, 2]])
 
 
-def test_what_is_no_exception_is_a_failure_too(healthy):
+def test_a_base_exception_is_a_failure(healthy):
     class Panic(BaseException):
-        """As of simulators in Rust."""
+        """Raised e.g. by simulators in Rust."""
 
     def panicking(theta, noise):
         if is_bad(theta).any():
@@ -261,7 +261,7 @@ def test_what_is_no_exception_is_a_failure_too(healthy):
         assert_all_but_bad(run(panicking, max_failure_share=1.0), healthy)
 
 
-def test_a_simulator_may_use_its_output_again(healthy):
+def test_a_simulator_may_reuse_its_output(healthy):
     buffer = torch.zeros(1_000, 2)
 
     def reusing(simulator):
@@ -274,7 +274,7 @@ def test_a_simulator_may_use_its_output_again(healthy):
     assert_same(run_((reusing(coarse), reusing(fine)), n=ROWS), healthy)
 
 
-def test_a_first_row_of_a_wrong_shape_does_not_spoil_the_store(healthy, tmp_path):
+def test_a_first_simulation_of_a_wrong_shape_can_be_retried(healthy, tmp_path):
     path = tmp_path / "run.zarr"
 
     def wrong_at_first(theta, noise):
@@ -287,7 +287,7 @@ def test_a_first_row_of_a_wrong_shape_does_not_spoil_the_store(healthy, tmp_path
 
     first = float(healthy[1].theta[0, 0])
     store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
-    with pytest.raises(TooManyFailures, match="of earlier rows .*'ok' or 'invalid'"):
+    with pytest.raises(TooManyFailures, match="of earlier simulations .*'ok' or 'inv"):
         store.run(
             [coarse_too, wrong_at_first],
             simulation_batch_size=1,

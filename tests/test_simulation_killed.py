@@ -1,4 +1,4 @@
-"""Runs killed without warning, and clusters that lose a worker."""
+"""Runs whose process is killed, and clusters that lose a worker."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def start(path, log):
 
 
 def kill(process):
-    """The process and its workers, at once."""
+    """Kill the process and its workers."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -51,11 +51,11 @@ def rows_in(path):
 
 
 @pytest.mark.slow
-def test_kill_9_at_20_random_moments(tmp_path):
-    """One run is killed again and again, each time a bit after it got somewhere.
+def test_a_run_killed_20_times_gives_the_same_simulations(tmp_path):
+    """One run is killed repeatedly, each time after some simulations.
 
-    Its rows are those of an unbroken run bit for bit; what was reported as done stays;
-    and no row runs twice but those under way.
+    Its simulations equal those of an uninterrupted run bit for bit; finished
+    simulations are kept; and only those that were running are repeated.
     """
     path, log = tmp_path / "run.zarr", tmp_path / "log"
     generator = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_kill_9_at_20_random_moments(tmp_path):
     while kills < 20:
         process = start(path, log)
         deadline = time.monotonic() + 120
-        # a random moment, once the run has moved: workers take seconds to start
+        # at a random time after some progress, as workers take seconds to start
         wanted = rows_in(path) + int(generator.integers(0, 20))
         while rows_in(path) < wanted and process.poll() is None:
             assert time.monotonic() < deadline
@@ -73,7 +73,7 @@ def test_kill_9_at_20_random_moments(tmp_path):
         kill(process)
         kills += 1
         done.append(rows_in(path))
-        assert done[-1] >= done[-2]  # nothing that was reported is lost
+        assert done[-1] >= done[-2]  # no finished simulation is lost
     assert sum(now > before for before, now in zip(done, done[1:])) >= 10
     assert done[-1] < sum(ROWS)
     resumed = run(path, log, num_workers=2)
@@ -81,14 +81,14 @@ def test_kill_9_at_20_random_moments(tmp_path):
     runs = Counter(log.read_text().splitlines())
     sides = ROWS[0] + 2 * ROWS[1]
     assert len(runs) == sides
-    # two workers with a batch each, and what joblib had queued or not yet handed over
-    under_way = 8 * 2 * BATCH * 2
-    assert runs.total() - sides <= 20 * under_way
+    # two workers with a batch each, and the batches in the queues of joblib
+    running = 8 * 2 * BATCH * 2
+    assert runs.total() - sides <= 20 * running
     assert_same(run(path), resumed)
 
 
 @pytest.mark.parametrize("backend", ("loky", "threading"))
-def test_rows_do_not_depend_on_the_backend(backend):
+def test_simulations_do_not_depend_on_the_backend(backend):
     def rows(**options):
         return simulate((Logged(0.0, None), Logged(0.1, None)), n=(20, 10), **options)
 
@@ -98,7 +98,7 @@ def test_rows_do_not_depend_on_the_backend(backend):
 
 
 class Faulty:
-    """The high-fidelity simulator, with a fault in some rows; knows them by theta."""
+    """The high-fidelity simulator, with a fault in some simulations, by theta."""
 
     def __init__(self, faults, marker):
         self.faults, self.marker = faults, marker
@@ -123,8 +123,8 @@ class Faulty:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_no_row_is_lost_among_processes_that_die(tmp_path):
-    """Rows that raise, hang, return NaN or die, and a kill from outside, at once."""
+def test_no_simulation_is_lost_when_processes_die(tmp_path):
+    """Simulations raise, hang, return NaN or die, and a worker is killed."""
     rows = (20, 150)
     healthy = simulate((coarse, fine), n=rows)
     bad = {
@@ -149,7 +149,7 @@ def test_no_row_is_lost_among_processes_that_die(tmp_path):
     )
     statuses = {"dies": "failed", "raises": "failed", "hangs": "timed out"}
     store = SimulationStore.open(path, read_only=True)
-    assert {failure.row: failure.status for failure in store.failures()} == {
+    assert {failure.index: failure.status for failure in store.failures()} == {
         row: statuses[kind] for row, kind in bad.items() if kind in statuses
     }
     assert "144 ok, 4 failed, 1 timed out, 1 invalid" in store.summary()
@@ -178,7 +178,7 @@ def cluster():
 
 
 def killing_one_worker(path, client):
-    """Kill a worker of the cluster once some rows are in the store."""
+    """Kill a worker of the cluster once some simulations are in the store."""
     import threading
 
     victim = next(iter(client.run(os.getpid).values()))
@@ -195,14 +195,14 @@ def killing_one_worker(path, client):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", (1, 7, 1_000))
-def test_rows_are_the_same_on_dask(cluster, batch_size, tmp_path):
+def test_simulations_are_the_same_on_dask(cluster, batch_size, tmp_path):
     with joblib.parallel_config(backend="dask"):
         on_dask = run(tmp_path / "run.zarr", simulation_batch_size=batch_size)
     assert_same(on_dask, run(tmp_path / "here.zarr"))
 
 
 @pytest.mark.slow
-def test_a_dask_worker_killed_half_way_loses_nothing(cluster, tmp_path):
+def test_killing_a_dask_worker_loses_no_simulation(cluster, tmp_path):
     path = tmp_path / "run.zarr"
     victim, thread = killing_one_worker(path, cluster)
     with joblib.parallel_config(backend="dask"):
@@ -215,8 +215,8 @@ def test_a_dask_worker_killed_half_way_loses_nothing(cluster, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_row_that_kills_its_dask_workers_is_found(tmp_path):
-    """Of three workers two die, so that the run need not wait for new ones."""
+def test_a_simulation_that_kills_its_dask_workers_is_found(tmp_path):
+    """Two of three workers die, so that the run does not wait for new ones."""
     distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
     healthy = simulate((coarse, fine), n=(4, 9))
     deadly = Faulty({float(healthy[1].theta[4, 0]): "dies"}, tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Stores: resumed runs equal unbroken ones, and nothing is lost or run twice."""
+"""Stores: resumed runs equal uninterrupted ones, and no simulation is lost."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def run(n=ROWS, **options):
 
 
 class Counted:
-    """A simulator that notes the rows it runs, and interrupts after some."""
+    """A simulator that records its theta, and raises an interrupt after some."""
 
     def __init__(self, simulator, stop_after=None):
         self.simulator, self.stop_after, self.rows = simulator, stop_after, []
@@ -48,17 +48,19 @@ def path(tmp_path):
 
 @settings(max_examples=10, deadline=None)
 @given(batch=st.integers(1, 70), chunk=st.integers(1, 70), seed=st.integers(0, 2**40))
-def test_a_store_holds_what_memory_would(tmp_path_factory, batch, chunk, seed):
+def test_a_store_holds_the_same_simulations_as_memory(
+    tmp_path_factory, batch, chunk, seed
+):
     path = tmp_path_factory.mktemp("store") / "run.zarr"
     SimulationStore.create(
-        path, PRIOR, ROWS, noise=normal_noise, seed=seed, chunk_rows=chunk
+        path, PRIOR, ROWS, noise=normal_noise, seed=seed, chunk_size=chunk
     )
     stored = run(store=path, seed=seed, simulation_batch_size=batch)
     assert_same(stored, run(seed=seed))
 
 
 @pytest.mark.parametrize("stop_after", (0, 1, 13, 59))
-def test_an_interrupted_run_goes_on_and_runs_no_row_twice(path, stop_after):
+def test_an_interrupted_run_resumes_without_repeating_simulations(path, stop_after):
     first = Counted(coarse, stop_after)
     with pytest.raises(KeyboardInterrupt):
         run(simulators=(first, fine), store=path, simulation_batch_size=1)
@@ -69,14 +71,14 @@ def test_an_interrupted_run_goes_on_and_runs_no_row_twice(path, stop_after):
     assert len(level_0) == len(set(level_0)) == sum(ROWS)
 
 
-def test_a_finished_run_is_read_and_not_run_again(path):
+def test_a_finished_run_is_not_run_again(path):
     before = run(store=path)
     again = Counted(coarse)
     assert_same(run(simulators=(again, fine), store=path), before)
     assert again.rows == []
 
 
-def test_more_rows_add_to_a_store_and_fewer_read_the_first(path):
+def test_larger_numbers_add_simulations_and_smaller_ones_read_the_first(path):
     run(store=path)
     counted = Counted(coarse)
     more = run(n=(2_500, 30), simulators=(counted, fine), store=path)
@@ -85,7 +87,7 @@ def test_more_rows_add_to_a_store_and_fewer_read_the_first(path):
     assert_same(run(n=(10, 5), store=path), run(n=(10, 5)))
 
 
-def test_plain_zarr_reads_it(path):
+def test_zarr_alone_reads_a_store(path):
     sims = run(store=path, costs=(1.0, 2.0))
     group = zarr.open_group(str(path), mode="r")
     assert group.attrs["statuses"]["1"] == "ok"
@@ -97,7 +99,7 @@ def test_plain_zarr_reads_it(path):
         assert {name for name, _ in group.members()} == {"level_0", "level_1"}
 
 
-def test_memory_mapped_rows_and_batches(path, tmp_path):
+def test_memory_mapped_simulations_and_batches_are_the_same(path, tmp_path):
     def sometimes_nan(theta, noise):
         return torch.where(theta[:, :1] > 0.8, torch.nan, fine(theta, noise))
 
@@ -120,22 +122,22 @@ def test_memory_mapped_rows_and_batches(path, tmp_path):
 @pytest.mark.parametrize(
     "other, named",
     [
-        (dict(seed=3), "seed: 0 stored, 3 asked"),
+        (dict(seed=3), "seed: 0 stored, 3 requested"),
         (
             dict(prior=BoxUniform(-2 * torch.ones(2), torch.ones(2))),
             "draws from the pri",
         ),
         (dict(prior=BoxUniform(-torch.ones(3), torch.ones(3))), "draws from the prior"),
-        (dict(noise=None), "draws of the noise: .*'seeds' asked"),
+        (dict(noise=None), "draws of the noise: .*'seeds' requested"),
         (dict(noise=lambda n, g: torch.rand(n, 4, generator=g)), "draws of the noise"),
         (dict(simulators=(fine, coarse)), r"simulators: \['coarse', 'fine'\] stored"),
         (
             dict(simulators=(coarse, fine, fine), n=(60, 25, 2)),
-            "number of levels: 2 stored, 3 asked",
+            "number of levels: 2 stored, 3 requested",
         ),
     ],
 )
-def test_a_store_of_another_run_is_refused_and_left_alone(path, other, named):
+def test_a_store_of_another_run_raises_and_is_not_changed(path, other, named):
     run(store=path)
     before = contents(path)
     with pytest.raises(ValueError, match=named):
@@ -145,19 +147,19 @@ def test_a_store_of_another_run_is_refused_and_left_alone(path, other, named):
     assert_same(run(store=path), run())
 
 
-def test_something_else_is_refused_and_left_alone(tmp_path):
+def test_a_path_without_a_store_raises_and_is_not_changed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is no store"):
+    with pytest.raises(ValueError, match="exists and is not a store"):
         run(store=tmp_path)
-    with pytest.raises(ValueError, match="holds no store"):
+    with pytest.raises(ValueError, match="does not hold a store"):
         SimulationStore.open(tmp_path / "nothing")
     zarr.open_group(str(tmp_path / "other.zarr"), mode="w")
-    with pytest.raises(ValueError, match="exists and is no store"):
+    with pytest.raises(ValueError, match="exists and is not a store"):
         run(store=tmp_path / "other.zarr")
     assert [p.name for p in tmp_path.glob("*.txt")] == ["notes.txt"]
 
 
-def test_a_newer_format_is_refused(path):
+def test_a_newer_format_raises(path):
     run(store=path)
     meta = json.loads((path / "zarr.json").read_text())
     meta["attributes"]["version"] = 99
@@ -166,20 +168,20 @@ def test_a_newer_format_is_refused(path):
         SimulationStore.open(path)
 
 
-def test_without_zarr_the_remedy_is_named(path, monkeypatch):
+def test_a_missing_zarr_raises_with_the_install_command(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(ImportError, match=r"pip install 'sbi_multilevel\[store\]'"):
         run(store=path)
     assert len(run()) == 2  # memory needs none
 
 
-def test_all_rows_failed_says_so(path):
+def test_a_level_without_valid_simulations_raises(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
-    with pytest.raises(ValueError, match="Level 0 has 0 valid rows of 4"):
+    with pytest.raises(ValueError, match="Level 0 has 0 valid simulations of 4"):
         store.to_simulations()
 
 
-def test_too_many_failures_keep_what_was_done(path):
+def test_too_many_failures_keep_finished_simulations(path):
     def bad(theta, noise):
         raise ArithmeticError("step size 0")
 
@@ -192,7 +194,7 @@ def test_too_many_failures_keep_what_was_done(path):
     assert_same(resumed, run())
 
 
-def test_growing_leaves_what_is_there(path):
+def test_growing_with_another_prior_changes_nothing(path):
     store = SimulationStore.create(path, PRIOR, (30, 3))
     marked = np.full((20, 2), 0.5, "float32")
     store.tables[0].columns["theta"][:20] = marked
@@ -201,19 +203,19 @@ def test_growing_leaves_what_is_there(path):
     assert store.num_simulations == (30, 3)
 
 
-def test_the_start_of_a_store_that_was_killed_is_none(path):
+def test_a_partial_file_of_an_interrupted_run_is_ignored(path):
     path.mkdir()
     (path / "zarr.123.partial").write_text("{")
     assert_same(run(store=path), run())
 
 
-def test_a_half_made_store_is_told_and_completed(path):
+def test_an_incomplete_store_raises_and_can_be_completed(path):
     from sbi_multilevel.storage import layout
     from sbi_multilevel.storage.fingerprint import Fingerprint
 
     fingerprint = Fingerprint.of(PRIOR, 2, 0, normal_noise)
     layout.make(path, fingerprint, (5, 5))
-    with pytest.raises(ValueError, match="lacks its level 0.*Run it again"):
+    with pytest.raises(ValueError, match="lacks level 0.*Run it again"):
         SimulationStore.open(path, read_only=True).summary()
     assert_same(run(store=path), run())
 
@@ -226,11 +228,11 @@ def test_mapped_tensors_keep_their_file(path, tmp_path):
     assert_same(first, run())
     assert_same(again, run(n=(10, 2)))
     empty = SimulationStore.create(tmp_path / "empty.zarr", PRIOR, (5, 5))
-    with pytest.raises(ValueError, match="0 valid rows"):
+    with pytest.raises(ValueError, match="0 valid simulations"):
         empty.to_simulations(memory_map=tmp_path / "map")
 
 
-def test_names_of_simulators_are_read_anew_and_may_be_changed(path):
+def test_names_of_simulators_are_read_again_and_can_be_changed(path):
     store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
     run(store=path)
     with pytest.raises(ValueError, match="or `rename_simulators`, if only names"):
@@ -256,12 +258,12 @@ def test_bad_numbers_are_refused_by_name(path, call, named):
         call(store)
 
 
-def test_numbers_may_be_numpys_and_one_status_a_word(path):
+def test_numbers_may_be_numpy_integers_and_a_status_may_be_text(path):
     sims = run(n=np.array(ROWS), store=path, simulation_batch_size=np.int64(7))
     assert_same(sims, run(store=path, retry="ok"))
 
 
-def test_a_store_whose_growth_was_killed_is_grown_again(path, monkeypatch):
+def test_a_store_whose_growth_was_interrupted_can_grow_again(path, monkeypatch):
     from sbi_multilevel.storage import layout
 
     run(store=path)
@@ -270,7 +272,7 @@ def test_a_store_whose_growth_was_killed_is_grown_again(path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "row_seeds", killed)
+        patch.setattr(layout, "simulation_seeds", killed)
         with pytest.raises(KeyboardInterrupt):
             run(n=(100, 40), store=path)
     assert SimulationStore.open(path).num_simulations == ROWS

@@ -1,4 +1,4 @@
-"""Stores from someone else: nothing is decoded that is not of our own layout."""
+"""Stores of unknown origin: only arrays of the layout of this package are decoded."""
 
 import json
 import pickle
@@ -56,7 +56,7 @@ def edit(path, name, **changes):
 
 
 def pickled_objects():
-    """Metadata of an array of objects, in format 2, that unpickles its chunks."""
+    """Metadata of an array of objects in format 2, which unpickles its chunks."""
     return {
         "zarr_format": 2,
         "shape": [40, 2],
@@ -98,7 +98,7 @@ def consolidated_in_copy(path):
 @pytest.mark.parametrize(
     "place", [consolidated_in_root, consolidated_in_level, consolidated_in_copy]
 )
-def test_codecs_in_consolidated_metadata_are_refused(path, place, opening):
+def test_codecs_in_consolidated_metadata_raise(path, place, opening):
     node, metadata = place(path)
     copies = {"kind": "inline", "must_understand": False, "metadata": metadata}
     edit(path, node, consolidated_metadata=copies)
@@ -120,13 +120,11 @@ def test_codecs_in_consolidated_metadata_are_refused(path, place, opening):
         "pickle",
     ],
 )
-def test_codecs_that_are_not_ours_are_refused_before_a_chunk_is_read(
-    path, codec, opening
-):
+def test_unknown_codecs_raise_before_a_chunk_is_read(path, codec, opening):
     codecs = read(path, "level_1/x")["codecs"]
     edit(path, "level_1/x", codecs=[*codecs, codec])
     for chunk in path.rglob("c/**/0"):
-        if chunk.is_file():  # reading one would be another error
+        if chunk.is_file():  # reading one would raise another error
             chunk.write_bytes(b"no chunk")
     name = codec if isinstance(codec, str) else codec["name"]
     with pytest.raises(ValueError, match=f"level_1/x has the codec '{name}'"):
@@ -201,13 +199,13 @@ FAULTS = {
     "chunks": (of("level_0/x", chunk_grid=chunks_of(10**15, 2)), "x has chunk_grid"),
     "keys": (of("level_0/x", chunk_key_encoding={"name": "v2"}), "chunk_key_encoding"),
     "storage": (of("level_0/x", storage_transformers=[{}]), "storage_transformers"),
-    "row of theta": (of("level_0/theta", shape=[40, 3]), r"shape \(3,\) a row, not \("),
-    "row of x": (of("level_0/x", shape=[40]), r"level_0/x has shape \(\) a row"),
+    "size of theta": (of("level_0/theta", shape=[40, 3]), r"of shape \(3,\), not \("),
+    "size of x": (of("level_0/x", shape=[40]), r"level_0/x has entries of shape \(\)"),
     "no numbers": (of("level_0/x", shape=[40, "2"]), r"level_0/x has shape \[40, '2'"),
     "negative": (of("level_0/x", shape=[-40, 2]), r"level_0/x has shape \[-40"),
-    "fewer rows": (of("level_0/x", shape=[39, 2]), "x has 39 rows, but .*status 40"),
-    "absurd rows": (absurd, "declares 10{15} rows, but the chunks of level_0/theta"),
-    "absurd columns": (wide, "level_0/x.* a chunk must fit in memory"),
+    "fewer": (of("level_0/x", shape=[39, 2]), "x has 39 entries, but .*status 40"),
+    "too long": (absurd, "declares 10{15} simulations, but the chunks of level_0/th"),
+    "too wide": (wide, "level_0/x.* a chunk must fit in memory"),
     "zarr's own": (
         of(
             "level_0/x",
@@ -220,14 +218,14 @@ FAULTS = {
         "x/.zarray is metadata of zarr",
     ),
     "format 2 group": (text(".zgroup", "{}"), ".zgroup is metadata of zarr format 2"),
-    "one more level": (level_2, "level_2 is no part of a store"),
+    "one more level": (level_2, "level_2 is not part of a store"),
     "link": (link_of_a_level, "level_1/.* is a link out of the store"),
     "link of chunks": (link_of_chunks, "level_1/x/c is a link out of the store"),
-    "no JSON": (text("level_0/x/zarr.json", "{"), "level_0/x/zarr.json is no JSON"),
-    "deep JSON": (text("level_0/x/zarr.json", "[" * 10**5), "x/zarr.json is no JSON"),
+    "no JSON": (text("level_0/x/zarr.json", "{"), "x/zarr.json is not valid JSON"),
+    "deep JSON": (text("level_0/x/zarr.json", "[" * 10**5), "json is not valid JSON"),
     "a list": (text("level_0/x/zarr.json", "[]"), r"level_0/x has metadata \[\]"),
     "chunk rows": (attributes(chunk_rows=[0, 5]), r"chunk_rows is \[0, 5\]"),
-    "levels": (attributes(chunk_rows=[5]), "not a number of rows for each of 2 levels"),
+    "levels": (attributes(chunk_rows=[5]), "not a number of .* each of 2 levels"),
     "seed": (fingerprint(seed="1"), "the fingerprint has seed '1'"),
     "draws": (fingerprint(prior=[[0.1, 0.2], [0.3]]), "fingerprint has prior"),
     "names": (fingerprint(simulators=[1]), "fingerprint has simulators"),
@@ -237,7 +235,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_differs_from_the_layout_is_refused_by_name(path, fault):
+def test_metadata_outside_the_layout_raises_with_its_name(path, fault):
     change, named = FAULTS[fault]
     change(path)
     before = contents(path)
@@ -247,20 +245,20 @@ def test_what_differs_from_the_layout_is_refused_by_name(path, fault):
     assert contents(path) == before
 
 
-def test_one_more_array_is_refused(path):
+def test_an_additional_array_raises(path):
     write(read(path, "level_0/x"), path, "level_0/y")
-    with pytest.raises(ValueError, match="level_0/y is no part of a store"):
+    with pytest.raises(ValueError, match="level_0/y is not part of a store"):
         OPENINGS["read"](path)
 
 
-def test_an_unknown_status_is_told(path):
+def test_an_unknown_status_raises(path):
     status = zarr.open_array(str(path / "level_0" / "status"), mode="r+")
     status[3] = 77
     with pytest.raises(ValueError, match="status of level 0 has the value 77"):
         SimulationStore.open(path).summary()
 
 
-def test_rows_without_x_are_told(path):
+def test_missing_x_raises_and_can_be_repaired(path):
     shutil.rmtree(path / "level_0" / "x")
     with pytest.raises(OSError, match="x of level 0 cannot be read.*repair"):
         OPENINGS["read"](path)
@@ -271,32 +269,32 @@ def test_rows_without_x_are_told(path):
 # ------------------------------------------------------------- sound stores
 
 
-def test_consolidated_metadata_of_a_sound_store_change_nothing(path):
+def test_valid_consolidated_metadata_change_nothing(path):
     with pytest.warns(match="Consolidated metadata"):  # no part of the format yet
         for name in ("level_0", "level_1", ""):
             zarr.consolidate_metadata(str(path / name))
     assert_same(run(store=path), run())
-    # what it says of the number of rows is out of date then
+    # the consolidated metadata have an outdated length then
     assert_same(run(n=(60, 30), store=path), run(n=(60, 30)))
 
 
-def test_other_files_are_left_alone(path):
+def test_other_files_are_ignored(path):
     (path / "notes.txt").write_text("mine")
     (path / "level_0" / "plots").mkdir()
     assert_same(run(store=path), run())
 
 
-def test_a_chunk_that_cannot_be_is_refused_before_it_is_written(tmp_path):
+def test_a_chunk_that_is_too_large_raises_before_it_is_written(tmp_path):
     path = tmp_path / "run.zarr"
-    SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise, chunk_rows=10**12)
-    with pytest.raises(ValueError, match="smaller chunk_rows than 10{12}"):
+    SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise, chunk_size=10**12)
+    with pytest.raises(ValueError, match="smaller chunk_size than 10{12}"):
         run(store=path, simulation_batch_size=5)
     assert "40 pending" in SimulationStore.open(path).summary()
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_odd_metadata_are_read_or_refused(path, seed):
-    """Never an error from elsewhere, whatever stands in one place of the metadata."""
+def test_random_metadata_are_read_or_raise(path, seed):
+    """A wrong value in the metadata never leads to an error of another package."""
     files = sorted(path.rglob("zarr.json"))
     file = files[np.random.default_rng(seed).integers(len(files))]
     file.write_text(json.dumps(odd_value(json.loads(file.read_text()), seed)))

@@ -1,4 +1,4 @@
-"""Rows that are simulated elsewhere: ids, records, costs, failures."""
+"""External simulations: ids, records, costs, failures."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def path(tmp_path):
     return tmp_path / "run.zarr"
 
 
-def test_rows_run_elsewhere_equal_those_run_here(path):
+def test_external_simulations_equal_internal_ones(path):
     store = SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise)
     generator = np.random.default_rng(0)
     for level, simulator in enumerate((coarse, fine)):
@@ -33,11 +33,11 @@ def test_rows_run_elsewhere_equal_those_run_here(path):
             below = coarse(theta, noise) if level else None
             record = dict(x=simulator(theta, noise), x_coarse=below, cost=2.0)
             assert store.record(rows.ids[part], **record) == len(part)
-            assert store.record(rows.ids[part], **record) == 0  # twice harmlessly
+            assert store.record(rows.ids[part], **record) == 0  # without effect
         assert len(store.pending(level)) == 0
     sims = store.to_simulations()
     assert_same(sims, run())
-    assert sims.costs == (2.0, 2.0)  # the coarse side of a pair has no cost of its own
+    assert sims.costs == (2.0, 2.0)  # the cost of the coarse side is unknown
 
 
 def test_costs_are_those_of_known_runs(path):
@@ -53,15 +53,15 @@ def test_costs_are_those_of_known_runs(path):
     assert store.costs == pytest.approx(((6 + 9) / 7, 10.0))
 
 
-def test_rows_out_of_order_go_where_they_belong(path):
+def test_simulations_recorded_out_of_order_are_stored_in_order(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     rows = store.pending(0)
-    order = [0, 2, 1, 3]  # between the first and the last all are there
+    order = [0, 2, 1, 3]  # complete from the first to the last
     store.record(rows.ids[order], rows.theta[order])
     assert torch.equal(next(store.batches(0)).x, rows.theta)
 
 
-def test_ids_stay_the_same_when_the_store_grows(path):
+def test_ids_do_not_change_when_the_store_grows(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     few = [store.pending(level) for level in (0, 1)]
     grown = SimulationStore.create(path, PRIOR, (9, 8))
@@ -72,14 +72,14 @@ def test_ids_stay_the_same_when_the_store_grows(path):
         assert torch.equal(a.noise, b.noise[: len(a)])
     everything = np.concatenate([rows.ids for rows in many])
     assert len(np.unique(everything)) == 17
-    assert len(grown.pending(0, max_rows=3)) == 3
+    assert len(grown.pending(0, max_simulations=3)) == 3
 
 
-def test_another_answer_for_a_row_is_told_and_the_first_kept(path):
+def test_another_output_for_a_simulation_warns_and_the_first_is_kept(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     rows = store.pending(0)
     store.record(rows.ids, rows.theta)
-    with pytest.warns(UserWarning, match="4 rows of level 0 were recorded before"):
+    with pytest.warns(UserWarning, match="4 simulations of level 0 were recorded"):
         assert store.record(rows.ids[::-1], rows.theta) == 0
     assert torch.equal(torch.cat([b.x for b in store.batches(0)]), rows.theta)
 
@@ -95,11 +95,11 @@ def test_pairs_recorded_with_nan_are_invalid_together(path):
     assert store.pending(1).ids.tolist() == [rows.ids[1]]
 
 
-def test_failures_elsewhere_are_kept_with_their_reason(path):
+def test_external_failures_are_stored_with_their_reason(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     ids = store.pending(1).ids
     assert store.record_failures(ids[:2], "node down") == 2
-    assert {(f.level, f.row, f.error) for f in store.failures()} == {
+    assert {(f.level, f.index, f.error) for f in store.failures()} == {
         (1, 0, "node down"),
         (1, 1, "node down"),
     }
@@ -118,12 +118,12 @@ def test_failures_elsewhere_are_kept_with_their_reason(path):
         (dict(x=torch.zeros(2, 2)), r"x has shape \(2, 2\)"),
         (dict(x=torch.zeros(3)), r"x has shape \(3,\)"),
         (dict(x_coarse=None), "need x_coarse"),
-        (dict(x_coarse=torch.zeros(3, 5)), "one row of each"),
+        (dict(x_coarse=torch.zeros(3, 5)), "one output of each"),
         (dict(cost=-1.0), "cost"),
         (dict(cost=[1.0, 2.0, 3.0, 4.0]), "cost"),
     ],
 )
-def test_bad_records_are_refused_by_name_and_write_nothing(path, change, named):
+def test_bad_records_raise_with_their_name_and_write_nothing(path, change, named):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     good = dict(ids=[1, 3, 5], x=torch.ones(3, 2), x_coarse=torch.zeros(3, 2), cost=1)
     before = contents(path)
@@ -135,7 +135,7 @@ def test_bad_records_are_refused_by_name_and_write_nothing(path, change, named):
         store.record([0], torch.ones(1, 7))
 
 
-def test_a_store_with_a_sampler_wants_it_back(path):
+def test_a_store_with_a_noise_sampler_requires_it(path):
     SimulationStore.create(path, PRIOR, (4, 3), noise=normal_noise)
     with pytest.raises(ValueError, match="noise=sampler"):
         SimulationStore.open(path).pending(0)

@@ -1,4 +1,4 @@
-"""Faults of the disk, and of other processes: nothing is lost."""
+"""Errors of the disk and of other processes: no simulation is lost."""
 
 import errno
 import multiprocessing
@@ -35,7 +35,7 @@ def chunk_files(path, level, name):
 
 @pytest.mark.parametrize("kept", (0, 0.5))
 @pytest.mark.parametrize("name", ("x", "x_coarse", "status", "seconds"))
-def test_a_truncated_chunk_is_told_and_repaired(name, kept, healthy, tmp_path):
+def test_a_truncated_chunk_raises_and_can_be_repaired(name, kept, healthy, tmp_path):
     path = tmp_path / "run.zarr"
     run(store=path, simulation_batch_size=5)
     file = chunk_files(path, 1, name)[-1]
@@ -49,7 +49,7 @@ def test_a_truncated_chunk_is_told_and_repaired(name, kept, healthy, tmp_path):
     assert store.repair() == 0
 
 
-def test_damaged_parameters_are_told(tmp_path):
+def test_damaged_parameters_raise(tmp_path):
     path = tmp_path / "run.zarr"
     run(store=path)
     chunk_files(path, 0, "theta")[0].write_bytes(b"")
@@ -60,8 +60,8 @@ def test_damaged_parameters_are_told(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-def test_a_full_disk_keeps_what_was_done(healthy, tmp_path):
-    """A limit on the size of files stands for the disk: chunk 3 no longer fits."""
+def test_a_full_disk_keeps_finished_simulations(healthy, tmp_path):
+    """A limit on the size of files simulates a full disk: chunk 3 does not fit."""
     script = """
         import resource, sys
         from tests.test_store_faults import *
@@ -83,12 +83,12 @@ def test_a_full_disk_keeps_what_was_done(healthy, tmp_path):
     )
     assert done.returncode != 0
     assert "cannot be read or written: File too large" in done.stderr, done.stderr
-    assert "kept; mend it and run again" in done.stderr
+    assert "kept; fix the cause and run again" in done.stderr
     assert "25 ok" in SimulationStore.open(path).summary()
     assert_same(run(store=path), healthy)
 
 
-def test_a_store_that_cannot_be_written_says_so(healthy, tmp_path, monkeypatch):
+def test_a_store_that_cannot_be_written_raises(healthy, tmp_path, monkeypatch):
     from zarr.storage import _local
 
     path = tmp_path / "run.zarr"
@@ -118,7 +118,7 @@ def _hold(path, is_open, may_end):
     run(slow, store=path)
 
 
-def test_another_process_on_the_same_store_is_refused(healthy, tmp_path):
+def test_a_second_process_on_the_same_store_raises(healthy, tmp_path):
     path = tmp_path / "run.zarr"
     context = multiprocessing.get_context("fork")
     is_open, may_end = context.Event(), context.Event()
@@ -136,7 +136,7 @@ def test_another_process_on_the_same_store_is_refused(healthy, tmp_path):
     assert_same(run(store=path), healthy)
 
 
-def test_a_repair_that_is_killed_is_done_again(healthy, tmp_path, monkeypatch):
+def test_an_interrupted_repair_can_be_repeated(healthy, tmp_path, monkeypatch):
     from sbi_multilevel.storage import repairing
 
     path = tmp_path / "run.zarr"
@@ -155,7 +155,7 @@ def test_a_repair_that_is_killed_is_done_again(healthy, tmp_path, monkeypatch):
     assert_same(run(store=path), healthy)
 
 
-def test_a_chunk_that_is_gone_is_found(healthy, tmp_path):
+def test_a_missing_chunk_is_found(healthy, tmp_path):
     path = tmp_path / "run.zarr"
     run(store=path, simulation_batch_size=5)
     chunk_files(path, 1, "x")[1].unlink()
@@ -163,9 +163,9 @@ def test_a_chunk_that_is_gone_is_found(healthy, tmp_path):
     assert_same(run(store=path), healthy)
 
 
-def test_a_damaged_chunk_that_is_written_to_is_told(tmp_path):
+def test_writing_to_a_damaged_chunk_raises(tmp_path):
     path = tmp_path / "run.zarr"
-    SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise, chunk_rows=10)
+    SimulationStore.create(path, PRIOR, ROWS, noise=normal_noise, chunk_size=10)
     run(store=path, num_simulations=(5, 5))
     chunk_files(path, 0, "x")[0].write_bytes(b"")
     with pytest.raises(OSError, match="x of level 0 cannot be read .*repair"):
@@ -174,7 +174,7 @@ def test_a_damaged_chunk_that_is_written_to_is_told(tmp_path):
     run(store=path)
 
 
-def test_a_link_to_a_store_has_its_lock(tmp_path):
+def test_a_link_to_a_store_uses_the_same_lock(tmp_path):
     from sbi_multilevel.storage.locking import writing
 
     path, link = tmp_path / "run.zarr", tmp_path / "link.zarr"

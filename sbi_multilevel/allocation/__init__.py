@@ -1,4 +1,4 @@
-"""How many rows each level gets: pilot, allocation, advice, and spending a budget."""
+"""Number of simulations of each level: pilot, allocation, advice, and budgets."""
 
 from sbi_multilevel.allocation.advice import Advice, advise
 from sbi_multilevel.allocation.optimal import allocate

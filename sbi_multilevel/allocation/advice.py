@@ -1,29 +1,30 @@
-r"""Which levels are worth having.
+r"""Which levels to use.
 
 Any chain of levels :math:`l_0 < l_1 < \dots < l_k = L` telescopes,
 
 .. math:: \mathbb{E} f_L = \mathbb{E} f_{l_0}
     + \sum_{j \ge 1} \mathbb{E} [f_{l_j} - f_{l_{j-1}}],
 
-so leaving levels out gives another multilevel loss, with pairs of other levels. At a
-budget B and the best number of rows of each level
-(`sbi_multilevel.allocation.optimal`), its least variance is
+so leaving levels out gives another multilevel loss, with other pairs of levels. At a
+budget B and the optimal number of simulations of each level
+(`sbi_multilevel.allocation.optimal`), its variance is
 
 .. math:: \frac1B \Big( \sqrt{\mathrm{Var}[f_{l_0}]\, C_{l_0}} + \sum_{j \ge 1}
     \sqrt{\mathrm{Var}[f_{l_j} - f_{l_{j-1}}]\,
     (C_{l_j} + C_{l_{j-1}})} \Big)^2 ,
 
-and the chain (L) alone is plain high-fidelity simulation, :math:`\mathrm{Var}[f_L]\,
-C_L / B`. A level is worth having if no chain without it has less variance. All chains
-have the same factor 1/B, so the verdict does not depend on the budget, as long as it
-pays some rows of each level.
+and the chain (L) is plain high-fidelity simulation, with :math:`\mathrm{Var}[f_L]\, C_L
+/ B`. A level is useful if no chain without it has less variance. All chains have the
+factor 1/B in common, so the advice does not depend on the budget, as long as it pays
+for some simulations of each level.
 
-Chains that end below L are not compared: whether a cheaper level alone would do is a
-question of bias, which held-out high-fidelity rows answer.
+Chains that end below L are not compared: whether a lower level alone would be
+sufficient is a question of bias, which held-out high-fidelity simulations answer.
 
-This is the variance of the loss at one :math:`\phi`. It says how well the loss is known
-there, not how a network generalises from few rows: low-fidelity rows also teach it
-what they share with the high-fidelity ones, which the loss alone does not show.
+This is the variance of the loss at one :math:`\phi`. It describes how precisely the
+loss is estimated there, not how a network generalizes from few simulations. A network
+also learns from low-fidelity simulations what they share with high-fidelity ones, which
+the variance does not measure.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ from sbi_multilevel.allocation.optimal import (
     check_budget,
     check_costs,
     check_variances,
-    row_costs,
+    simulation_costs,
 )
 from sbi_multilevel.utils.argument_types import check_types
 
-# to leave levels out must promise more than this factor
-_WORTHWHILE = 1.1
-# share of resamples that must agree
-_SURE = 0.9
+# minimum factor in variance for the advice to leave levels out
+_MIN_LOSS = 1.1
+# minimum share of resamples that agree
+_MIN_SUPPORT = 0.9
 
 
 @dataclass(frozen=True)
 class Plan:
-    r"""A chain of levels, and what it reaches.
+    r"""A chain of levels, and its variance at a budget.
 
     Args:
-        levels: Levels of the chain, rising to L.
-        costs: Cost of a row of each of them, a pair with the one before.
+        levels: Levels of the chain, ascending to L.
+        costs: Cost of a simulation of each of them, a pair with the previous one.
         variances: Variance of each term.
-        budget: Cost of all rows.
+        budget: Cost of all simulations.
     """
 
     levels: tuple[int, ...]
@@ -74,12 +75,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Advice:
-    """Which levels are worth having at a budget.
+    """Which levels to use at a budget.
 
     Args:
         plans: All chains of levels that end in L, the best first.
-        support: Share of bootstrap resamples of a pilot in which the best chain beats
-            that of all levels; `None` where there was no pilot.
+        support: Share of bootstrap resamples of a pilot in which the best chain has
+            less variance than that of all levels; `None` without a pilot.
     """
 
     plans: tuple[Plan, ...]
@@ -104,7 +105,8 @@ class Advice:
     def gain(self) -> float:
         """Variance of plain high-fidelity simulation over that of all levels.
 
-        All levels are worth so many times the high-fidelity rows that the budget pays.
+        This is the effective number of high-fidelity simulations of all levels over the
+        number that the budget pays for.
         """
         return _ratio(self.plain.error_variance, self.full.error_variance)
 
@@ -115,18 +117,18 @@ class Advice:
 
     @property
     def warning(self) -> str | None:
-        """What to leave out, in words; `None` if nothing, or if it is not sure."""
-        is_sure = self.support is None or self.support >= _SURE
-        return self._text() if is_sure and self.loss > _WORTHWHILE else None
+        """Which levels to leave out, as text; `None` if none, or if it is uncertain."""
+        is_certain = self.support is None or self.support >= _MIN_SUPPORT
+        return self._text() if is_certain and self.loss > _MIN_LOSS else None
 
     @property
     def verdict(self) -> str:
-        """The warning, or what else there is to say."""
-        if self.loss <= _WORTHWHILE:
-            return "All levels are worth having."
+        """The warning, or a statement that there is none."""
+        if self.loss <= _MIN_LOSS:
+            return "All levels are useful."
         if self.warning is not None:
             return self.warning
-        return f"Not sure, more pilot rows would tell: {self._text()}"
+        return f"Uncertain, use more pilot simulations: {self._text()}"
 
     def _text(self) -> str:
         top = self.full.levels[-1]
@@ -137,33 +139,32 @@ class Advice:
             affordable = int(self.budget // self.plain.costs[0])
             return (
                 f"Plain high-fidelity simulation is best{sure}: at equal cost, "
-                f"{affordable} rows of level {top} alone estimate the loss with a "
-                f"variance {self.loss:.2g} times smaller than all levels together."
+                f"{affordable} simulations of level {top} alone estimate the loss with "
+                f"a variance {self.loss:.2g} times smaller than all levels together."
             )
         plural = len(dropped) > 1
         return (
             f"Level{'s' * plural} {_names(dropped)} {'are' if plural else 'is'} not "
-            f"worth having{sure}: at equal cost, levels {_names(self.best.levels)} "
-            f"estimate the loss with a variance {self.loss:.2g} times smaller than all "
-            "levels."
+            f"useful{sure}: at equal cost, levels {_names(self.best.levels)} estimate "
+            f"the loss with a variance {self.loss:.2g} times smaller than all levels."
         )
 
     @property
     def budget(self) -> float:
-        """Cost of all rows."""
+        """Cost of all simulations."""
         return self.best.budget
 
     def __str__(self) -> str:
         affordable = self.budget / self.plain.costs[0]
         lines = [
             f"At a budget of {self.budget:.6g}, in units of plain high-fidelity "
-            f"simulation ({affordable:.0f} rows of level {self.full.levels[-1]}):"
+            f"simulation ({affordable:.0f} of level {self.full.levels[-1]}):"
         ]
         for plan in self.plans:
             gain = _ratio(self.plain.error_variance, plan.error_variance)
             lines.append(
                 f"  levels {_names(plan.levels)}: variance of the loss "
-                f"{1 / gain:.3g}, worth {gain * affordable:.0f} high-fidelity rows"
+                f"{1 / gain:.3g}, effective number {gain * affordable:.0f}"
             )
         return "\n".join([*lines, self.verdict])
 
@@ -181,10 +182,10 @@ def advise(
         (C_{l_j} + C_{l_{j-1}})} \Big)^2
 
     Args:
-        costs: Cost of one run of each simulator, cheapest first.
-        difference_variances: Row l holds :math:`\mathrm{Var}[f_l - f_k]` for each
+        costs: Cost of one run of each simulator, the lowest fidelity first.
+        difference_variances: For each level l, :math:`\mathrm{Var}[f_l - f_k]` for each
             :math:`k < l`, and last :math:`\mathrm{Var} f_l`.
-        budget: Cost of all rows.
+        budget: Cost of all simulations.
         support: See `Advice`.
 
     Returns:
@@ -196,7 +197,7 @@ def advise(
     Example:
     --------
 
-    A middle level that is as dear as the highest, and no nearer to it than level 0:
+    A middle level as expensive as the highest, and no closer to it than level 0:
 
     ::
 
@@ -206,12 +207,12 @@ def advise(
         ...     budget=10_000.0,
         ... )
         >>> print(advice)
-        At a budget of 10000, in units of plain high-fidelity simulation (100 rows...):
-          levels 0, 2: variance of the loss 0.0402, worth 2488 high-fidelity rows
-          levels 0, 1, 2: variance of the loss 0.111, worth 901 high-fidelity rows
-          levels 2: variance of the loss 1, worth 100 high-fidelity rows
-          levels 1, 2: variance of the loss 1.18, worth 85 high-fidelity rows
-        Level 1 is not worth having: at equal cost, levels 0, 2 estimate the loss ...
+        At a budget of 10000, in units of plain high-fidelity simulation (100 of ...):
+          levels 0, 2: variance of the loss 0.0402, effective number 2488
+          levels 0, 1, 2: variance of the loss 0.111, effective number 901
+          levels 2: variance of the loss 1, effective number 100
+          levels 1, 2: variance of the loss 1.18, effective number 85
+        Level 1 is not useful: at equal cost, levels 0, 2 estimate the loss with a ...
     """
     check_types(advise, locals())
     check_costs(costs)
@@ -219,8 +220,8 @@ def advise(
         check_variances(row, level + 1)
     if len(difference_variances) != len(costs):
         raise ValueError(
-            f"difference_variances has {len(difference_variances)} rows, costs has "
-            f"{len(costs)} levels. Pass one row a level."
+            f"difference_variances has {len(difference_variances)} entries, costs has "
+            f"{len(costs)} levels. Pass one entry per level."
         )
     check_budget(budget)
     top = len(costs) - 1
@@ -230,7 +231,7 @@ def advise(
             chain = (*below, top)
             variances = [difference_variances[chain[0]][-1]]
             variances += [difference_variances[b][a] for a, b in zip(chain, chain[1:])]
-            unit = row_costs([costs[level] for level in chain])
+            unit = simulation_costs([costs[level] for level in chain])
             plans.append(Plan(chain, unit, tuple(map(float, variances)), float(budget)))
     plans.sort(key=lambda plan: plan.error_variance)
     return Advice(tuple(plans), support)

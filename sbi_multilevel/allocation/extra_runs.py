@@ -1,7 +1,7 @@
-"""Runs of a pilot beside its rows: levels further below, and a small step in theta.
+"""Extra runs of a pilot: at levels further below, and at theta after a small step.
 
-They are made once and, where the rows have a store, kept in a file beside it, so that a
-run that is taken up again need not pay for them twice.
+They are made once. If the simulations have a store, the extra runs are kept in a file
+next to it, so that a resumed run does not repeat them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _STEP_STREAM, _STEP_TRIES = 12, 50
 
 
 class ExtraRuns:
-    """Runs the simulators again at the theta and noise of rows that exist.
+    """Runs the simulators again at the theta and noise of existing simulations.
 
     Args:
-        growing: Where the rows come from.
-        simulations: The rows.
-        num_simulations: Rows of each level, those that failed included.
+        growing: The source of the simulations.
+        simulations: The simulations.
+        num_simulations: Number of simulations of each level, including failed ones.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class ExtraRuns:
         self._known = self._read()
 
     def below(self) -> list[list[Tensor]]:
-        """Outputs of levels 0 to m for the rows of each level m.
+        """Outputs of levels 0 to m for the simulations of each level m.
 
-        Those of m and m - 1 are there already, the others are run.
+        Those of m and m - 1 exist, those of the levels below are run.
         """
         outputs = []
-        for level, rows in enumerate(self._simulations):
-            sides = [] if rows.x_coarse is None else [rows.x_coarse]
+        for level, data in enumerate(self._simulations):
+            sides = [] if data.x_coarse is None else [data.x_coarse]
             further = [self._run(level, k, "below") for k in range(level - len(sides))]
-            outputs.append([*(_like(x, rows.x) for x in further), *sides, rows.x])
+            outputs.append([*(_like(x, data.x) for x in further), *sides, data.x])
         return outputs
 
     def aside(self, step: Tensor) -> list[list[Tensor]]:
@@ -62,8 +62,8 @@ class ExtraRuns:
 
         Args:
             step: Length of the step in each parameter, shape `(d_theta,)`; its sign is
-                drawn for each row. Where all directions that were tried leave the
-                prior, outputs are NaN.
+                drawn for each simulation. If all tried directions leave the support of
+                the prior, outputs are NaN.
         """
         moved = {}
 
@@ -74,10 +74,10 @@ class ExtraRuns:
 
         return [
             [
-                _like(self._run(level, k, "aside", theta_of), rows.x)
+                _like(self._run(level, k, "aside", theta_of), data.x)
                 for k in range(level + 1)
             ]
-            for level, rows in enumerate(self._simulations)
+            for level, data in enumerate(self._simulations)
         ]
 
     def _run(
@@ -97,7 +97,7 @@ class ExtraRuns:
         return self._known[name]
 
     def _run_inside(self, simulator: int, theta: Tensor, seeds: Tensor) -> Tensor:
-        """Run at the rows that have a theta; NaN at the others."""
+        """Run where theta is finite; NaN elsewhere."""
         inside = theta.isfinite().all(dim=1)
         x = self._growing.run_again(simulator, theta[inside], seeds[inside])
         result = torch.full((len(theta), *x.shape[1:]), torch.nan)
@@ -126,7 +126,7 @@ class ExtraRuns:
             arrays = read_arrays(self._path)
             expect("digest" in arrays, f"it lacks digest, and has {sorted(arrays)}")
             if str(arrays.pop("digest")) != digest(self._simulations):
-                return {}  # of other rows
+                return {}  # of other simulations
             known = {name: tensor_of(arrays, name) for name in arrays}
             for name, x in known.items():
                 level = int(name.split("_")[1])
@@ -134,7 +134,7 @@ class ExtraRuns:
                 expect(
                     x.dtype == torch.float32 and x.ndim > 1 and len(x) == wanted,
                     f"{name} is {x.dtype} of shape {tuple(x.shape)}, not float32 with "
-                    f"{wanted} rows",
+                    f"length {wanted}",
                 )
             return known
 
@@ -154,17 +154,17 @@ class ExtraRuns:
 
 
 def digest(simulations: MultilevelSimulations) -> str:
-    """A text that tells the rows from all others."""
+    """A hash of the simulations."""
     state = hashlib.sha256()
-    for rows in simulations:
-        for column in (rows.theta, rows.x, rows.x_coarse):
+    for data in simulations:
+        for column in (data.theta, data.x, data.x_coarse):
             if column is not None:
                 state.update(column.numpy().tobytes())
     return state.hexdigest()
 
 
 def _like(x: Tensor, reference: Tensor) -> Tensor:
-    """x, or NaN in the shape of `reference` where all runs failed."""
+    """x, or NaN in the shape of `reference` if all runs failed."""
     if x.shape != reference.shape and x.isnan().all():
         return torch.full_like(reference, torch.nan)
     return x

@@ -1,4 +1,4 @@
-"""Measures variances: by quick fits, or by the norms of outputs and derivatives."""
+"""Measures variances by quick fits, or by the norms of outputs and derivatives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Measuring:
     """How variances are estimated; arguments as of `pilot`.
 
     Raises:
-        ValueError: If an argument is none of those possible.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Measuring:
             )
         if num_folds < 2:
             raise ValueError(
-                f"num_folds must be >= 2, but is {num_folds}: rows must not be judged "
-                "by a fit that has seen them."
+                f"num_folds must be >= 2, but is {num_folds}: losses are evaluated by "
+                "a fit to other simulations."
             )
-        if source.costs is not None:
-            check_costs(source.costs)
+        if source.options.costs is not None:
+            check_costs(source.options.costs)
         self.method = method
         self._trainer = (
             get_trainer(inference, source.prior) if method == "loss" else None
@@ -65,21 +65,21 @@ class Measuring:
     def extra_cost(
         self, num_simulations: Sequence[int], costs: Sequence[float]
     ) -> float:
-        """Cost of the runs beside the rows."""
+        """Cost of the extra runs."""
         total = 0.0
-        for level, rows in enumerate(num_simulations):
-            total += rows * sum(costs[: max(level - 1, 0)])
+        for level, number in enumerate(num_simulations):
+            total += number * sum(costs[: max(level - 1, 0)])
             if self.method == "norm":
-                total += rows * sum(costs[: level + 1])
+                total += number * sum(costs[: level + 1])
         return total
 
     def measure(
         self, simulations: MultilevelSimulations, extra: ExtraRuns
     ) -> Measurements:
-        """Measurements of all rows; those after the pilot's know only their pairs."""
+        """Measurements of all simulations; those after the pilot have only pairs."""
         outputs = [
-            [_padded(x, len(rows)) for x in sides[:-2]] + _own_sides(rows)
-            for rows, sides in zip(simulations, extra.below())
+            [_padded(x, len(data)) for x in sides[:-2]] + _own_sides(data)
+            for data, sides in zip(simulations, extra.below())
         ]
         if self._trainer is None:
             return self._norm(simulations, outputs, extra)
@@ -99,10 +99,10 @@ class Measuring:
         outputs: Sequence[Sequence[Tensor]],
         extra: ExtraRuns,
     ) -> Measurements:
-        theta = torch.cat([rows.theta for rows in simulations])
+        theta = torch.cat([data.theta for data in simulations])
         aside = extra.aside(_STEP * theta.std(dim=0))
         top = simulations[-1].x.flatten(1).double()
-        # units of the spread of level L; features that do not vary count for nothing
+        # in units of the spread of level L; constant features do not contribute
         scale = torch.where(top.std(dim=0) > 0, top.std(dim=0), torch.inf)
 
         def standardised(x: Tensor) -> np.ndarray:
@@ -118,11 +118,11 @@ class Measuring:
         return norm_measurements(here, slopes)
 
 
-def _own_sides(rows: LevelSimulations) -> list[Tensor]:
-    return [rows.x] if rows.x_coarse is None else [rows.x_coarse, rows.x]
+def _own_sides(data: LevelSimulations) -> list[Tensor]:
+    return [data.x] if data.x_coarse is None else [data.x_coarse, data.x]
 
 
-def _padded(x: Tensor, num_rows: int) -> Tensor:
-    """x with rows of NaN behind."""
-    behind = torch.full((num_rows - len(x), *x.shape[1:]), torch.nan)
+def _padded(x: Tensor, length: int) -> Tensor:
+    """x, extended by NaN to a length."""
+    behind = torch.full((length - len(x), *x.shape[1:]), torch.nan)
     return torch.cat([x, behind])

@@ -1,26 +1,27 @@
-r"""A pilot run: what each level costs, and how much it tells.
+r"""A pilot run: the cost and the variance of each level.
 
-A few rows of each level give the cost :math:`C_l` of a run and the variances
-:math:`V_l = \mathrm{Var}[f_l - f_{l-1}]` (`sbi_multilevel.allocation.variances`), which
-say how to spend a budget (`sbi_multilevel.allocation.optimal`). At the theta and noise
-of its rows the pilot also runs the simulators further below, which cost little beside
-the row itself, so that :math:`\mathrm{Var}[f_l - f_k]` is known for all :math:`k < l`
-and it can be judged whether a level is worth having (`sbi_multilevel.allocation.advice`).
+A few simulations of each level give the cost :math:`C_l` of a run and the variances
+:math:`V_l = \mathrm{Var}[f_l - f_{l-1}]` (`sbi_multilevel.allocation.variances`), from
+which a budget is allocated (`sbi_multilevel.allocation.optimal`). At the theta and
+noise of its simulations the pilot also runs the simulators further below, which costs
+little compared with the simulation itself. So :math:`\mathrm{Var}[f_l - f_k]` is known
+for all :math:`k < l`, which shows whether a level is useful
+(`sbi_multilevel.allocation.advice`).
 
-Variances of a loss have heavy tails: a handful of rows may carry most of them. The
-bootstrap intervals say how far an estimate can be trusted, but are too short
-themselves where few rows carry it: of nominal 95 % intervals from 200 rows some 90 %
-contain the variance of chi-squared numbers, and 80 % that of log-normal ones. A wrong
-allocation costs little all the same: with :math:`n_0 / n_1` off by a factor of 1.5 the
-variance of the loss of two levels rises by 4 % at most. Pilots of 1 000 rows of level 0
+Variances of a loss have heavy tails: a few simulations may contribute most of them. The
+bootstrap intervals show the precision of an estimate, but are themselves too short in
+this case: of nominal 95 % intervals from 200 simulations about 90 % contain the
+variance of chi-squared numbers, and 80 % that of log-normal ones. A wrong allocation
+nevertheless costs little: with :math:`n_0 / n_1` wrong by a factor of 1.5 the variance
+of the loss of two levels rises by at most 4 %. Pilots of 1 000 simulations of level 0
 and 100 of each level above came within 4 to 10 % (g-and-k) and 4 to 10 % (toggle
-switch) of the variance that a pilot of 20 000 and 5 000 rows would reach, means over 12
-and over 5 other seeds, and within 31 % at worst; equal spending comes within 17 % and
-12 %, as many rows of each level within 57 % and 27 %. Verdicts on levels are less
-stable than allocations: where few rows carry a variance, resampling cannot know of
-those that are missing, and no interval knows that another fit would give other losses:
-with 20 rows of the top level, ``num_folds`` of 2, 3 and 4 gave variances that differ
-tenfold (tutorial on budgets). Try several before you rely on one.
+switch) of the variance that a pilot of 20 000 and 5 000 simulations would reach, means
+over 12 and over 5 other seeds, and within 31 % at worst; equal spending comes within 17
+% and 12 %, equal numbers of simulations within 57 % and 27 %. Advice on levels is less
+stable than allocations: if few simulations contribute most of a variance, resampling
+does not account for those that are missing, and no interval accounts for the variation
+between fits: with 20 simulations of the top level, ``num_folds`` of 2, 3 and 4 gave
+variances that differ tenfold (tutorial on budgets). Compare several values.
 """
 
 from __future__ import annotations
@@ -36,28 +37,30 @@ from sbi_multilevel.allocation.advice import Advice, advise
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
 from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.measuring import Measuring
-from sbi_multilevel.allocation.optimal import allocate, check_costs, row_costs
+from sbi_multilevel.allocation.optimal import allocate, check_costs, simulation_costs
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.allocation.variances import Measurements, Method, Triangle
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulation.arguments import per_level
+from sbi_multilevel.simulation.filling import RunOptions
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.utils.argument_types import check_types
 
-MIN_ROWS = 10
+MIN_SIMULATIONS = 10
 _NUM_RESAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
 class Pilot:
-    r"""What a pilot found.
+    r"""Result of a pilot.
 
     Args:
-        simulations: Its rows: the first ones that `simulate_multilevel` makes with the
-            same seed, so that a longer run repeats them (or goes on, with a store).
-        num_simulations: Rows of each level, those that failed included.
+        simulations: Its simulations: the first ones of `simulate_multilevel` with the
+            same seed, so that a longer run repeats them (or continues, with a store).
+        num_simulations: Number of simulations of each level, including failed ones.
         costs: Cost :math:`C_l` of one run of each simulator.
-        cost: Cost of the pilot, the runs beside its rows included.
-        measurements: What its rows say about each pair of levels.
+        cost: Cost of the pilot, including its extra runs.
+        measurements: Measurements of each pair of levels.
     """
 
     simulations: MultilevelSimulations
@@ -68,7 +71,7 @@ class Pilot:
 
     @property
     def difference_variances(self) -> Triangle:
-        r"""Row l holds :math:`\mathrm{Var}[f_l - f_k]` for k < l, last Var f_l."""
+        r"""For each l, :math:`\mathrm{Var}[f_l - f_k]` for each k < l, last Var f_l."""
         return self.measurements.triangle()
 
     @property
@@ -92,25 +95,26 @@ class Pilot:
         return tuple(self.measurements.interval(p, confidence) for p in pairs)
 
     def allocate(self, budget: float) -> tuple[int, ...]:
-        """Rows of each level for a budget, never fewer than the pilot made.
+        """Numbers of simulations for a budget, at least those of the pilot.
 
         Args:
-            budget: Cost of all rows, those of the pilot included.
+            budget: Cost of all simulations, including the pilot.
 
         Raises:
-            ValueError: If it does not pay the pilot.
+            ValueError: If it is below the cost of the pilot.
         """
         check_types(Pilot.allocate, locals())
-        beside = self.cost - float(np.dot(row_costs(self.costs), self.num_simulations))
+        pairs = float(np.dot(simulation_costs(self.costs), self.num_simulations))
+        extra = self.cost - pairs
         return allocate(
-            self.costs, self.variances, budget - beside, self.num_simulations
+            self.costs, self.variances, budget - extra, self.num_simulations
         )
 
     def advise(self, budget: float) -> Advice:
-        """Which levels are worth having, and how far resampled rows agree.
+        """Which levels to use, and the share of resamples that agree.
 
         Args:
-            budget: Cost of all rows.
+            budget: Cost of all simulations.
         """
         check_types(Pilot.advise, locals())
         advice = advise(self.costs, self.difference_variances, budget)
@@ -126,12 +130,12 @@ class Pilot:
         )
 
     def table(self) -> str:
-        """Rows, cost and variance of each level, as text."""
+        """Simulations, cost and variance of each level, as text."""
         name = "V" if self.measurements.method == "loss" else "V (bound)"
-        lines = [f"level    rows  cost of a run  {name:>10}  95 % interval"]
+        lines = [f"level  simulations  cost of a run  {name:>10}  95 % interval"]
         for level, interval in enumerate(self.intervals()):
             lines.append(
-                f"{level:>5}  {self.num_simulations[level]:>6}  "
+                f"{level:>5}  {self.num_simulations[level]:>11}  "
                 f"{self.costs[level]:>13.4g}  {self.variances[level]:>10.4g}  "
                 f"{interval[0]:.4g} to {interval[1]:.4g}"
             )
@@ -160,41 +164,42 @@ def pilot(
     max_failure_share: float = 0.2,
     show_progress_bars: bool = True,
 ) -> Pilot:
-    r"""Simulate a few rows of each level, and estimate what each level is worth.
+    r"""Run a few simulations of each level, and estimate its cost and variance.
 
-    The rows are those of `simulate_multilevel` with the same seed. With a store,
-    nothing is simulated twice: a later `simulate_multilevel(..., store=store)` goes on.
+    The simulations are those of `simulate_multilevel` with the same seed. With a store,
+    a later `simulate_multilevel(..., store=store)` continues from them.
 
     Args:
-        simulators: One a level, cheapest first.
+        simulators: One per level, the lowest fidelity first.
         prior: Prior over theta.
-        num_simulations: Rows of each level, at least 10 each; about 1 000 of level
-            0 and 100 of the others are a start.
+        num_simulations: Number of simulations of each level, at least 10 each; about
+            1 000 of level 0 and 100 of each level above are a good start.
         noise: Noise sampler, as of `simulate_multilevel`.
         seed: Root seed of simulations and fits, an integer >= 0.
-        inference: What :math:`f_l` is the loss of: a trainer without simulations, e.g.
-            `MLNLE(prior, density_estimator="nsf")`; a function of the prior that makes
-            one; a trained trainer, which is then used as it is; `None` for NPE. NPE,
-            NLE and vector fields, of sbi or of this package. It is copied.
+        inference: The trainer whose loss is :math:`f_l`: one without simulations, e.g.
+            `MLNLE(prior, density_estimator="nsf")`; a function of the prior that
+            returns one; a trained one, which is used without a fit; `None` for NPE. It
+            may be NPE, NLE or a vector field, of sbi or of this package, and is copied.
         method: `"loss"`, the variance of :math:`f_l - f_{l-1}` under a quick fit, or
             `"norm"`, the bound by fourth moments, which needs no fit but a second run
-            of every simulator at every row.
-        num_folds: Quick fits, each to the rows that the others are judged by.
+            of every simulation.
+        num_folds: Number of quick fits, each evaluated on simulations that it was not
+            fitted to.
         train_options: Arguments of `train` of the quick fits.
         simulation_batch_size: As of `simulate_multilevel`.
         num_workers: As of `simulate_multilevel`.
-        costs: Cost of a run of each simulator; measured, in seconds, by default.
+        costs: Cost of one run of each simulator; the measured seconds by default.
         store: As of `simulate_multilevel`.
         timeout: As of `simulate_multilevel`.
         max_failure_share: As of `simulate_multilevel`.
-        show_progress_bars: Whether to show a progress bar a level.
+        show_progress_bars: Whether to show one progress bar per level.
 
     Returns:
-        Rows, costs and variances.
+        Simulations, costs and variances.
 
     Raises:
         ValueError: If the arguments do not fit.
-        TooManyFailures: If a larger share of rows fails than is allowed.
+        TooManyFailures: If a larger share of simulations fails than allowed.
 
     Example:
     --------
@@ -219,22 +224,18 @@ def pilot(
         ... )
         >>> found.cost
         750.0
-        >>> rows = found.allocate(budget=2_000)
+        >>> numbers = found.allocate(budget=2_000)
     """
     check_types(pilot, locals())
-    source = Source(
-        tuple(simulators),
-        prior,
-        noise,
-        seed,
-        simulation_batch_size,
+    options = RunOptions(
+        per_level(simulation_batch_size, len(simulators)),
         num_workers,
-        None if costs is None else tuple(costs),
-        store,
-        timeout,
         max_failure_share,
         show_progress_bars,
+        timeout,
+        costs,
     )
+    source = Source(tuple(simulators), prior, noise, seed, store, options)
     measuring = Measuring(source, inference, method, num_folds, train_options or {})
     found, _ = run_pilot(GrowingSimulations(source), num_simulations, measuring)
     return found
@@ -243,21 +244,21 @@ def pilot(
 def run_pilot(
     growing: GrowingSimulations, num_simulations: Sequence[int], measuring: Measuring
 ) -> tuple[Pilot, ExtraRuns]:
-    """The pilot on rows that may grow later, and its runs beside them.
+    """The pilot on simulations that may grow later, and its extra runs.
 
     Args:
-        growing: Where its rows come from.
+        growing: The source of its simulations.
         num_simulations: As of `pilot`.
         measuring: How variances are estimated.
     """
     counts = tuple(int(n) for n in num_simulations)
-    growing.source.check_rows("num_simulations", counts, MIN_ROWS)
+    growing.source.check_numbers("num_simulations", counts, MIN_SIMULATIONS)
     simulations = growing.simulate(counts)
     extra = ExtraRuns(growing, simulations, counts)
     costs = simulations.costs
     assert costs is not None
     check_costs(costs)
-    cost = float(np.dot(row_costs(costs), counts))
+    cost = float(np.dot(simulation_costs(costs), counts))
     cost += measuring.extra_cost(counts, costs)
     measured = measuring.measure(simulations, extra)
     return Pilot(simulations, counts, costs, cost, measured), extra

@@ -1,13 +1,15 @@
-r"""Losses of rows under quick fits that have not seen them.
+r"""Losses of simulations under quick fits to other simulations.
 
-The multilevel loss is known as well as :math:`V_l = \mathrm{Var}[f_l - f_{l-1}]` allows
-at the network that training ends at, which a pilot does not have. It makes do with
-plain fits to the outputs of *all* levels together, as if they were of one simulator. On
-our benchmark tasks their :math:`V_l` are near those of the multilevel fit and vary much
-less from seed to seed than those of a multilevel fit to so few pairs. A fit to level 0
-alone is judged far from its rows, where its tails are arbitrary.
+The precision of the multilevel loss is that of :math:`V_l = \mathrm{Var}[f_l -
+f_{l-1}]` at the network at which training ends, which a pilot does not have. It uses
+plain fits to the outputs of *all* levels together, as if they came from one simulator.
+On our benchmark tasks their :math:`V_l` are close to those of the multilevel fit and
+vary much less between seeds than those of a multilevel fit to so few pairs. A fit to
+level 0 alone would be evaluated far from its training data, where its tails are
+arbitrary.
 
-Rows are cut into folds, by turns; each fold is judged by the fit to the others.
+Simulations are assigned to folds in turn; the losses of each fold come from the fit to
+the other folds.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from sbi_multilevel.training.tracking import SilentTracker
 Inference = NeuralInference | Callable[[Any], NeuralInference]
 
 _FIT_STREAM, _LOSS_STREAM = 10, 11
-# rows of a level that a quick fit is trained on at most, and that are judged at once
-_MAX_TRAINING_ROWS, _CHUNK = 5_000, 10_000
+# limits of the training simulations of a level, and of losses evaluated at a time
+_MAX_TRAINING, _CHUNK = 5_000, 10_000
 
 
 def get_trainer(inference: Inference | None, prior: Any) -> NeuralInference:
@@ -46,12 +48,12 @@ def get_trainer(inference: Inference | None, prior: Any) -> NeuralInference:
 
     Args:
         inference: A trainer of sbi or of this package without simulations, a trained
-            one, a function of the prior that makes one, or `None` for NPE.
+            one, a function of the prior that returns one, or `None` for NPE.
         prior: The prior.
 
     Raises:
         ValueError: If the trainer holds simulations but is not trained, or has no loss
-            of a single row.
+            of a single simulation.
     """
     trainer = inference
     if inference is None:
@@ -63,12 +65,12 @@ def get_trainer(inference: Inference | None, prior: Any) -> NeuralInference:
     ):
         raise ValueError(
             f"inference is a {type(trainer).__name__}, which has no loss of a single "
-            "row. Pass a trainer of NPE or NLE, e.g. `MLNPE(prior)`."
+            "simulation. Pass a trainer of NPE or NLE, e.g. `MLNPE(prior)`."
         )
     if trainer._neural_net is None and trainer._theta_roundwise:
         raise ValueError(
             "inference holds simulations, but is not trained. Pass a new trainer, to "
-            "be fitted to the rows of the pilot, or train it first."
+            "be fitted to the pilot, or train it first."
         )
     return trainer
 
@@ -82,26 +84,26 @@ def held_out_losses(
     num_folds: int,
     train_options: Mapping[str, Any],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Losses of all outputs of all rows, each by a fit to other rows.
+    """Losses of all outputs of all simulations, each by a fit to other simulations.
 
     Args:
-        trainer: As of `get_trainer`; a trained one is used as it is.
-        simulations: The rows.
-        outputs: For the rows of each level m the outputs of levels 0 to m, each of
-            shape `(n_m, *x_shape)`; NaN where unknown.
+        trainer: Result of `get_trainer`; a trained one is used without a fit.
+        simulations: The simulations.
+        outputs: For the simulations of each level m the outputs of levels 0 to m, each
+            of shape `(n_m, *x_shape)`; NaN where unknown.
         seed: Seed of the fits.
         num_folds: Number of folds.
         train_options: Arguments of `train`.
 
     Returns:
-        Losses, a table `(n_m, m + 1)` for each level, and the number of the fit that
-        judged each row, `(n_m,)`.
+        Losses, shape `(n_m, m + 1)` for each level, and the number of the fit of each
+        simulation, shape `(n_m,)`.
     """
     outputs = _aligned(trainer, simulations, outputs)
     is_trained = trainer._neural_net is not None
     num_folds = 1 if is_trained else num_folds
-    folds = [torch.arange(len(rows)) % num_folds for rows in simulations]
-    losses = [np.full((len(rows), m + 1), np.nan) for m, rows in enumerate(simulations)]
+    folds = [torch.arange(len(data)) % num_folds for data in simulations]
+    losses = [np.full((len(data), m + 1), np.nan) for m, data in enumerate(simulations)]
     for fold in range(num_folds):
         fit_seed = derive_seed(seed, _FIT_STREAM, fold)
         fit = trainer
@@ -110,10 +112,10 @@ def held_out_losses(
             fit = _fitted(
                 trainer, simulations, outputs, others, fit_seed, train_options
             )
-        for level, rows in enumerate(simulations):
+        for level, data in enumerate(simulations):
             mine = folds[level] == fold
             for below, x in enumerate(outputs[level]):
-                values = _losses(fit, rows.theta[mine], x[mine], seed)
+                values = _losses(fit, data.theta[mine], x[mine], seed)
                 losses[level][mine.numpy(), below] = values
     return losses, [of_row.numpy() for of_row in folds]
 
@@ -126,17 +128,17 @@ def _fitted(
     seed: int,
     train_options: Mapping[str, Any],
 ) -> NeuralInference:
-    """A copy of the trainer, trained on both sides of the chosen rows."""
+    """A copy of the trainer, trained on both sides of the chosen simulations."""
     theta, x = [], []
-    for level, rows in enumerate(simulations):
-        index = torch.nonzero(chosen[level])[:_MAX_TRAINING_ROWS, 0]
+    for level, data in enumerate(simulations):
+        index = torch.nonzero(chosen[level])[:_MAX_TRAINING, 0]
         for side in outputs[level][max(level - 1, 0) :]:
-            theta.append(rows.theta[index])
+            theta.append(data.theta[index])
             x.append(side[index])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # sbi's, on what a copy lacks
+        warnings.simplefilter("ignore", UserWarning)  # sbi warns of a copy
         fit = deepcopy(trainer)
-    # neither survives a copy; the builder may hold an embedding net, not to be shared
+    # not copied by sbi; the builder may hold an embedding net, which is not shared
     fit._tracker = SilentTracker()
     builder = trainer._build_neural_net
     fit._build_neural_net = cloudpickle.loads(cloudpickle.dumps(builder))
@@ -147,7 +149,7 @@ def _fitted(
 
 @torch.no_grad()
 def _losses(fit: NeuralInference, theta: Tensor, x: Tensor, seed: int) -> np.ndarray:
-    """Loss of each row, shape `(n,)`; NaN where x is."""
+    """Loss of each simulation, shape `(n,)`; NaN where x is NaN."""
     network = fit._neural_net
     assert network is not None
     was_training = network.training
@@ -156,11 +158,11 @@ def _losses(fit: NeuralInference, theta: Tensor, x: Tensor, seed: int) -> np.nda
     known = x.isfinite().flatten(1).all(dim=1)
     values = np.full(len(x), np.nan)
     parts = []
-    for rows in torch.nonzero(known)[:, 0].split(_CHUNK):
-        sides = theta[rows].to(device), x[rows].to(device)
+    for part in torch.nonzero(known)[:, 0].split(_CHUNK):
+        sides = theta[part].to(device), x[part].to(device)
         if isinstance(fit, LikelihoodEstimatorTrainer):
             sides = sides[::-1]
-        # a loss that draws numbers draws the same ones for all levels of a row
+        # a random loss uses the same random numbers for all levels of a simulation
         with seeded(derive_seed(seed, _LOSS_STREAM)):
             parts.append(network.loss(sides[0], condition=sides[1]).double().cpu())
     if parts:
@@ -174,13 +176,13 @@ def _aligned(
     simulations: MultilevelSimulations,
     outputs: Sequence[Sequence[Tensor]],
 ) -> Sequence[Sequence[Tensor]]:
-    """Outputs of lower levels moved as the recipe moves them, if by pairs."""
+    """Outputs, with lower levels mapped if the trainer maps them by pairs."""
     config = getattr(trainer, "_config", None)
     if not isinstance(config, MultilevelConfig) or config.alignment != "affine":
         return outputs
     places = [(level, False) for level in range(len(simulations))]
     maps = fit_alignments("affine", simulations, places)
     return [
-        [maps[level](rows.theta, x)[1] for level, x in enumerate(sides)]
-        for rows, sides in zip(simulations, outputs)
+        [maps[level](data.theta, x)[1] for level, x in enumerate(sides)]
+        for data, sides in zip(simulations, outputs)
     ]

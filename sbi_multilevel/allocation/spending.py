@@ -1,16 +1,17 @@
-r"""Spends a budget: pilot, allocation, and a second look on the way.
+r"""Spends a budget: pilot, allocation, and a second estimate.
 
 1. A pilot (`sbi_multilevel.allocation.pilot`) gives costs :math:`C_l` and variances
    :math:`V_l`.
-2. The rows that are best for about half of what is left are simulated
+2. The optimal numbers of simulations for about half of the remaining budget are run
    (`sbi_multilevel.allocation.optimal`).
-3. Variances are estimated again with all rows, and the rest is spent. Where costs are
-   measured they fluctuate, so the rest is spent in parts, the costs averaged anew after
-   each: the last part, a tenth of it, is what a wrong cost can still spoil.
+3. Variances are estimated again with all simulations, and the rest is spent. Measured
+   costs fluctuate, so then the rest is spent in parts, with costs averaged again after
+   each: a wrong cost affects only the last part, a tenth of the remaining budget.
 
-Rows are never discarded: an allocation only adds to those that exist, also to those
-that a store held before. With a store the number of rows of every step is written to a
-file beside it before they are simulated; the same call goes on from there after a kill.
+Simulations are never discarded: an allocation only adds to the existing ones, including
+those that a store held before. With a store the numbers of each step are written to a
+file next to it before the simulations are run; the same call resumes an interrupted
+run.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ from sbi_multilevel.allocation.advice import Advice
 from sbi_multilevel.allocation.extra_runs import digest
 from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.measuring import Measuring
-from sbi_multilevel.allocation.optimal import allocate, check_budget, row_costs
-from sbi_multilevel.allocation.pilot import MIN_ROWS, Pilot, run_pilot
+from sbi_multilevel.allocation.optimal import allocate, check_budget, simulation_costs
+from sbi_multilevel.allocation.pilot import MIN_SIMULATIONS, Pilot, run_pilot
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.allocation.variances import Method
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulation.arguments import per_level
+from sbi_multilevel.simulation.filling import RunOptions
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.utils.argument_types import check_types
 
-# share of what is left that each step spends
+# share of the remaining budget that each step spends
 _SHARES_GIVEN, _SHARES_MEASURED = (0.5, 1.0), (0.5, 0.8, 1.0)
-# rows that are timed before a pilot whose cost is unknown
-_TIMED_ROWS = 3
+# simulations of each level that are timed before a pilot of unknown cost
+_NUM_TIMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +51,14 @@ class BudgetedSimulations:
     """Simulations for a budget, and how it was spent.
 
     Args:
-        simulations: The rows, for `append_multilevel_simulations`.
-        num_simulations: Rows of each level, those that failed included.
-        budget: What was to be spent.
-        spent: What was: all rows, failed ones and those beside the pilot included.
-        pilot: The pilot, as it was after its own rows.
-        estimates: The same with all rows; its variances are those of the first step.
-        steps: What was asked for after the pilot, and on what grounds.
-        advice: Which levels are worth having at this budget.
+        simulations: The simulations, for `append_multilevel_simulations`.
+        num_simulations: Number of simulations of each level, including failed ones.
+        budget: The budget.
+        spent: Cost of all runs, including failed ones and the extra runs of the pilot.
+        pilot: The pilot, from its own simulations.
+        estimates: The same from all simulations, with the variances of the first step.
+        steps: The numbers of simulations after the pilot, with costs and variances.
+        advice: Which levels to use at this budget.
     """
 
     simulations: MultilevelSimulations
@@ -70,8 +73,8 @@ class BudgetedSimulations:
     def __str__(self) -> str:
         lines = [
             f"Spent {self.spent:.6g} of {self.budget:.6g} on "
-            f"{self.num_simulations} rows, {self.pilot.num_simulations} of them as a "
-            "pilot.",
+            f"{self.num_simulations} simulations, {self.pilot.num_simulations} of them "
+            "as a pilot.",
             self.estimates.table(),
             str(self.advice),
         ]
@@ -98,20 +101,21 @@ def simulate_budget(
     max_failure_share: float = 0.2,
     show_progress_bars: bool = True,
 ) -> BudgetedSimulations:
-    r"""Simulate as many rows of each level as are best for a budget.
+    r"""Run the optimal numbers of simulations of each level for a budget.
 
-    The variance :math:`\sum_l V_l / n_l` of the multilevel loss is made least at the
-    cost :math:`\sum_l n_l c_l` that is left after the runs beside the pilot. Levels
-    stay as they are: where leaving some out would be better, a warning and `advice` say
-    so. Rows that the store holds already are kept and count as spent.
+    The variance :math:`\sum_l V_l / n_l` of the multilevel loss is minimized at the
+    cost :math:`\sum_l n_l c_l` that remains after the extra runs of the pilot. All
+    levels are used: if leaving some out would be better, a warning and `advice` report
+    this. Existing simulations of a store are kept and count as spent.
 
     Args:
-        simulators: One a level, cheapest first.
+        simulators: One per level, the lowest fidelity first.
         prior: Prior over theta.
-        budget: What all simulations together may cost, the pilot included, in the unit
-            of `costs` (seconds in a simulator if these are measured). With given costs
-            it is never exceeded.
-        pilot_simulations: Rows of each level in the pilot, at least 10 each.
+        budget: Cost of all simulations, including the pilot, in the unit of `costs`
+            (seconds in a simulator if these are measured). With given costs it is never
+            exceeded.
+        pilot_simulations: Number of simulations of each level in the pilot, at least
+            10 each.
         noise: Noise sampler, as of `simulate_multilevel`.
         seed: Root seed of simulations and fits.
         inference: As of `pilot`.
@@ -120,19 +124,20 @@ def simulate_budget(
         train_options: As of `pilot`.
         simulation_batch_size: As of `simulate_multilevel`.
         num_workers: As of `simulate_multilevel`.
-        costs: Cost of a run of each simulator; measured, in seconds, by default.
-        store: As of `simulate_multilevel`. The same call goes on after a kill; one with
-            a larger budget adds to the rows.
+        costs: Cost of one run of each simulator; the measured seconds by default.
+        store: As of `simulate_multilevel`. The same call resumes an interrupted run; a
+            call with a larger budget adds simulations.
         timeout: As of `simulate_multilevel`.
         max_failure_share: As of `simulate_multilevel`.
-        show_progress_bars: Whether to show a progress bar a level.
+        show_progress_bars: Whether to show one progress bar per level.
 
     Returns:
-        Rows and report.
+        Simulations and report.
 
     Raises:
-        ValueError: If the arguments do not fit, or the budget does not pay the pilot.
-        TooManyFailures: If a larger share of rows fails than is allowed.
+        ValueError: If the arguments do not fit, or the budget is below the cost of the
+            pilot.
+        TooManyFailures: If a larger share of simulations fails than allowed.
 
     Example:
     --------
@@ -161,20 +166,16 @@ def simulate_budget(
     """
     check_types(simulate_budget, locals())
     check_budget(budget)
-    source = Source(
-        tuple(simulators),
-        prior,
-        noise,
-        seed,
-        simulation_batch_size,
+    options = RunOptions(
+        per_level(simulation_batch_size, len(simulators)),
         num_workers,
-        None if costs is None else tuple(costs),
-        store,
-        timeout,
         max_failure_share,
         show_progress_bars,
+        timeout,
+        costs,
     )
-    source.check_rows("pilot_simulations", pilot_simulations, MIN_ROWS)
+    source = Source(tuple(simulators), prior, noise, seed, store, options)
+    source.check_numbers("pilot_simulations", pilot_simulations, MIN_SIMULATIONS)
     measuring = Measuring(source, inference, method, num_folds, train_options or {})
     spending = _Spending(source, measuring, budget, tuple(pilot_simulations))
     result = spending.run()
@@ -184,23 +185,30 @@ def simulate_budget(
 
 
 class _Spending:
-    """One budget being spent."""
+    """The state of spending a budget."""
 
     def __init__(
-        self, source: Source, measuring: Measuring, budget: float, rows: tuple[int, ...]
+        self,
+        source: Source,
+        measuring: Measuring,
+        budget: float,
+        pilot_simulations: tuple[int, ...],
     ):
         self._source, self._measuring, self._budget = source, measuring, budget
-        self._pilot_rows = rows
+        self._pilot_simulations = pilot_simulations
         self._growing = GrowingSimulations(source)
         self._existing = self._growing.existing()
 
     def run(self) -> BudgetedSimulations:
-        """Pilot, then step after step."""
-        self._check_pilot_is_paid()
-        pilot, extra = run_pilot(self._growing, self._pilot_rows, self._measuring)
+        """Run the pilot, then each step."""
+        self._check_budget_covers_pilot()
+        pilot, extra = run_pilot(
+            self._growing, self._pilot_simulations, self._measuring
+        )
         log = self._log(pilot)
-        estimates, counts, steps = pilot, self._pilot_rows, list[SpendingStep]()
-        shares = _SHARES_GIVEN if self._source.costs else _SHARES_MEASURED
+        estimates, counts, steps = pilot, self._pilot_simulations, list[SpendingStep]()
+        costs = self._source.options.costs
+        shares = _SHARES_GIVEN if costs else _SHARES_MEASURED
         for index, share in enumerate(shares):
             step = log.step(index) or self._next(estimates, counts, share)
             if step is None:
@@ -234,28 +242,28 @@ class _Spending:
     def _next(
         self, estimates: Pilot, counts: tuple[int, ...], share: float
     ) -> SpendingStep | None:
-        """Rows for a share of what is left; `None` if nothing more can be bought."""
-        # rows of the store that this run did not ask for exist all the same
+        """The numbers for a share of the remaining budget; `None` if it is spent."""
+        # the store may hold simulations that this run did not request
         least = tuple(np.maximum(counts, self._existing).tolist())
         spent = self._cost(least, estimates.costs)
         affordable = spent + share * (self._budget - spent)
         if spent >= self._budget and least == counts:
             return None
-        beside = self._measuring.extra_cost(self._pilot_rows, estimates.costs)
-        asked = least
+        extra = self._measuring.extra_cost(self._pilot_simulations, estimates.costs)
+        numbers = least
         if affordable > spent:
-            asked = allocate(
-                estimates.costs, estimates.variances, affordable - beside, least
+            numbers = allocate(
+                estimates.costs, estimates.variances, affordable - extra, least
             )
-        return SpendingStep(asked, estimates.costs, estimates.variances)
+        return SpendingStep(numbers, estimates.costs, estimates.variances)
 
     def _cost(self, counts: Sequence[int], costs: Sequence[float]) -> float:
-        beside = self._measuring.extra_cost(self._pilot_rows, costs)
-        return beside + float(np.dot(row_costs(costs), counts))
+        extra = self._measuring.extra_cost(self._pilot_simulations, costs)
+        return extra + float(np.dot(simulation_costs(costs), counts))
 
     def _log(self, pilot: Pilot) -> SpendingLog:
-        """The log of earlier runs that were asked for the same."""
-        store, costs = self._source.store, self._source.costs
+        """The log of earlier runs with the same arguments."""
+        store, costs = self._source.store, self._source.options.costs
         path = None if store is None else Path(f"{os.fspath(store)}.budget.json")
         key = {
             "budget": self._budget,
@@ -265,16 +273,16 @@ class _Spending:
         }
         return SpendingLog(path, key)
 
-    def _check_pilot_is_paid(self) -> None:
-        costs = self._source.costs
+    def _check_budget_covers_pilot(self) -> None:
+        costs = self._source.options.costs
         if costs is None:
-            few = tuple(min(_TIMED_ROWS, n) for n in self._pilot_rows)
+            few = tuple(min(_NUM_TIMED, n) for n in self._pilot_simulations)
             costs = self._growing.simulate(few).costs
         assert costs is not None
-        needed = self._cost(self._pilot_rows, costs)
+        needed = self._cost(self._pilot_simulations, costs)
         if needed > self._budget:
             raise ValueError(
-                f"budget={self._budget:.6g} does not pay the pilot: "
-                f"pilot_simulations={self._pilot_rows} cost {needed:.6g}, the runs "
-                "beside them included. Raise the budget, or take fewer rows."
+                f"budget={self._budget:.6g} is below the cost of the pilot: "
+                f"pilot_simulations={self._pilot_simulations} cost {needed:.6g}, "
+                "including extra runs. Raise the budget, or use fewer simulations."
             )

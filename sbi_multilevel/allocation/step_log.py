@@ -1,4 +1,4 @@
-"""What a run that spends a budget has decided, in a file beside its store."""
+"""The steps of a run that spends a budget, in a file next to its store."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sbi_multilevel.utils.files import expect, read_json, understood
 
 @dataclass(frozen=True)
 class SpendingStep:
-    """What was known when rows were asked for.
+    """The numbers of simulations of a step, and the estimates that they are based on.
 
     Args:
-        num_simulations: Rows of each level, those of earlier steps included.
-        costs: Cost of a run of each simulator.
+        num_simulations: Simulations of each level, including those of earlier steps.
+        costs: Cost of one run of each simulator.
         variances: Variance of each level.
     """
 
@@ -27,11 +27,11 @@ class SpendingStep:
 
 
 class SpendingLog:
-    """Steps of a run with a store, in a file beside it; without a store, nothing.
+    """Steps of a run with a store, in a file next to it; in memory without a store.
 
     Args:
         path: The file; `None` without a store.
-        key: What the steps depend on. Those of another key are not used.
+        key: The values that the steps depend on. Steps of another key are not used.
     """
 
     def __init__(self, path: Path | None, key: dict[str, Any]):
@@ -45,13 +45,13 @@ class SpendingLog:
                     self._steps = [asdict(_step(values)) for values in content["steps"]]
 
     def step(self, index: int) -> SpendingStep | None:
-        """The step of an earlier run, if it came so far."""
+        """The step of an earlier run, if it reached this step."""
         if index >= len(self._steps):
             return None
         return SpendingStep(**{k: tuple(v) for k, v in self._steps[index].items()})
 
     def write(self, index: int, step: SpendingStep) -> None:
-        """Keep a step, before its rows are simulated."""
+        """Write a step, before its simulations are run."""
         if index < len(self._steps):
             return  # read from the file
         self._steps.append(asdict(step))
@@ -63,10 +63,10 @@ class SpendingLog:
 
 
 def _step(values: dict[str, Any]) -> SpendingStep:
-    """A step, as JSON gives it back.
+    """A step from JSON.
 
     Raises:
-        ValueError: If it does not hold as many numbers of each kind.
+        ValueError: If it does not hold equally many numbers of each kind.
     """
     step = SpendingStep(**{name: tuple(numbers) for name, numbers in values.items()})
     columns = (step.num_simulations, step.costs, step.variances)

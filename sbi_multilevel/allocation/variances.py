@@ -1,12 +1,12 @@
-r"""What each level adds to the variance of the loss, from rows of a pilot.
+r"""The variance that each level adds to the loss, from simulations of a pilot.
 
 For a pair of levels :math:`k < l` the quantity is :math:`V_{lk} = \mathrm{Var}[f_l -
 f_k]`, for a level alone :math:`V_{ll} = \mathrm{Var} f_l`. Two estimates are known.
 
-*Loss.* With a network fitted to other rows, each row gives :math:`f_l - f_k`, and the
-estimate is their sample variance. Rows of every level :math:`m \ge l` count, since all
-are draws from the prior. Where several fits were made (cross-fitting), each on the rows
-that the others hold out, differences are centred within the rows of a fit:
+*Loss.* With a network fitted to other simulations, each simulation gives :math:`f_l -
+f_k`, and the estimate is their sample variance. Simulations of every level :math:`m \ge
+l` count, since all are drawn from the prior. With several fits (cross-fitting), each
+evaluated on simulations held out from it, differences are centred for each fit:
 
 .. math:: \hat V = \frac{1}{n - K} \sum_{\kappa=1}^{K} \sum_{i \in \kappa}
     (d_i - \bar d_\kappa)^2 .
@@ -30,13 +30,12 @@ where :math:`\|G\|_{1,4}^4 = \mathbb{E}\|G\|^4 + \mathbb{E}\|\nabla G\|^4` is th
 of the Sobolev space :math:`W^{1,4}`: fourth moments of x and of its derivatives. Hikida
 et al. (2025, Theorem 1) bound the same variances by the same norm, and add the bounds
 up to one of the loss in their equation 5; the derivation here is ours.
-:math:`K'` is unknown, taken to be the same for all terms, and cancels in the
-allocation. On the toggle switch it is of no use (variances up to 145 times those at the
-best allocation): prefer the loss. Derivatives are those in theta
-only: noise may be a seed, in which nothing can be differentiated. They are taken along
-one random direction :math:`v \in \{-1, 1\}^d` a row, since :math:`\|A\|_F^4 \le
-\mathbb{E}_v \|A v\|^4 \le 3 \|A\|_F^4`. A simulator with jumps has no such derivative;
-then use the loss.
+:math:`K'` is unknown, assumed to be the same for all terms, and cancels in the
+allocation. The bound is not useful for the toggle switch (variances up to 145 times
+those at the best allocation): prefer the loss. Derivatives are with respect to theta
+only, since noise may be a seed. They are taken along one random direction :math:`v \in
+\{-1, 1\}^d` per simulation, since :math:`\|A\|_F^4 \le \mathbb{E}_v \|A v\|^4 \le 3
+\|A\|_F^4`. For a discontinuous simulator use the loss.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
 inference*, NeurIPS 2025, arXiv:2506.06087, Theorem 1 and equation 5; Giles (2015),
@@ -68,10 +67,10 @@ def norm_bound(
     r"""Bound of a variance, up to a constant, from fourth powers (see the module).
 
     Args:
-        difference: :math:`\|\Delta\|^4 + \|\nabla\Delta\|^4` of each row.
+        difference: :math:`\|\Delta\|^4 + \|\nabla\Delta\|^4` of each simulation.
         fine: The same of :math:`G_l`.
         coarse: The same of :math:`G_k`.
-        axis: Axis of the rows.
+        axis: Axis of the simulations.
 
     Example:
     --------
@@ -92,29 +91,29 @@ def norm_bound_alone(norms: np.ndarray, axis: int = -1) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What the rows of a pilot say about each pair of levels.
+    """Measurements of each pair of levels by the simulations of a pilot.
 
     Args:
-        rows: For each level m of rows and each pair `(l, k)` with `k <= l <= m` (`k =
-            l` is level l alone) the numbers of each row, shape `(c, n_m)`; NaN where a
-            row has none.
+        tables: For the simulations of each level m and each pair `(l, k)` with `k <= l
+            <= m` (`k = l` is level l alone) the numbers of each simulation, shape `(c,
+            n_m)`; NaN where unknown.
         method: `"loss"` (c = 1: the difference of losses) or `"norm"` (c = 3 and, for a
             level alone, 1).
     """
 
-    rows: tuple[dict[tuple[int, int], np.ndarray], ...]
+    tables: tuple[dict[tuple[int, int], np.ndarray], ...]
     method: Method
 
     @property
     def num_levels(self) -> int:
-        """Levels L + 1."""
-        return len(self.rows)
+        """Number of levels, L + 1."""
+        return len(self.tables)
 
     def triangle(self, chosen: Sequence[np.ndarray] | None = None) -> Triangle:
-        r"""Estimates; row l holds :math:`V_{lk}` for each k < l, last :math:`V_{ll}`.
+        r"""Estimates; for each l, :math:`V_{lk}` for each k < l, last :math:`V_{ll}`.
 
         Args:
-            chosen: Numbers of the rows of each level to use, all if `None`.
+            chosen: Indices of the simulations of each level to use, all if `None`.
         """
         return tuple(
             tuple(self._estimate((high, low), chosen) for low in range(high + 1))
@@ -122,13 +121,13 @@ class Measurements:
         )
 
     def resampled(self, rng: np.random.Generator) -> Triangle:
-        """Estimates of as many rows of each level, drawn with replacement.
+        """Estimates from as many simulations of each level, drawn with replacement.
 
-        Rows that know all levels and those that do not are drawn apart, so that as many
-        are left of either.
+        Simulations with values for all levels and the remaining ones are drawn
+        separately, so that the number of each is preserved.
         """
         chosen = []
-        for table in self.rows:
+        for table in self.tables:
             knows_all = np.isfinite(np.concatenate(list(table.values()))).all(axis=0)
             groups = np.flatnonzero(knows_all), np.flatnonzero(~knows_all)
             chosen.append(np.concatenate([_drawn(group, rng) for group in groups]))
@@ -164,28 +163,29 @@ class Measurements:
     def _pooled(
         self, pair: tuple[int, int], chosen: Sequence[np.ndarray] | None
     ) -> np.ndarray:
-        """Numbers of all rows that know the pair, shape `(c, n)`."""
+        """Numbers of all simulations with values for the pair, shape `(c, n)`."""
         parts = []
         for level in range(pair[0], self.num_levels):
-            part = self.rows[level][pair]
+            part = self.tables[level][pair]
             parts.append(part if chosen is None else part[:, chosen[level]])
         columns = np.concatenate(parts, axis=1)
         return columns[:, np.isfinite(columns).all(axis=0)]
 
 
-def _drawn(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return rows[rng.integers(len(rows), size=len(rows))] if len(rows) > 0 else rows
+def _drawn(group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = len(group)
+    return group[rng.integers(size, size=size)] if size > 0 else group
 
 
 def loss_measurements(
     losses: Sequence[np.ndarray], fits: Sequence[np.ndarray]
 ) -> Measurements:
-    """Differences of losses, centred within the rows of each fit.
+    """Differences of losses, centred for each fit.
 
     Args:
-        losses: For the rows of each level m the losses of levels 0 to m, shape
+        losses: For the simulations of each level m the losses of levels 0 to m, shape
             `(n_m, m + 1)`; NaN where unknown.
-        fits: Which fit each row was judged by, shape `(n_m,)`.
+        fits: Number of the fit of each simulation, shape `(n_m,)`.
 
     Example:
     --------
@@ -197,7 +197,7 @@ def loss_measurements(
         >>> measured.triangle()  # of 1, 3, 2, 1; of 5 - 2, 6 - 1; of 5, 6
         ((0.916...,), (2.0, 0.5))
     """
-    rows: list[dict[tuple[int, int], np.ndarray]] = [{} for _ in losses]
+    tables: list[dict[tuple[int, int], np.ndarray]] = [{} for _ in losses]
     for high in range(len(losses)):
         for low in range(high + 1):
             parts = [
@@ -207,8 +207,8 @@ def loss_measurements(
             centred = _centred(np.concatenate(parts), np.concatenate(fits[high:]))
             ends = np.cumsum([len(part) for part in parts])[:-1]
             for level, part in enumerate(np.split(centred, ends), start=high):
-                rows[level][high, low] = part[np.newaxis]
-    return Measurements(tuple(rows), "loss")
+                tables[level][high, low] = part[np.newaxis]
+    return Measurements(tuple(tables), "loss")
 
 
 def _centred(values: np.ndarray, fits: np.ndarray) -> np.ndarray:
@@ -228,8 +228,8 @@ def norm_measurements(
     """Fourth powers of outputs, their differences and their derivatives.
 
     Args:
-        outputs: For the rows of each level m the outputs of levels 0 to m, each of
-            shape `(n_m, d)`, in common units of order one.
+        outputs: For the simulations of each level m the outputs of levels 0 to m, each
+            of shape `(n_m, d)`, in common units of order one.
         derivatives: Their derivatives along a random direction, of the same shapes.
     """
 
@@ -240,7 +240,7 @@ def norm_measurements(
             total = total + (x**2).sum(axis=1) ** 2
         return total
 
-    rows = []
+    tables = []
     for level in range(len(outputs)):
         alone = [power(level, high, None) for high in range(level + 1)]
         pairs = {(high, high): alone[high][np.newaxis] for high in range(level + 1)}
@@ -248,5 +248,5 @@ def norm_measurements(
             for low in range(high):
                 columns = power(level, high, low), alone[high], alone[low]
                 pairs[high, low] = np.stack(columns)
-        rows.append(pairs)
-    return Measurements(tuple(rows), "norm")
+        tables.append(pairs)
+    return Measurements(tuple(tables), "norm")

@@ -1,4 +1,4 @@
-"""What a run has cost so far, what became of its rows, and when it must stop."""
+"""Costs, outcomes and failure limits of a run."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
 _CHANCE = 1e-3
 REMEDY = (
-    "This is no fault of a simulator: please report it. Run again to simulate the rows "
-    "that are missing; with a store the others are kept."
+    "The simulators are not the cause: please report this error. Run again to simulate "
+    "the missing ones; with a store the others are kept."
 )
 
 
 class TooManyFailures(RuntimeError):
     """More simulations failed than `max_failure_share` allows.
 
-    What was simulated before is kept in the store, if there is one.
+    Finished simulations are kept in the store, if there is one.
     """
 
 
-class LostRows(RuntimeError):
-    """A row has no outcome, or more than one: a fault of what runs the simulators."""
+class LostSimulations(RuntimeError):
+    """A simulation has no outcome, or more than one: an error of the executor."""
 
 
 class Account:
-    """Rows that were sent out against those that come back: each once, with a status.
+    """Checks that each submitted simulation returns once, with a status.
 
     Args:
-        tasks: What is sent out.
+        tasks: The submitted tasks.
     """
 
     def __init__(self, tasks: Sequence[Task]):
@@ -41,37 +41,38 @@ class Account:
         self._num_sent = self._missing.total()
 
     def settle(self, task: Task, outcome: Outcome) -> None:
-        """Strike off rows that came back.
+        """Remove returned simulations from the missing ones.
 
         Raises:
-            LostRows: If one has no status, was not sent, or came back before.
+            LostSimulations: If one has no status, was not submitted, or has returned
+                before.
         """
         num_ended = int((outcome.status != Status.PENDING).sum())
         if not num_ended == len(outcome.status) == len(task):
-            raise LostRows(
-                f"{len(task)} rows of level {task.level} came back, but {num_ended} of "
-                f"them with a status. {REMEDY}"
+            raise LostSimulations(
+                f"{len(task)} simulations of level {task.level} returned, but only "
+                f"{num_ended} of them with a status. {REMEDY}"
             )
         self._missing.subtract(_rows(task))
         twice = [row for level, row in _rows(task) if self._missing[level, row] < 0]
         if twice:
-            raise LostRows(
-                f"{len(twice)} rows of level {task.level} came back more than once, "
-                f"row {twice[0]} among them. {REMEDY}"
+            raise LostSimulations(
+                f"{len(twice)} simulations of level {task.level} returned more than "
+                f"once, e.g. number {twice[0]}. {REMEDY}"
             )
 
     def close(self) -> None:
-        """Check that all rows came back.
+        """Check that all simulations returned.
 
         Raises:
-            LostRows: If not; says how many.
+            LostSimulations: If not, with their number.
         """
         missing = +self._missing
         if missing:
-            level, row = min(missing)
-            raise LostRows(
-                f"{self._num_sent} rows were sent out, and {missing.total()} did not "
-                f"come back, row {row} of level {level} among them. {REMEDY}"
+            level, index = min(missing)
+            raise LostSimulations(
+                f"{self._num_sent} simulations were submitted, and {missing.total()} "
+                f"did not return, e.g. number {index} of level {level}. {REMEDY}"
             )
 
 
@@ -79,28 +80,28 @@ def _rows(task: Task) -> list[tuple[int, int]]:
     return [(task.level, row) for row in task.rows.tolist()]
 
 
-def check_none_pending(table: LevelTable, num_rows: int) -> None:
-    """Check that each of the first `num_rows` rows has a status.
+def check_none_pending(table: LevelTable, num_simulations: int) -> None:
+    """Check that each of the first `num_simulations` simulations has a status.
 
     Raises:
-        LostRows: If not; says how many.
+        LostSimulations: If not, with their number.
     """
-    pending = table.rows_with(Status.PENDING, stop=num_rows)
+    pending = table.rows_with(Status.PENDING, stop=num_simulations)
     if len(pending):
-        raise LostRows(
-            f"{len(pending)} of {num_rows} rows of level {table.level} are pending "
-            f"after the run, row {pending[0]} among them. {REMEDY}"
+        raise LostSimulations(
+            f"{len(pending)} of {num_simulations} simulations of level {table.level} "
+            f"are pending after the run, e.g. number {pending[0]}. {REMEDY}"
         )
 
 
 class FailureLimit:
-    """Stops a run once clearly more than a share of the rows of a level fail.
+    """Stops a run once significantly more than a share of a level's simulations fail.
 
-    Clearly: had each row failed with probability `max_share`, so many failures would
-    come about once in a thousand times.
+    If each simulation failed with probability `max_share`, so many failures would occur
+    in fewer than one of a thousand runs.
 
     Args:
-        table: The level; rows that are done already count.
+        table: The level; finished simulations count.
         max_share: The share.
     """
 
@@ -111,10 +112,10 @@ class FailureLimit:
         self._reasons: Counter[str] = Counter()
 
     def check(self, outcome: Outcome) -> None:
-        """Count the rows of an outcome.
+        """Count the simulations of an outcome.
 
         Raises:
-            TooManyFailures: If too many have failed; says how many, and why.
+            TooManyFailures: If too many have failed, with their number and the reasons.
         """
         self._done += len(outcome.status)
         if outcome.error is None:
@@ -128,7 +129,7 @@ class FailureLimit:
         )
         raise TooManyFailures(
             f"{failed} of {self._done} simulations of level {self._level} failed, more "
-            f"than max_failure_share={self._max_share:g} allows: {reasons}. Mend the "
+            f"than max_failure_share={self._max_share:g} allows: {reasons}. Fix the "
             "simulator and run again, with `retry=('failed', 'timed out')` if there is "
             "a store, or allow a larger share."
         )
@@ -137,7 +138,7 @@ class FailureLimit:
 def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
     r"""Mean seconds :math:`C_l` of a run of each simulator, on both sides of pairs.
 
-    `None` if that of some level is not known.
+    `None` if the cost of some level is unknown.
     """
     seconds, runs = np.zeros(len(tables)), np.zeros(len(tables))
     for level, table in enumerate(tables):
@@ -150,10 +151,10 @@ def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
     return tuple((seconds / runs).tolist()) if runs.all() else None
 
 
-def summary(tables: Sequence[LevelTable], num_rows: Sequence[int]) -> str:
-    """One line: what became of the first `num_rows[l]` rows of each level, and cost."""
+def summary(tables: Sequence[LevelTable], num_simulations: Sequence[int]) -> str:
+    """One line: statuses of the first simulations of each level, and their seconds."""
     parts = []
-    for table, stop in zip(tables, num_rows):
+    for table, stop in zip(tables, num_simulations):
         counts = table.counts(stop)
         states = [
             f"{count} {status.label}"
@@ -165,13 +166,13 @@ def summary(tables: Sequence[LevelTable], num_rows: Sequence[int]) -> str:
     return "; ".join(parts)
 
 
-def failure_text(table: LevelTable, num_rows: int) -> str | None:
-    """How many of the first rows failed, and why; `None` if none did."""
-    reasons = Counter(f.error for f in table.failures() if f.row < num_rows)
+def failure_text(table: LevelTable, num_simulations: int) -> str | None:
+    """Number and reason of failures of the first simulations; `None` if none failed."""
+    reasons = Counter(f.error for f in table.failures() if f.index < num_simulations)
     if not reasons:
         return None
     text, _ = reasons.most_common(1)[0]
     return (
-        f"{reasons.total()} of {num_rows} rows of level {table.level} failed and were "
-        f"left out, most often by: {text}"
+        f"{reasons.total()} of {num_simulations} simulations of level {table.level} "
+        f"failed and were left out, most often due to: {text}"
     )

@@ -1,4 +1,4 @@
-"""Numbers of rows, sizes of batches and costs, as users write them."""
+"""Checks of arguments: numbers of simulations, batch sizes, seeds, priors and costs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, SupportsIndex
 
 from sbi.utils.user_input_checks import process_prior
 
-# arguments of simulations with checks of their own, which say more than a type
+# arguments with checks of their own, which give more detail than a type
 CHECKED_ALONE = (
     "simulators",
     "num_simulations",
     "noise",
     "seed",
     "simulation_batch_size",
-    "chunk_rows",
+    "chunk_size",
     "costs",
 )
 
 
 def per_level(sizes: SupportsIndex | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """Rows of a batch, a number a level.
+    """Simulations per batch, one number per level.
 
     Raises:
-        ValueError: If there is another number of them.
+        ValueError: If there is not one integer >= 1 per level.
     """
     given = (sizes,) * num_levels if isinstance(sizes, SupportsIndex) else sizes
     numbers = _integers(given)
@@ -39,18 +39,18 @@ def per_level(sizes: SupportsIndex | Sequence[int], num_levels: int) -> tuple[in
 def simulations_per_level(
     num_simulations: Sequence[int], least: int
 ) -> tuple[int, ...]:
-    """Numbers of rows as plain integers.
+    """Numbers of simulations as plain integers.
 
     Raises:
         ValueError: If there are none, or one is below `least`.
     """
-    rows = _integers(num_simulations)
-    if not rows or min(rows) < least:
+    numbers = _integers(num_simulations)
+    if not numbers or min(numbers) < least:
         raise ValueError(
-            f"num_simulations is {rows or num_simulations}, but must hold a number "
+            f"num_simulations is {numbers or num_simulations}, but must hold a number "
             f"for each level, at least {least}, e.g. (1_000, 100)."
         )
-    return rows
+    return numbers
 
 
 def check_seed(seed: int) -> None:
@@ -68,11 +68,11 @@ def processed_prior(prior: Any) -> Any:
     """The prior as sbi uses it.
 
     Raises:
-        TypeError: If sbi cannot make a distribution of it.
+        TypeError: If sbi cannot convert it to a distribution.
     """
     try:
         if isinstance(prior, (list, tuple)) and any(isinstance(p, str) for p in prior):
-            raise TypeError("strings are no distributions")
+            raise TypeError("strings are not distributions.")
         return process_prior(prior)[0]
     except Exception as error:
         raise TypeError(
@@ -82,7 +82,7 @@ def processed_prior(prior: Any) -> Any:
 
 
 def check_num_costs(costs: Sequence[float] | None, num_levels: int) -> None:
-    """Check that there is a cost >= 0 a level, if any.
+    """Check that there is a cost >= 0 per level, if any.
 
     Raises:
         ValueError: If not.
@@ -105,7 +105,7 @@ def _are_costs(costs: Any, num_levels: int) -> bool:
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    """Numbers as plain integers; none where they are not whole numbers."""
+    """Numbers as plain integers; an empty tuple if one is not an integer."""
     try:
         numbers = tuple(map(int, values))
     except (TypeError, ValueError, OverflowError):

@@ -1,8 +1,8 @@
 """The tasks of a wave that have no outcome yet.
 
-A task leaves the backlog with the outcome of all its rows, in `settle`, and in no other
-way: a batch that failed leaves its halves in its place, and a worker that dies only
-moves tasks to groups of their own. So no row is lost, whatever ends a run of a group.
+A task leaves the backlog only through `settle`, with the outcomes of all its
+simulations: a batch that failed is replaced by its halves, and a worker that dies only
+moves tasks to new groups. So no simulation is lost, however the run of a group ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Set
 from dataclasses import replace
 from itertools import count
 
-from sbi_multilevel.simulation.accounting import LostRows
+from sbi_multilevel.simulation.accounting import LostSimulations
 from sbi_multilevel.simulation.tasks import Origin, Outcome, Task
 
 
@@ -30,26 +30,26 @@ class Backlog:
         return {next(self._numbers): task for task in tasks}
 
     def group(self) -> dict[int, Task]:
-        """The tasks to run next, by number; none if all rows have an outcome."""
+        """The tasks to run next, by number; none if all simulations have an outcome."""
         while self._groups and not self._groups[-1]:
             self._groups.pop()
         return dict(self._groups[-1]) if self._groups else {}
 
     def settle(self, number: int, outcome: Outcome) -> tuple[Task, Outcome] | None:
-        """Take note of the outcome of a task of the group.
+        """Record the outcome of a task of the group.
 
         Returns:
             The task and its outcome; `None` for a batch that failed, whose halves are
-            run with what is left of the group.
+            run with the rest of the group.
 
         Raises:
-            LostRows: If the task has its outcome already, or is none of the group.
+            LostSimulations: If the task has an outcome already, or is not in the group.
         """
         group = self._groups[-1]
         if number not in group:
-            raise LostRows(
-                f"An outcome came for task {number}, which is not under way: its rows "
-                "would come twice."
+            raise LostSimulations(
+                f"An outcome was returned for task {number}, which is not running: its "
+                "simulations would be counted twice."
             )
         task = group[number]
         is_final = outcome.error is None or len(task) == 1
@@ -60,9 +60,9 @@ class Backlog:
         return (task, outcome) if is_final else None
 
     def separate(self, numbers: Set[int]) -> None:
-        """Run tasks of the group before the others, in two groups of their own.
+        """Run tasks of the group before the remaining ones, in two new groups.
 
-        A batch that is the only one is halved.
+        If there is only one task, its batch is halved.
         """
         group = self._groups[-1]
         chosen = {n: task for n, task in group.items() if n in numbers}

@@ -1,4 +1,4 @@
-"""Refuses functions that cannot be called as they will be, before they are."""
+"""Checks signatures of functions before they are called."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import Any
 
 
 def check_simulators(simulators: Any) -> None:
-    """Check that each takes theta and noise.
+    """Check that each simulator takes theta and noise.
 
     Raises:
-        ValueError: If not; names the simulator.
+        ValueError: If not, with the simulator.
     """
     if not isinstance(simulators, Sequence):
         raise ValueError(
             f"simulators is {_named(simulators)}, but must be a list of functions, one "
-            "a level, the cheapest first."
+            "per level, the lowest fidelity first."
         )
     for level, simulator in enumerate(simulators):
-        if simulator is not None:  # of a level that is not run
+        if simulator is not None:  # `None` for a level that is not run
             check_call(
                 f"simulators[{level}]",
                 simulator,
                 ("theta", "noise"),
                 "Let it take both, and draw all its randomness from the noise; wrap a "
-                "function of one row, (theta, seed), by `vectorize_simulator`.",
+                "function of one theta, (theta, seed), by `vectorize_simulator`.",
             )
 
 
 def check_call(
     name: str, function: Callable, arguments: Sequence[str], remedy: str
 ) -> None:
-    """Check that a function takes arguments, by position, where its signature is known.
+    """Check that a function takes positional arguments, if its signature is known.
 
     Args:
-        name: What the user calls the function.
+        name: Name of the function in the message.
         function: The function.
-        arguments: Names of the arguments it is given.
-        remedy: A sentence that ends the message.
+        arguments: Names of the arguments it is called with.
+        remedy: Last sentence of the message.
 
     Raises:
-        ValueError: If it does not, or is no function.
+        ValueError: If it does not take them, or is not a function.
     """
     call = f"({', '.join(arguments)})"
     if not callable(function):
@@ -50,7 +50,7 @@ def check_call(
         )
     try:
         signature = inspect.signature(function)
-    except (ValueError, TypeError):  # e.g. of functions in C
+    except (ValueError, TypeError):  # e.g. functions in C
         return
     try:
         signature.bind(*arguments)

@@ -1,11 +1,11 @@
-"""Runs tasks by workers, and survives workers that do not.
+"""Runs tasks by workers, and continues when workers die.
 
-Tasks go out in waves, so that those that wait, and results that wait to be stored, take
-bounded memory; the outcomes come back as they are ready. A batch that fails is halved
-until the bad row is alone. When a worker dies nobody knows which of the tasks under way
-killed it: they are run again in two groups, and a group in which a worker dies is
-halved likewise. Whatever happens, each row ends with one outcome: rows leave the
-`Backlog` by an outcome only, and an `Account` of the wave is checked against it.
+Tasks are submitted in waves, so that waiting tasks and results take bounded memory; the
+outcomes are yielded as they finish. A batch that fails is halved until the failing
+simulation is alone. When a worker dies, it is unknown which of the running tasks caused
+it: they are run again in two groups, and a group in which a worker dies is halved
+again. Each simulation ends with exactly one outcome: simulations leave the `Backlog`
+only with an outcome, which is checked against an `Account` of the wave.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from itertools import islice
 
 import joblib
 
-from sbi_multilevel.simulation.accounting import REMEDY, Account, LostRows
+from sbi_multilevel.simulation.accounting import REMEDY, Account, LostSimulations
 from sbi_multilevel.simulation.backlog import Backlog
 from sbi_multilevel.simulation.independence import FailedTogether, Watched
 from sbi_multilevel.simulation.tasks import Outcome, Task, Work
 from sbi_multilevel.simulation.workers import Numbered, WorkerDied, in_workers
 
 Result = tuple[Task, Outcome]
-# of numbered tasks, taken as workers need them, the outcomes by number, in any order
+# from numbered tasks, taken as workers need them, to outcomes by number, in any order
 Executor = Callable[
     [Iterator[Numbered], Watched, int | None], Iterator[tuple[int, Outcome]]
 ]
@@ -38,26 +38,27 @@ def run_tasks(
     num_workers: int | None,
     executor: Executor = in_workers,
 ) -> Iterator[Result]:
-    """Run all tasks, and yield what became of them as they end, in any order.
+    """Run all tasks, and yield their outcomes as they finish, in any order.
 
     Args:
-        tasks: What to run; consumed wave by wave.
+        tasks: The tasks; consumed wave by wave.
         work: Runs one task.
-        num_workers: Workers of joblib; `None` for what `joblib.parallel_config` says, 1
-            otherwise.
+        num_workers: Workers of joblib; `None` for the number of
+            `joblib.parallel_config`, or 1.
         executor: Runs the tasks of a group; raises `WorkerDied` if a worker does.
 
     Yields:
-        Tasks, or parts of them, with their outcomes. Every row comes once.
+        Tasks, or parts of them, with their outcomes; each simulation once.
 
     Raises:
-        ValueError: If rows of a batch are mixed up (see `independence`).
-        LostRows: If the executor loses rows, or returns rows twice.
+        ValueError: If a simulator mixes the simulations of a batch (see
+            `independence`).
+        LostSimulations: If the executor loses simulations, or returns some twice.
     """
     watched, together = Watched(work), FailedTogether()
     tasks, bytes_a_task = iter(tasks), 0.0
     while True:
-        # asked anew each time: a cluster may have grown
+        # read for each wave: a cluster may have grown
         workers = max(1, joblib.effective_n_jobs(num_workers))
         size = _TASKS_PER_WORKER * workers
         if bytes_a_task > 0:
@@ -68,7 +69,7 @@ def run_tasks(
         account, bytes_back = Account(wave), 0
         for task, outcome in _run_wave(wave, watched, num_workers, executor):
             account.settle(task, outcome)
-            watched.judge(task, outcome)
+            watched.check(task, outcome)
             together.note(task, outcome)
             bytes_back += outcome.nbytes
             yield task, outcome
@@ -90,26 +91,26 @@ def _run_wave(
                     if result is not None:
                         yield result
         except WorkerDied as death:
-            # a copy: a thread of the executor may still take tasks
+            # copied, as a thread of the executor may still take tasks
             result = _blamed(backlog, death, sent.copy())
             if result is not None:
                 yield result
         if backlog.group() == group:
-            raise LostRows(
-                f"{len(group)} tasks of {sum(map(len, group.values()))} rows were "
-                f"given to workers, and none came back. {REMEDY}"
+            raise LostSimulations(
+                f"{len(group)} tasks of {sum(map(len, group.values()))} simulations "
+                f"were submitted to workers, and none returned. {REMEDY}"
             )
 
 
 def _noted(group: Mapping[int, Task], sent: set[int]) -> Iterator[Numbered]:
-    """The tasks of a group; notes in `sent` which were taken."""
+    """The tasks of a group; adds the numbers of those taken to `sent`."""
     for number, task in group.items():
         sent.add(number)
         yield number, task
 
 
 def _blamed(backlog: Backlog, death: WorkerDied, sent: Set[int]) -> Result | None:
-    """The row that killed its worker, if it was alone; separates suspects otherwise."""
+    """The simulation that killed its worker, if alone; else separates the suspects."""
     group = backlog.group()
     suspects = group.keys() & (sent if death.suspects is None else death.suspects)
     if len(sent) == len(suspects) == 1:

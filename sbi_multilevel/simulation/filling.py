@@ -1,4 +1,4 @@
-"""Runs the pending rows of tables, whether these are in memory or on disk."""
+"""Runs the pending simulations of tables, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from sbi_multilevel.simulation.tasks import Status, Work
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How a run is carried out; none of it changes a row.
+class RunOptions:
+    """How simulations are run; the options do not change the simulations themselves.
 
     Args:
-        batch_sizes: Rows that a simulator of each level is given at once.
+        batch_sizes: Simulations per call of the simulator of each level.
         num_workers: Workers of joblib; `None` leaves it to `joblib.parallel_config`.
-        max_failure_share: Share of failed rows above which the run stops.
+        max_failure_share: Share of failed simulations above which the run stops.
         show_progress_bars: Whether to show bars, and a summary at the end.
+        timeout: Seconds that one call of a simulator may take, if limited.
+        costs: Cost of one run of each simulator, if given.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -36,6 +38,8 @@ class Effort:
     num_workers: int | None = None
     max_failure_share: float = 0.2
     show_progress_bars: bool = True
+    timeout: float | None = None
+    costs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if min(self.batch_sizes) < 1:
@@ -49,38 +53,39 @@ class Effort:
                 "max_failure_share must be between 0 and 1, but is "
                 f"{self.max_failure_share}."
             )
+        check_num_costs(self.costs, len(self.batch_sizes))
+        if self.costs is not None:
+            object.__setattr__(self, "costs", tuple(self.costs))
 
 
 def fill(
     tables: Sequence[LevelTable],
-    num_rows: Sequence[int],
+    num_simulations: Sequence[int],
     work: Work,
-    effort: Effort,
-    costs: Sequence[float] | None = None,
+    options: RunOptions,
 ) -> None:
-    """Run the pending rows among the first `num_rows[l]` of each level l.
+    """Run the pending ones of the first `num_simulations[l]` simulations of each level.
 
     None of them is pending when it returns.
 
     Raises:
-        ValueError: If there is not one cost a level, or rows of a batch are mixed up.
-        TooManyFailures: If more fail than allowed.
-        LostRows: If rows are pending at the end.
+        ValueError: If a simulator mixes the simulations of a batch.
+        TooManyFailures: If more simulations fail than allowed.
+        LostSimulations: If simulations are pending at the end.
     """
-    check_num_costs(costs, len(tables))
     remaining = [
         len(table.rows_with(Status.PENDING, stop=stop))
-        for table, stop in zip(tables, num_rows)
+        for table, stop in zip(tables, num_simulations)
     ]
-    with Progress(remaining, costs, effort.show_progress_bars) as progress:
-        for table, stop, size in zip(tables, num_rows, effort.batch_sizes):
-            limit = FailureLimit(table, effort.max_failure_share)
-            results = run_tasks(table.tasks(stop, size), work, effort.num_workers)
+    with Progress(remaining, options.costs, options.show_progress_bars) as progress:
+        for table, stop, size in zip(tables, num_simulations, options.batch_sizes):
+            limit = FailureLimit(table, options.max_failure_share)
+            results = run_tasks(table.tasks(stop, size), work, options.num_workers)
             with contextlib.closing(results):
                 for task, outcome in results:
                     outcome = table.write(task.rows, outcome)
                     progress.update(table.level, outcome)
                     limit.check(outcome)
             check_none_pending(table, stop)
-    if effort.show_progress_bars:
-        print(summary(tables, num_rows))
+    if options.show_progress_bars:
+        print(summary(tables, num_simulations))

@@ -1,11 +1,11 @@
-"""Tells simulators whose rows depend on the other rows of their batch.
+"""Detects simulators that mix the simulations of a batch.
 
-A row is a function of its own theta and noise, whatever batch it is simulated in. The
-usual mistake is noise of shape `(n,)` beside theta of shape `(n, d)`: torch refuses to
-add them unless n is d (or d is 1), and then gives rows the noise of other rows. So two
-kinds of batches are suspect: parts of a batch that has failed as a whole, and those
-with an output of as many features as rows. The first suspect of each kind has one row
-simulated again, alone; a passing kind is trusted from then on.
+A simulation is a function of its own theta and noise, in any batch. A common mistake is
+noise of shape `(n,)` with theta of shape `(n, d)`: torch cannot add them unless n is d
+(or d is 1), and then combines each theta with the noise of other simulations. So two
+kinds of batches are checked: parts of a batch that failed as a whole, and batches whose
+x has as many features as simulations. For the first batch of each kind one simulation
+is repeated alone; if it agrees, that kind is not checked again.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 
 from sbi_multilevel.simulation.tasks import Origin, Outcome, Status, Task, Work
 
-# of a value, and of the largest one of its feature in the batch
+# tolerances relative to a value, and to the largest value of its feature in the batch
 _RELATIVE, _ROUNDING = 1e-4, 1e-5
 _REMEDY = (
-    "Does the simulator combine rows, or add noise of shape (n,) to theta of shape "
-    "(n, d_theta)? Check it (e.g. `noise.unsqueeze(1)`), or wrap a simulator of one "
-    "row by `vectorize_simulator`"
+    "Check whether the simulator combines simulations, or adds noise of shape (n,) to "
+    "theta of shape (n, d_theta) (use e.g. `noise.unsqueeze(1)`), or wrap a simulator "
+    "of one theta by `vectorize_simulator`"
 )
 
 
 @dataclass
 class Watched:
-    """Work that simulates a row of a suspect batch again, alone.
+    """Work that repeats one simulation of a suspect batch alone.
 
     Args:
         work: Runs a task.
-        trusted: Kinds of suspects that were found to be fine.
+        trusted: Kinds of suspect batches that were found to be correct.
     """
 
     work: Work
@@ -49,11 +49,11 @@ class Watched:
             return outcome
         return replace(outcome, is_mixed=_is_mixed(self.work, task, outcome))
 
-    def judge(self, task: Task, outcome: Outcome) -> None:
-        """Take note of what became of a suspect.
+    def check(self, task: Task, outcome: Outcome) -> None:
+        """Use the result of a suspect batch.
 
         Raises:
-            ValueError: If its rows are mixed up.
+            ValueError: If its simulations are mixed.
         """
         if outcome.is_mixed is None:
             return
@@ -63,33 +63,33 @@ class Watched:
         origin = task.origin
         before = "" if origin is None else f" Before, {origin.text}."
         if self.work.noise is None:
-            before += " noise was not passed: simulators are given int64 seeds."
+            before += " noise was not passed: simulators receive int64 seeds."
         raise ValueError(
-            f"Rows of level {task.level} are mixed up: row {task.rows[0]}, simulated "
-            f"alone, differs from the same row in a batch of {len(task)}.{before} "
-            f"{_REMEDY}; simulation_batch_size=1 simulates each row alone. The batch "
-            "was not kept; a store may hold rows of earlier batches, which are run "
-            "again by retry=('ok', 'invalid')."
+            f"The simulator of level {task.level} mixes the simulations of a batch: "
+            f"number {task.rows[0]}, simulated alone, differs from its result in a "
+            f"batch of {len(task)}.{before} {_REMEDY}; simulation_batch_size=1 "
+            "simulates each theta alone. The batch was not kept; a store may hold "
+            "earlier batches, which retry=('ok', 'invalid') runs again."
         )
 
 
 @dataclass
 class FailedTogether:
-    """Warns, once, of a batch that failed though none of its rows does."""
+    """Warns, once, of a batch that failed although each of its simulations works."""
 
     _left: dict[Origin, int] = field(default_factory=dict)
-    _is_told: bool = False
+    _has_warned: bool = False
 
     def note(self, task: Task, outcome: Outcome) -> None:
-        """Count the rows of an outcome."""
+        """Count the simulations of an outcome."""
         origin = task.origin
-        if origin is None or self._is_told:
+        if origin is None or self._has_warned:
             return
-        # a failing row explains why the batch failed: below zero for good
+        # a failing simulation explains why the batch failed: never zero again
         used = len(task) if outcome.error is None else np.inf
-        self._left[origin] = self._left.get(origin, origin.num_rows) - used
+        self._left[origin] = self._left.get(origin, origin.size) - used
         if self._left[origin] == 0:
-            self._is_told = True
+            self._has_warned = True
             warnings.warn(
                 f"{origin.text}, but all of them worked in smaller batches. {_REMEDY}.",
                 stacklevel=4,
@@ -97,16 +97,16 @@ class FailedTogether:
 
 
 def _kind(task: Task, outcome: Outcome) -> str | None:
-    """Why the rows of a batch may be mixed up; `None` if nothing says so."""
+    """Why the simulations of a batch may be mixed; `None` without a reason."""
     if outcome.x is None or len(task) == 1:
         return None
     if len(task) in outcome.x.shape[1:]:
-        return "as many features as rows"
+        return "as many features as simulations"
     return None if task.origin is None else "failed as a whole"
 
 
 def _is_mixed(work: Work, task: Task, outcome: Outcome) -> bool | None:
-    """Whether the first row differs alone; `None` if that cannot be told."""
+    """Whether the first simulation differs alone; `None` if that is unknown."""
     if outcome.status[0] != Status.OK:
         return None
     alone = work(task.part(slice(1)))
@@ -114,12 +114,12 @@ def _is_mixed(work: Work, task: Task, outcome: Outcome) -> bool | None:
         return None
     if _is_same(outcome, alone):
         return False
-    # a simulator with randomness of its own repeats nothing, in no batch
+    # a simulator with its own randomness does not repeat results in any batch
     return True if _is_same(outcome, work(task)) else None
 
 
 def _is_same(batch: Outcome, other: Outcome) -> bool:
-    """Whether the first rows are the same, but for rounding."""
+    """Whether the first simulations agree up to rounding."""
     for x, again in ((batch.x, other.x), (batch.x_coarse, other.x_coarse)):
         if x is None and again is None:
             continue

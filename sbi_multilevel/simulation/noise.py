@@ -1,13 +1,14 @@
-r"""Where the randomness of a simulation comes from.
+r"""The randomness of a simulation.
 
-All randomness of a row is drawn outside the simulator, from seeds that depend on
-nothing but the root seed, the level and the row:
+All randomness of simulation i is drawn outside the simulator, from seeds that depend
+only on the root seed, the level and i:
 
-.. math:: \mathrm{SeedSequence}((\mathrm{root}, \mathrm{stream}, l, \mathrm{row})).
+.. math:: \mathrm{SeedSequence}((\mathrm{root}, \mathrm{stream}, l, i)).
 
-So a row is the same whatever the number of rows, the batch size or the number of
-workers, and asking for more rows later repeats the first ones. By default the noise
-handed to a simulator *is* an int64 seed a row; a noise sampler draws from it instead.
+So a simulation does not depend on the number of simulations, the batch size or the
+number of workers, and a larger number later repeats the first ones. By default the
+noise passed to a simulator is an int64 seed per simulation; a noise sampler draws from
+this seed instead.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ Simulator = Callable[[Tensor, Any], Any]
 NoiseSampler = Callable[[int, torch.Generator], Any]
 
 _THETA_STREAM, _NOISE_STREAM = 0, 1
-# theta is drawn in blocks of this many rows, since a prior draws one row slowly;
-# a constant, so that a row does not depend on how many were asked for
+# theta is drawn in blocks, since drawing one theta at a time is slow; of constant size,
+# so that theta does not depend on the number of simulations
 _THETA_BLOCK = 1_000
 _NOISE = (
-    "It draws the noise of n rows, with first dimension n, e.g. "
+    "It draws the noise of n simulations, with first dimension n, e.g. "
     "`lambda n, generator: torch.randn(n, 3, generator=generator)`."
 )
 
 
-def row_seeds(root: int, level: int, start: int, stop: int) -> Tensor:
-    """Seeds of the rows `start` to `stop - 1` of a level, int64, shape `(n,)`."""
-    seeds = [derive_seed(root, _NOISE_STREAM, level, row) for row in range(start, stop)]
+def simulation_seeds(root: int, level: int, start: int, stop: int) -> Tensor:
+    """Seeds of simulations `start` to `stop - 1` of a level, int64, shape `(n,)`."""
+    seeds = [derive_seed(root, _NOISE_STREAM, level, i) for i in range(start, stop)]
     return torch.tensor(seeds, dtype=torch.int64)
 
 
 def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
-    """The noise of each row: the seeds themselves, or draws of `noise` from them.
+    """The noise of each simulation: the seeds themselves, or samples of `noise`.
 
     A sampler may return a tensor or a tuple or list of tensors, each with a leading
-    dimension of one row.
+    dimension of one.
 
     Raises:
         ValueError: If the sampler returns something else.
@@ -61,10 +62,11 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
 
 
 def check_noise(noise: NoiseSampler | None) -> None:
-    """Draw the noise of one row.
+    """Draw the noise of one simulation.
 
     Raises:
-        ValueError: If `noise` cannot be called, or returns no tensors of one row.
+        ValueError: If `noise` cannot be called, or does not return tensors with leading
+            dimension one.
     """
     if noise is None:
         return
@@ -73,7 +75,7 @@ def check_noise(noise: NoiseSampler | None) -> None:
 
 
 def _checked(drawn: Any) -> Any:
-    """The noise of one row, as tensors."""
+    """The noise of one simulation, as tensors."""
     if isinstance(drawn, (tuple, list)):
         return type(drawn)(_checked_tensor(part, drawn) for part in drawn)
     return _checked_tensor(drawn, drawn)
@@ -90,7 +92,7 @@ def _checked_tensor(part: Any, drawn: Any) -> Tensor:
         ]
         raise ValueError(
             f"noise(1, generator) returned {' and '.join(found)}, but must return a "
-            f"tensor of shape (1, ...), or a tuple of such. {_NOISE}"
+            f"tensor of shape (1, ...), or a tuple of these. {_NOISE}"
         )
     return part
 
@@ -98,7 +100,7 @@ def _checked_tensor(part: Any, drawn: Any) -> Tensor:
 def draw_theta(
     prior: Any, root: int, level: int, stop: int, *, start: int = 0
 ) -> Tensor:
-    """Parameters of the rows `start` to `stop - 1` of a level, shape `(n, d_theta)`."""
+    """Parameters of simulations `start` to `stop - 1`, shape `(n, d_theta)`."""
     blocks = []
     first = start // _THETA_BLOCK
     for block in range(first, -(-stop // _THETA_BLOCK)):
@@ -109,12 +111,12 @@ def draw_theta(
 
 
 class vectorize_simulator:
-    """Lets a simulator of one row, given a seed, stand in for a vectorised one.
+    """Converts a simulator of one theta and one seed to a vectorised one.
 
     Args:
         simulator: Function of `(theta, seed)`, theta with shape `(d_theta,)` and an
-            integer seed, that returns the features of one row. Seeds have 63 bits:
-            draw from `np.random.default_rng(seed)` or
+            integer seed, that returns the features of one simulation. Seeds have 63
+            bits: draw from `np.random.default_rng(seed)` or
             `torch.Generator().manual_seed(seed)`; `np.random.seed` takes 32.
 
     Raises:
@@ -143,12 +145,12 @@ class vectorize_simulator:
         self._simulator = simulator
 
     def __call__(self, theta: Tensor, noise: Tensor) -> Tensor:
-        rows = [self._simulator(row, int(seed)) for row, seed in zip(theta, noise)]
+        outputs = [self._simulator(one, int(seed)) for one, seed in zip(theta, noise)]
         return torch.stack([
-            torch.as_tensor(row, dtype=torch.float32).reshape(-1)
-            if np.ndim(row) == 0
-            else torch.as_tensor(row, dtype=torch.float32)
-            for row in rows
+            torch.as_tensor(x, dtype=torch.float32).reshape(-1)
+            if np.ndim(x) == 0
+            else torch.as_tensor(x, dtype=torch.float32)
+            for x in outputs
         ])
 
 
@@ -160,7 +162,7 @@ def derive_seed(*key: int) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch and numpy inside the block, and leave no trace of it outside."""
+    """Seed torch and numpy inside the block, and restore their states after it."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """Runs numbered tasks on a Dask cluster.
 
-By Dask's own futures: joblib's backend for Dask never reports a task that failed, e.g.
-as it killed its worker, and waits for it forever.
+Dask's futures are used directly: joblib's backend for Dask does not report a task that
+failed, e.g. because it killed its worker, and waits for it forever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sbi_multilevel.simulation.independence import Watched
 from sbi_multilevel.simulation.tasks import Outcome, Task
 from sbi_multilevel.simulation.workers import Numbered, WorkerDied
 
-_TASKS_A_CORE = 2  # under way at once
+_TASKS_PER_CORE = 2  # submitted at a time
 
 
 def on_dask(
@@ -23,13 +23,13 @@ def on_dask(
     """Outcomes with the numbers of their tasks, in any order.
 
     Args:
-        tasks: What to run; taken as workers need it.
+        tasks: The tasks; taken as workers need them.
         work: Runs one task.
-        backend: joblib's backend, which knows the cluster.
+        backend: joblib's backend, which holds the cluster.
 
     Raises:
-        WorkerDied: At the end, with the tasks that Dask gave up, as the workers that
-            ran them died each time.
+        WorkerDied: At the end, with the tasks that Dask stopped retrying because the
+            workers that ran them died.
     """
     from distributed import KilledWorker, as_completed
 
@@ -45,15 +45,15 @@ def on_dask(
             numbers[future] = number
             ended.add(future)
 
-    with backend.retrieval_context():  # leaves room if we run on a worker ourselves
+    with backend.retrieval_context():  # frees a slot if this runs on a worker itself
         try:
-            submit(_TASKS_A_CORE * max(1, sum(client.ncores().values())))
+            submit(_TASKS_PER_CORE * max(1, sum(client.ncores().values())))
             for future, result in ended:
                 number = numbers.pop(future)
                 submit(1)
                 if isinstance(result, Outcome):
                     yield number, result
-                else:  # an exception, with its type and traceback if it is of a task
+                else:  # an exception; with its type and traceback if a task raised it
                     error = result[1] if isinstance(result, tuple) else result
                     if not isinstance(error, KilledWorker):
                         raise error

@@ -1,4 +1,4 @@
-"""Bars by rows, and by cost where the cost of each level is known."""
+"""Progress bars by simulations, and by cost if the cost of each level is known."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sbi_multilevel.simulation.tasks import Outcome, Status
 
 
 class Progress:
-    """One bar of rows a level, and one of cost over all levels, with the time left.
+    """One bar of simulations per level, and one of cost with the remaining time.
 
     Args:
-        remaining: Rows of each level that are to be run.
-        costs: Cost of one run of each simulator, if known before.
+        remaining: Number of simulations of each level to run.
+        costs: Cost of one run of each simulator, if given.
         show: Whether to show anything.
     """
 
@@ -24,19 +24,19 @@ class Progress:
     ):
         self._bars = [
             tqdm(
-                total=rows,
+                total=number,
                 desc=f"Level {level}",
-                unit="row",
-                disable=not show or not rows,
+                unit="sim",
+                disable=not show or not number,
             )
-            for level, rows in enumerate(remaining)
+            for level, number in enumerate(remaining)
         ]
-        self._row_costs = None
+        self._simulation_costs = None
         self._cost_bar = None
         if costs is not None:
             below = (0.0, *costs[:-1])
-            self._row_costs = [cost + coarse for cost, coarse in zip(costs, below)]
-            total = sum(n * cost for n, cost in zip(remaining, self._row_costs))
+            self._simulation_costs = [cost + low for cost, low in zip(costs, below)]
+            total = sum(n * cost for n, cost in zip(remaining, self._simulation_costs))
             self._cost_bar = tqdm(
                 total=total,
                 desc="Cost",
@@ -59,13 +59,13 @@ class Progress:
                 bar.close()
 
     def update(self, level: int, outcome: Outcome) -> None:
-        """Count the rows of an outcome."""
-        rows = len(outcome.status)
+        """Count the simulations of an outcome."""
+        number = len(outcome.status)
         bad = int((outcome.status != Status.OK).sum())
         bar = self._bars[level]
         if bad:
             self._bad[level] += bad
             bar.set_postfix(bad=self._bad[level], refresh=False)
-        bar.update(rows)
-        if self._cost_bar is not None and self._row_costs is not None:
-            self._cost_bar.update(rows * self._row_costs[level])
+        bar.update(number)
+        if self._cost_bar is not None and self._simulation_costs is not None:
+            self._cost_bar.update(number * self._simulation_costs[level])

@@ -1,4 +1,4 @@
-"""From tables to `MultilevelSimulations`, in memory or mapped from files."""
+"""Converts tables to `MultilevelSimulations`, in memory or mapped from files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.simulation.accounting import failure_text
-from sbi_multilevel.simulation.table import LevelTable, no_valid_rows
+from sbi_multilevel.simulation.table import LevelTable, no_valid_simulations
 from sbi_multilevel.simulation.tasks import Status
 
 _BLOCK = 10_000
@@ -21,7 +21,7 @@ _BLOCK = 10_000
 def valid_blocks(
     table: LevelTable, stop: int | None = None, size: int = _BLOCK
 ) -> Iterator[LevelSimulations]:
-    """Valid rows of a level, from `size` rows of the table at once."""
+    """Valid simulations of a level, read in blocks of `size` simulations."""
     stop = len(table) if stop is None else stop
     for start in range(0, stop, size):
         rows = table.rows_with(Status.OK, start=start, stop=min(start + size, stop))
@@ -32,15 +32,15 @@ def valid_blocks(
 def simulations_of(
     tables: Sequence[LevelTable], stops: Sequence[int], costs: tuple[float, ...] | None
 ) -> MultilevelSimulations:
-    """The rows that came back, in memory; warns of those that failed.
+    """The finished simulations, in memory, with a warning about failed ones.
 
     Args:
         tables: The levels.
-        stops: How many rows of each, the first ones.
+        stops: Number of simulations of each level, counted from the first.
         costs: Cost of each level, if known.
 
     Raises:
-        ValueError: If a level has fewer than two valid rows.
+        ValueError: If a level has fewer than two valid simulations.
     """
     _warn_of_failures(tables, stops)
     levels = tuple(table.simulations(stop) for table, stop in zip(tables, stops))
@@ -53,13 +53,13 @@ def memory_mapped(
     costs: tuple[float, ...] | None,
     folder: str | os.PathLike,
 ) -> MultilevelSimulations:
-    """The valid rows as tensors whose memory is a file in `folder`.
+    """The valid simulations as tensors whose memory is a file in `folder`.
 
     Args:
         tables: The levels.
-        stops: How many rows of each, the first ones.
+        stops: Number of simulations of each level, counted from the first.
         costs: Cost of each level, if known.
-        folder: Where the files are written, one `.npy` a column.
+        folder: Folder for the files, one `.npy` file per column.
     """
     _warn_of_failures(tables, stops)
     folder = Path(folder)
@@ -78,7 +78,7 @@ def _warn_of_failures(tables: Sequence[LevelTable], stops: Sequence[int]) -> Non
 def _mapped(table: LevelTable, stop: int, folder: Path) -> LevelSimulations:
     total = len(table.rows_with(Status.OK, stop=stop))
     if total == 0:
-        raise ValueError(no_valid_rows(table))
+        raise ValueError(no_valid_simulations(table))
     names = ("theta", "x", "x_coarse") if table.is_paired else ("theta", "x")
     paths = {name: folder / f"level_{table.level}_{name}.npy" for name in names}
     files: dict[str, np.memmap] = {}
@@ -96,13 +96,13 @@ def _mapped(table: LevelTable, stop: int, folder: Path) -> LevelSimulations:
     columns = {}
     for name, path in paths.items():
         files[name].flush()
-        # tensors that map an older file of this name keep it
+        # tensors that map a previous file of this name keep it
         os.replace(_new(path), path)
-        # copy on write: whoever changes a tensor changes no file
+        # copy on write: changing a tensor does not change the file
         columns[name] = torch.from_numpy(np.load(path, mmap_mode="c"))
     return LevelSimulations.trusted(table.level, **columns)
 
 
 def _new(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
+    """Temporary path to which a file is written before it is renamed."""
     return path.with_name(f".{path.name}.partial")

@@ -1,7 +1,7 @@
-"""The rows of one level while they are simulated: columns, and a status for each row.
+"""The simulations of one level while they are run: columns, one of them a status.
 
-The columns are arrays in memory, or those of a store on disk. Both are written the
-same way: data first, then the status that speaks of it.
+The columns are arrays in memory, or those of a store on disk. Both are written in the
+same order: first the data, then the status.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
-_BLOCK = 10_000  # rows of status that are read at once
+_BLOCK = 10_000  # statuses read at a time
 
 
 class Columns(Protocol):
-    """Named arrays that are indexed like numpy's, in memory or on disk."""
+    """Named arrays with the indexing of numpy, in memory or on disk."""
 
     def __contains__(self, name: object) -> bool: ...
 
     def __getitem__(self, name: str) -> Any: ...
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Make an array in which nothing is written yet, in place of an old one."""
+        """Create an empty array, in place of an existing one."""
         ...
 
 
-# name -> type of the values, and what stands where nothing has been written
+# name -> type of the values, and value of entries that have not been written
 KINDS: dict[str, tuple[str, Any]] = {
     "theta": ("float32", np.nan),
     "seed": ("int64", 0),
@@ -50,13 +50,13 @@ class MemoryColumns(dict):
     """Columns in memory."""
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Make an array full of what stands for "nothing written"."""
+        """Create an array filled with the value of unwritten entries."""
         dtype, fill = KINDS[name]
         self[name] = np.full(shape, fill, object if dtype == "str" else dtype)
 
 
 def memory_table(level: int, theta: Tensor, seeds: Tensor) -> LevelTable:
-    """A table in memory of rows that are all pending.
+    """A table in memory whose simulations are all pending.
 
     Args:
         level: The level.
@@ -72,22 +72,22 @@ def memory_table(level: int, theta: Tensor, seeds: Tensor) -> LevelTable:
 
 @dataclass(frozen=True)
 class FailedSimulation:
-    """A row that failed: its level and number, its status in words, and the reason."""
+    """A simulation that failed: level, number in the level, status, and the reason."""
 
     level: int
-    row: int
+    index: int
     status: str
     error: str
 
 
 @dataclass(frozen=True, eq=False)
 class LevelTable:
-    """All rows of a level: theta and seeds, and x where it is known.
+    """All simulations of a level, one per row: theta and seeds, and x once it is known.
 
     Args:
         level: The level.
-        columns: `theta`, `seed`, `status`, `seconds` and, once a row has come back,
-            `x` and (above level 0) `x_coarse`.
+        columns: `theta`, `seed`, `status`, `seconds` and, once a simulation has
+            finished, `x` and (above level 0) `x_coarse`.
     """
 
     level: int
@@ -98,27 +98,27 @@ class LevelTable:
 
     @property
     def is_paired(self) -> bool:
-        """Whether rows carry the output of the level below."""
+        """Whether simulations include the output of the level below."""
         return self.level > 0
 
     def rows_with(
         self, *statuses: Status, start: int = 0, stop: int | None = None
     ) -> np.ndarray:
-        """Numbers of the rows that have one of the statuses, ascending."""
+        """Numbers of the simulations that have one of the statuses, ascending."""
         found = [np.zeros(0, np.int64)]
         for first, status in self._status(start, stop):
             found.append(first + np.flatnonzero(np.isin(status, statuses)))
         return np.concatenate(found)
 
-    def counts(self, num_rows: int | None = None) -> dict[Status, int]:
-        """Number of rows with each status, of the first `num_rows`."""
+    def counts(self, num_simulations: int | None = None) -> dict[Status, int]:
+        """Number of simulations with each status, of the first `num_simulations`."""
         totals = np.zeros(len(Status), np.int64)
-        for _, status in self._status(0, num_rows):
+        for _, status in self._status(0, num_simulations):
             totals += np.bincount(status, minlength=len(Status))
         return {status: int(totals[status]) for status in Status}
 
     def _status(self, start: int, stop: int | None) -> Iterator[tuple[int, np.ndarray]]:
-        """Blocks of the status of some rows, each with the number of its first row."""
+        """Blocks of the status, each with the number of its first simulation."""
         stop = len(self) if stop is None else min(stop, len(self))
         for first in range(start, stop, _BLOCK):
             status = self._at("status", slice(first, min(first + _BLOCK, stop)))
@@ -131,7 +131,7 @@ class LevelTable:
             yield first, status
 
     def task(self, rows: np.ndarray) -> Task:
-        """The rows, ready to run."""
+        """The simulations of these numbers as a task."""
         return Task(
             self.level,
             rows,
@@ -139,12 +139,12 @@ class LevelTable:
             torch.from_numpy(self._read("seed", rows)),
         )
 
-    def tasks(self, num_rows: int, batch_size: int) -> Iterator[Task]:
-        """Pending rows of the first `num_rows`, in batches on a fixed grid."""
-        block = batch_size * max(1, _BLOCK // batch_size)  # read at once
-        for first in range(0, num_rows, block):
+    def tasks(self, num_simulations: int, batch_size: int) -> Iterator[Task]:
+        """Pending simulations of the first ones, in batches on a fixed grid."""
+        block = batch_size * max(1, _BLOCK // batch_size)  # read at a time
+        for first in range(0, num_simulations, block):
             pending = self.rows_with(
-                Status.PENDING, start=first, stop=min(first + block, num_rows)
+                Status.PENDING, start=first, stop=min(first + block, num_simulations)
             )
             if len(pending) == 0:
                 continue
@@ -155,10 +155,10 @@ class LevelTable:
                     yield task.part(slice(start, stop))
 
     def write(self, rows: np.ndarray, outcome: Outcome) -> Outcome:
-        """Write what became of `rows`; the status comes last.
+        """Write the outcome of the simulations `rows`; the status is written last.
 
         Returns:
-            The outcome, as a failure if x does not have the shape of earlier rows.
+            The outcome, as a failure if x does not have the shape of existing x.
         """
         outcome = self._with_known_shape(outcome)
         for name in ("x", "x_coarse"):
@@ -174,11 +174,11 @@ class LevelTable:
         return outcome
 
     def reset(self, *statuses: Status, stop: int | None = None) -> int:
-        """Make rows with these statuses pending again; returns how many.
+        """Make simulations with these statuses pending again; returns their number.
 
         Args:
             *statuses: The statuses.
-            stop: Of the first so many rows only.
+            stop: Consider only the first `stop` simulations.
         """
         rows = self.rows_with(*statuses, stop=stop)
         if len(rows):
@@ -187,12 +187,12 @@ class LevelTable:
         return len(rows)
 
     def mark(self, rows: np.ndarray, status: Status) -> None:
-        """Give rows a status."""
+        """Set the status of the simulations `rows`."""
         if len(rows):
             self._write("status", rows, np.full(len(rows), status, np.uint8))
 
     def failures(self) -> Iterator[FailedSimulation]:
-        """The rows that failed or timed out, with the reason."""
+        """The simulations that failed or timed out, with the reason."""
         rows = self.rows_with(Status.FAILED, Status.TIMED_OUT)
         for row, status, error in zip(
             rows, self._read("status", rows), self._read("error", rows)
@@ -202,16 +202,16 @@ class LevelTable:
             )
 
     def seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds spent on both sides, and rows for which they are known, shape `(2,)`.
+        """Seconds spent on both sides, and number of runs they are known for, `(2,)`.
 
-        Of the rows that came back; failed ones may have ended early.
+        Only finished simulations count, since failed ones may have ended early.
         """
         rows = self.rows_with(Status.OK, Status.INVALID)
         seconds = self._read("seconds", rows)
         return np.nansum(seconds, axis=0), np.isfinite(seconds).sum(axis=0)
 
     def total_seconds(self) -> float:
-        """Seconds spent by all rows, those of failed ones included."""
+        """Seconds spent by all simulations, including failed ones."""
         return float(
             sum(
                 np.nansum(self._at("seconds", slice(i, i + _BLOCK)))
@@ -219,19 +219,19 @@ class LevelTable:
             )
         )
 
-    def simulations(self, num_rows: int | None = None) -> LevelSimulations:
-        """The rows that came back; `LevelSimulations` drops the invalid ones.
+    def simulations(self, num_simulations: int | None = None) -> LevelSimulations:
+        """The finished simulations; `LevelSimulations` drops the invalid ones.
 
         Raises:
-            ValueError: If none did.
+            ValueError: If there are none.
         """
-        rows = self.rows_with(Status.OK, Status.INVALID, stop=num_rows)
+        rows = self.rows_with(Status.OK, Status.INVALID, stop=num_simulations)
         if len(rows) == 0:
-            raise ValueError(no_valid_rows(self))
+            raise ValueError(no_valid_simulations(self))
         return self.read(rows)
 
     def read(self, rows: np.ndarray) -> LevelSimulations:
-        """The rows of these numbers."""
+        """The simulations of these numbers."""
         x_coarse = self.tensor("x_coarse", rows) if self.is_paired else None
         theta, x = self.tensor("theta", rows), self.tensor("x", rows)
         return LevelSimulations(self.level, theta, x, x_coarse)
@@ -244,15 +244,15 @@ class LevelTable:
         return self.columns[name].shape[1:] == values.shape[1:]
 
     def _with_known_shape(self, outcome: Outcome) -> Outcome:
-        """The outcome, or a failure if x has another shape than rows that are there."""
+        """The outcome, or a failure if x does not have the shape of existing x."""
         if outcome.x is None or "x" not in self.columns or self._fits("x", outcome.x):
             return outcome
         if len(self.rows_with(Status.OK, Status.INVALID)) == 0:
             return outcome
         error = (
-            f"x has shape {outcome.x.shape[1:]} a row, but that of earlier rows is "
-            f"{self.columns['x'].shape[1:]}. If those are wrong, retry them: they are "
-            "'ok' or 'invalid'"
+            f"x of one simulation has shape {outcome.x.shape[1:]}, but that of earlier "
+            f"simulations has {self.columns['x'].shape[1:]}. If those are wrong, retry "
+            "them: their status is 'ok' or 'invalid'"
         )
         seconds = float(outcome.seconds.sum())
         return Outcome.failed(len(outcome.status), Status.FAILED, error, seconds)
@@ -262,37 +262,37 @@ class LevelTable:
 
     def _at(self, name: str, index: slice | np.ndarray) -> np.ndarray:
         with self._damage_explained(name, index):
-            # a copy that the caller may change
+            # copied, so that the caller may change it
             return np.array(self.columns[name][index])
 
     def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         index = contiguous(rows)
-        with self._damage_explained(name, index):  # chunks are read to be changed
+        with self._damage_explained(name, index):  # writing to a chunk reads it first
             self.columns[name][index] = values
 
     @contextlib.contextmanager
     def _damage_explained(self, name: str, index: slice | np.ndarray) -> Iterator[None]:
         try:
             yield
-        # of zarr's codecs, and of an array that is not there
+        # raised by zarr's codecs, and for a missing array
         except (ValueError, RuntimeError, KeyError) as error:
             raise OSError(
-                f"{name} of level {self.level} cannot be read in some of the rows "
-                f"{index}: {error}. `SimulationStore.repair` makes damaged rows "
-                "pending again."
+                f"{name} of level {self.level} cannot be read for some of the "
+                f"simulations {index}: {error}. `SimulationStore.repair` makes damaged "
+                "simulations pending again."
             ) from error
 
 
 def contiguous(rows: np.ndarray) -> slice | np.ndarray:
-    """Rows, ascending, as a slice where they are one, which is faster."""
+    """Ascending numbers, as a slice if they are consecutive, which is faster."""
     if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows
 
 
-def no_valid_rows(table: LevelTable) -> str:
-    """What to say of a level without rows."""
+def no_valid_simulations(table: LevelTable) -> str:
+    """The message for a level without valid simulations."""
     return (
-        f"Level {table.level} has 0 valid rows of {len(table)}: none has been "
-        "simulated, or all failed. Run the pending rows, or `retry` the others."
+        f"Level {table.level} has 0 valid simulations of {len(table)}: none has been "
+        "run, or all failed. Run the pending simulations, or `retry` the failed ones."
     )

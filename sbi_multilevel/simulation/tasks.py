@@ -1,8 +1,8 @@
-"""Runs one batch of rows of one level, and says what became of each of them.
+"""Runs one batch of simulations of one level, and returns a status for each of them.
 
-Nothing that a simulator does leaves this module as an exception: an error, a run beyond
-its time, NaN and infinity end as the `Status` of the rows. So a bad row can be told
-from a broken worker, and never stops a run.
+Exceptions of a simulator do not leave this module: an error, a time limit, NaN and
+infinity become the `Status` of the simulations. This distinguishes a failed simulation
+from a broken worker, and the run continues.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LIBRARIES = [
 
 
 class Status(IntEnum):
-    """What became of a row."""
+    """Status of a simulation."""
 
     PENDING = 0
     OK = 1
@@ -47,10 +47,10 @@ class Status(IntEnum):
 
     @classmethod
     def named(cls, name: str) -> Status:
-        """The status called `name`, e.g. "timed out".
+        """The status of this name, e.g. "timed out".
 
         Raises:
-            ValueError: If there is none of this name.
+            ValueError: If there is no such status.
         """
         names = {status.label: status for status in cls}
         if not isinstance(name, str) or name not in names:
@@ -59,7 +59,7 @@ class Status(IntEnum):
 
     @classmethod
     def all_named(cls, names: str | Sequence[str]) -> list[Status]:
-        """The statuses called so; one name stands for itself."""
+        """The statuses of these names; a single name may be passed as text."""
         names = (names,) if isinstance(names, str) else names
         return [cls.named(name) for name in names]
 
@@ -71,16 +71,16 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """A batch that failed as a whole, by an exception, and was taken apart."""
+    """A batch that failed as a whole with an exception, and was divided."""
 
     level: int
-    first_row: int
-    num_rows: int
+    first: int
+    size: int
     error: str
 
     @classmethod
     def of(cls, task: Task, outcome: Outcome) -> Origin | None:
-        """Of a task that failed; `None` where a lack of time or memory explains it."""
+        """Of a failed task; `None` if time or memory limits explain the failure."""
         error = outcome.error or ""
         if outcome.status[0] != Status.FAILED or _is_of_memory(error):
             return None
@@ -88,23 +88,23 @@ class Origin:
 
     @property
     def text(self) -> str:
-        """What happened, in words."""
+        """Description of the failure."""
         return (
-            f"a batch of {self.num_rows} rows of level {self.level} failed by "
+            f"a batch of {self.size} simulations of level {self.level} failed with "
             f"{self.error}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A batch of rows of one level, ready to run anywhere.
+    """A batch of simulations of one level, which can be run in any process.
 
     Args:
-        level: Level of the rows.
-        rows: Their numbers, ascending, shape `(n,)`.
+        level: Level of the simulations.
+        rows: Their numbers in the level, ascending, shape `(n,)`.
         theta: Their parameters, shape `(n, d_theta)`.
         seeds: Their seeds, shape `(n,)`.
-        origin: The batch of which they are a part, if that failed.
+        origin: The batch that they are a part of, if it failed.
     """
 
     level: int
@@ -117,12 +117,12 @@ class Task:
         return len(self.rows)
 
     def halves(self) -> tuple[Task, Task]:
-        """Two tasks with half of the rows each."""
+        """Two tasks with half of the simulations each."""
         middle = len(self) // 2
         return self.part(slice(None, middle)), self.part(slice(middle, None))
 
     def part(self, part: slice) -> Task:
-        """Some of the rows."""
+        """Some of the simulations."""
         return replace(
             self, rows=self.rows[part], theta=self.theta[part], seeds=self.seeds[part]
         )
@@ -130,16 +130,16 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a task returns.
+    """Result of a task.
 
     Args:
-        status: `Status` of each row, shape `(n,)`, uint8.
-        seconds: Seconds a row spent in the simulator of the level and in the one below,
-            shape `(n, 2)`.
+        status: `Status` of each simulation, shape `(n,)`, uint8.
+        seconds: Seconds of each simulation in the simulator of the level and in the one
+            below, shape `(n, 2)`.
         x: Outputs, shape `(n, *x_shape)`; `None` if the batch failed.
         x_coarse: Outputs of the level below; `None` at level 0 or if the batch failed.
-        error: What went wrong, if the batch failed as a whole.
-        is_mixed: Whether a row differs from the same row alone; `None` if not tried.
+        error: The reason, if the batch failed as a whole.
+        is_mixed: Whether a simulation differs when repeated alone; `None` if not tried.
     """
 
     status: np.ndarray
@@ -150,7 +150,7 @@ class Outcome:
     is_mixed: bool | None = None
 
     def take(self, index: np.ndarray) -> Outcome:
-        """The rows at `index`."""
+        """The simulations at `index`."""
         x = None if self.x is None else self.x[index]
         x_coarse = None if self.x_coarse is None else self.x_coarse[index]
         return replace(
@@ -169,12 +169,12 @@ class Outcome:
 
     @classmethod
     def failed(
-        cls, num_rows: int, status: Status, error: str, seconds: float = 0.0
+        cls, size: int, status: Status, error: str, seconds: float = 0.0
     ) -> Outcome:
-        """All rows have come to the same end."""
-        spent = np.zeros((num_rows, 2))
-        spent[:, 0] = seconds / num_rows
-        return cls(np.full(num_rows, status, np.uint8), spent, error=error)
+        """Outcome of `size` simulations that all have the same status."""
+        spent = np.zeros((size, 2))
+        spent[:, 0] = seconds / size
+        return cls(np.full(size, status, np.uint8), spent, error=error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,13 +182,13 @@ class Work:
     """Runs a task: the simulator of its level, and the one below on the same noise.
 
     Args:
-        simulators: Those of all levels; `None` where the level below is not wanted.
+        simulators: Simulators of all levels; `None` for a level below that is not run.
         noise: Noise sampler, or `None` for seeds.
         timeout: Seconds that one call of a simulator may take, if limited.
 
     Raises:
-        ValueError: If a simulator or the noise cannot be called, or the noise of a row
-            is of a wrong shape.
+        ValueError: If a simulator or the noise sampler cannot be called, or the noise
+            has a wrong shape.
     """
 
     simulators: Sequence[Simulator | None]
@@ -210,7 +210,7 @@ class Work:
             status, text = Status.TIMED_OUT, str(error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        # a simulator that exits or panics must not take its worker along
+        # a simulator that exits or panics must not end its worker
         except BaseException as error:
             status, text = Status.FAILED, describe(error)
         return Outcome.failed(len(task), status, text, time.perf_counter() - start)
@@ -225,15 +225,15 @@ class Work:
             spent[:, 1] = seconds / len(task)
             if x.shape != x_coarse.shape:
                 raise ValueError(
-                    f"x of level {task.level} has shape {x.shape[1:]} a row and x of "
-                    f"level {task.level - 1} {x_coarse.shape[1:]}. All levels must "
-                    "return x of one shape."
+                    f"x of one simulation has shape {x.shape[1:]} at level "
+                    f"{task.level} and {x_coarse.shape[1:]} at level "
+                    f"{task.level - 1}. All levels must return x of one shape."
                 )
         status = status_of(x, x_coarse)
         return Outcome(status, spent, x, x_coarse)
 
     def _side(self, task: Task, level: int) -> tuple[np.ndarray, float]:
-        # drawn anew for each simulator: one that writes to its noise spoils no other
+        # drawn again for each simulator, since a simulator may write to its noise
         drawn = draw_noise(self.noise, task.seeds.clone())
         start = time.perf_counter()
         x = call_within(self.timeout, self.simulators[level], task.theta.clone(), drawn)
@@ -242,7 +242,7 @@ class Work:
 
 
 def status_of(x: np.ndarray, x_coarse: np.ndarray | None) -> np.ndarray:
-    """`OK` where all features of both sides are finite, else `INVALID`; shape `(n,)`.
+    """`OK` if all features of both sides are finite, else `INVALID`; shape `(n,)`.
 
     Args:
         x: Outputs, shape `(n, *x_shape)`.
@@ -255,7 +255,7 @@ def status_of(x: np.ndarray, x_coarse: np.ndarray | None) -> np.ndarray:
 
 
 def describe(error: BaseException) -> str:
-    """Type, message and last place of an exception in the user's code, in one line."""
+    """Type, message and last line in the user's code of an exception, as one line."""
     message = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not _is_in(frame.filename, _HERE)]
@@ -270,27 +270,26 @@ def _is_in(filename: str, *folders: Path) -> bool:
 
 
 def _is_of_library(filename: str) -> bool:
-    return filename.endswith(".pyx") or _is_in(filename, *_LIBRARIES)  # compiled, too
+    return filename.endswith(".pyx") or _is_in(filename, *_LIBRARIES)  # or compiled
 
 
 def _is_of_memory(error: str) -> bool:
     return "MemoryError" in error or "out of memory" in error.lower()
 
 
-def _checked(x: Any, num_rows: int, level: int) -> np.ndarray:
-    # a copy: simulators may use their output again
+def _checked(x: Any, size: int, level: int) -> np.ndarray:
+    # copied, as simulators may reuse their output
     x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy().copy()
-    if x.shape == (num_rows,):
+    if x.shape == (size,):
         raise ValueError(
-            f"The simulator of level {level} returned x of shape (n,), one number a "
-            "row. Return shape (n, 1), e.g. `x.unsqueeze(1)` or `x[:, None]`; a "
-            "simulator of one row at a time can be wrapped by `vectorize_simulator`."
+            f"The simulator of level {level} returned x of shape (n,), one number per "
+            "simulation. Return shape (n, 1), e.g. `x.unsqueeze(1)` or `x[:, None]`; a "
+            "simulator of one theta at a time can be wrapped by `vectorize_simulator`."
         )
-    if x.ndim < 2 or x.shape[0] != num_rows:
+    if x.ndim < 2 or x.shape[0] != size:
         raise ValueError(
             f"The simulator of level {level} returned x of shape {tuple(x.shape)} for "
-            f"{num_rows} rows of theta. Return shape (n, *x_shape) with n = "
-            f"{num_rows}; a simulator of one row at a time can be wrapped by "
-            "`vectorize_simulator`."
+            f"n = {size} values of theta. Return shape (n, *x_shape); a simulator of "
+            "one theta at a time can be wrapped by `vectorize_simulator`."
         )
     return x

@@ -1,4 +1,4 @@
-"""Ends a call that takes too long, wherever it runs."""
+"""Ends a call that takes too long, in any thread."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_RING_AGAIN = 0.1  # seconds
+_REPEAT_SECONDS = 0.1
 
 
 class TimeIsUp(BaseException):
-    """A call took longer than it may.
+    """A call took longer than its limit.
 
-    No `Exception`, so that a simulator which catches those does not catch this one.
+    Not an `Exception`, so that a simulator which catches those does not catch this one.
     """
 
 
 def call_within(seconds: float | None, function: Callable, *arguments: Any) -> Any:
-    """`function(*arguments)`, or `TimeIsUp` after so many seconds.
+    """Call `function(*arguments)` with a limit of `seconds`.
 
-    In the main thread, which is where joblib's processes run their tasks, the call is
-    interrupted by a signal. Other threads (of Dask's workers, of joblib's threading
-    backend) cannot be interrupted: there the call is left behind in a thread of its
-    own, which ends with the process.
+    In the main thread, where joblib's processes run their tasks, a signal interrupts
+    the call. Other threads (of Dask's workers, of joblib's threading backend) cannot be
+    interrupted: the call then runs in a separate thread, which is abandoned after the
+    limit and ends with the process.
 
     Raises:
-        TimeIsUp: If it took longer.
+        TimeIsUp: If the call took longer.
     """
     if seconds is None or math.isinf(seconds):
         return function(*arguments)
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and hasattr(signal, "setitimer"):
         return _interrupted_by_signal(seconds, function, arguments)
-    return _left_behind(seconds, function, arguments)
+    return _in_abandoned_thread(seconds, function, arguments)
 
 
 def _interrupted_by_signal(seconds: float, function: Callable, arguments: tuple) -> Any:
-    def ring(*_: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise TimeIsUp(_message(seconds))
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, interrupt)
     start = time.monotonic()
-    # rings again, for a simulator that catches everything
-    delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _RING_AGAIN)
+    # repeated, in case the simulator catches every exception
+    delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)
     try:
         return function(*arguments)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if delay > 0:  # a timer of somebody else was running
+        if delay > 0:  # another timer was running
             left = max(delay - (time.monotonic() - start), 1e-6)
             signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
-def _left_behind(seconds: float, function: Callable, arguments: tuple) -> Any:
+def _in_abandoned_thread(seconds: float, function: Callable, arguments: tuple) -> Any:
     ended: list[tuple[bool, Any]] = []
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""Runs numbered tasks by the workers of joblib, and says when one of these has died."""
+"""Runs numbered tasks by the workers of joblib, and detects workers that died."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
 Numbered = tuple[int, Task]
 
-# of the simulators on both sides, of the batch, of a row alone and of the batch again
-_CALLS_A_TASK = 6
-# beyond these calls, for what cannot be interrupted from inside: where
-# files are far away, workers may take minutes to start
+# both simulators, for the batch, one simulation alone, and the batch again
+_CALLS_PER_TASK = 6
+# added to the time of these calls: workers may take minutes to start on slow file
+# systems
 _GRACE_SECONDS = 300.0
 
 
 class WorkerDied(Exception):
-    """A worker died or does not answer, and outcomes of tasks will not come.
+    """A worker died or does not respond, so that outcomes of tasks are missing.
 
     Args:
-        error: How this was noticed.
-        status: What becomes of a row that ended its worker so.
-        suspects: Numbers of the tasks that may have killed it; by default all that were
-            taken.
+        error: The error that reported this.
+        status: Status of a simulation that caused it.
+        suspects: Numbers of the tasks that may have caused it; by default all tasks
+            that were taken.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ def in_workers(
     """Outcomes with the numbers of their tasks, in any order.
 
     Args:
-        tasks: What to run; taken as workers need it, from any thread.
+        tasks: The tasks; taken as workers need them, from any thread.
         work: Runs one task.
         num_workers: Workers of joblib.
 
     Raises:
-        WorkerDied: If a worker does; each outcome that came before is kept.
+        WorkerDied: If a worker dies; earlier outcomes are kept.
     """
     backend, _ = joblib.parallel.get_active_backend()
     if type(backend).__name__ == "DaskDistributedBackend":
@@ -80,7 +80,7 @@ def _by_joblib(
                 yield outcome
         finally:
             with warnings.catch_warnings():
-                # of joblib, about results that are left over when a run is stopped
+                # joblib warns of unused results when a run is stopped
                 warnings.simplefilter("ignore", UserWarning)
                 outcomes.close()
     except multiprocessing.TimeoutError as error:  # of joblib
@@ -96,13 +96,13 @@ def _call(number: int, task: Task, work: Watched) -> tuple[int, Outcome]:
 
 
 def _limit(work: Watched, num_workers: int | None) -> float | None:
-    """Seconds after which a worker that does not answer is killed.
+    """Seconds after which a worker that does not respond is killed.
 
-    Only joblib's own processes can be; on a cluster, a task may wait for hours.
+    This applies to joblib's own processes only: on a cluster, tasks may wait for hours.
     """
     if work.timeout is None or joblib.effective_n_jobs(num_workers) == 1:
         return None
     backend, _ = joblib.parallel.get_active_backend()
     if type(backend).__name__ != "LokyBackend":
         return None
-    return _CALLS_A_TASK * work.timeout + _GRACE_SECONDS
+    return _CALLS_PER_TASK * work.timeout + _GRACE_SECONDS

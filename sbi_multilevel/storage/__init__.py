@@ -1,4 +1,4 @@
-"""Simulations on disk: status a row, resumption, rows made elsewhere."""
+"""Simulations on disk: a status for each, resumption, and external simulations."""
 
 from sbi_multilevel.storage.store import SimulationStore
 

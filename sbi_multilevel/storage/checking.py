@@ -1,12 +1,12 @@
-"""Whether a store is what this package writes, before zarr reads any of it.
+"""Checks the metadata of a store before zarr reads any of it.
 
-A store may come from someone else. Its metadata names the codecs that chunks are
-decoded by, and zarr looks names up among all packages that are installed; one of them
-unpickles. So the JSON is read here first. zarr is given arrays only whose format, data
-type, shape, chunks, fill value and codecs are those of our own layout.
+A store may come from an unknown source. Its metadata names the codecs that decode the
+chunks, and zarr looks these names up among all installed packages; one of the codecs
+unpickles objects. So the JSON is read here first, and zarr receives only arrays whose
+format, data type, shape, chunks, fill value and codecs are those of this package.
 
-Consolidated metadata, copies of all this in the metadata of a group, are checked too.
-Nothing is read by them.
+Consolidated metadata (copies in the metadata of a group) are checked too, but never
+used.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from sbi_multilevel.storage.zarr_columns import (
 )
 from sbi_multilevel.utils.files import expect, read_json, understood
 
-_MOST = 2**53  # rows or features; zarr counts chunks in floats
+_MAX_COUNT = 2**53  # of simulations or features; zarr counts chunks in floats
 _CODECS = ("bytes", "crc32c", "vlen-utf8", "zstd")
 _FORMAT_2 = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 @dataclass(frozen=True)
 class _Column:
-    """What is expected of an array.
+    """Expected properties of an array.
 
     Args:
-        name: Name of the column, of `KINDS`.
-        row: Shape of a row; `None` for any.
-        chunk_rows: Rows a chunk of x.
+        name: Name of the column, one of `KINDS`.
+        row: Shape of one entry; `None` for any.
+        chunk_size: Simulations per chunk of x.
     """
 
     name: str
     row: tuple[int, ...] | None
-    chunk_rows: int
+    chunk_size: int
 
 
 _Layout = Mapping[str, _Column | None]  # by name of the node; `None` for groups
@@ -53,13 +53,13 @@ _Layout = Mapping[str, _Column | None]  # by name of the node; `None` for groups
 def check_store(path: Path) -> None:
     """Raise unless all metadata of a store is as this package writes it.
 
-    A store whose making was killed may lack parts.
+    A store whose creation was interrupted may lack parts.
 
     Args:
         path: The store, resolved.
 
     Raises:
-        ValueError: If something differs; names the array and what it has.
+        ValueError: If something differs, with the array and the property.
         OSError: If a file cannot be read.
     """
     with understood("store", path, "a store of simulations", REMEDY):
@@ -71,33 +71,33 @@ def check_store(path: Path) -> None:
             _check_entries(path, name, layout)
         for name, column in layout.items():
             if column is None and name:
-                _check_rows(path, name)
+                _check_lengths(path, name)
 
 
 def _layout(attributes: Any) -> _Layout:
     """Names of all groups and arrays that a store can have, parents first."""
     fingerprint = Fingerprint.from_json(attributes["fingerprint"])
-    chunk_rows = attributes["chunk_rows"]
+    chunk_sizes = attributes["chunk_rows"]
     expect(
-        isinstance(chunk_rows, list)
-        and len(chunk_rows) == fingerprint.num_levels
-        and all(_is_count(rows) and rows > 0 for rows in chunk_rows),
-        f"chunk_rows is {chunk_rows!r:.60}, not a number of rows for each of "
+        isinstance(chunk_sizes, list)
+        and len(chunk_sizes) == fingerprint.num_levels
+        and all(_is_count(size) and size > 0 for size in chunk_sizes),
+        f"chunk_rows is {chunk_sizes!r:.60}, not a number of simulations for each of "
         f"{fingerprint.num_levels} levels",
     )
     shapes = {"theta": (len(fingerprint.prior[0]),), "seconds": (2,)}
     shapes.update(x=None, x_coarse=None)
     layout: dict[str, _Column | None] = {"": None}
-    for level, rows in enumerate(chunk_rows):
+    for level, size in enumerate(chunk_sizes):
         layout[f"level_{level}"] = None
         for name in KINDS:
-            column = _Column(name, shapes.get(name, ()), rows)
+            column = _Column(name, shapes.get(name, ()), size)
             layout[f"level_{level}/{name}"] = column
     return layout
 
 
 def _node(path: Path, name: str) -> Any:
-    """The metadata of a group or an array; `None` if it is not there."""
+    """The metadata of a group or an array; `None` if it does not exist."""
     file = path / name / METADATA
     for part in (file, path / name / "c"):
         is_inside = part.resolve().is_relative_to(path)
@@ -108,14 +108,14 @@ def _node(path: Path, name: str) -> Any:
         return None
     except (ValueError, RecursionError) as error:
         where = file.relative_to(path)
-        raise ValueError(f"{where} is no JSON ({error})") from error
+        raise ValueError(f"{where} is not valid JSON ({error})") from error
 
 
 def _check_node(name: str, node: Any, layout: _Layout) -> None:
-    """Raise unless metadata is that of the layout; so for copies in it."""
+    """Raise unless metadata, and the copies in it, are those of the layout."""
     expect(isinstance(node, dict), f"{name or METADATA} has metadata {node!r:.60}")
     _check_codecs(name, node)
-    expect(name in layout, f"{name} is no part of a store")
+    expect(name in layout, f"{name} is not part of a store")
     column = layout[name]
     expected = {
         "zarr_format": 3,
@@ -145,12 +145,12 @@ def _check_codecs(name: str, node: dict[str, Any]) -> None:
             codec = codec.get("name", codec.get("id"))
         expect(
             codec in _CODECS,
-            f"{name} has the codec {codec!r:.60}, which is none of {_CODECS}",
+            f"{name} has the codec {codec!r:.60}, which is not one of {_CODECS}",
         )
 
 
 def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[str, Any]:
-    """What an array of the layout has, apart from its codecs."""
+    """Expected metadata of an array, apart from its codecs."""
     shape: Any = node.get("shape")
     expect(
         isinstance(shape, list) and len(shape) > 0 and all(map(_is_count, shape)),
@@ -159,10 +159,10 @@ def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[st
     row = tuple(shape[1:])
     expect(
         row == column.row if column.row is not None else len(row) > 0 and min(row) > 0,
-        f"{name} has shape {row!r:.60} a row, not {column.row or '(x_shape)'}",
+        f"{name} has entries of shape {row!r:.60}, not {column.row or '(x_shape)'}",
     )
     kind, fill = KINDS[column.name]
-    chunks = chunk_shape(column.name, tuple(shape), column.chunk_rows)
+    chunks = chunk_shape(column.name, tuple(shape), column.chunk_size)
     check_chunk(name, chunks)
     return {
         "data_type": "string" if kind == "str" else kind,
@@ -183,27 +183,27 @@ def _copies(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_entries(path: Path, name: str, layout: _Layout) -> None:
-    """Raise if there are groups, arrays, or metadata that do not belong there."""
+    """Raise if there are unexpected groups, arrays or metadata."""
     folder = path / name
     for entry in folder.iterdir() if folder.is_dir() else ():
         found = entry.relative_to(path).as_posix()
         expect(entry.name not in _FORMAT_2, f"{found} is metadata of zarr format 2")
         if found not in layout:
             has_metadata = any((entry / m).exists() for m in (METADATA, *_FORMAT_2))
-            expect(not has_metadata, f"{found} is no part of a store")
+            expect(not has_metadata, f"{found} is not part of a store")
 
 
-def _check_rows(path: Path, level: str) -> None:
-    """Raise unless all columns of a level have the rows that the status has.
+def _check_lengths(path: Path, level: str) -> None:
+    """Raise unless all columns of a level are at least as long as the status.
 
     The status is resized last, after the chunks of theta and seed are written. So it is
-    read first, and the others may have more rows: another process may add some, or may
-    have been killed meanwhile.
+    read first, and the other columns may be longer: another process may be adding
+    simulations, or may have been killed.
     """
     status = _node(path, f"{level}/status")
     if status is None:
         return
-    num_rows = status["shape"][0]
+    length = status["shape"][0]
     for name in KINDS:
         node = _node(path, f"{level}/{name}")
         if node is None:
@@ -211,19 +211,19 @@ def _check_rows(path: Path, level: str) -> None:
             continue
         found = node["shape"][0]
         expect(
-            found >= num_rows,
-            f"{level}/{name} has {found} rows, but {level}/status {num_rows}",
+            found >= length,
+            f"{level}/{name} has {found} entries, but {level}/status {length}",
         )
     for name in ("theta", "seed"):
         chunks = path / level / name / "c"
         num_chunks = sum(1 for _ in chunks.iterdir()) if chunks.is_dir() else 0
         most = num_chunks * SMALL_CHUNK
         expect(
-            num_rows <= most,
-            f"{level} declares {num_rows} rows, but the chunks of {level}/{name} hold "
-            f"{most} at most",
+            length <= most,
+            f"{level} declares {length} simulations, but the chunks of {level}/{name} "
+            f"hold at most {most}",
         )
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MOST
+    return type(value) is int and 0 <= value <= _MAX_COUNT

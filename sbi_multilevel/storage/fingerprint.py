@@ -1,7 +1,7 @@
-"""What makes two runs the same: prior, levels, seeds and noise.
+"""Identifies a run by its prior, levels, seeds and noise.
 
-The prior and a noise sampler are told by their first draws, which need no comparison of
-code, and may differ in the last digits from one machine to another.
+The prior and the noise sampler are identified by their first samples. So no code is
+compared, and the samples may differ in the last digits between machines.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sbi_multilevel.simulation.noise import (
     Simulator,
     draw_noise,
     draw_theta,
-    row_seeds,
+    simulation_seeds,
 )
 
-_DRAWS = 4  # first rows that are kept
-_VALUES = 8  # first values a row that are kept of the noise
+_DRAWS = 4  # number of samples that are kept
+_VALUES = 8  # number of values that are kept of each sample of the noise
 _MEANINGS = {
     "num_levels": "number of levels",
     "simulators": "simulators",
@@ -40,7 +40,7 @@ class Fingerprint:
         seed: Root seed.
         prior: First draws from the prior.
         noise: First draws of the noise sampler; "seeds" where there is none.
-        simulators: Names of the simulators; `None` where others run them.
+        simulators: Names of the simulators; `None` if they are run elsewhere.
     """
 
     num_levels: int
@@ -58,20 +58,20 @@ class Fingerprint:
         noise: NoiseSampler | None,
         simulators: Sequence[Simulator] | None = None,
     ) -> Fingerprint:
-        """The fingerprint of a run; the prior is sbi's, already processed."""
+        """The fingerprint of a run; the prior must be processed by sbi."""
         names = None if simulators is None else [name_of(s) for s in simulators]
         draws = draw_theta(prior, 0, 0, _DRAWS).tolist()
         return cls(num_levels, int(seed), draws, noise_draws(noise), names)
 
     @classmethod
     def from_json(cls, values: Any) -> Fingerprint:
-        """The fingerprint that a store holds.
+        """The fingerprint in a store.
 
         Args:
-            values: What `dataclasses.asdict` made of one, as JSON gives it back.
+            values: Result of `dataclasses.asdict`, read from JSON.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is not a fingerprint.
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
@@ -90,7 +90,7 @@ class Fingerprint:
         return found
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """What differs, in words: this one is stored, the other one asked for."""
+        """Descriptions of what differs; this one is stored, the other requested."""
         found = []
         for name, mine in asdict(self).items():
             theirs = getattr(other, name)
@@ -98,16 +98,17 @@ class Fingerprint:
                 continue
             if not _same(mine, theirs):
                 found.append(
-                    f"{_MEANINGS[name]}: {_brief(mine)} stored, {_brief(theirs)} asked"
+                    f"{_MEANINGS[name]}: {_brief(mine)} stored, {_brief(theirs)} "
+                    "requested"
                 )
         return found
 
 
 def noise_draws(noise: NoiseSampler | None) -> str | list[list[float]]:
-    """First values of the noise of a few rows; "seeds" without a sampler."""
+    """First values of a few samples of the noise; "seeds" without a sampler."""
     if noise is None:
         return "seeds"
-    drawn = draw_noise(noise, row_seeds(0, 0, 0, _DRAWS))
+    drawn = draw_noise(noise, simulation_seeds(0, 0, 0, _DRAWS))
     parts = drawn if isinstance(drawn, (tuple, list)) else (drawn,)
     return [
         [float(value) for part in parts for value in part[row].flatten()[:_VALUES]]
@@ -128,7 +129,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _are_draws(values: Any) -> bool:
-    """Whether values are rows of as many numbers each, at least one row."""
+    """Whether values are a list of at least one list of numbers, all equally long."""
     return (
         isinstance(values, list)
         and len(values) > 0

@@ -1,4 +1,4 @@
-"""How a store lies on disk: making it, growing it, and checking what is there."""
+"""Layout of a store on disk: creating, growing and reading it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sbi_multilevel.simulation.noise import draw_theta, row_seeds
+from sbi_multilevel.simulation.noise import draw_theta, simulation_seeds
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Status
 from sbi_multilevel.storage.checking import check_store
@@ -24,19 +24,19 @@ from sbi_multilevel.utils.files import read_json
 
 FORMAT = "sbi_multilevel simulations"
 VERSION = 1
-_GROW_BY = 10_000  # rows that are planned at once
-_COMPARED = 100  # rows whose theta must be drawn again when a store grows
+_GROW_BY = 10_000  # simulations planned at a time
+_COMPARED = 100  # simulations whose theta is compared when a store grows
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is a store; an empty or missing folder is none.
+    """Whether there is a store; an empty or missing folder is not one.
 
     Raises:
-        ValueError: If there is something else, which is left as it is.
+        ValueError: If there is something else, which is not changed.
     """
     if not path.exists():
         return False
-    # a run that was killed may have left a file that it was writing
+    # an interrupted run may have left a partial file
     if path.is_dir() and all(p.name.endswith(".partial") for p in path.iterdir()):
         return False
     try:
@@ -46,8 +46,8 @@ def is_store(path: Path) -> bool:
         is_ours, version = False, None
     if not is_ours:
         raise ValueError(
-            f"store={str(path)!r} exists and is no store of simulations. Name another "
-            "path; nothing was touched."
+            f"store={str(path)!r} exists and is not a store of simulations. Pass "
+            "another path; nothing was changed."
         )
     if type(version) is not int or version > VERSION:
         raise ValueError(
@@ -57,8 +57,8 @@ def is_store(path: Path) -> bool:
     return True
 
 
-def make(path: Path, fingerprint: Fingerprint, chunk_rows: tuple[int, ...]) -> None:
-    """Write the root of a store; the attributes come in one piece."""
+def make(path: Path, fingerprint: Fingerprint, chunk_sizes: tuple[int, ...]) -> None:
+    """Write the root of a store, with all attributes in one operation."""
     import_zarr().create_group(
         str(path),
         zarr_format=3,
@@ -66,7 +66,7 @@ def make(path: Path, fingerprint: Fingerprint, chunk_rows: tuple[int, ...]) -> N
             "format": FORMAT,
             "version": VERSION,
             "fingerprint": asdict(fingerprint),
-            "chunk_rows": list(chunk_rows),
+            "chunk_rows": list(chunk_sizes),  # a name of the format
             "statuses": {str(int(status)): status.label for status in Status},
         },
     )
@@ -86,50 +86,50 @@ def tables(path: Path, mode: str) -> tuple[LevelTable, ...]:
     """The table of each level, mode "r" or "r+".
 
     Raises:
-        ValueError: If the store was not made to the end, or its metadata is not what
-            this package writes.
+        ValueError: If the store is incomplete, or its metadata is not what this package
+            writes.
     """
     found = []
-    for level, rows in enumerate(read_root(path, mode).attrs["chunk_rows"]):
+    for level, size in enumerate(read_root(path, mode).attrs["chunk_rows"]):
         folder = path / f"level_{level}"
-        is_there = (folder / METADATA).exists()
-        columns = ZarrColumns(folder, mode, rows) if is_there else ()
+        exists = (folder / METADATA).exists()
+        columns = ZarrColumns(folder, mode, size) if exists else ()
         if "status" not in columns:
             raise ValueError(
-                f"The store lacks its level {level}: the run that made it was killed. "
-                "Run it again, or call `SimulationStore.create`, to complete it."
+                f"The store lacks level {level}: its creation was interrupted. Run it "
+                "again, or call `SimulationStore.create`, to complete it."
             )
         found.append(LevelTable(level, columns))
     return tuple(found)
 
 
 def complete(path: Path, d_theta: int) -> None:
-    """Make the arrays that a store lacks yet, without rows."""
-    for level, rows in enumerate(read_root(path, "r+").attrs["chunk_rows"]):
-        columns = ZarrColumns(path / f"level_{level}", "a", rows)
+    """Create the missing arrays of a store, without simulations."""
+    for level, size in enumerate(read_root(path, "r+").attrs["chunk_rows"]):
+        columns = ZarrColumns(path / f"level_{level}", "a", size)
         shapes = {
             "theta": (0, d_theta),
             "seed": (0,),
             "seconds": (0, 2),
             "error": (0,),
-            "status": (0,),  # the last one
+            "status": (0,),  # created last
         }
         if "status" not in columns:
             for name, shape in shapes.items():
                 columns.create(name, shape)
 
 
-def grow(table: LevelTable, num_rows: int, prior: Any, seed: int) -> None:
-    """Draw theta and seeds of more rows; they are pending once the status has room.
+def grow(table: LevelTable, num_simulations: int, prior: Any, seed: int) -> None:
+    """Draw theta and seeds of more simulations; they are pending afterwards.
 
     Raises:
-        ValueError: If the prior no longer draws the theta of the rows that are there.
+        ValueError: If the prior no longer draws the theta of existing simulations.
     """
     columns, planned = table.columns, len(table)
-    if num_rows <= planned:
+    if num_simulations <= planned:
         return
     assert isinstance(columns, ZarrColumns)
-    # the last rows are drawn with the next ones, and must be what they were
+    # theta of the last simulations is drawn again and must not have changed
     start = max(0, planned - _COMPARED)
     if planned > 0 and not torch.allclose(
         table.tensor("theta", np.arange(start, planned)),
@@ -137,16 +137,18 @@ def grow(table: LevelTable, num_rows: int, prior: Any, seed: int) -> None:
         rtol=1e-4,
     ):
         raise ValueError(
-            f"The prior draws other parameters for rows of level {table.level} than "
-            "those that the store holds. Nothing was touched; use the prior and the "
-            "versions of torch and sbi that the store was made with."
+            f"The prior draws other parameters for level {table.level} than those in "
+            "the store. Nothing was changed; use the prior and the versions of torch "
+            "and sbi with which the store was created."
         )
     for name in ("theta", "seed", "seconds", "error", "x", "x_coarse"):
         if name in columns:
-            columns.resize(name, num_rows)
-    for first in range(planned, num_rows, _GROW_BY):
-        stop = min(first + _GROW_BY, num_rows)
+            columns.resize(name, num_simulations)
+    for first in range(planned, num_simulations, _GROW_BY):
+        stop = min(first + _GROW_BY, num_simulations)
         theta = draw_theta(prior, seed, table.level, stop, start=first)
         columns["theta"][first:stop] = theta.numpy()
-        columns["seed"][first:stop] = row_seeds(seed, table.level, first, stop).numpy()
-    columns.resize("status", num_rows)
+        columns["seed"][first:stop] = simulation_seeds(
+            seed, table.level, first, stop
+        ).numpy()
+    columns.resize("status", num_simulations)

@@ -1,4 +1,4 @@
-"""One writer at a time, and errors of the disk in words."""
+"""The lock of a store, and messages for errors of the disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WAIT_SECONDS = 60.0
 
 @contextlib.contextmanager
 def writing(path: Path, wait: float = _WAIT_SECONDS) -> Iterator[None]:
-    """Hold the lock of a store, a file beside it, which ends with its process.
+    """Hold the lock of a store, a file next to it, which is released with its process.
 
     Args:
         path: The store.
         wait: Seconds to wait for another writer.
 
     Raises:
-        RuntimeError: If another process writes.
+        RuntimeError: If another process is writing.
         OSError: If the store cannot be read or written.
     """
     try:
@@ -33,12 +33,12 @@ def writing(path: Path, wait: float = _WAIT_SECONDS) -> Iterator[None]:
             "has ended, or use another store."
         ) from error
     except OSError as error:
-        # not of the disk: those of a cluster, and what says already what it is
+        # errors of a cluster, and those with a message of their own, are not changed
         if isinstance(error, (TimeoutError, ConnectionError)) or error.errno is None:
             raise
         raise OSError(
             error.errno,
             f"store={str(path)!r} cannot be read or written: "
-            f"{error.strerror or error}. All rows that were reported as done are "
-            "kept; mend it and run again",
+            f"{error.strerror or error}. All simulations that were reported as done "
+            "are kept; fix the cause and run again",
         ) from error

@@ -1,59 +1,117 @@
-"""A store that is open: its rows, its lock, and whether what is asked of it fits."""
+"""An open store: reading, its lock, and checks of arguments against it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sbi_multilevel.simulation.accounting import measured_costs
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.simulation.accounting import measured_costs, summary
 from sbi_multilevel.simulation.arguments import simulations_per_level
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
-from sbi_multilevel.simulation.table import LevelTable
+from sbi_multilevel.simulation.reading import (
+    memory_mapped,
+    simulations_of,
+    valid_blocks,
+)
+from sbi_multilevel.simulation.table import FailedSimulation, LevelTable
 from sbi_multilevel.storage import layout
 from sbi_multilevel.storage.fingerprint import Fingerprint, name_of
 from sbi_multilevel.storage.locking import writing
+from sbi_multilevel.utils.argument_types import check_types
 
 
 class OpenStore:
-    """What is known of a store, read from disk each time it is asked for.
+    """Contents of a store, read from disk on each access.
 
     Args:
         path: Folder of the store.
         noise: The noise sampler of the run, if it has one and it is needed.
-        is_writable: Whether it may be written to.
+        is_writable: Whether the store may be written to.
     """
 
     def __init__(self, path: Path, noise: NoiseSampler | None, is_writable: bool):
         self.path = path
         self._noise = noise
         self._is_writable = is_writable
-        # open files nowhere: zarr reads and writes each chunk as it is asked for
+        # no file stays open: zarr opens a file for each chunk that it reads or writes
         self._mode = "r+" if is_writable else "r"
         self._root = layout.read_root(path, self._mode)
         self.fingerprint = Fingerprint.from_json(self._root.attrs["fingerprint"])
 
     @property
     def tables(self) -> tuple[LevelTable, ...]:
-        """The rows of each level as they are on disk."""
+        """The table of each level as it is on disk."""
         return layout.tables(self.path, self._mode)
 
     @property
     def num_simulations(self) -> tuple[int, ...]:
-        """Rows of each level that are planned, whatever became of them."""
+        """Number of planned simulations of each level, with any status."""
         return tuple(len(table) for table in self.tables)
 
     @property
     def costs(self) -> tuple[float, ...] | None:
-        """Mean seconds (or recorded cost) of a run of each simulator, if known."""
+        """Mean seconds (or recorded cost) of one run of each simulator, if known."""
         return measured_costs(self.tables)
+
+    def failures(self) -> list[FailedSimulation]:
+        """Simulations that failed or timed out, with the reasons."""
+        return [failure for table in self.tables for failure in table.failures()]
+
+    def summary(self) -> str:
+        """One line: the statuses of the simulations of each level, and the seconds."""
+        return summary(self.tables, self.num_simulations)
+
+    def to_simulations(
+        self,
+        num_simulations: Sequence[int] | None = None,
+        *,
+        costs: Sequence[float] | None = None,
+        memory_map: str | os.PathLike | None = None,
+    ) -> MultilevelSimulations:
+        """The valid simulations, for training.
+
+        Args:
+            num_simulations: Number of simulations of each level to consider, counted
+                from the first; all by default.
+            costs: Cost of each level; by default the measured mean.
+            memory_map: A folder for simulations that do not fit into memory: they are
+                copied to `.npy` files there, which the returned tensors map.
+
+        Raises:
+            ValueError: If a level has fewer than two valid simulations.
+            OSError: If a chunk cannot be read; `repair` then returns how many
+                simulations are lost.
+        """
+        check_types(OpenStore.to_simulations, locals())
+        tables, stops = self.tables, self._checked_stops(num_simulations)
+        chosen = tuple(costs) if costs is not None else self.costs
+        if memory_map is not None:
+            return memory_mapped(tables, stops, chosen, memory_map)
+        return simulations_of(tables, stops, chosen)
+
+    def batches(
+        self, level: int, batch_size: int = 10_000
+    ) -> Iterator[LevelSimulations]:
+        """Valid simulations of a level in parts, e.g. if they do not fit into memory.
+
+        Args:
+            level: The level.
+            batch_size: Number of stored simulations that are read at a time.
+        """
+        check_types(OpenStore.batches, locals())
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, but is {batch_size}.")
+        return valid_blocks(self.tables[level], size=batch_size)
 
     def _writing(self, wait: float | None = None) -> contextlib.AbstractContextManager:
         if not self._is_writable:
             raise ValueError(
-                f"store={str(self.path)!r} was opened read-only. Open it "
-                "without `read_only`, to write."
+                f"store={str(self.path)!r} was opened read-only. Open it without "
+                "`read_only` to write to it."
             )
         return writing(self.path) if wait is None else writing(self.path, wait)
 
@@ -62,12 +120,12 @@ class OpenStore:
         if differences:
             raise ValueError(
                 f"store={str(self.path)!r} belongs to another run; "
-                f"{'; '.join(differences)}. Name another path, or ask for the same "
-                f"run{remedy}. Nothing was touched."
+                f"{'; '.join(differences)}. Pass another path, or the arguments of "
+                f"that run{remedy}. Nothing was changed."
             )
 
     def _checked_stops(self, asked: Sequence[int] | None) -> tuple[int, ...]:
-        """Rows of each level to use, the first ones."""
+        """Number of simulations of each level to use, counted from the first."""
         planned = self.num_simulations
         if asked is None:
             return planned
@@ -75,21 +133,21 @@ class OpenStore:
         if len(stops) != len(planned) or any(a > b for a, b in zip(stops, planned)):
             raise ValueError(
                 f"num_simulations={stops} must be a number for each level, no more "
-                f"than the {planned} rows of store={str(self.path)!r}. `create` adds "
-                "rows."
+                f"than the {planned} simulations of store={str(self.path)!r}. `create` "
+                "adds simulations."
             )
         return stops
 
     def _note_simulators(self, simulators: Sequence[Simulator]) -> None:
         names = [name_of(simulator) for simulator in simulators]
-        # as it is now: another process may have written it
+        # read again, as another process may have changed it
         self._root = layout.read_root(self.path, "r+")
         self.fingerprint = Fingerprint.from_json(self._root.attrs["fingerprint"])
         known = self.fingerprint
         if len(names) != known.num_levels:
             raise ValueError(
                 f"simulators has {len(names)} entries, and store={str(self.path)!r} "
-                f"{known.num_levels} levels. Pass one simulator a level."
+                f"{known.num_levels} levels. Pass one simulator per level."
             )
         asked = replace(known, simulators=names)
         self._check_is_same(asked, "; or `rename_simulators`, if only names changed")
@@ -100,7 +158,7 @@ class OpenStore:
     def _checked_noise(self) -> NoiseSampler | None:
         if self._noise is None and self.fingerprint.noise != "seeds":
             raise ValueError(
-                f"store={str(self.path)!r} draws its noise by a sampler. Open it by "
+                f"store={str(self.path)!r} draws its noise from a sampler. Open it by "
                 "`SimulationStore.open(path, noise=sampler)`."
             )
         return self._noise

@@ -1,4 +1,4 @@
-"""Takes back rows that were simulated elsewhere, in any order, twice harmlessly."""
+"""Records external simulations, in any order; recording one twice has no effect."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, status_of
 
 
 @dataclass(frozen=True, eq=False)
-class PendingRows:
-    """Rows of a level that wait for their simulation.
+class PendingSimulations:
+    """Simulations of a level that have not been run.
 
     Args:
         level: Their level.
-        ids: A number for each that is unique in the store, shape `(n,)`.
+        ids: A number for each, unique in the store, shape `(n,)`.
         theta: Their parameters, shape `(n, d_theta)`.
         noise: Their noise: int64 seeds, shape `(n,)`, or draws of the noise sampler.
     """
@@ -35,13 +35,13 @@ class PendingRows:
         return len(self.ids)
 
 
-def pending_rows(
+def pending_simulations(
     table: LevelTable, num_levels: int, noise: NoiseSampler | None, limit: int | None
-) -> PendingRows:
-    """The first `limit` rows of a level that are pending."""
+) -> PendingSimulations:
+    """The first `limit` pending simulations of a level."""
     rows = table.rows_with(Status.PENDING)[:limit]
     task = table.task(rows)
-    return PendingRows(
+    return PendingSimulations(
         table.level,
         ids_of(rows, table.level, num_levels),
         task.theta,
@@ -50,12 +50,12 @@ def pending_rows(
 
 
 def ids_of(rows: np.ndarray, level: int, num_levels: int) -> np.ndarray:
-    """Ids of rows of a level: they stay the same when a store grows."""
+    """Ids of simulations of a level, which do not change when a store grows."""
     return rows * num_levels + level
 
 
 def known_shape(tables: tuple[LevelTable, ...]) -> tuple[int, ...] | None:
-    """Shape of a row of x, the same at all levels; `None` if none has come back."""
+    """Shape of x of one simulation, the same at all levels; `None` if unknown."""
     for table in tables:
         if "x" in table.columns:
             return tuple(table.columns["x"].shape[1:])
@@ -63,7 +63,7 @@ def known_shape(tables: tuple[LevelTable, ...]) -> tuple[int, ...] | None:
 
 
 def locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.ndarray]:
-    """The level of some ids, and the rows in it.
+    """The table of some ids, and their numbers in it.
 
     Raises:
         ValueError: If they are not ids of one level of the store, or not unique.
@@ -85,7 +85,7 @@ def locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.nda
             f"ids must be unique and come from `pending`, but {unknown[:5].tolist()} "
             "are not in this store."
             if len(unknown)
-            else "ids holds some rows twice. Pass each row once."
+            else "ids holds some ids twice. Pass each id once."
         )
     return table, rows
 
@@ -93,21 +93,21 @@ def locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.nda
 def record(
     tables: tuple[LevelTable, ...], ids: Any, x: Any, x_coarse: Any, cost: Any
 ) -> int:
-    """Write rows that came back; those that are in already are kept.
+    """Write external simulations; existing ones are kept.
 
     Returns:
-        The number of rows that are new.
+        The number of new simulations.
 
     Raises:
-        ValueError: If the arguments do not fit each other, or earlier rows.
+        ValueError: If the arguments do not fit each other, or earlier simulations.
     """
     table, rows = locate(ids, tables)
     shape = known_shape(tables)
     x = _checked("x", x, shape, len(rows))
     if table.is_paired != (x_coarse is not None):
         raise ValueError(
-            f"Rows of level {table.level} need x_coarse, the outputs of the level "
-            "below at the same theta and noise."
+            f"Simulations of level {table.level} need x_coarse, the outputs of the "
+            "level below at the same theta and noise."
             if table.is_paired
             else "x_coarse was passed for level 0, but there is no level below 0."
         )
@@ -115,8 +115,8 @@ def record(
         x_coarse = _checked("x_coarse", x_coarse, shape, len(rows))
         if x_coarse.shape != x.shape:
             raise ValueError(
-                f"x has shape {x.shape}, x_coarse {x_coarse.shape}. Pass one row of "
-                "each for each id."
+                f"x has shape {x.shape}, x_coarse {x_coarse.shape}. Pass one output of "
+                "each level per id, of the same shape."
             )
     outcome = Outcome(status_of(x, x_coarse), _seconds(cost, len(rows)), x, x_coarse)
     is_old = np.isin(rows, table.rows_with(Status.OK))
@@ -129,7 +129,7 @@ def record(
 
 
 def record_failures(tables: tuple[LevelTable, ...], ids: Any, error: str) -> int:
-    """Note that rows failed; those that are in already are kept."""
+    """Record that simulations failed; existing ones are kept."""
     table, rows = locate(ids, tables)
     rows = np.sort(np.setdiff1d(rows, table.rows_with(Status.OK)))
     if len(rows):
@@ -138,29 +138,29 @@ def record_failures(tables: tuple[LevelTable, ...], ids: Any, error: str) -> int
 
 
 def _checked(
-    name: str, value: Any, known: tuple[int, ...] | None, num_rows: int
+    name: str, value: Any, known: tuple[int, ...] | None, size: int
 ) -> np.ndarray:
     try:
         value = torch.as_tensor(value, dtype=torch.float32).detach().cpu().numpy()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} is a {type(value).__name__}, but must be a tensor of numbers, one "
-            "row for each id."
+            "output per id."
         ) from error
-    if value.ndim < 2 or len(value) != num_rows or known not in (None, value.shape[1:]):
+    if value.ndim < 2 or len(value) != size or known not in (None, value.shape[1:]):
         expected = (
             "(n, *x_shape)" if known is None else f"(n, {', '.join(map(str, known))})"
         )
         raise ValueError(
             f"{name} has shape {value.shape}, but must have shape {expected} with one "
-            f"row for each of the n = {num_rows} ids."
+            f"output for each of the n = {size} ids."
         )
     return value
 
 
-def _seconds(cost: Any, num_rows: int) -> np.ndarray:
-    """Cost of the level and of the one below, shape `(n, 2)`; NaN where not known."""
-    seconds = np.full((num_rows, 2), np.nan)
+def _seconds(cost: Any, size: int) -> np.ndarray:
+    """Cost of the level and of the one below, shape `(n, 2)`; NaN where unknown."""
+    seconds = np.full((size, 2), np.nan)
     if cost is None:
         return seconds
     try:
@@ -170,15 +170,13 @@ def _seconds(cost: Any, num_rows: int) -> np.ndarray:
             f"cost is a {type(cost).__name__}, but must be a number, or an array of "
             "numbers."
         ) from error
-    if (
-        cost.shape not in ((), (num_rows,), (2,), (num_rows, 2))
-        or not (cost >= 0).all()
-    ):
+    if cost.shape not in ((), (size,), (2,), (size, 2)) or not (cost >= 0).all():
         raise ValueError(
-            f"cost has shape {cost.shape}, but must be numbers >= 0: one for all rows, "
-            f"one a row ({num_rows},), or one a row and side ({num_rows}, 2)."
+            f"cost has shape {cost.shape}, but must be numbers >= 0: one for all "
+            f"simulations, one per simulation ({size},), or one per simulation and "
+            f"level ({size}, 2)."
         )
-    if cost.ndim == 2 or (cost.shape == (2,) and num_rows != 2):
+    if cost.ndim == 2 or (cost.shape == (2,) and size != 2):
         seconds[:] = cost
     else:
         seconds[:, 0] = cost
@@ -193,8 +191,8 @@ def _compare(table: LevelTable, rows: np.ndarray, x: np.ndarray) -> None:
     differs = int((stored != x[order]).reshape(len(rows), -1).any(axis=1).sum())
     if differs:
         warnings.warn(
-            f"{differs} rows of level {table.level} were recorded before with another "
-            "x; the first one is kept. Is all randomness of the simulator drawn from "
-            "the noise?",
+            f"{differs} simulations of level {table.level} were recorded before with "
+            "another x; the first one is kept. Check that all randomness of the "
+            "simulator is drawn from the noise.",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Finds chunks of a store that cannot be read, and makes their rows pending again."""
+"""Finds unreadable chunks of a store, and makes their simulations pending again."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import numpy as np
 from sbi_multilevel.simulation.table import KINDS, LevelTable
 from sbi_multilevel.simulation.tasks import Status, status_of
 
-_BLOCK = 10_000  # rows of x that are read at once
+_BLOCK = 10_000  # simulations read at a time
 
 
 def repair_table(table: LevelTable) -> int:
-    """Empty damaged chunks of a level; rows whose x was in one are pending again.
+    """Empty damaged chunks of a level; simulations whose x is lost are pending again.
 
-    So are rows whose file is gone. Where the chunk of the status is damaged, rows with
-    a whole x are "ok". Rows are marked before their data is touched.
+    This includes simulations whose file is missing. If the chunk of the status is
+    damaged, simulations with a complete x are "ok". The status of simulations is
+    written before their data is changed.
 
     Returns:
-        The number of rows that must be run again.
+        The number of simulations that must be run again.
 
     Raises:
-        OSError: If theta or the seeds are damaged, which only the prior can give again.
+        OSError: If theta or the seeds are damaged, which only the prior can restore.
     """
     for name in ("theta", "seed"):
         for start, stop in _damaged(table.columns[name]):
             raise OSError(
-                f"{name} of level {table.level} is damaged in the rows {start} to "
-                f"{stop - 1}. Make a new store from the prior, and record the rows of "
-                "this one that can be read."
+                f"{name} of level {table.level} is damaged for the simulations {start} "
+                f"to {stop - 1}. Create a new store from the prior, and record those "
+                "simulations of this one that can be read."
             )
     for name in ("seconds", "error"):
         _empty(table, name, _damaged_rows(table, name))
@@ -50,13 +51,13 @@ def repair_table(table: LevelTable) -> int:
 
 
 def _without(table: LevelTable, rows: np.ndarray) -> np.ndarray:
-    """Those of the rows whose x (or x_coarse) is not written, or not finite."""
+    """Simulations of `rows` whose x (or x_coarse) is not written, or not finite."""
     parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
     return np.concatenate([part[~_has_x(table, part)] for part in parts])
 
 
 def _has_x(table: LevelTable, rows: np.ndarray) -> np.ndarray:
-    """Whether x (and x_coarse) of the rows is written and finite, shape `(n,)`."""
+    """Whether x (and x_coarse) is written and finite, shape `(n,)`."""
     if len(rows) == 0 or "x" not in table.columns:
         return np.zeros(len(rows), bool)
     coarse = table.tensor("x_coarse", rows).numpy() if table.is_paired else None
@@ -64,7 +65,7 @@ def _has_x(table: LevelTable, rows: np.ndarray) -> np.ndarray:
 
 
 def _damaged_rows(table: LevelTable, name: str) -> np.ndarray:
-    """Rows of a column in chunks that cannot be read."""
+    """Simulations of a column in chunks that cannot be read."""
     if name not in table.columns:
         return np.zeros(0, np.int64)
     ranges = [np.arange(*ends) for ends in _damaged(table.columns[name])]
@@ -72,7 +73,7 @@ def _damaged_rows(table: LevelTable, name: str) -> np.ndarray:
 
 
 def _empty(table: LevelTable, name: str, rows: np.ndarray) -> None:
-    """Write "nothing" to the chunks that hold `rows`, which are whole chunks."""
+    """Write the value of unwritten entries to the chunks that hold `rows`."""
     if len(rows) == 0:
         return
     array = table.columns[name]
@@ -82,10 +83,10 @@ def _empty(table: LevelTable, name: str, rows: np.ndarray) -> None:
 
 
 def _damaged(array: Any) -> Iterator[tuple[int, int]]:
-    """First row and one past the last of each chunk that cannot be read."""
+    """First simulation, and one past the last, of each chunk that cannot be read."""
     for start in range(0, array.shape[0], array.chunks[0]):
         stop = min(start + array.chunks[0], array.shape[0])
         try:
             array[start:stop]
-        except (ValueError, RuntimeError):  # of zarr's codecs
+        except (ValueError, RuntimeError):  # raised by zarr's codecs
             yield start, stop

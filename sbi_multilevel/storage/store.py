@@ -1,33 +1,31 @@
-"""Simulations on disk: nothing that was simulated is lost, or simulated twice.
+"""Simulations on disk: no simulation is lost, or run twice.
 
-A store is a zarr group of plain arrays, one subgroup a level:
+A store is a zarr group of plain arrays, one subgroup per level:
 
 .. code-block:: text
 
     run.zarr/          attributes: format, fingerprint, names of the statuses
-      level_0/ theta   (n, d_theta)  drawn when the store is made
-               seed    (n,)          seed of the noise of each row
+      level_0/ theta   (n, d_theta)  drawn when the store is created
+               seed    (n,)          seed of the noise of each simulation
                status  (n,)          0 pending, 1 ok, 2 failed, 3 timed out, 4 invalid
                x       (n, *x_shape)
                seconds (n, 2)        in the simulator of the level, in the one below
-               error   (n,)          why a row failed
+               error   (n,)          reason of a failure
       level_1/ ... and x_coarse
 
-Data is written before the status that speaks of it, each chunk replaces its file at
-once, and one process writes at a time. So a run that was killed at any moment goes on
-where it was when its store is opened again.
+Data is written before its status, each chunk replaces its file in one operation, and
+one process writes at a time. So a run that is interrupted at any time can be resumed
+from its store.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.accounting import summary
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     check_seed,
@@ -35,19 +33,13 @@ from sbi_multilevel.simulation.arguments import (
     processed_prior,
     simulations_per_level,
 )
-from sbi_multilevel.simulation.filling import Effort, fill
+from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
     check_noise,
     seeded,
 )
-from sbi_multilevel.simulation.reading import (
-    memory_mapped,
-    simulations_of,
-    valid_blocks,
-)
-from sbi_multilevel.simulation.table import FailedSimulation
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import layout, recording
 from sbi_multilevel.storage.fingerprint import (
@@ -56,17 +48,17 @@ from sbi_multilevel.storage.fingerprint import (
 )
 from sbi_multilevel.storage.locking import writing
 from sbi_multilevel.storage.opened import OpenStore
-from sbi_multilevel.storage.recording import PendingRows
+from sbi_multilevel.storage.recording import PendingSimulations
 from sbi_multilevel.storage.repairing import repair_table
 from sbi_multilevel.utils.argument_types import check_types
 
 
 class SimulationStore(OpenStore):
-    r"""Rows of all levels on disk, each with its status.
+    r"""Simulations of all levels on disk, each with its status.
 
-    Make one by `create`, or by `simulate_multilevel(..., store=path)`; open an existing
-    one by `open`. Row i of level l has the theta and the noise that
-    `simulate_multilevel` gives it, wherever and whenever it is run.
+    Create one by `create`, or by `simulate_multilevel(..., store=path)`; open an
+    existing one by `open`. Simulation i of level l has the same theta and noise as in
+    `simulate_multilevel`, wherever and whenever it is run.
 
     Example:
     --------
@@ -78,9 +70,9 @@ class SimulationStore(OpenStore):
         >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
         >>> path = tempfile.mkdtemp() + "/run.zarr"
         >>> store = SimulationStore.create(path, prior, num_simulations=(100, 10))
-        >>> rows = store.pending(level=1)
-        >>> x = rows.theta + 0.1  # simulated elsewhere, from rows.theta and rows.noise
-        >>> store.record(rows.ids, x, x_coarse=rows.theta)
+        >>> pending = store.pending(level=1)
+        >>> x = pending.theta + 0.1  # run elsewhere, at pending.theta and pending.noise
+        >>> store.record(pending.ids, x, x_coarse=pending.theta)
         10
         >>> print(store.summary())
         level 0: 100 pending, 0 ok, 0 s; level 1: 10 ok, 0 s
@@ -95,43 +87,43 @@ class SimulationStore(OpenStore):
         *,
         noise: NoiseSampler | None = None,
         seed: int = 0,
-        chunk_rows: int | Sequence[int] = 1_000,
+        chunk_size: int | Sequence[int] = 1_000,
     ) -> SimulationStore:
-        """Plan the rows of a run, or open the store where the same run is planned.
+        """Plan the simulations of a run, or open an existing store of the same run.
 
-        A store that holds fewer rows is grown; one that holds more is left as it is.
+        A store with fewer simulations is grown; one with more is not changed.
 
         Args:
             path: Folder of the store.
             prior: Prior over theta, anything that sbi takes.
-            num_simulations: Rows of each level.
+            num_simulations: Number of simulations of each level.
             noise: Noise sampler, as of `simulate_multilevel`; seeds if `None`.
             seed: Root seed, an integer >= 0.
-            chunk_rows: Rows of x in one file, for all levels or a number each. As many
-                as are simulated at once.
+            chunk_size: Simulations per file of x, one number for all levels or one per
+                level. It should equal the batch size.
 
         Raises:
-            ValueError: If the store is one of another run (says what differs), or the
-                path holds something else. Nothing is touched then.
+            ValueError: If the store belongs to another run (with the differences), or
+                the path holds something else. Nothing is changed then.
             ImportError: If zarr is missing.
-            RuntimeError: If another process writes to the store.
+            RuntimeError: If another process is writing to the store.
         """
         check_types(SimulationStore.create, locals(), but=CHECKED_ALONE)
         check_noise(noise)
         path = Path(path).resolve()
         planned = simulations_per_level(num_simulations, least=0)
         check_seed(seed)
-        with seeded(seed):  # sbi draws from the prior to check it
+        with seeded(seed):  # sbi samples from the prior to check it
             prior = processed_prior(prior)
         fingerprint = Fingerprint.of(prior, len(planned), seed, noise)
         with writing(path):
             if not layout.is_store(path):
-                layout.make(path, fingerprint, per_level(chunk_rows, len(planned)))
+                layout.make(path, fingerprint, per_level(chunk_size, len(planned)))
             store = cls(path, noise, is_writable=True)
             store._check_is_same(fingerprint)
             layout.complete(path, len(fingerprint.prior[0]))
-            for table, num_rows in zip(store.tables, planned):
-                layout.grow(table, num_rows, prior, seed)
+            for table, number in zip(store.tables, planned):
+                layout.grow(table, number, prior, seed)
         return store
 
     @classmethod
@@ -142,21 +134,21 @@ class SimulationStore(OpenStore):
         noise: NoiseSampler | None = None,
         read_only: bool = False,
     ) -> SimulationStore:
-        """Open a store that exists.
+        """Open an existing store.
 
         Args:
             path: Folder of the store.
             noise: The noise sampler of the run; needed by `pending` and `run` only.
-            read_only: Whether to refuse to write.
+            read_only: Whether to prevent writing.
 
         Raises:
             ValueError: If there is no store at `path`, its metadata is not what this
-                package writes (nothing is decoded then), or the noise is another one.
+                package writes (nothing is decoded then), or the noise differs.
         """
         check_types(SimulationStore.open, locals())
         path = Path(path).resolve()
         if not layout.is_store(path):
-            raise ValueError(f"path={str(path)!r} holds no store. Use `create`.")
+            raise ValueError(f"path={str(path)!r} does not hold a store. Use `create`.")
         store = cls(path, noise, not read_only)
         if noise is not None:
             stored = store.fingerprint
@@ -177,54 +169,76 @@ class SimulationStore(OpenStore):
         costs: Sequence[float] | None = None,
         show_progress_bars: bool = True,
     ) -> SimulationStore:
-        """Simulate the pending rows, and write each batch as it comes back.
+        """Run the pending simulations, and write each batch as it finishes.
 
         Args:
-            simulators: One a level, cheapest first.
-            num_simulations: Run the first so many rows of each level only.
-            simulation_batch_size: Rows that a simulator is given at once, for all
-                levels or a number each; by default the rows of a chunk.
+            simulators: One per level, the lowest fidelity first.
+            num_simulations: Number of simulations of each level to consider, counted
+                from the first; all by default.
+            simulation_batch_size: Simulations per call of a simulator, one number for
+                all levels or one per level; by default the size of a chunk.
             num_workers: Workers of joblib.
-            retry: Statuses of rows to run again with the same theta and noise, out of
-                "failed", "timed out" and "invalid".
+            retry: Statuses of simulations to run again with the same theta and noise:
+                any of "failed", "timed out" and "invalid".
             timeout: Seconds that one call of a simulator may take.
-            max_failure_share: Share of failed rows above which the run stops.
-            costs: Cost of a run of each simulator, for the bar of cost.
+            max_failure_share: Share of failed simulations above which the run stops.
+            costs: Cost of one run of each simulator, for the progress bar of cost.
             show_progress_bars: Whether to show bars and a summary.
 
         Raises:
-            ValueError: If the simulators are not those of earlier runs, by name, or
-                rows of a batch are mixed up.
-            TooManyFailures: If too many rows fail.
-            RuntimeError: If another process writes to the store.
+            ValueError: If the simulators differ by name from those of earlier runs, or
+                a simulator mixes the simulations of a batch.
+            TooManyFailures: If too many simulations fail.
+            RuntimeError: If another process is writing to the store.
             OSError: If the store cannot be written (disk full, no permission).
         """
         check_types(SimulationStore.run, locals(), but=CHECKED_ALONE)
-        work = Work(simulators, self._checked_noise(), timeout)
         sizes = simulation_batch_size or tuple(self._root.attrs["chunk_rows"])
-        effort = Effort(
+        options = RunOptions(
             per_level(sizes, len(self.tables)),
             num_workers,
             max_failure_share,
             show_progress_bars,
+            timeout,
+            costs,
         )
+        self.run_pending(simulators, options, num_simulations, retry)
+        return self
+
+    def run_pending(
+        self,
+        simulators: Sequence[Simulator],
+        options: RunOptions,
+        num_simulations: Sequence[int] | None = None,
+        retry: str | Sequence[str] = (),
+    ) -> None:
+        """Run the pending simulations with given options; see `run`.
+
+        Args:
+            simulators: As of `run`.
+            options: How the simulations are run.
+            num_simulations: As of `run`.
+            retry: As of `run`.
+        """
+        work = Work(simulators, self._checked_noise(), options.timeout)
         statuses = Status.all_named(retry)
         with self._writing(wait=0.0):
             stops = self._checked_stops(num_simulations)
             self._note_simulators(simulators)
             tables = self.tables
-            # nothing is forgotten of rows that are not run
+            # simulations that are not run keep their status
             for table, stop in zip(tables, stops):
                 table.reset(*statuses, stop=stop)
-            fill(tables, stops, work, effort, costs)
-        return self
+            fill(tables, stops, work, options)
 
-    def pending(self, level: int, max_rows: int | None = None) -> PendingRows:
-        """Rows of a level that wait, with ids, theta and noise.
+    def pending(
+        self, level: int, max_simulations: int | None = None
+    ) -> PendingSimulations:
+        """Pending simulations of a level, with ids, theta and noise.
 
         Args:
             level: The level.
-            max_rows: Return no more than so many, the first ones.
+            max_simulations: Return at most this number, counted from the first.
 
         Raises:
             ValueError: If the store has a noise sampler and was opened without it.
@@ -232,26 +246,29 @@ class SimulationStore(OpenStore):
         check_types(SimulationStore.pending, locals())
         tables = self.tables
         noise = self._checked_noise()
-        return recording.pending_rows(tables[level], len(tables), noise, max_rows)
+        return recording.pending_simulations(
+            tables[level], len(tables), noise, max_simulations
+        )
 
     def record(
         self, ids: Any, x: Any, *, x_coarse: Any = None, cost: Any = None
     ) -> int:
-        """Take back rows that were simulated elsewhere.
+        """Record simulations that were run elsewhere, in any order.
 
-        In any order; rows that are in already are kept as they are, and NaN or infinity
-        makes a row invalid.
+        Existing simulations are not changed, and simulations with NaN or infinity are
+        invalid.
 
         Args:
             ids: Ids from `pending`, of one level, shape `(n,)`.
             x: Outputs of the simulator of the level, shape `(n, *x_shape)`.
-            x_coarse: Those of the level below at the same theta and noise; above
-                level 0.
-            cost: Cost of a run, e.g. in seconds: a number, one a row `(n,)`, or one a
-                row and side `(n, 2)`, the level itself first.
+            x_coarse: Outputs of the level below at the same theta and noise; required
+                above level 0.
+            cost: Cost of a run, e.g. in seconds: one number, one per simulation
+                `(n,)`, or one per simulation and level `(n, 2)`, the level itself
+                first.
 
         Returns:
-            The number of rows that are new.
+            The number of new simulations.
 
         Raises:
             ValueError: If the arguments do not fit; nothing is written then.
@@ -260,21 +277,21 @@ class SimulationStore(OpenStore):
             return recording.record(self.tables, ids, x, x_coarse, cost)
 
     def record_failures(self, ids: Any, error: str) -> int:
-        """Note that rows failed elsewhere, and why.
+        """Record that simulations failed elsewhere, and the reason.
 
         Args:
             ids: Ids from `pending`, of one level, shape `(n,)`.
-            error: Why.
+            error: The reason.
 
         Returns:
-            The number of rows that are new.
+            The number of new failures.
         """
         check_types(SimulationStore.record_failures, locals())
         with self._writing():
             return recording.record_failures(self.tables, ids, error)
 
     def retry(self, *statuses: str) -> int:
-        """Make rows pending again, e.g. `retry("failed", "timed out")`.
+        """Make simulations pending again, e.g. `retry("failed", "timed out")`.
 
         Theta and noise stay the same.
 
@@ -282,19 +299,20 @@ class SimulationStore(OpenStore):
             *statuses: Any of "failed", "timed out" and "invalid".
 
         Returns:
-            How many rows there are.
+            The number of these simulations.
         """
         chosen = Status.all_named(statuses)
         with self._writing():
             return sum(table.reset(*chosen) for table in self.tables)
 
     def rename_simulators(self, simulators: Sequence[Simulator]) -> None:
-        """Take simulators of other names for those of earlier runs.
+        """Accept simulators with other names than those of earlier runs.
 
-        For code that was moved or mended. Rows that are there are not run again.
+        This is for code that was renamed or fixed. Existing simulations are not run
+        again.
 
         Args:
-            simulators: One a level, cheapest first.
+            simulators: One per level, the lowest fidelity first.
         """
         check_types(SimulationStore.rename_simulators, locals())
         with self._writing():
@@ -303,57 +321,9 @@ class SimulationStore(OpenStore):
             self._note_simulators(simulators)
 
     def repair(self) -> int:
-        """Make rows pending again whose chunks cannot be read; returns how many.
+        """Make simulations with unreadable chunks pending again; returns their number.
 
-        A chunk carries a checksum; it can be damaged by a disk, not by a killed run.
+        Each chunk has a checksum. A disk can damage a chunk; an interrupted run cannot.
         """
         with self._writing():
             return sum(repair_table(table) for table in self.tables)
-
-    def failures(self) -> list[FailedSimulation]:
-        """Rows that failed or timed out, with the reasons."""
-        return [failure for table in self.tables for failure in table.failures()]
-
-    def summary(self) -> str:
-        """One line: what became of the rows of each level, and the seconds spent."""
-        return summary(self.tables, self.num_simulations)
-
-    def to_simulations(
-        self,
-        num_simulations: Sequence[int] | None = None,
-        *,
-        costs: Sequence[float] | None = None,
-        memory_map: str | os.PathLike | None = None,
-    ) -> MultilevelSimulations:
-        """The valid rows, to train on.
-
-        Args:
-            num_simulations: Of the first so many rows of each level only.
-            costs: Cost of each level; by default the mean of what was measured.
-            memory_map: A folder for rows that outgrow memory: they are copied to `.npy`
-                files there, and the tensors returned read from these as they are used.
-
-        Raises:
-            ValueError: If a level has fewer than two valid rows.
-            OSError: If a chunk cannot be read; `repair` then says what is lost.
-        """
-        check_types(SimulationStore.to_simulations, locals())
-        tables, stops = self.tables, self._checked_stops(num_simulations)
-        chosen = tuple(costs) if costs is not None else self.costs
-        if memory_map is not None:
-            return memory_mapped(tables, stops, chosen, memory_map)
-        return simulations_of(tables, stops, chosen)
-
-    def batches(
-        self, level: int, batch_size: int = 10_000
-    ) -> Iterator[LevelSimulations]:
-        """Valid rows of a level, in parts, e.g. to summarise what outgrows memory.
-
-        Args:
-            level: The level.
-            batch_size: Rows of the store that are read at once.
-        """
-        check_types(SimulationStore.batches, locals())
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, but is {batch_size}.")
-        return valid_blocks(self.tables[level], size=batch_size)

@@ -1,7 +1,7 @@
 """Columns of a level as plain zarr arrays (format 3), readable without this package.
 
-One array a column, chunks of x as long as a batch. A chunk is written to a file of its
-own that replaces the old one at once, and carries a checksum.
+Each column is one array, with chunks of x of the size of a batch. A chunk is a separate
+file with a checksum, which is replaced in one operation.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from sbi_multilevel.simulation.table import KINDS
 from sbi_multilevel.utils.files import understood
 
 METADATA = "zarr.json"
-REMEDY = "Nothing was decoded. Use a whole store that `SimulationStore` wrote."
-SMALL_CHUNK = 10_000  # rows of columns of one or two numbers a row
-_NUMBER_BYTES, _MAX_BYTES = 8, 2**40  # the most of a number, and of a chunk
+REMEDY = "Nothing was decoded. Use a complete store that `SimulationStore` wrote."
+SMALL_CHUNK = 10_000  # chunk size of all columns except x and x_coarse
+_NUMBER_BYTES, _MAX_BYTES = 8, 2**40  # upper limits of a number, and of a chunk
 
 
 def import_zarr() -> Any:
     """The package zarr.
 
     Raises:
-        ImportError: If it is missing; says how to install it.
+        ImportError: If it is missing.
     """
     try:
         import zarr
@@ -35,29 +35,29 @@ def import_zarr() -> Any:
     return zarr
 
 
-def chunk_shape(name: str, shape: tuple[int, ...], chunk_rows: int) -> tuple[int, ...]:
+def chunk_shape(name: str, shape: tuple[int, ...], chunk_size: int) -> tuple[int, ...]:
     """Shape of the chunks of a column.
 
     Args:
         name: Name of the column.
         shape: Shape of the array.
-        chunk_rows: Rows a chunk of x.
+        chunk_size: Simulations per chunk of x.
     """
-    rows = chunk_rows if name in ("x", "x_coarse") else SMALL_CHUNK
-    return (rows, *shape[1:])
+    size = chunk_size if name in ("x", "x_coarse") else SMALL_CHUNK
+    return (size, *shape[1:])
 
 
 def check_chunk(name: str, shape: tuple[int, ...]) -> None:
-    """Raise if a chunk is larger than any that can have been written."""
+    """Raise if a chunk is too large to have been written."""
     if _NUMBER_BYTES * math.prod(shape) > _MAX_BYTES:
         raise ValueError(
-            f"{name} has chunks of shape {shape}, but a chunk must fit in memory. Make "
-            f"the store with a smaller chunk_rows than {shape[0]}"
+            f"{name} has chunks of shape {shape}, but a chunk must fit in memory. "
+            f"Create the store with a smaller chunk_size than {shape[0]}"
         )
 
 
 def open_group(path: Path, mode: str) -> Any:
-    """A zarr group, without the copies of metadata that it may hold."""
+    """A zarr group, without its consolidated metadata."""
     zarr = import_zarr()
     with understood("store", path, "a group of a store", REMEDY):
         return zarr.open_group(
@@ -66,21 +66,21 @@ def open_group(path: Path, mode: str) -> Any:
 
 
 class ZarrColumns:
-    """The arrays of a zarr group, all of them that are there now.
+    """The existing arrays of a zarr group.
 
-    Its metadata must have been checked before, by `checking.check_store`.
+    Its metadata must have been checked by `checking.check_store`.
 
     Args:
         folder: The group.
-        mode: "r", "r+", or "a", which makes the group if it is missing.
-        chunk_rows: Rows a chunk of x.
+        mode: "r", "r+", or "a", which creates the group if it is missing.
+        chunk_size: Simulations per chunk of x.
 
     Raises:
         ValueError: If zarr cannot read the metadata.
     """
 
-    def __init__(self, folder: Path, mode: str, chunk_rows: int):
-        self._chunk_rows = chunk_rows
+    def __init__(self, folder: Path, mode: str, chunk_size: int):
+        self._chunk_size = chunk_size
         self._group = open_group(folder, mode)
         with understood("store", folder, "arrays of a store", REMEDY):
             self._arrays: dict[str, Any] = {
@@ -96,11 +96,11 @@ class ZarrColumns:
         return self._arrays[name]
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Make an array in which nothing is written yet, in place of an old one."""
+        """Create an empty array, in place of an existing one."""
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
         dtype, fill = KINDS[name]
-        chunks = chunk_shape(name, shape, self._chunk_rows)
+        chunks = chunk_shape(name, shape, self._chunk_size)
         check_chunk(name, chunks)
         self._arrays[name] = self._group.create_array(
             name,
@@ -112,7 +112,7 @@ class ZarrColumns:
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
         )
 
-    def resize(self, name: str, num_rows: int) -> None:
-        """Make room for more rows."""
+    def resize(self, name: str, length: int) -> None:
+        """Extend an array to `length` entries."""
         array = self[name]
-        array.resize((num_rows, *array.shape[1:]))
+        array.resize((length, *array.shape[1:]))

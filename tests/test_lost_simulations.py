@@ -1,4 +1,4 @@
-"""Every row ends with one outcome, whatever raises, hangs or dies on the way."""
+"""Every simulation ends with one outcome, also if others raise, hang or die."""
 
 import multiprocessing
 import random
@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbi_multilevel import SimulationStore
-from sbi_multilevel.simulation.accounting import LostRows
+from sbi_multilevel.simulation.accounting import LostSimulations
 from sbi_multilevel.simulation.engine import run_tasks
-from sbi_multilevel.simulation.filling import Effort, fill
+from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.table import memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work
 from sbi_multilevel.simulation.time_limit import TimeIsUp
@@ -25,7 +25,7 @@ from tests.two_levels import PRIOR, assert_same, coarse, fine, normal_noise, sim
 
 STATUS = {
     "raises": Status.FAILED,
-    "returns too few rows": Status.FAILED,
+    "returns too few outputs": Status.FAILED,
     "hangs": Status.TIMED_OUT,
     "returns NaN": Status.INVALID,
     "kills its worker": Status.FAILED,
@@ -34,7 +34,7 @@ STATUS = {
 
 
 def table_of(num_rows):
-    """Rows whose seeds are their numbers."""
+    """A table whose seeds are the numbers of the simulations."""
     return memory_table(0, torch.zeros(num_rows, 3), torch.arange(num_rows))
 
 
@@ -44,7 +44,7 @@ def sound(theta, seeds):
 
 @dataclass(frozen=True)
 class Faulty:
-    """A simulator with a fault in some rows."""
+    """A simulator with a fault in some simulations."""
 
     faults: dict[int, str]
 
@@ -57,10 +57,10 @@ class Faulty:
             raise TimeIsUp("as the alarm of a time limit does")
         is_nan = [self.faults.get(row) == "returns NaN" for row in rows]
         x[torch.tensor(is_nan)] = torch.nan
-        return x[1:] if "returns too few rows" in found else x
+        return x[1:] if "returns too few outputs" in found else x
 
     def of(self, rows):
-        """Faults of some rows."""
+        """Faults of some simulations."""
         return {self.faults[row] for row in rows if row in self.faults}
 
 
@@ -68,9 +68,9 @@ class Faulty:
 class Pool:
     """An executor with workers that die.
 
-    It takes tasks ahead and ends them in any order, and a death takes along the
-    outcomes that were not handed over yet. Kills from outside spare tasks that are
-    alone: these cannot be told from tasks that kill.
+    It takes tasks in advance and finishes them in any order; outcomes that were not yet
+    returned are lost when a worker dies. Tasks that run alone are not killed from
+    outside, as this cannot be distinguished from tasks that kill their worker.
     """
 
     simulator: Faulty
@@ -119,7 +119,7 @@ class Pool:
 
 @st.composite
 def cases(draw):
-    """Rows, their faults, and the size of a batch; 64 batches are a wave."""
+    """Number of simulations, batch size and faults; a wave has 64 batches."""
     num_rows, batch_size = draw(st.integers(1, 200)), draw(st.integers(1, 9))
     rows, kinds = st.integers(0, num_rows - 1), st.sampled_from(sorted(STATUS))
     faults = draw(st.dictionaries(rows, kinds, max_size=20))
@@ -127,7 +127,7 @@ def cases(draw):
 
 
 def run(table, batch_size, work, executor, num_workers=None):
-    """Fill a table; returns the rows that came."""
+    """Fill a table; returns the numbers of the finished simulations."""
     came = []
     tasks = table.tasks(len(table), batch_size)
     for task, outcome in run_tasks(tasks, work, num_workers, executor):
@@ -137,14 +137,15 @@ def run(table, batch_size, work, executor, num_workers=None):
 
 
 def assert_right(table, faults, came):
-    """Each row came once, with its status, and x as of a serial run."""
+    """Each simulation finished once, with its status, and x of a serial run."""
     assert sorted(came) == list(range(len(table)))
     wanted = [
         STATUS[faults[i]] if i in faults else Status.OK for i in range(len(table))
     ]
     assert table.columns["status"].tolist() == wanted
     serial = table_of(len(table))
-    fill((serial,), (len(serial),), Work((sound,)), Effort((7,), 1, 1.0, False))
+    options = RunOptions((7,), 1, 1.0, show_progress_bars=False)
+    fill((serial,), (len(serial),), Work((sound,)), options)
     ok = table.rows_with(Status.OK)
     if len(ok):
         assert torch.equal(table.tensor("x", ok), serial.tensor("x", ok))
@@ -152,22 +153,24 @@ def assert_right(table, faults, came):
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(cases(), st.integers(0, 2**32), st.integers(0, 3), st.booleans())
-def test_every_row_comes_once_with_its_status(case, seed, num_kills, names_killers):
+def test_every_simulation_returns_once_with_its_status(
+    case, seed, num_kills, names_killers
+):
     num_rows, batch_size, faults = case
     table, simulator = table_of(num_rows), Faulty(faults)
     pool = Pool(simulator, seed, num_kills, names_killers)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # e.g. of a batch that failed without a reason
+        warnings.simplefilter("error")  # e.g. about a batch that failed without reason
         came = run(table, batch_size, Work((simulator,)), pool)
     assert_right(table, faults, came)
 
 
 class TerminatedWorkerError(Exception):
-    """As joblib raises it where a process has died."""
+    """Raised by joblib if a process has died."""
 
 
 class Deadly(Work):
-    """Work in which some rows end as joblib reports processes that died or hang."""
+    """Work that raises the errors of joblib for processes that died or hang."""
 
     def __call__(self, task):
         (simulator,) = self.simulators
@@ -181,8 +184,8 @@ class Deadly(Work):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("num_workers", (1, 3))
-def test_deaths_that_joblib_reports_lose_nothing(seed, num_workers):
-    """Threads of joblib, with all that goes on at the same time."""
+def test_worker_deaths_reported_by_joblib_lose_no_simulation(seed, num_workers):
+    """Threads of joblib, with concurrent tasks."""
     rng = np.random.default_rng(seed)
     kinds = sorted(STATUS)
     faults = {int(row): str(rng.choice(kinds)) for row in rng.integers(0, 90, 15)}
@@ -192,11 +195,11 @@ def test_deaths_that_joblib_reports_lose_nothing(seed, num_workers):
     assert_right(table, faults, came)
 
 
-# ------------------------------------------------------- what must not be silent
+# ------------------------------------------------------- errors of the executor
 
 
 def forgetting(tasks, work, num_workers):
-    """Loses the outcome of one task, each time."""
+    """Loses the outcome of one task."""
     for number, task in tasks:
         if 5 not in task.rows:
             yield number, work(task)
@@ -218,17 +221,17 @@ def dying_idle(tasks, work, num_workers):
 @pytest.mark.parametrize(
     "executor, named",
     [
-        (forgetting, "1 tasks of 2 rows were given to workers, and none came back"),
-        (dying_idle, "5 tasks of 10 rows were given to workers, and none came back"),
-        (repeating, "its rows would come twice"),
+        (forgetting, "1 tasks of 2 simulations were submitted .* and none returned"),
+        (dying_idle, "5 tasks of 10 simulations were submitted .* none returned"),
+        (repeating, "its simulations would be counted twice"),
     ],
 )
-def test_an_executor_that_loses_rows_is_named(executor, named):
-    with pytest.raises(LostRows, match=named):
+def test_an_executor_that_loses_simulations_raises(executor, named):
+    with pytest.raises(LostSimulations, match=named):
         run(table_of(10), 2, Work((sound,)), executor)
 
 
-def test_outcomes_that_are_late_are_asked_for_again():
+def test_missing_outcomes_are_requested_again():
     def first_only(tasks, work, num_workers):
         for number, task in islice(list(tasks), 1):
             yield number, work(task)
@@ -238,17 +241,18 @@ def test_outcomes_that_are_late_are_asked_for_again():
 
 
 @pytest.mark.parametrize("is_short", (True, False))
-def test_an_outcome_without_a_status_for_each_row_is_refused(is_short):
+def test_an_outcome_needs_a_status_for_each_simulation(is_short):
     class Half(Work):
         def __call__(self, task):
             status = np.array([Status.OK, Status.PENDING], np.uint8)
             return Outcome(status[:1] if is_short else status, np.zeros((2, 2)))
 
-    with pytest.raises(LostRows, match="2 rows of level 0 .* 1 of them with a status"):
+    match = "2 simulations of level 0 .* 1 of them with a status"
+    with pytest.raises(LostSimulations, match=match):
         run(table_of(10), 2, Half((sound,)), in_workers)
 
 
-def test_rows_that_vanish_are_counted():
+def test_missing_simulations_are_counted():
     class Careless(Task):
         def halves(self):
             return super().halves()[:1]
@@ -258,15 +262,14 @@ def test_rows_that_vanish_are_counted():
 
     whole = table_of(10).task(np.arange(10))
     tasks = [Careless(0, whole.rows, whole.theta, whole.seeds)]
-    with pytest.raises(
-        LostRows, match="10 rows were sent out, and 9 did not come .*1 "
-    ):
+    match = "10 simulations were submitted, and 9 did not return.*1 "
+    with pytest.raises(LostSimulations, match=match):
         list(run_tasks(tasks, Work((failing,)), None))
 
 
-def test_a_run_that_leaves_rows_pending_says_so():
+def test_a_run_that_leaves_simulations_pending_raises():
     class Leaky(np.ndarray):
-        """Forgets what is written to the last row."""
+        """Forgets values written to the last entry."""
 
         def __setitem__(self, index, value):
             super().__setitem__(index, value)
@@ -274,13 +277,14 @@ def test_a_run_that_leaves_rows_pending_says_so():
 
     table = table_of(10)
     table.columns["status"] = table.columns["status"].view(Leaky)
-    effort = Effort((3,), show_progress_bars=False)
-    fill((table,), (9,), Work((sound,)), effort)  # the last row is not asked for
-    with pytest.raises(LostRows, match="1 of 10 rows of level 0 are pending .* row 9"):
-        fill((table,), (10,), Work((sound,)), effort)
+    options = RunOptions((3,), show_progress_bars=False)
+    fill((table,), (9,), Work((sound,)), options)  # the last one is not requested
+    match = "1 of 10 simulations of level 0 are pending .* number 9"
+    with pytest.raises(LostSimulations, match=match):
+        fill((table,), (10,), Work((sound,)), options)
 
 
-def test_a_run_that_is_left_early_stops_its_workers():
+def test_a_closed_run_stops_its_workers():
     table, simulator = table_of(50), Faulty({})
     pool = Pool(simulator, seed=0, num_kills=0, names_killers=False)
     results = run_tasks(table.tasks(50, 1), Work((simulator,)), None, pool)
@@ -289,7 +293,7 @@ def test_a_run_that_is_left_early_stops_its_workers():
     assert pool.is_closed
 
 
-def test_retry_keeps_the_status_of_rows_that_are_not_run(tmp_path):
+def test_retry_keeps_the_status_of_simulations_that_are_not_run(tmp_path):
     pytest.importorskip("zarr")
 
     def failing(theta, noise):
@@ -303,6 +307,6 @@ def test_retry_keeps_the_status_of_rows_that_are_not_run(tmp_path):
         store.run([coarse, fine], num_simulations=(8, 9), retry="failed", **options)
     assert len(store.failures()) == 6
     store.run([coarse, fine], num_simulations=(8, 4), retry="failed", **options)
-    assert [failure.row for failure in store.failures()] == [4, 5]
+    assert [failure.index for failure in store.failures()] == [4, 5]
     store.run([coarse, fine], retry="failed", **options)
     assert_same(store.to_simulations(), simulate(n=(8, 6)))

@@ -1,4 +1,4 @@
-"""Trees for ArviZ: their groups and values, and that ArviZ takes them."""
+"""Trees for ArviZ: their groups and values, and their use by ArviZ."""
 
 import sys
 
@@ -29,7 +29,7 @@ def posterior():
     return DirectPosterior(network, prior())
 
 
-def test_groups_and_their_values(posterior):
+def test_groups_have_the_expected_values(posterior):
     tree = to_datatree(posterior, X_O, num_samples=70)
     assert set(tree.children) == {"posterior", "observed_data", "prior"}
     assert tree["posterior/theta"].dims == ("chain", "draw", "theta_dim")
@@ -51,14 +51,14 @@ def test_samples_are_those_of_the_posterior(posterior):
     assert "theta" not in tree["posterior"].data_vars
 
 
-def test_rows_of_the_highest_level_are_prior_and_prior_predictive(posterior):
+def test_simulations_of_the_highest_level_are_prior_and_prior_predictive(posterior):
     tree = to_datatree(posterior, X_O, simulations=SIMS, num_samples=5)
     assert np.array_equal(tree["prior/theta"][0], SIMS[2].theta)
     assert np.array_equal(tree["prior_predictive/x"][0], SIMS[2].x)
     assert tree["prior_predictive/x"].dims == ("chain", "draw", "x_dim_0")
 
 
-def test_x_of_any_shape(posterior):
+def test_x_may_have_any_shape(posterior):
     images = MultilevelSimulations((
         LevelSimulations(0, torch.zeros(4, 2), torch.ones(4, 3, 5)),
     ))
@@ -71,7 +71,7 @@ def test_x_of_any_shape(posterior):
     }
 
 
-def test_the_default_observation_is_taken(posterior):
+def test_the_default_observation_is_used(posterior):
     with pytest.raises(ValueError, match="set_default_x"):
         to_datatree(posterior, num_samples=5)
     posterior.set_default_x(X_O)
@@ -82,7 +82,7 @@ def test_the_default_observation_is_taken(posterior):
     assert np.array_equal(tree["observed_data/x"], X_O.numpy())
 
 
-def test_chains_of_mcmc_stay_apart():
+def test_mcmc_chains_stay_separate():
     torch.manual_seed(0)
     trainer = NLE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
     trainer.append_simulations(SIMS[0].theta, SIMS[0].x).train(max_num_epochs=2)
@@ -99,7 +99,7 @@ def test_chains_of_mcmc_stay_apart():
     assert "prior" in tree.children
 
 
-def test_what_does_not_fit_is_said(posterior, monkeypatch):
+def test_arguments_that_do_not_fit_raise(posterior, monkeypatch):
     with pytest.raises(ValueError, match=r"labels has 1 names \['a'\]"):
         to_datatree(posterior, X_O, labels=["a"], num_samples=5)
     weighted = MultilevelSimulations((
@@ -124,7 +124,7 @@ def arviz():
 
 
 def for_arviz(arviz, tree):
-    """Before 1.0 ArviZ had a class of its own."""
+    """ArviZ before 1.0 has its own class."""
     return arviz.from_datatree(tree) if hasattr(arviz, "InferenceData") else tree
 
 
@@ -147,7 +147,7 @@ def test_arviz_plots_it(arviz, posterior):
     plt.close("all")
 
 
-def test_a_file_and_back(posterior, tmp_path):
+def test_a_tree_can_be_saved_and_loaded(posterior, tmp_path):
     pytest.importorskip("h5netcdf")
     tree = to_datatree(posterior, X_O, simulations=SIMS, num_samples=30)
     tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
