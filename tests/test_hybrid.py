@@ -331,9 +331,9 @@ def test_trainings_of_members_are_kept_and_reported():
     report = check_training(inference)
     assert report.verdict == "stopped at max epochs"
     assert "with lower levels, start 1 (level 0): the loss had not" not in str(report)
-    settled = "the loss had not settled after 3 epochs. Raise max_num_epochs."
+    reason = "the loss had not converged after 3 epochs. Increase max_num_epochs."
     number = len(report.verdicts)
-    assert report.reasons[1:] == (f"{number} of {number} runs of members: {settled}",)
+    assert report.reasons[1:] == (f"{number} of {number} runs of members: {reason}",)
     healthy = trained(options={"learning_rate": 5e-3, "stop_after_epochs": 5})
     assert str(check_training(healthy)) == "Training: converged."
 
