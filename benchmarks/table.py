@@ -38,7 +38,7 @@ def _with(low: int, *high: int) -> tuple[tuple[int, ...], ...]:
 
 LINES = (
     Line("g-and-k", "g-and-k", "kl_grid", "KL", _with(10_000, 50, 100, 300)),
-    Line("camels", "CAMELS σ8, the paper's rows", "nlpd", "NLPD", _with(980, 20)),
+    Line("camels", "CAMELS σ8, as in the paper", "nlpd", "NLPD", _with(980, 20)),
     Line("camels-shuffled", "CAMELS σ8, shuffled", "nlpd", "NLPD", _with(980, 20)),
     Line("ou", "OU, 3 parameters", "nlpd", "NLPD", _with(1_000, 10, 50, 100)),
     Line("ou2-published", "OU2", "c2st", "C2ST", _with(10_000, 50, 100, 1_000)),

@@ -16,7 +16,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
     simulate_budget,
 )
-from sbi_multilevel.allocation.optimal import row_costs
+from sbi_multilevel.allocation.optimal import simulation_costs
 from sbi_multilevel_benchmarks.pool import run_records
 from sbi_multilevel_benchmarks.records import Record, Table, over_seeds
 from sbi_multilevel_benchmarks.registry import METHODS, get_task
@@ -47,14 +47,14 @@ SETTINGS = {
 
 def equal_numbers(task: BenchmarkTask, budget: float) -> tuple[int, ...]:
     """Equal numbers of simulations of each level."""
-    count = int(budget // sum(row_costs(task.costs)))
+    count = int(budget // sum(simulation_costs(task.costs)))
     return (count,) * len(task.costs)
 
 
 def equal_spending(task: BenchmarkTask, budget: float) -> tuple[int, ...]:
     """Equal spending on each level: numbers are inverse to costs."""
     share = budget / len(task.costs)
-    return tuple(int(share // cost) for cost in row_costs(task.costs))
+    return tuple(int(share // cost) for cost in simulation_costs(task.costs))
 
 
 RULES = {"equal rows": equal_numbers, "equal spending": equal_spending}

@@ -1,4 +1,4 @@
-"""A plugin of the benchmark: a task without a network, and methods good and bad."""
+"""A plugin: a task without a network, and methods that work, fail or crash."""
 
 import os
 
@@ -14,7 +14,7 @@ from sbi_multilevel_benchmarks import (
 
 
 class Middle(BenchmarkTask):
-    """How far each test theta is from an estimate."""
+    """Distance of test parameters to an estimate."""
 
     family, metric = "npe", "gap"
     num_simulations = (6, 3)
@@ -38,22 +38,22 @@ class Middle(BenchmarkTask):
 
 
 def average(task, simulations, seed):
-    rows = simulations[-1]
-    return Fit(rows.theta.mean(), rows.x, 1, runs=(0, len(rows)))
+    high = simulations[-1]
+    return Fit(high.theta.mean(), high.x, 1, runs=(0, len(high)))
 
 
 def of_all(task, simulations, seed):
-    theta = torch.cat([rows.theta for rows in simulations])
+    theta = torch.cat([level.theta for level in simulations])
     return Fit(theta.mean(), simulations[-1].x, 1)
 
 
-def unlucky(task, simulations, seed):
-    if os.environ.get("UNLUCKY") == str(seed):
-        raise RuntimeError("no luck today")
+def failing(task, simulations, seed):
+    if os.environ.get("FAILING_SEED") == str(seed):
+        raise RuntimeError("a failure")
     return average(task, simulations, seed)
 
 
-def deadly(task, simulations, seed):
+def crashing(task, simulations, seed):
     os._exit(1)
 
 
@@ -61,5 +61,5 @@ register_task("middle", lambda data: Middle())
 register_task("middle-again", lambda data: Middle())
 register_method("average", average)
 register_method("of-all", of_all)
-register_method("unlucky", unlucky)
-register_method("deadly", deadly)
+register_method("failing", failing)
+register_method("crashing", crashing)

@@ -1,4 +1,4 @@
-"""Rows by a pilot against rules of thumb: equal budgets, and the command line."""
+"""The command `allocation`: budgets, records and table."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 
 from sbi_multilevel.allocation.optimal import simulation_costs
 from sbi_multilevel_benchmarks import __main__ as command_line
-from sbi_multilevel_benchmarks import allocation
+from sbi_multilevel_benchmarks import allocation, get_task
 from sbi_multilevel_benchmarks.allocation import (
     RULES,
     SETTINGS,
@@ -16,22 +16,21 @@ from sbi_multilevel_benchmarks.allocation import (
     by_pilot,
 )
 from sbi_multilevel_benchmarks.journal import read_records
-from sbi_multilevel_benchmarks.tasks import get_task
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_rules_spend_the_budget_and_no_more(name):
+def test_rules_spend_the_budget(name):
     task, budget = get_task(name), SETTINGS[name].budget
     unit = np.array(simulation_costs(task.costs))
-    rows = {rule: np.array(RULES[rule](task, budget)) for rule in RULES}
-    for counts in rows.values():
+    numbers = {rule: np.array(RULES[rule](task, budget)) for rule in RULES}
+    for counts in numbers.values():
         assert budget - unit.sum() < unit @ counts <= budget
-    assert len(set(rows["equal rows"])) == 1
-    assert np.ptp(unit * rows["equal spending"]) < unit.max()
+    assert len(set(numbers["equal rows"])) == 1
+    assert np.ptp(unit * numbers["equal spending"]) < unit.max()
 
 
 @pytest.mark.slow
-def test_the_pilot_counts():
+def test_the_cost_of_the_pilot_is_part_of_the_budget():
     task, setting = get_task("g-and-k"), Setting(600.0, (60, 20))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -41,7 +40,7 @@ def test_the_pilot_counts():
 
 
 @pytest.mark.slow
-def test_command_line(monkeypatch, tmp_path, capsys):
+def test_the_command_writes_records_and_prints_a_table(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(allocation, "SETTINGS", {"g-and-k": Setting(600.0, (60, 20))})
     out = tmp_path / "allocation.jsonl"
     command_line.main(["allocation", "--seeds", "1", "--out", str(out)])
@@ -53,14 +52,14 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert len(given.rows) == 4 and str(given) in capsys.readouterr().out
 
 
-def test_what_the_file_has_is_not_run_again(monkeypatch, tmp_path):
+def test_runs_of_the_file_are_not_repeated_but_failed_ones_are(monkeypatch, tmp_path):
     monkeypatch.setattr(allocation, "SETTINGS", {"g-and-k": Setting(600.0, (60, 20))})
     seen = []
 
     def stub(run):
         seen.append((run.scheme, run.seed))
         if run.scheme == "pilot" and len(seen) < 6:
-            raise RuntimeError("no luck")
+            raise RuntimeError("a failure")
         result = {"kl": {"mean": 2.0 + run.seed, "median": 1.0}}
         return {
             **dict(task=run.task, scheme=run.scheme, seed=run.seed, budget=600.0),

@@ -5,13 +5,12 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from sbi_multilevel_benchmarks import mf_abc
-from sbi_multilevel_benchmarks.tasks import get_task
+from sbi_multilevel_benchmarks import get_task, mf_abc
 
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Draws of the tests themselves are the same in each run."""
+    """Tests are seeded."""
     torch.manual_seed(0)
 
 
@@ -28,7 +27,7 @@ def test_weights_have_the_mean_of_plain_abc(budget):
     eta = mf_abc.continuation_probabilities(low, (0.6, 0.2), budget)
     means, counts = [], []
     for _ in range(1_000):
-        chosen = mf_abc.choose_rows(eta, generator)
+        chosen = mf_abc.choose(eta, generator)
         weights = mf_abc.multifidelity_weights(low, high, chosen, eta)
         means.append(weights.mean())
         counts.append(int(chosen.sum()))
@@ -40,16 +39,16 @@ def test_weights_have_the_mean_of_plain_abc(budget):
         assert set(counts) == {budget}
 
 
-def test_rows_are_chosen_with_their_probabilities():
+def test_draws_are_chosen_with_their_probabilities():
     eta = torch.tensor([0.9, 0.1, 0.5, 0.5, 1.0]).double()
     generator = torch.Generator().manual_seed(0)
-    draws = [mf_abc.choose_rows(eta, generator) for _ in range(4_000)]
+    draws = [mf_abc.choose(eta, generator) for _ in range(4_000)]
     mean = torch.stack(draws).double().mean(dim=0)
     error = (eta * (1 - eta) / 4_000).sqrt() + 1e-9
     assert ((mean - eta).abs() < 4.5 * error).all()
 
 
-def test_negative_weights_are_offset_nearby():
+def test_negative_weights_are_offset_against_nearest_neighbors():
     theta = torch.tensor([[0.0], [0.1], [0.2], [9.0], [9.1]])
     weights = torch.tensor([1.0, -0.5, 1.0, 2.0, 0.0], dtype=torch.float64)
     offset = mf_abc.offset_negative(theta, weights)
@@ -99,15 +98,15 @@ def test_mf_abc_recovers_a_gaussian_posterior():
         clamped.append(posterior.sample((2_000,), x=x).mean().item())
     error = np.std(means, ddof=1) / len(means) ** 0.5
     assert abs(np.mean(means) - 0.5) < 4 * error
-    # half of the variance of x is noise that theta knows nothing of
+    # half of the variance of x is noise
     assert np.mean(deviations) == pytest.approx(0.5**0.5, rel=0.15)
-    # what level 0 accepts wrongly lies too low here, and is taken back
-    taken_back = np.subtract(means, clamped)
-    error = np.std(taken_back, ddof=1) / len(means) ** 0.5
-    assert taken_back.mean() > 4 * error
+    # draws that level 0 accepts wrongly are too low, and clamping keeps them
+    gaps = np.subtract(means, clamped)
+    error = np.std(gaps, ddof=1) / len(means) ** 0.5
+    assert gaps.mean() > 4 * error
 
 
-def test_mf_abc_keeps_its_budget_and_repeats_itself():
+def test_mf_abc_keeps_its_budget_and_is_deterministic():
     x = torch.tensor([[1.0]])
     posterior = _Gaussian.posterior(1_000, 20)
     weights, continued = posterior.weights(x)
@@ -118,7 +117,7 @@ def test_mf_abc_keeps_its_budget_and_repeats_itself():
         posterior.sample((5,), x=torch.tensor([[1e6]]))
 
 
-def test_mf_abc_plugs_into_tasks():
+def test_mf_abc_posteriors_are_evaluated_by_tasks():
     for task in (get_task("ou2"), get_task("blob")):
         task.observations, task.true_theta = task.observations[:2], task.true_theta[:2]
         task.num_samples = 100
@@ -137,7 +136,7 @@ def test_mf_abc_plugs_into_tasks():
         (dict(num_high=1), "at least 2"),
     ],
 )
-def test_mf_abc_refuses_bad_arguments(options, match):
+def test_mf_abc_raises_on_invalid_arguments(options, match):
     with pytest.raises(ValueError, match=match):
         _Gaussian.posterior(**{"num_low": 10, "num_high": 5, **options})
     with pytest.raises(ValueError, match="Pass two"):

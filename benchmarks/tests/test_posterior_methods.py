@@ -1,4 +1,4 @@
-"""The benchmark on tasks scored by posteriors, and its transfer methods."""
+"""Methods on tasks that evaluate posteriors."""
 
 import json
 
@@ -11,19 +11,19 @@ from sbi.neural_nets import posterior_nn
 from sbi_multilevel import MFTSNPE, Acquisition
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel_benchmarks import __main__ as command_line
-from sbi_multilevel_benchmarks import posterior_methods, transfer_methods
-from sbi_multilevel_benchmarks.fitted import Mixture
+from sbi_multilevel_benchmarks import posterior_task
+from sbi_multilevel_benchmarks.fit import Mixture
 from sbi_multilevel_benchmarks.journal import read_records
-from sbi_multilevel_benchmarks.methods import METHODS, check_method, fit
-from sbi_multilevel_benchmarks.posterior_methods import POSTERIOR_METHODS
-from sbi_multilevel_benchmarks.run import Run, run_all, run_one
-from sbi_multilevel_benchmarks.tasks import POSTERIOR_TASKS, TASKS, get_task, posterior
+from sbi_multilevel_benchmarks.methods import per_observation, transfer
+from sbi_multilevel_benchmarks.registry import METHODS, TASKS, get_task
+from sbi_multilevel_benchmarks.run import Run, check_method, fit, run_all, run_one
 from sbi_multilevel_benchmarks.tasks.ou_transfer import OUTransfer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
-ROWS = (60, 20)
+COUNTS = (60, 20)
 POINTWISE = {"c2st", "mmd", "nltp", "nrmse"}
-RUNS_ON_POSTERIORS = tuple(m for m in METHODS if not m.startswith("ml-paper"))
+RUNS_ON_POSTERIORS = [m for m in METHODS if not m.startswith("ml-paper")]
+PER_OBSERVATION = [m for m in METHODS if hasattr(METHODS[m], "needs_observations")]
 
 
 @pytest.fixture(autouse=True)
@@ -50,17 +50,17 @@ def small(monkeypatch):
     monkeypatch.setattr(OUTransfer, "build_network", build_network)
     monkeypatch.setattr(OUTransfer, "num_samples", 60)
     monkeypatch.setattr(OUTransfer, "oracle_size", 50)
-    monkeypatch.setattr(posterior, "c2st", fast_c2st)
-    monkeypatch.setattr(posterior, "calibration", lambda *given: {"sbc": [1.0]})
+    monkeypatch.setattr(posterior_task, "c2st", fast_c2st)
+    monkeypatch.setattr(posterior_task, "calibration", lambda *given: {"sbc": [1.0]})
     monkeypatch.setattr(NPE, "train", briefly(NPE.train))
     monkeypatch.setattr(NLE, "train", briefly(NLE.train))
-    monkeypatch.setattr(posterior_methods, "NUM_ROUNDS", 2)
-    monkeypatch.setattr(posterior_methods, "MFTSNPE", two_rounds)
-    transfer_methods.pretrain.cache_clear()
+    monkeypatch.setattr(per_observation, "NUM_ROUNDS", 2)
+    monkeypatch.setattr(per_observation, "MFTSNPE", two_rounds)
+    transfer.pretrain.cache_clear()
 
 
-def _run(method, rows=ROWS, seed=0, observations=2):
-    return Run("ou2", method, rows, seed, observations=observations)
+def _run(method, counts=COUNTS, seed=0, observations=2):
+    return Run("ou2", method, counts, seed, observations=observations)
 
 
 def _without_seconds(records):
@@ -76,45 +76,47 @@ def test_every_method_runs_on_a_posterior_task(method):
     metrics = record["metrics"]
     wanted = POINTWISE - ({"nltp"} if method == "mf-abc" else set())
     # of one observation only: nothing to calibrate
-    wanted |= set() if method in POSTERIOR_METHODS else {"sbc"}
+    wanted |= set() if method in PER_OBSERVATION else {"sbc"}
     assert set(metrics) == wanted
     assert all(np.isfinite(values["mean"]) for values in metrics.values())
     assert record["observations"] == 2
 
 
-def test_networks_are_pretrained_once_for_all_methods_and_rows():
-    for rows in (ROWS, (60, 30)):
+def test_networks_are_pretrained_once_for_all_methods_and_numbers():
+    for counts in (COUNTS, (60, 30)):
         for method in ("mf-ensemble", "mf", "mf-unaligned", "mf-tsnpe-af"):
-            run_one(_run(method, rows))
-    assert transfer_methods.pretrain.cache_info().misses == 5
+            run_one(_run(method, counts))
+    assert transfer.pretrain.cache_info().misses == 5
     run_one(_run("mf", seed=1))
-    assert transfer_methods.pretrain.cache_info().misses == 6
+    assert transfer.pretrain.cache_info().misses == 6
 
 
 @pytest.mark.parametrize("method", ["mf", "mf-ensemble", "mf-tsnpe"])
 def test_a_cached_network_changes_no_result(method):
     first = run_one(_run(method))
     again = run_one(_run(method))
-    transfer_methods.pretrain.cache_clear()
-    anew = run_one(_run(method))
-    records = _without_seconds([first, again, anew])
+    transfer.pretrain.cache_clear()
+    without = run_one(_run(method))
+    records = _without_seconds([first, again, without])
     assert records[0] == records[1] == records[2]
     # two epochs of pre-training, two of fine-tuning; a warm start may stop at once
     assert first["epochs"] >= 2
 
 
-def test_seconds_count_pretraining_that_was_done_before():
+def test_seconds_include_pretraining_of_earlier_runs():
     task = get_task("ou2")
-    fits = [fit("mf", task, ROWS, seed=0) for _ in range(2)]
-    low = transfer_methods.LowRows("ou2", ROWS[0], 0, task, None)
-    pretraining = transfer_methods.pretrain(low, 0).seconds
+    fits = [fit("mf", task, COUNTS, seed=0) for _ in range(2)]
+    data = transfer.PretrainingData("ou2", COUNTS[0], 0, task, None)
+    pretraining = transfer.pretrain(data, 0).seconds
     assert fits[0].seconds_before == 0
     assert fits[1].seconds_before == pytest.approx(pretraining, rel=0.05)
 
 
-def test_a_network_alone_is_the_first_of_the_ensemble():
+def test_a_single_network_is_the_first_of_the_ensemble():
     task = get_task("ou2")
-    alone, ensemble = (fit(m, task, ROWS, 0).judged for m in ("mf", "mf-ensemble"))
+    alone, ensemble = (
+        fit(method, task, COUNTS, 0).evaluated for method in ("mf", "mf-ensemble")
+    )
     theta, x = task.true_theta[:1], task.observations[:1]
     values = [p.log_prob(theta, x=x) for p in (alone, *ensemble.posteriors)]
     assert torch.equal(values[0], values[1])
@@ -123,19 +125,19 @@ def test_a_network_alone_is_the_first_of_the_ensemble():
 
 def test_rounds_run_once_for_each_observation(monkeypatch):
     seen = []
-    run = posterior_methods.RoundsPosterior._run
+    run = per_observation.RoundsPosterior._run
 
     def counted(posterior, x):
         seen.append(x)
         return run(posterior, x)
 
-    monkeypatch.setattr(posterior_methods.RoundsPosterior, "_run", counted)
+    monkeypatch.setattr(per_observation.RoundsPosterior, "_run", counted)
     run_one(_run("mf-tsnpe"))
     assert torch.equal(torch.cat(seen), get_task("ou2").observations[:2])
 
 
-def test_rounds_are_those_of_the_kept_records_or_of_the_paper():
-    """Defaults of `MFTSNPE` may change, what a name in the records stands for not."""
+def test_settings_of_rounds_are_those_of_the_records_or_of_the_paper():
+    """Settings of the names in the records do not change with defaults of `MFTSNPE`."""
     recorded, paper = (METHODS[f"mf-tsnpe-af{end}"] for end in ("", "-paper"))
     assert recorded.acquisition == Acquisition(
         share=0.2, pool_size=250, first_round=False, fixed_pool=False
@@ -143,7 +145,7 @@ def test_rounds_are_those_of_the_kept_records_or_of_the_paper():
     assert paper.acquisition == Acquisition()
     for method, num_networks in (("mf-tsnpe-af-paper", 1), ("mf-tsnpe-af", 5)):
         run_one(_run(method))
-        assert transfer_methods.pretrain.cache_info().misses == num_networks
+        assert transfer.pretrain.cache_info().misses == num_networks
 
 
 def test_a_mixture_is_the_mean_density():
@@ -172,21 +174,21 @@ def test_transfer_uses_all_levels_of_a_likelihood_task():
     task = get_task("toggle-switch")
     task.num_test, task.num_samples = 3, 20
     sims = task.simulate((60, 20, 10), seed=0)
-    network = transfer_methods.Pretrained(None, 0, 0.0)
-    trainer = METHODS["mf-ensemble"]._fine_tuner(task, sims, network)
-    assert [len(rows) for rows in trainer._x_roundwise] == [20, 10]
+    trainer = transfer.build_trainer(task, transfer.TransferConfig())
+    trainer = transfer.append_unpaired(trainer, list(sims)[1:])
+    assert [len(x) for x in trainer._x_roundwise] == [20, 10]
     result = fit("mf-ensemble", task, (60, 20, 10), seed=0)
-    assert np.isfinite(task.evaluate(result.judged, None)["mmd_squared"]).all()
+    assert np.isfinite(task.evaluate(result.evaluated, None)["mmd_squared"]).all()
 
 
 # ------------------------------------------------------------- what cannot run
 
 
-@pytest.mark.parametrize("method", POSTERIOR_METHODS)
+@pytest.mark.parametrize("method", PER_OBSERVATION)
 @pytest.mark.parametrize("task", ["g-and-k", "ou"])
-def test_methods_of_one_observation_need_observations(method, task):
+def test_methods_per_observation_need_observations(method, task):
     with pytest.raises(ValueError, match=f"method='{method}' infers one"):
-        fit(method, get_task(task), ROWS, seed=0)
+        fit(method, get_task(task), COUNTS, seed=0)
 
 
 def test_methods_of_the_reference_code_need_its_settings():
@@ -196,7 +198,7 @@ def test_methods_of_the_reference_code_need_its_settings():
 
 @pytest.mark.parametrize("task, observations", [("ou2", 1), ("ou", 2)])
 def test_observations_are_two_or_more_of_a_posterior_task(task, observations):
-    run = Run(task, "mf", ROWS, 0, observations=observations)
+    run = Run(task, "mf", COUNTS, 0, observations=observations)
     with pytest.raises(ValueError, match="must be at least 2"):
         run.build_task()
 
@@ -214,10 +216,10 @@ def _stub_run_one(run):
     }
 
 
-def test_runs_that_share_low_rows_follow_each_other(monkeypatch):
+def test_runs_with_the_same_simulations_of_level_0_follow_each_other(monkeypatch):
     runs = [
-        _run(method, rows, seed)
-        for rows in ((60, 20), (60, 30), (80, 20))
+        _run(method, counts, seed)
+        for counts in ((60, 20), (60, 30), (80, 20))
         for method in ("high", "mf")
         for seed in (0, 1)
     ]
@@ -229,14 +231,21 @@ def test_runs_that_share_low_rows_follow_each_other(monkeypatch):
     assert order == groups
 
 
-@pytest.mark.parametrize("name", (*TASKS, *POSTERIOR_TASKS))
+@pytest.mark.parametrize("name", list(TASKS))
 def test_the_command_line_knows_all_tasks_and_methods(name, monkeypatch):
     runs = []
     monkeypatch.setattr(Run, "build_task", lambda run: None)
     monkeypatch.setattr(
         command_line, "run_all", lambda given, *_: runs.extend(given) or []
     )
-    options = ["--rows", "60,20", "--data", "some.npz", "--observations", "3"]
+    options = [
+        "--num-simulations",
+        "60,20",
+        "--data",
+        "some.npz",
+        "--observations",
+        "3",
+    ]
     command_line.main([name, *options, "--methods", *METHODS, "--seeds", "1"])
     assert [run.method for run in runs] == list(METHODS)
     assert {(run.task, run.data, run.observations) for run in runs} == {
@@ -244,10 +253,11 @@ def test_the_command_line_knows_all_tasks_and_methods(name, monkeypatch):
     }
 
 
-def test_the_command_line_judges_posteriors(tmp_path, capsys):
+def test_the_command_line_evaluates_posteriors(tmp_path, capsys):
     out = tmp_path / "out.jsonl"
-    options = ["--methods", "mf", "mf-abc", "--rows", "60,20", "60,30", "--seeds", "1"]
-    command_line.main(["ou2", *options, "--observations", "2", "--out", str(out)])
+    numbers = ["--num-simulations", "60,20", "60,30", "--observations", "2"]
+    options = ["--methods", "mf", "mf-abc", "--seeds", "1", "--out", str(out)]
+    command_line.main(["ou2", *numbers, *options])
     records = read_records(out)
     assert [r["method"] for r in records] == ["mf", "mf-abc"] * 2
     assert [r["runs"] for r in records] == [[60, 20]] * 2 + [[60, 30]] * 2

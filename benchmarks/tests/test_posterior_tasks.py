@@ -1,4 +1,4 @@
-"""Tasks scored by posteriors, and their exact posteriors."""
+"""Tasks that evaluate posteriors, and their exact posteriors."""
 
 import importlib.util
 import os
@@ -11,25 +11,29 @@ from scipy.integrate import solve_ivp
 from torch.distributions import MultivariateNormal, Normal
 
 from sbi_multilevel_benchmarks.metrics import nltp, nrmse
-from sbi_multilevel_benchmarks.tasks import POSTERIOR_TASKS, blob, get_task, sbibm
+from sbi_multilevel_benchmarks.posterior_task import sample_density
+from sbi_multilevel_benchmarks.registry import TASKS, get_task
+from sbi_multilevel_benchmarks.tasks import blob, sbibm
 from sbi_multilevel_benchmarks.tasks import ou_transfer as ou
-from sbi_multilevel_benchmarks.tasks.posterior import sample_density
 
-EXACT = tuple(name for name in POSTERIOR_TASKS if name != "blob")
+DENSITY_TASKS = ("camels", "g-and-k", "toggle-switch", "ou", "ou-useless")
+DENSITY_TASKS += ("camels-shuffled", "g-and-k-useless")
+POSTERIOR_TASKS = [name for name in TASKS if name not in DENSITY_TASKS]
+EXACT = [name for name in POSTERIOR_TASKS if name != "blob"]
 UNPAIRED = ("ou2-published", "ou-reverse")
-# level 0 of these does not resemble level 1, and the package says so
+# level 0 of some tasks is very different from level 1
 UNLIKE = pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken")
 
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Draws of the tests themselves are the same in each run."""
+    """Tests are seeded."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def task(request):
-    """A task with two observations and few samples, or a skip without its files."""
+    """A task with two observations and few samples; skipped without its files."""
     name = request.param
     if name in ("slcp", "sir") and importlib.util.find_spec("sbibm") is None:
         pytest.skip("sbibm is not installed")
@@ -57,15 +61,15 @@ class Stub:
 
 @UNLIKE
 @pytest.mark.parametrize("task", POSTERIOR_TASKS, indirect=True)
-def test_every_task_keeps_the_contract(task):
+def test_posterior_tasks_keep_the_contract(task):
     counts = (1_000, 50) if task.name == "ou2-published" else (30, 10)
     sims, again = (task.simulate(counts, seed=1) for _ in range(2))
     assert sims.num_simulations == counts and len(task.costs) == 2
-    for rows, same in zip(sims, again):
-        assert torch.equal(rows.x, same.x) and torch.equal(rows.theta, same.theta)
-        assert torch.isfinite(rows.x).all()
-        assert torch.isfinite(task.prior.log_prob(rows.theta)).all()
-        assert rows.x.shape[1:] == task.observations.shape[1:]
+    for level, same in zip(sims, again):
+        assert torch.equal(level.x, same.x) and torch.equal(level.theta, same.theta)
+        assert torch.isfinite(level.x).all()
+        assert torch.isfinite(task.prior.log_prob(level.theta)).all()
+        assert level.x.shape[1:] == task.observations.shape[1:]
     other = task.simulate(counts, seed=2)
     assert torch.equal(sims[0].x, other[0].x) == (task.name == "ou2-published")
     assert (sims[1].x_coarse is None) == (task.name in UNPAIRED)
@@ -88,7 +92,7 @@ def test_the_network_stays_inside_the_prior(task):
 
 
 @pytest.mark.parametrize("task", EXACT, indirect=True)
-def test_the_exact_posterior_scores_well_and_the_prior_does_not(task):
+def test_metrics_of_the_exact_posterior_are_better_than_those_of_the_prior(task):
     exact = [task.reference(i) for i in range(2)]
     assert all(torch.isfinite(task.prior.log_prob(rows)).all() for rows in exact)
     if hasattr(task, "exact_posterior"):  # other samples than the reference
@@ -104,7 +108,7 @@ def test_the_exact_posterior_scores_well_and_the_prior_does_not(task):
     assert np.isfinite(good["nrmse"]).all()
 
 
-def test_a_blob_is_judged_by_its_true_parameters():
+def test_a_blob_is_evaluated_by_its_true_parameters():
     task = get_task("blob")
     task.num_samples = 50
 
@@ -124,7 +128,7 @@ def test_a_blob_is_judged_by_its_true_parameters():
         task.reference(0)
 
 
-def test_tasks_refuse_what_they_cannot_do(monkeypatch, tmp_path):
+def test_tasks_raise_on_invalid_arguments(monkeypatch, tmp_path):
     monkeypatch.delenv(ou.DATA_VARIABLE, raising=False)
     with pytest.raises(ValueError, match="--data FILE"):
         get_task("ou2-published")
@@ -143,7 +147,7 @@ def test_tasks_refuse_what_they_cannot_do(monkeypatch, tmp_path):
 # ------------------------------------------------------------- metrics
 
 
-def test_nrmse_counts_the_spread_and_the_range():
+def test_nrmse_depends_on_the_spread_and_the_range():
     truth = torch.tensor([[0.0, 0.0], [2.0, 10.0]])
     off = truth.unsqueeze(1) + torch.tensor([1.0, 5.0])
     assert torch.allclose(nrmse(off.expand(-1, 7, -1), truth), torch.full((2,), 0.5))
@@ -153,7 +157,7 @@ def test_nrmse_counts_the_spread_and_the_range():
         nrmse(off[:1], truth[:1])
 
 
-def test_nltp_asks_for_one_observation_at_a_time():
+def test_nltp_evaluates_one_observation_at_a_time():
     class Posterior:
         def log_prob(self, theta, x, norm_posterior=True):
             assert theta.shape == (1, 2) and x.shape == (1, 3) and not norm_posterior
@@ -182,7 +186,7 @@ def test_ou_likelihood_is_that_of_the_simulator(num_parameters):
     assert value.item() == pytest.approx(exact.log_prob(x).item(), abs=1e-7)
 
 
-def test_independent_draws_are_what_they_are_said_to_be():
+def test_independent_draws_have_their_moments():
     theta = torch.tensor([[1.5, 0.4, 0.9]]).expand(20_000, -1)
     noise = ou.OUTransfer.noise(20_000, torch.Generator().manual_seed(0))
     x = ou.independent(theta, noise)
@@ -203,7 +207,7 @@ def test_perturbed_levels_share_their_noise():
 
 
 @UNLIKE
-def test_useless_rows_have_the_moments_of_useful_ones():
+def test_simulations_of_a_useless_level_have_the_moments_of_the_process():
     task = ou.OUUseless()
     rows = task.simulate((2, 4_000), seed=0)[1]
     for moment, atol in ((torch.mean, 0.1), (torch.std, 0.1)):
@@ -237,7 +241,7 @@ def test_exact_posteriors_agree_with_importance_weights(task):
     assert ((samples.std(dim=0) - square.sqrt()).abs() < 6 * error).all()
 
 
-def test_a_grid_too_coarse_is_refused():
+def test_a_grid_that_is_too_coarse_raises():
     def spikes(points):
         return 1e5 * torch.cos(1_000 * points[:, 0])
 
@@ -246,7 +250,7 @@ def test_a_grid_too_coarse_is_refused():
 
 
 @pytest.mark.parametrize("task", ["ou2-published"], indirect=True)
-def test_published_rows_come_in_published_numbers(task):
+def test_published_simulations_have_published_numbers_only(task):
     sims = task.simulate((10_000, 100), seed=0)
     assert sims.num_simulations == (10_000, 100)
     with pytest.raises(ValueError, match=r"\[50, 100, 1000\]"):
@@ -254,7 +258,7 @@ def test_published_rows_come_in_published_numbers(task):
 
 
 @pytest.mark.parametrize("task", ["ou2-published"], indirect=True)
-def test_published_posteriors_have_another_offset_than_published_rows(task):
+def test_published_posteriors_have_another_offset_than_simulations(task):
     task = ou.OUPublished()
     rows = task.simulate((1_000, 1_000), seed=0)[1]
     assert (rows.x[:, 0] - rows.theta[:, 0]).mean().item() == pytest.approx(
@@ -300,10 +304,10 @@ def test_slcp_likelihood_is_multivariate_normal():
     x = sbibm.points(theta, noise[:1])[0]
     value = sbibm.slcp_log_likelihood(theta, x)
     assert value.item() == pytest.approx(exact.log_prob(x.reshape(4, 2)).sum().item())
-    many = sbibm.centred_points(theta.expand(20_000, -1), noise).reshape(-1, 2)
+    many = sbibm.centered_points(theta.expand(20_000, -1), noise).reshape(-1, 2)
     ratio = torch.cov(many.T) / covariance
     assert torch.allclose(ratio, torch.ones_like(ratio), atol=0.05)
-    shift = sbibm.points(theta, noise[:1]) - sbibm.centred_points(theta, noise[:1])
+    shift = sbibm.points(theta, noise[:1]) - sbibm.centered_points(theta, noise[:1])
     assert torch.allclose(shift, theta[:, :2].repeat(1, 4))
 
 

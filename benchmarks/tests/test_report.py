@@ -1,4 +1,4 @@
-"""From records to tables, curves and the page, against values computed by hand."""
+"""Tables, plots and the page of records, against values computed by hand."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sbi_multilevel_benchmarks import __main__ as command_line
-from sbi_multilevel_benchmarks.plots import _ticks, arrange, draw, png
+from sbi_multilevel_benchmarks.plots import arrange, draw, png
 from sbi_multilevel_benchmarks.records import (
     cells,
     failed,
@@ -19,14 +19,15 @@ from sbi_multilevel_benchmarks.records import (
 from sbi_multilevel_benchmarks.report import write_report
 
 
-def _record(method, seed, gap, rows=(100, 10), task="middle", **more):
-    runs = {"high": [0, rows[1]], "low": [rows[0], 0], "oracle": [0, 5_000]}.get(
-        method, [sum(rows), rows[1]]
+def _record(method, seed, gap, counts=(100, 10), task="middle", **more):
+    low, high = counts
+    runs = {"high": [0, high], "low": [low, 0], "oracle": [0, 5_000]}.get(
+        method, [low + high, high]
     )
     return {
         "task": task,
         "method": method,
-        "num_simulations": list(rows),
+        "num_simulations": list(counts),
         "seed": seed,
         "metric": "gap",
         "metrics": {"gap": {"mean": gap, "median": gap / 2}},
@@ -44,15 +45,15 @@ def _record(method, seed, gap, rows=(100, 10), task="middle", **more):
 def _failure(seed):
     record = _record("high", seed, 0.0)
     del record["metrics"]
-    return {**record, "error": "RuntimeError: <bad> luck"}
+    return {**record, "error": "RuntimeError: <bad> value"}
 
 
 @pytest.fixture
 def records():
     return [
-        _record(method, seed, gap + 0.1 * seed, rows, task)
+        _record(method, seed, gap + 0.1 * seed, counts, task)
         for task in ("middle", "other & more")
-        for rows in ((100, 10), (100, 40))
+        for counts in ((100, 10), (100, 40))
         for method, gap in (("high", 3), ("low", 2.5), ("ml", 2), ("oracle", 1))
         for seed in range(5)
     ]
@@ -76,7 +77,7 @@ def test_means_standard_errors_and_medians_are_those_by_hand():
     assert str(over_seeds([1.0, math.inf])) == "inf"
 
 
-def test_the_last_record_of_a_run_counts_and_failures_do_not():
+def test_the_last_record_of_a_run_is_used_and_failures_are_not():
     given = [_record("ml", 0, 1.0), _failure(0), _record("ml", 0, 5.0), _failure(1)]
     given.append(_record("high", 0, 9.0))  # of the first failure, tried again
     assert [r["metrics"]["gap"]["mean"] for r in finished(given)] == [5.0, 9.0]
@@ -85,9 +86,9 @@ def test_the_last_record_of_a_run_counts_and_failures_do_not():
     assert len(cells([*given, other])) == 3
 
 
-def test_a_table_is_in_order_and_marks_few_seeds(records):
-    given = table(cells([*records, _record("new", 0, 1.0, rows=(100, 10))]))
-    assert given.header[:4] == ("task", "rows", "method", "seeds")
+def test_a_table_is_sorted_and_marks_few_seeds(records):
+    given = table(cells([*records, _record("new", 0, 1.0, counts=(100, 10))]))
+    assert given.header[:4] == ("task", "simulations", "method", "seeds")
     assert given.header[4:] == ("gap (mean)", "gap (median)", "cost", "seconds")
     order = [row[:3] for row in given.rows if row[0] == "middle"]
     methods = ["high", "low", "ml", "oracle"]
@@ -103,7 +104,7 @@ def test_a_table_is_in_order_and_marks_few_seeds(records):
     )
 
 
-def test_metrics_that_a_method_lacks_are_dashes_and_the_main_one_is_first():
+def test_missing_metrics_are_dashes_and_the_main_metric_is_first():
     few = {"only": {"mean": 1.0, "median": 2.0}}
     given = [_record("a", 0, 1.0, metrics=few), _record("b", 0, 3.0)]
     lines = str(table(cells(given))).splitlines()
@@ -130,49 +131,43 @@ def _across(axes):
     return {n: line.get_ydata()[0] for n, line in lines.items() if "_" not in n}
 
 
-def test_curves_are_against_high_fidelity_rows_and_against_cost(records):
+def test_curves_are_against_high_fidelity_simulations_and_against_cost(records):
     left, right = _panels([r for r in records if r["task"] == "middle"])
     assert left.get_xscale() == right.get_xscale() == "log"
     x, y, bars = _points(left, "ml")
-    # moved aside by little, to be told apart
-    assert x == pytest.approx([10, 40], rel=0.05)
+    # error bars are moved apart
+    assert x == pytest.approx([10, 40], rel=0.1)
     assert y == pytest.approx([2.2, 2.2])
     half = (bars[0][1][1] - bars[0][0][1]) / 2
     assert half == pytest.approx(math.sqrt(0.025 / 5))
     x, y, _ = _points(right, "high")
-    assert x == pytest.approx([100, 400], rel=0.05) and y == pytest.approx([3.2, 3.2])
-    assert _points(right, "low")[0] == pytest.approx([100, 100], rel=0.05)
+    assert x == pytest.approx([100, 400], rel=0.15) and y == pytest.approx([3.2, 3.2])
+    assert _points(right, "low")[0] == pytest.approx([100, 100], rel=0.15)
 
 
-def test_the_oracle_is_on_every_panel_and_low_rows_cross_the_first(records):
+def test_the_oracle_is_in_both_panels_and_low_fidelity_in_the_first_as_a_line(records):
     left, right = _panels([r for r in records if r["task"] == "middle"])
-    assert _across(left) == pytest.approx({"oracle (5000 rows)": 1.2, "low": 2.7})
-    assert _across(right) == pytest.approx({"oracle (5000 rows)": 1.2})
+    assert _across(left) == pytest.approx({
+        "oracle (5000 simulations)": 1.2,
+        "low": 2.7,
+    })
+    assert _across(right) == pytest.approx({"oracle (5000 simulations)": 1.2})
     assert len(left.patches) == 2 and len(right.patches) == 1  # bands
 
 
-def test_a_missing_oracle_and_missing_seeds_are_told():
+def test_the_legend_has_a_missing_oracle_and_missing_seeds():
     figure = draw(cells([_record("ml", seed, 1.0) for seed in range(2)]))
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["ml, 2 of 5 seeds", "(oracle not run)"]
 
 
-def test_ticks_are_few_and_inside():
-    assert _ticks([50, 100, 300], math.log(6)) == [50, 100, 300]
-    assert _ticks([50, 51, 4_000], math.log(80)) == [
-        *(50, 100, 200, 500, 1_000, 2_000, 5_000)
-    ]
-    assert _ticks([3e3, 3.1e3], math.log(2)) == [3e3]
-    assert _ticks([1, 1.1, 1e6], math.log(1e6)) == [10.0**n for n in range(7)]
-
-
-def test_other_rows_below_are_other_lines(records):
-    more = [_record("ml", seed, 1.0, rows=(500, 10)) for seed in range(5)]
+def test_other_numbers_below_the_highest_level_are_other_lines(records):
+    more = [_record("ml", seed, 1.0, counts=(500, 10)) for seed in range(5)]
     lines = arrange([c for c in cells([*records[:20], *more]) if c.method != "oracle"])
     labels = [line.label for line in lines]
     assert labels == ["high", "low (100 below)", "ml (100 below)", "ml (500 below)"]
-    assert len({line.colour for line in lines}) == 4
+    assert len({line.color for line in lines}) == 4
 
 
 def test_figures_of_unknown_cost_and_infinite_errors_are_drawn(records):
@@ -203,7 +198,7 @@ class _Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_needs_nothing_else_and_has_every_task(records, tmp_path):
+def test_the_page_is_self_contained_and_has_every_task(records, tmp_path):
     page = write_report([*records, _failure(9)], tmp_path / "deep" / "report")
     text = page.read_text(encoding="utf-8")
     reader = _Reader()
@@ -215,7 +210,7 @@ def test_the_page_needs_nothing_else_and_has_every_task(records, tmp_path):
     pictures = {base64.b64decode(src.removeprefix(kind)) for src in images}
     assert pictures == {file.read_bytes() for file in page.parent.glob("*.png")}
     assert len(pictures) == 2
-    # nothing is fetched: links go within the page
+    # links are within the page
     assert not {"script", "link", "iframe"} & {tag for tag, _ in reader.tags}
     links = [a["href"] for _, a in reader.tags if "href" in a]
     anchors = {a["id"] for _, a in reader.tags if "id" in a}
@@ -224,10 +219,10 @@ def test_the_page_needs_nothing_else_and_has_every_task(records, tmp_path):
     for task in ("middle", "other &amp; more"):
         assert f"<h2>{task}</h2>" in text and f">{task}</td>" in text
     assert "2.200 ± 0.071" in text and "python -m x &lt;y&gt;" in text
-    assert "seed 9: RuntimeError: &lt;bad&gt; luck" in text
+    assert "seed 9: RuntimeError: &lt;bad&gt; value" in text
 
 
-def test_the_command_line_reports_files(records, tmp_path, capsys):
+def test_the_command_line_writes_the_report(records, tmp_path, capsys):
     for name, part in (("a", records[:20]), ("b", records[20:])):
         lines = "".join(json.dumps(record) + "\n" for record in part)
         (tmp_path / f"{name}.jsonl").write_text(lines)

@@ -1,4 +1,4 @@
-"""Runs of the benchmark: a plugin, going on after a kill, failures, processes."""
+"""Runs of the benchmark: plugins, resuming, failures, processes."""
 
 import json
 import os
@@ -9,22 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbi_multilevel import LevelSimulations, MultilevelSimulations, benchmark
+import sbi_multilevel_benchmarks
+from sbi_multilevel import LevelSimulations, MultilevelSimulations
 from sbi_multilevel_benchmarks import __main__ as command_line
 from sbi_multilevel_benchmarks import registry, run
-from sbi_multilevel_benchmarks.fitted import Fit, runs_of
+from sbi_multilevel_benchmarks.fit import Fit, runs_of
 from sbi_multilevel_benchmarks.journal import Journal, read_records
 from sbi_multilevel_benchmarks.pool import FailedRun, run_groups
 from sbi_multilevel_benchmarks.records import finished, key
-from sbi_multilevel_benchmarks.tasks import get_task
+from sbi_multilevel_benchmarks.registry import get_task
 
-PLUGIN = Path(__file__).parent / "benchmark_plugin.py"
+PLUGIN = Path(__file__).parent / "plugin.py"
 TINY = ["middle", "--methods", "average", "of-all", "--seeds", "2"]
 
 
 @pytest.fixture(autouse=True)
 def registries():
-    """What a test registers is forgotten after it."""
+    """Tasks and methods registered by a test are removed after it."""
     kept = [(known, known.copy()) for known in (registry.TASKS, registry.METHODS)]
     yield
     for known, before in kept:
@@ -81,24 +82,24 @@ def test_a_plugin_adds_tasks_and_methods(out, capsys):
     # a pair of level 1 is a run of level 0, too
     assert runs == {"average": ([0, 3], 30.0), "of-all": ([9, 3], 39.0)}
     assert "| middle-again | 6 + 3 | of-all | 2 |" in capsys.readouterr().out
-    # what is cached is told apart by it
     assert get_task("middle-again").name == "middle-again"
 
 
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 def test_the_example_of_the_documentation_runs(out, tmp_path):
-    text = benchmark.__doc__ or ""
+    text = sbi_multilevel_benchmarks.__doc__ or ""
     _, _, example = text.partition("::\n\n")
-    example, _, _ = example.partition("\nA task whose")
+    example, _, _ = example.partition("\nA task that")
     file = tmp_path / "my.py"
     file.write_text(textwrap.dedent(example))
-    rows = ["--rows", "60,20", "--seeds", "1", "--plugin", str(file), "--out", str(out)]
-    command_line.main(["my-task", "--methods", "high", "my-method", *rows])
+    options = ["--num-simulations", "60,20", "--seeds", "1", "--out", str(out)]
+    methods = ["--methods", "high", "my-method", "--plugin", str(file)]
+    command_line.main(["my-task", *methods, *options])
     costs = {r["method"]: r["cost"] for r in read_records(out)}
     assert costs == {"high": 400.0, "my-method": 200.0}
 
 
-def test_a_record_says_where_it_comes_from_and_names_no_path(out):
+def test_a_record_has_its_provenance_and_no_path(out):
     _command(*TINY, "--seeds=1", out=out)
     record = read_records(out)[0]
     assert record["versions"]["sbi"].startswith("0.27")
@@ -110,9 +111,9 @@ def test_a_record_says_where_it_comes_from_and_names_no_path(out):
     assert command_line._command(["ou", "--data=/home/me"]).endswith(" ou --data=FILE")
 
 
-def test_names_are_given_once_and_plugins_exist(tmp_path):
+def test_names_are_unique_and_plugins_exist(tmp_path):
     registry.load_plugin(PLUGIN)
-    registry.load_plugin(PLUGIN)  # not run twice
+    registry.load_plugin(PLUGIN)  # is run once
     with pytest.raises(ValueError, match="name='middle' is the name of another task"):
         registry.register_task("middle", lambda data: None)
     with pytest.raises(ValueError, match="name='ml' is the name of another method"):
@@ -123,12 +124,12 @@ def test_names_are_given_once_and_plugins_exist(tmp_path):
         registry.load_plugin(tmp_path / "none.py")
 
 
-def test_all_methods_have_the_same_rows_and_test_points(out):
+def test_all_methods_have_the_same_simulations_and_test_points(out):
     registry.load_plugin(PLUGIN)
     given, evaluated = [], []
 
     def spy(task, simulations, seed):
-        torch.rand(1 + len(given))  # a method that draws must not change the others
+        torch.rand(1 + len(given))  # methods do not share random numbers
         given.append(simulations)
         simulate = task.simulate_high
 
@@ -164,14 +165,14 @@ def test_runs_make_the_cost_of_all_simulations(paired):
     assert cost == simulations.total_cost
 
 
-# ------------------------------------------------------------- going on
+# ------------------------------------------------------------- resuming
 
 
-def test_the_same_command_runs_what_the_file_lacks(out, counted):
+def test_the_same_command_runs_the_missing_runs(out, counted):
     _command(*TINY, out=out)
     before, lines = read_records(out), out.read_bytes().splitlines(keepends=True)
     assert len(counted) == 4
-    # killed while it wrote the third
+    # killed while writing the third
     out.write_bytes(b"".join(lines[:2]) + lines[2][:50])
     counted.clear()
     _command(*TINY, out=out)
@@ -182,22 +183,22 @@ def test_the_same_command_runs_what_the_file_lacks(out, counted):
     _command(*TINY[:-1], "3", out=out)
     assert [seed for _, _, _, seed, _ in counted] == [2, 2]
     counted.clear()
-    _command(*TINY, "--rows", "6,3", "6,4", out=out)
-    assert [rows for _, _, rows, _, _ in counted] == [(6, 4)] * 4
+    _command(*TINY, "--num-simulations", "6,3", "6,4", out=out)
+    assert [counts for _, _, counts, _, _ in counted] == [(6, 4)] * 4
 
 
 def test_each_record_is_on_disk_before_the_next_run(out, monkeypatch):
     seen, synced, run_one = [], [], run.run_one
 
-    def look(given):
+    def observe(given):
         seen.append((len(read_records(out)), len(synced)))
         return run_one(given)
 
-    monkeypatch.setattr(run, "run_one", look)
+    monkeypatch.setattr(run, "run_one", observe)
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
     _command(*TINY, out=out)
     assert seen == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    # of the whole line, not of what was left in a buffer
+    # complete lines
     assert synced == sorted(set(synced)) and synced[-1] == out.stat().st_size
 
 
@@ -205,7 +206,7 @@ def test_each_record_is_on_disk_before_the_next_run(out, monkeypatch):
     "end, kept",
     [(b'{"a": 1}\n{"b"', 1), (b'{"a": 1}\n{"b": 2}', 2), (b"", 0), (b'{"a', 0)],
 )
-def test_half_a_line_at_the_end_is_cut_off(tmp_path, end, kept):
+def test_an_incomplete_last_line_is_removed(tmp_path, end, kept):
     path = tmp_path / "out.jsonl"
     path.write_bytes(end)
     assert len(read_records(path)) == kept and path.read_bytes() == end
@@ -215,7 +216,7 @@ def test_half_a_line_at_the_end_is_cut_off(tmp_path, end, kept):
     assert len(read_records(path)) == kept + 1 and read_records(path)[-1]["c"] == "é"
 
 
-def test_other_bad_lines_are_refused(tmp_path):
+def test_other_invalid_lines_raise(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text('{"a": 1}\n[2]\n{"b": 2}\n')
     with pytest.raises(ValueError, match="Line 2 of path"):
@@ -227,32 +228,32 @@ def test_other_bad_lines_are_refused(tmp_path):
 # ------------------------------------------------------------- failures
 
 
-def test_a_failure_is_recorded_costs_no_other_run_and_is_tried_again(
+def test_a_failure_is_recorded_ends_no_other_run_and_is_repeated(
     out, counted, monkeypatch, capsys
 ):
-    command = ["middle", "--methods", "unlucky", "average", "--seeds", "2"]
-    monkeypatch.setenv("UNLUCKY", "0")
+    command = ["middle", "--methods", "failing", "average", "--seeds", "2"]
+    monkeypatch.setenv("FAILING_SEED", "0")
     with pytest.raises(SystemExit) as ended:
         _command(*command, out=out)
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert "1 runs failed" in printed.out
-    assert "middle unlucky (6, 3) seed 0: RuntimeError: no luck today" in printed.out
-    assert 'raise RuntimeError("no luck today")' in printed.err
+    assert "middle failing (6, 3) seed 0: RuntimeError: a failure" in printed.out
+    assert 'raise RuntimeError("a failure")' in printed.err
     records = read_records(out)
     (failure,) = [record for record in records if "error" in record]
-    assert failure["error"] == "RuntimeError: no luck today" and "date" in failure
+    assert failure["error"] == "RuntimeError: a failure" and "date" in failure
     assert len(finished(records)) == 3
     counted.clear()
-    monkeypatch.delenv("UNLUCKY")
+    monkeypatch.delenv("FAILING_SEED")
     _command(*command, out=out)
-    assert counted == [("middle", "unlucky", (6, 3), 0, None)]
+    assert counted == [("middle", "failing", (6, 3), 0, None)]
     assert len(finished(read_records(out))) == 4
 
 
-def test_what_cannot_run_is_told_before_anything_runs(out, counted):
+def test_invalid_runs_raise_before_anything_is_run(out, counted):
     with pytest.raises(ValueError, match="has 3 numbers, but task='middle' has 2"):
-        _command(*TINY, "--rows", "6,3", "6,3,2", out=out)
+        _command(*TINY, "--rows", "6,3", "6,3,2", out=out)  # the deprecated alias
     with pytest.raises(ValueError, match="infers one observation"):
         _command("middle", "--methods", "average", "mf-abc", out=out)
     assert counted == []
@@ -261,15 +262,15 @@ def test_what_cannot_run_is_told_before_anything_runs(out, counted):
 # ------------------------------------------------------------- processes
 
 
-def test_processes_give_the_same_records_and_one_that_dies_loses_one_run(out, tmp_path):
+def test_processes_give_the_same_records_and_a_crash_loses_one_run(out, tmp_path):
     alone = tmp_path / "alone.jsonl"
     _command(*TINY, out=alone)
-    methods = ["--methods", "average", "deadly", "of-all", "--seeds", "2"]
+    methods = ["--methods", "average", "crashing", "of-all", "--seeds", "2"]
     with pytest.raises(SystemExit):
         _command("middle", *methods, "--workers", "2", out=out)
     records = read_records(out)
     deaths = [record for record in records if "error" in record]
-    assert [record["method"] for record in deaths] == ["deadly"] * 2
+    assert [record["method"] for record in deaths] == ["crashing"] * 2
     assert all(
         "its process ended with exit code 1" in record["error"] for record in deaths
     )
@@ -282,19 +283,18 @@ def test_processes_give_the_same_records_and_one_that_dies_loses_one_run(out, tm
     assert given[0] == given[1]
 
 
-def test_groups_stay_in_one_process_and_stopping_ends_all():
-    def call(item):
-        import os
+def _call(item):
+    time.sleep(60 if item == "long" else 0)
+    if item == "bad":
+        raise KeyError(item)
+    return {"item": item, "process": os.getpid()}
 
-        time.sleep(60 if item == "long" else 0)
-        if item == "bad":
-            raise KeyError(item)
-        return {"item": item, "process": os.getpid()}
 
+def test_groups_stay_in_one_process_and_closing_ends_all():
     groups = [["a", "bad", "b", "long"], ["c", "d", "long"], ["never"]]
     results = {}
     start = time.monotonic()
-    running = run_groups(call, groups, num_workers=2)
+    running = run_groups(_call, groups, num_workers=2)
     while len(results) < 5:
         item, result = next(running)
         results[item] = result
