@@ -1,4 +1,4 @@
-"""Which errors are ours."""
+"""Which errors are those of this package."""
 
 import ast
 import traceback

@@ -1,4 +1,4 @@
-r"""A linear-Gaussian problem with three levels, where everything is known.
+r"""A linear-Gaussian problem with three levels, with exact posteriors.
 
 .. math:: x_l = A_l \theta + b_l + s\, u, \qquad \theta \sim N(0, I), \; u \sim N(0, I).
 """

@@ -209,9 +209,9 @@ def test_only_a_useless_level_is_reported():
 def test_the_norm_method_needs_no_trainer():
     done = run(inference=None, method="norm")
     # every simulator once more at theta of the pilot
-    beside = 60 + 30 * 6 + 20 * 26 + 20
+    extra = 60 + 30 * 6 + 20 * 26 + 20
     n = np.array(done.num_simulations)
-    assert done.spent == np.dot(simulation_costs(COSTS), n) + beside <= 4_000
+    assert done.spent == np.dot(simulation_costs(COSTS), n) + extra <= 4_000
     assert done.estimates.variances == done.pilot.variances
 
 

@@ -15,7 +15,6 @@ from sbi_multilevel.losses.gradients import (
     flat_gradients,
     project,
     rescale,
-    term_means,
 )
 
 
@@ -103,12 +102,6 @@ def test_rescaled_length_is_that_of_the_fine_gradient(fine, coarse):
     if coarse.norm() > 0:
         assert torch.allclose(result.norm(), fine.norm(), rtol=1e-4, atol=1e-5)
         assert torch.dot(result, coarse) >= 0
-
-
-def test_term_means():
-    losses, term = tensor([1.0, 3.0, 5.0, 9.0]), tensor([0, 2, 0, 2])
-    means = term_means(losses, term, 3)
-    assert means[0] == 3 and means[2] == 6 and means[1].isnan()
 
 
 def test_flat_gradients_and_back():

@@ -20,7 +20,7 @@ BUILDERS = {"theta": posterior_nn, "x": likelihood_nn}
 both = pytest.mark.parametrize("target", tuple(BUILDERS))
 
 
-def rows(n=60, seed=0, dim=2):
+def linear_simulations(n=60, seed=0, dim=2):
     generator = torch.Generator().manual_seed(seed)
     theta = torch.rand(n, dim, generator=generator)
     return theta, theta + 0.3 * torch.randn(n, dim, generator=generator)
@@ -28,7 +28,9 @@ def rows(n=60, seed=0, dim=2):
 
 def make_members(target, count=2, dim=2, seed=0):
     build = BUILDERS[target]("mdn", hidden_features=8, num_components=2)
-    return [build(*rows(seed=seed + i, dim=dim)).eval() for i in range(count)]
+    return [
+        build(*linear_simulations(seed=seed + i, dim=dim)).eval() for i in range(count)
+    ]
 
 
 def by_hand(members, weights, input, condition):
@@ -50,15 +52,15 @@ def test_log_prob_is_that_of_the_sum(target):
 
 
 @both
-def test_loss_is_the_negative_log_density_of_each_row(target):
+def test_loss_is_the_negative_log_density_of_each_sample(target):
     mixture = MixtureEstimator(make_members(target), WEIGHTS[:2], target)
-    input, condition = rows(7)
+    input, condition = linear_simulations(7)
     each = [mixture.log_prob(i[None, None], c[None]) for i, c in zip(input, condition)]
     expected = -torch.cat(each).flatten()
     assert torch.allclose(mixture.loss(input, condition), expected, atol=1e-5)
 
 
-def test_tails_of_a_posterior_tame_what_it_is_given():
+def test_a_posterior_transforms_the_tails_of_its_condition():
     members = make_members("theta")
     mixture = MixtureEstimator(members, WEIGHTS[:2], "theta", TAILS)
     theta, x = torch.rand(3, 5, 2), 5 * torch.randn(5, 2)
@@ -67,12 +69,12 @@ def test_tails_of_a_posterior_tame_what_it_is_given():
     torch.manual_seed(3)
     samples = mixture.sample(torch.Size((6,)), x)
     torch.manual_seed(3)
-    untamed = MixtureEstimator(members, WEIGHTS[:2], "theta")
-    assert torch.equal(samples, untamed.sample(torch.Size((6,)), TAILS(x)))
+    plain = MixtureEstimator(members, WEIGHTS[:2], "theta")
+    assert torch.equal(samples, plain.sample(torch.Size((6,)), TAILS(x)))
 
 
 @pytest.mark.parametrize("delta", (0.0, 0.5, 3.0))
-def test_a_likelihood_with_tamed_tails_integrates_to_one(delta):
+def test_a_likelihood_with_transformed_tails_integrates_to_one(delta):
     tails = TailTransform(*(torch.tensor([value]) for value in (0.2, 0.7, delta)))
     members = make_members("x", dim=1)
     mixture = MixtureEstimator(members, WEIGHTS[:2], "x", tails)
@@ -82,7 +84,7 @@ def test_a_likelihood_with_tamed_tails_integrates_to_one(delta):
     assert mass.item() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_samples_of_a_likelihood_with_tamed_tails_follow_its_density():
+def test_samples_of_a_likelihood_with_transformed_tails_follow_its_density():
     tails = TailTransform(*(torch.tensor([value]) for value in (0.2, 0.7, 3.0)))
     mixture = MixtureEstimator(make_members("x", dim=1), WEIGHTS[:2], "x", tails)
     condition, n = torch.tensor([[0.4]]), 4_000
@@ -168,7 +170,7 @@ class Point(torch.nn.Module):
         return torch.full((*sample_shape, len(condition), 2), self.value)
 
 
-def test_components_are_drawn_as_often_as_their_weights_say():
+def test_components_are_drawn_by_their_weights():
     points = [Point(index) for index in range(3)]
     mixture = MixtureEstimator(points, 7 * WEIGHTS, "theta")
     n = 4_000
@@ -194,13 +196,13 @@ def test_shapes_of_samples(target, shape):
     )
 
 
-def test_samples_belong_to_their_row_of_the_condition():
+def test_samples_belong_to_their_condition():
     mixture = MixtureEstimator(make_members("x"), WEIGHTS[:2], "x", TAILS)
     theta = torch.tensor([[0.0, 0.0], [30.0, -30.0]])
-    both_rows = mixture.sample(torch.Size((3_000,)), theta)
+    both_conditions = mixture.sample(torch.Size((3_000,)), theta)
     for row in range(2):
         alone = mixture.sample(torch.Size((3_000,)), theta[row : row + 1])[:, 0]
-        here = both_rows[:, row]
+        here = both_conditions[:, row]
         medians = alone.median(0).values, here.median(0).values
         width = alone.quantile(0.84, dim=0) - alone.quantile(0.16, dim=0)
         assert ((medians[0] - medians[1]).abs() < 0.1 * width).all()
@@ -245,7 +247,7 @@ def test_the_state_comes_back(target):
     blank = TailTransform(torch.zeros(2), torch.ones(2), torch.zeros(2))
     other = make_members(target, seed=5)
     second = MixtureEstimator(other, torch.ones(count), target, blank, prior)
-    input, condition = rows(6)
+    input, condition = linear_simulations(6)
     assert not torch.allclose(*(m.loss(input, condition) for m in (first, second)))
     second.load_state_dict(first.state_dict())
     assert torch.equal(*(m.loss(input, condition) for m in (first, second)))
@@ -281,3 +283,20 @@ def test_the_prior_moves_with_the_estimator_and_the_users_own_stays():
     mixture.to("meta")
     assert mixture.prior.mean.device.type == "meta"
     assert prior.mean.device.type == "cpu"
+
+
+def test_a_device_without_double_precision_has_single():
+    def to_mps(each):
+        if each.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return each.clone()
+
+    tails = TailTransform(
+        *(c.double() for c in (TAILS.center, TAILS.scale, TAILS.delta))
+    )
+    mixture = MixtureEstimator(make_members("x"), WEIGHTS[:2], "x", tails)
+    x, theta = torch.randn(4, 5, 2), torch.rand(5, 2)
+    expected = mixture.log_prob(x, theta)
+    mixture._apply(to_mps)
+    assert mixture.tails.center.dtype == torch.float32
+    assert torch.allclose(mixture.log_prob(x, theta), expected, atol=1e-4)

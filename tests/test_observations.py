@@ -15,6 +15,8 @@ from sbi_multilevel import (
     MLNLE,
     MLNPE,
     HybridConfig,
+    HybridNLE,
+    HybridNPE,
     Truncation,
     train_ensemble,
 )
@@ -34,7 +36,7 @@ pytestmark = [
 ]
 
 
-def trainer(cls=MLNPE, config="multilevel", density_estimator="mdn"):
+def trainer(cls=MLNPE, config=None, density_estimator="mdn"):
     made = cls(
         prior(),
         density_estimator=density_estimator,
@@ -59,9 +61,9 @@ def warnings_of(call):
 
 
 NPE = {
-    "multilevel": (MLNPE, "multilevel"),
-    "transfer": (MFNPE, "transfer"),
-    "hybrid": (MLNPE, SMALL),
+    "multilevel": (MLNPE,),
+    "transfer": (MFNPE,),
+    "hybrid": (HybridNPE, SMALL),
 }
 
 
@@ -87,7 +89,7 @@ NPE_CALLS = {
 
 
 @pytest.mark.parametrize("name", NPE_CALLS)
-def test_posteriors_say_so(posterior, name):
+def test_posteriors_warn(posterior, name):
     call = NPE_CALLS[name]
     fresh = pickle.loads(pickle.dumps(posterior))
     assert type(fresh) is DirectPosterior
@@ -97,10 +99,10 @@ def test_posteriors_say_so(posterior, name):
     assert message in found
 
 
-@pytest.mark.parametrize("cls, config", [(MLNLE, "multilevel"), (MFNLE, "transfer")])
-def test_posteriors_by_likelihood_say_so(cls, config):
+@pytest.mark.parametrize("cls", (MLNLE, MFNLE))
+def test_posteriors_by_likelihood_warn(cls):
     chains = MCMCPosteriorParameters(num_chains=2, warmup_steps=1, thin=1)
-    posterior = trained(cls, config).build_posterior(posterior_parameters=chains)
+    posterior = trained(cls).build_posterior(posterior_parameters=chains)
     posterior = pickle.loads(pickle.dumps(posterior))
     assert type(posterior) is MCMCPosterior
     sample = lambda x: posterior.sample((4,), x=x, show_progress_bars=False)
@@ -112,15 +114,15 @@ def test_posteriors_by_likelihood_say_so(cls, config):
     assert FAR_OUTSIDE in found
 
 
-def test_mixtures_of_likelihoods_say_so():
-    posterior = trained(MLNLE, SMALL).build_posterior()
+def test_mixtures_of_likelihoods_warn():
+    posterior = trained(HybridNLE, SMALL).build_posterior()
     potential = lambda x: posterior.potential(torch.zeros(1, DIM), x=x)
     assert warnings_of(lambda: potential(NEAR)) == []
     assert len(warnings_of(lambda: potential(FAR))) == 1
 
 
-def test_ensembles_say_so():
-    ensemble = train_ensemble(trainer(MFNPE, "transfer"), 2, train_options=FEW)
+def test_ensembles_warn():
+    ensemble = train_ensemble(trainer(MFNPE), 2, train_options=FEW)
     posterior = ensemble.build_posterior()
     assert type(posterior) is EnsemblePosterior
     call = lambda x: posterior.log_prob(torch.zeros(1, DIM), x=x)
@@ -130,7 +132,7 @@ def test_ensembles_say_so():
 
 
 @pytest.mark.parametrize("x_o, number", [(NEAR, 0), (FAR, 1)])
-def test_rounds_say_so(x_o, number):
+def test_rounds_warn(x_o, number):
     inference = MFTSNPE(
         prior(),
         x_o,
@@ -145,7 +147,7 @@ def test_rounds_say_so(x_o, number):
     assert len(found) == number and all(FAR_OUTSIDE in each for each in found)
 
 
-def test_each_observation_is_named_once():
+def test_each_observation_is_warned_of_once():
     posterior = trained().build_posterior()
 
     def use():
@@ -181,16 +183,16 @@ def test_nothing_else_changes():
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MLNLE))
-def test_with_plain_simulations_all_is_as_in_the_parent(cls):
+def test_posteriors_of_plain_simulations_are_those_of_sbi(cls):
     made = cls(prior(), tracker=SilentTracker(), show_progress_bars=False)
-    rows = simulations((200, 40))[1]
-    made.append_simulations(rows.theta, rows.x).train(**FEW)
+    high = simulations((200, 40))[1]
+    made.append_simulations(high.theta, high.x).train(**FEW)
     posterior = made.build_posterior()
     assert warnings_of(lambda: NPE_CALLS["potential"](posterior, FAR)) == []
     assert type(posterior.potential_fn).__module__.startswith("sbi.")
 
 
-def test_observations_of_the_simulator_are_silent():
+def test_observations_from_the_simulator_are_not_warned_of():
     posterior = trained().build_posterior()
     theta = prior().sample((500,))
     x = SIMULATORS[1](theta, torch.randn(500, DIM))
@@ -212,39 +214,39 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("num_features", (1, 20))
-@pytest.mark.parametrize("num_rows", (10, 50, 1_000))
+@pytest.mark.parametrize("num_simulations", (10, 50, 1_000))
 @pytest.mark.parametrize("law", DRAWS)
-def test_false_alarms_are_rare(law, num_rows, num_features):
+def test_false_alarms_are_rare(law, num_simulations, num_features):
     draw, number = DRAWS[law], 0
     for _ in range(40):
         inside = TrainingRange.of(
-            draw(num_rows, num_features), [draw(500, num_features)]
+            draw(num_simulations, num_features), [draw(500, num_features)]
         )
         number += int(inside.is_far(draw(100, num_features)).sum())
     assert number <= 0.03 * 4_000
 
 
 @pytest.mark.parametrize("law", ("normal", "uniform", "counts", "Student-t"))
-@pytest.mark.parametrize("num_rows", (10, 50, 1_000))
-def test_fifty_deviations_are_far(law, num_rows):
-    x = DRAWS[law](num_rows, 5)
+@pytest.mark.parametrize("num_simulations", (10, 50, 1_000))
+def test_fifty_deviations_are_far(law, num_simulations):
+    x = DRAWS[law](num_simulations, 5)
     x_o = x.mean(dim=0, keepdim=True)
     x_o[0, 2] += 50 * DRAWS[law](1_000, 1).std() + x[:, 2].max()
     assert TrainingRange.of(x).is_far(x_o).item()
 
 
-def test_a_constant_feature_must_be_met():
+def test_another_value_of_a_constant_feature_is_far():
     x = torch.cat([torch.randn(50, 1), torch.full((50, 1), 3.0)], dim=1)
     inside = TrainingRange.of(x)
     near, other = torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 3.1]])
     assert inside.message(near) is None
     assert "its feature 1 is 3.1, but 3 in all of them" in inside.message(other)
-    # lower levels know that it varies
+    # it varies at a lower level
     lower = torch.randn(200, 2) + 3.0
     assert TrainingRange.of(x, [lower]).message(other) is None
 
 
-def test_images_are_looked_at_entry_by_entry():
+def test_images_are_checked_entry_by_entry():
     inside = TrainingRange.of(torch.randn(50, 4, 3))
     x_o = torch.zeros(1, 12)
     assert inside.message(x_o) is None

@@ -1,4 +1,4 @@
-"""Simulations that every recipe repairs in the same way, and what it is worth."""
+"""Simulations that every method repairs in the same way, and its effect."""
 
 import math
 import statistics
@@ -12,6 +12,7 @@ from sbi_multilevel import (
     MFNPE,
     MLNLE,
     MLNPE,
+    HybridNLE,
     LevelSimulations,
     MultilevelSimulations,
 )
@@ -22,7 +23,6 @@ from tests.linear_gaussian import SilentTracker
 COUNTS, FEATURES = (400, 60), 3
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 OPTIONS = dict(max_num_epochs=25, learning_rate=5e-3, training_batch_size=100)
-RECIPES = {MLNPE: "multilevel", MFNPE: "transfer", MLNLE: "multilevel"}
 WEIGHTS = torch.tensor([[1.0, 0.0, 0.7], [0.0, 1.0, 0.7]])
 
 pytestmark = [
@@ -31,8 +31,8 @@ pytestmark = [
 ]
 
 
-def rows(count, seed, extra=0):
-    """Theta and x; features beyond the first three tell nothing."""
+def draw(count, seed, extra=0):
+    """Theta and x; features beyond the first three are noise."""
     generator = torch.Generator().manual_seed(seed)
     theta = 4 * torch.rand(count, 2, generator=generator) - 2
     noise = torch.randn(count, FEATURES + extra, generator=generator)
@@ -42,8 +42,8 @@ def rows(count, seed, extra=0):
 
 def simulations(change=lambda low, pairs, high: None, extra=0):
     """Two levels that differ a little, after a change of their outputs."""
-    theta_low, x_low = rows(COUNTS[0], 1, extra)
-    theta, x_coarse = rows(COUNTS[1], 2, extra)
+    theta_low, x_low = draw(COUNTS[0], 1, extra)
+    theta, x_coarse = draw(COUNTS[1], 2, extra)
     x = x_coarse + 0.1
     change(x_low, x_coarse, x)
     return MultilevelSimulations((
@@ -53,7 +53,7 @@ def simulations(change=lambda low, pairs, high: None, extra=0):
 
 
 def score(cls, sims):
-    """Mean log density on fresh rows; the median over trainings, one may fail."""
+    """Mean log density on fresh simulations; the median over trainings."""
     return statistics.median(score_of_seed(cls, sims, seed) for seed in range(3))
 
 
@@ -63,13 +63,12 @@ def score_of_seed(cls, sims, seed):
     trainer = cls(
         PRIOR,
         density_estimator="mdn",
-        config=RECIPES[cls],
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
     trainer.append_multilevel_simulations(sims)
     estimator = trainer.train(**OPTIONS)
-    theta, x = rows(500, 3)
+    theta, x = draw(500, 3)
     x = torch.cat([x + 0.1, sims[1].x[:1, FEATURES:].expand(500, -1)], dim=1)
     pair = (theta, x) if cls in (MLNPE, MFNPE) else (x, theta)
     with torch.no_grad():
@@ -100,7 +99,7 @@ def set_to(value, row=slice(None), sides=(0, 1, 2), feature=0):
     return change
 
 
-# ------------------------------------------------------------------ worth
+# ----------------------------------------------------------------- effect
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MFNPE))
@@ -114,11 +113,11 @@ def test_one_extreme_value_costs_little(cls, sides, value, reference):
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MFNPE))
-def test_a_feature_constant_at_level_0_costs_what_it_tells(cls, reference):
+def test_a_feature_constant_at_level_0_costs_its_information(cls, reference):
     sims = simulations(set_to(1.0, sides=(0, 1)))
     with pytest.warns(UserWarning, match="Features 0 of x are constant at level 0, "):
         found = score(cls, sims)
-    # of three features two are left, which tell both parameters
+    # two of three features are left, which determine both parameters
     assert reference(cls) - 1.5 < found
     assert found > PRIOR.log_prob(torch.zeros(1, 2)).item() + 0.5
 
@@ -140,7 +139,7 @@ def test_the_likelihood_of_a_constant_feature_is_bounded(value, reference):
     assert found < reference(MLNLE) + most + 0.5
 
 
-# --------------------------------------------------------------- the rows
+# -------------------------------------------------------- the simulations
 
 
 def test_good_simulations_stay_as_they_are():
@@ -159,9 +158,9 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("law", HEAVY)
-@pytest.mark.parametrize("num_rows", (30, 20_000))
-def test_heavy_tails_are_not_extreme(law, num_rows):
-    sims = one_level(HEAVY[law](num_rows))
+@pytest.mark.parametrize("num_simulations", (30, 20_000))
+def test_heavy_tails_are_not_extreme(law, num_simulations):
+    sims = one_level(HEAVY[law](num_simulations))
     assert limit_extremes(sims) is sims
 
 
@@ -229,12 +228,11 @@ def test_constants_of_pretraining_cannot_be_read_later():
         second.warm_start(network).train(max_num_epochs=2)
 
 
-@pytest.mark.parametrize("cls", (MLNLE, MFNLE))
+@pytest.mark.parametrize("cls", (HybridNLE, MFNLE))
 def test_likelihoods_are_of_vectors(cls):
-    config = "transfer" if cls is MFNLE else "hybrid"
-    trainer = cls(PRIOR, config=config, tracker=SilentTracker())
-    theta, x = rows(40, 1)
+    trainer = cls(PRIOR, tracker=SilentTracker())
+    theta, x = draw(40, 1)
     trainer.append_lowfidelity_simulations(theta, x.reshape(40, 3, 1))
     trainer.append_simulations(theta[:20] + 0.1, x[:20].reshape(20, 3, 1))
-    with pytest.raises(ValueError, match=r"x has shape \(3, 1\) a row"):
+    with pytest.raises(ValueError, match=r"x has shape \(3, 1\), but likelihoods"):
         trainer.train(max_num_epochs=2)

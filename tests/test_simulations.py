@@ -1,4 +1,4 @@
-"""The data: validated once, masked jointly, written without pickle."""
+"""Simulations: validated once, masked jointly, written without pickle."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from sbi_multilevel import LevelSimulations, MultilevelSimulations
 N = 30
 
 
-def rows(level, n=N, d=2, k=3, seed=0):
+def make_level(level, n=N, d=2, k=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     theta = torch.rand(n, d, generator=generator)
     x = torch.randn(n, k, generator=generator)
@@ -22,7 +22,7 @@ def rows(level, n=N, d=2, k=3, seed=0):
 
 
 def valid_pairs():
-    part = rows(1)
+    part = make_level(1)
     return dict(level=1, theta=part.theta, x=part.x, x_coarse=part.x_coarse)
 
 
@@ -39,20 +39,20 @@ def valid_pairs():
         (dict(x=np.zeros((N, 3))), "x of level 1.*ndarray"),
         (dict(theta=torch.rand(N, 2).double()), "theta.*float64"),
         (dict(theta=torch.rand(N, 2, device="meta")), "several devices.*meta"),
-        (dict(x=torch.full((N, 3), torch.nan)), "0 valid rows of 30"),
+        (dict(x=torch.full((N, 3), torch.nan)), "0 valid simulations of 30"),
     ],
 )
-def test_bad_rows_are_refused_by_name(change, named):
+def test_bad_simulations_are_refused_by_name(change, named):
     with pytest.raises(ValueError, match=named):
         LevelSimulations(**{**valid_pairs(), **change})
 
 
-def test_one_valid_row_is_too_few():
+def test_one_valid_simulation_is_too_few():
     x = torch.full((5, 2), torch.inf)
     x[0] = 1.0
     with pytest.warns(UserWarning, match="Dropped 4 of 5"):
         one = LevelSimulations(0, torch.rand(5, 2), x)
-    with pytest.raises(ValueError, match="has 1 valid rows, but needs at least 2"):
+    with pytest.raises(ValueError, match="has 1 valid simulations, but needs"):
         MultilevelSimulations((one,))
 
 
@@ -119,46 +119,51 @@ def test_sound_pairing_is_not_warned_of(n, heavy_tailed):
 )
 def test_levels_must_be_consecutive(levels, named):
     with pytest.raises(ValueError, match=named):
-        MultilevelSimulations(tuple(rows(level) for level in levels))
+        MultilevelSimulations(tuple(make_level(level) for level in levels))
 
 
 def test_levels_must_fit_each_other():
     with pytest.raises(ValueError, match="x of level 1.*\\(4,\\).*\\(3,\\)"):
-        MultilevelSimulations((rows(0), rows(1, k=4)))
+        MultilevelSimulations((make_level(0), make_level(1, k=4)))
     with pytest.raises(ValueError, match="theta of level 1"):
-        MultilevelSimulations((rows(0), rows(1, d=5)))
+        MultilevelSimulations((make_level(0), make_level(1, d=5)))
     elsewhere = LevelSimulations.trusted(
         1, *(torch.rand(4, k).to("meta") for k in (2, 3, 3))
     )
     with pytest.raises(ValueError, match="level 1 are on device 'meta'"):
-        MultilevelSimulations((rows(0), elsewhere))
+        MultilevelSimulations((make_level(0), elsewhere))
 
 
 @pytest.mark.parametrize("costs", ((1.0,), (1.0, -2.0), (1.0, float("nan"))))
 def test_costs_must_fit(costs):
     with pytest.raises(ValueError, match="costs"):
-        MultilevelSimulations((rows(0), rows(1)), costs)
+        MultilevelSimulations((make_level(0), make_level(1)), costs)
 
 
 def test_total_cost_counts_both_sides_of_a_pair():
-    sims = MultilevelSimulations((rows(0), rows(1, 10), rows(2, 4)), (1.0, 3.0, 9.0))
+    sims = MultilevelSimulations(
+        (make_level(0), make_level(1, 10), make_level(2, 4)),
+        (1.0, 3.0, 9.0),
+    )
     assert sims.total_cost == 30 * 1 + 10 * (3 + 1) + 4 * (9 + 3)
     unpaired = LevelSimulations(1, torch.rand(10, 2), torch.rand(10, 3))
-    sims = MultilevelSimulations((rows(0), unpaired, rows(2, 4)), (1.0, 3.0, 9.0))
+    sims = MultilevelSimulations(
+        (make_level(0), unpaired, make_level(2, 4)), (1.0, 3.0, 9.0)
+    )
     assert sims.total_cost == 30 * 1 + 10 * 3 + 4 * (9 + 3)
 
 
-def test_rows_are_immutable():
+def test_simulations_are_immutable():
     with pytest.raises(AttributeError):
-        rows(0).x = torch.zeros(1)
+        make_level(0).x = torch.zeros(1)
     with pytest.raises(AttributeError):
-        MultilevelSimulations((rows(0),)).levels = ()
+        MultilevelSimulations((make_level(0),)).levels = ()
 
 
 @pytest.mark.parametrize("costs", (None, (1.0, 2.5)))
 def test_save_and_load(tmp_path, costs):
-    saved = MultilevelSimulations((rows(0), rows(1, 7)), costs)
-    path = tmp_path / "rows.data"  # the name is kept as it is
+    saved = MultilevelSimulations((make_level(0), make_level(1, 7)), costs)
+    path = tmp_path / "simulations.data"  # the name is kept as it is
     saved.save(path)
     loaded = MultilevelSimulations.load(path)
     assert loaded.costs == costs

@@ -25,7 +25,7 @@ def test_equal_components_share_by_their_pseudo_counts():
     )
 
 
-def test_without_rows_weights_are_the_mode_of_the_prior():
+def test_weights_without_simulations_are_the_mode_of_the_prior():
     assert np.allclose(stacking_weights(np.empty((0, 2)), (1.0, 3.0)), [0.25, 0.75])
 
 

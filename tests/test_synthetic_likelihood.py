@@ -19,9 +19,9 @@ from tests.gaussian_simulations import (
 
 
 def test_the_synthetic_likelihood_of_gaussian_rows_is_their_density():
-    rows = gaussian_simulations(8_000, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=3)
+    sims = gaussian_simulations(8_000, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=3)
     fresh = high_simulations(400)
-    model = SyntheticLikelihood.fit(rows)
+    model = SyntheticLikelihood.fit(sims)
     residuals = fresh.x - fresh.theta @ HIGH_SLOPE.T - HIGH_SHIFT
     exact = multivariate_normal(np.zeros(2), HIGH_COVARIANCE).logpdf(residuals)
     gaps = model.log_likelihood(fresh) - exact
@@ -41,9 +41,9 @@ def test_the_synthetic_likelihood_follows_a_scale_that_depends_on_theta():
 
 
 def test_the_synthetic_likelihood_integrates_to_one():
-    rows = scaled_simulations(1_000, lambda theta: 0.5 * theta, seed=0)
-    rows = LevelArrays(rows.theta, np.exp(0.3 * rows.x[:, :1]))
-    model = SyntheticLikelihood.fit(rows)
+    sims = scaled_simulations(1_000, lambda theta: 0.5 * theta, seed=0)
+    sims = LevelArrays(sims.theta, np.exp(0.3 * sims.x[:, :1]))
+    model = SyntheticLikelihood.fit(sims)
     grid = np.linspace(-60, 60, 24_001)[:, None]
     for place in (-0.7, 0.4):
         density = np.exp(model.log_prob(grid, np.full_like(grid, place)))

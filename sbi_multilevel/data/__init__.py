@@ -1,1 +1,1 @@
-"""Simulations of several levels: what they are, what is checked, how they are prepared."""
+"""Simulations of several levels: containers, checks and preparation."""

@@ -1,19 +1,17 @@
-r"""Features of x that do not vary: no map can scale them, and no z-scoring.
+r"""Features of x that do not vary, which no map and no z-scoring can scale.
 
 *Constant at a lower level, but not at the highest.* A network z-scored by that level
-can make nothing of x of the highest one. Noise of the right scale stands in for the
-feature: it tells nothing about theta, which is the truth, and high-fidelity simulations
-put it right. In `x_coarse` of pairs noise of the same law stands in, so that the
-telescoping sum stays exact.
+cannot use x of the highest one. The feature is replaced by noise of the scale at the
+highest level, which is independent of theta, as the constant is. In `x_coarse` of pairs
+noise of the same law is used, so that the telescoping sum stays exact.
 
-*Constant at all levels*, where x is modelled (NLE). The density has no upper bound.
-Noise stands in at all levels, so that the likelihood does not depend on the feature.
-Where x is the condition (NPE) it stays as it is: a network learns to ignore a constant.
+*Constant at all levels*, for NLE. The density has no upper bound. The feature is
+replaced by noise at all levels, so that the likelihood does not depend on it. For NPE
+it stays as it is: a network learns to ignore a constant.
 
-*Constant and large*, where x is the condition. sbi divides by the standard deviation,
-but by at least 1e-7. The mean of many numbers like 1000.1 is off by rounding, a
-thousand times as much, and what should be zero reaches the network as a large number.
-`for_scaling` prevents it.
+*Constant and large*, for NPE. sbi divides by the standard deviation, but by at least
+1e-7. The mean of many numbers like 1000.1 is off by rounding, a thousand times as much,
+so that the network would see a large number instead of zero. `for_scaling` prevents it.
 """
 
 from __future__ import annotations
@@ -35,10 +33,10 @@ _SPREAD_FOR_SCALING = 1e-3  # of the value
 def fill_constant(
     simulations: MultilevelSimulations, target: Literal["theta", "x"], seed: int
 ) -> MultilevelSimulations:
-    r"""Let noise stand in for features that are constant where they must not be.
+    r"""Replace features by noise that are constant where they must not be.
 
     At a lower level :math:`x_j \sim N(m_j, s_j)`, with the mean and standard deviation
-    of the feature at the highest level; see the module for the rest.
+    of the feature at the highest level; see the module for the other cases.
 
     Args:
         simulations: Simulations of all levels.
@@ -46,7 +44,7 @@ def fill_constant(
         seed: Seed of the noise.
 
     Returns:
-        The simulations; the very same where there is nothing to do.
+        The simulations; the same object where there is nothing to do.
 
     Warns:
         UserWarning: If there are such features.
@@ -58,13 +56,13 @@ def fill_constant(
 
 
 def for_scaling(x: Tensor) -> Tensor:
-    """Outputs to z-score by: as they are, but large constants spread a little.
+    """Outputs to z-score by: as they are, but large constants vary a little.
 
     Args:
         x: Outputs, shape `(n, *x_shape)`.
 
     Returns:
-        Outputs of the same shape; the very same where no constant is large.
+        Outputs of the same shape; the same object where no constant is large.
     """
     flat = x.flatten(1)
     chosen = ~varies(x) & (flat.abs().amax(0) > 1)
@@ -72,16 +70,14 @@ def for_scaling(x: Tensor) -> Tensor:
         return x
     value = flat[0, chosen].cpu()
     generator = torch.Generator().manual_seed(0)
-    drawn = _normal(len(x), value, _SPREAD_FOR_SCALING * value.abs(), generator)
-    return replaced(x, chosen, drawn)
+    return _noisy(x, chosen, (value, _SPREAD_FOR_SCALING * value.abs()), generator)
 
 
 def varies(*sets: Tensor) -> Tensor:
-    """Whether each feature varies by more than rounding, shape `(k,)`.
+    """Whether each of k features varies by more than rounding, shape `(k,)`.
 
     Args:
-        *sets: Sets of outputs, each of shape `(n, *x_shape)`, taken together; k is the
-            number of entries of a row.
+        *sets: Sets of outputs, each of shape `(n, *x_shape)`, taken together.
     """
     low = torch.stack([x.flatten(1).amin(0) for x in sets]).amin(0)
     high = torch.stack([x.flatten(1).amax(0) for x in sets]).amax(0)
@@ -89,7 +85,7 @@ def varies(*sets: Tensor) -> Tensor:
 
 
 def is_constant(spread: Tensor, size: Tensor) -> Tensor:
-    """Whether values of a size that spread so little differ by rounding only."""
+    """Whether values of a size with this spread differ by rounding only."""
     return spread <= (_ROUNDING * size).clamp_min(_MIN_RANGE)
 
 
@@ -100,64 +96,59 @@ def _fill_level(
     constant = ~varies(x) & varies(x, highest)
     if not bool(constant.any()):
         return simulations
-    top = simulations[-1].level
     _warn(
         constant,
-        f"at level {level}, but not the same as at level {top}: noise stands in for "
-        f"them, as level {level} tells nothing about them",
+        f"at level {level}, but not at level {simulations[-1].level}: they are "
+        f"replaced by noise, as level {level} has no information on them",
     )
     above = highest.flatten(1)[:, constant].cpu()
     mean, scale = above.mean(0), above.std(0)
     if not bool(varies(highest)[constant].all()):
-        # two constants: noise as wide as they are apart
+        # another constant at the highest level: noise as wide as the difference
         apart = (mean - x.flatten(1)[0, constant].cpu()).abs()
         scale = torch.where(varies(highest)[constant].cpu(), scale, apart)
-    return _filled(simulations, level, constant, (mean, scale), generator)
+    law = mean, scale
+    return map_outputs(
+        simulations, level, lambda x: _noisy(x, constant, law, generator)
+    )
 
 
 def _fill_all(
     simulations: MultilevelSimulations, generator: torch.Generator
 ) -> MultilevelSimulations:
-    coarse = [rows.x_coarse for rows in simulations if rows.x_coarse is not None]
-    constant = ~varies(*(rows.x for rows in simulations), *coarse)
+    coarse = [each.x_coarse for each in simulations if each.x_coarse is not None]
+    constant = ~varies(*(each.x for each in simulations), *coarse)
     if not bool(constant.any()):
         return simulations
     _warn(
         constant,
-        "at all levels, so that their likelihood has no upper bound: noise stands in "
-        "for them, and they have no influence on the posterior",
+        "at all levels, so that their likelihood has no upper bound: they are replaced "
+        "by noise, and have no influence on the posterior",
     )
     value = simulations[-1].x.flatten(1)[0, constant].cpu()
     law = value, value.abs().clamp_min(1.0)
     for level in range(len(simulations)):
-        simulations = _filled(simulations, level, constant, law, generator)
+        simulations = map_outputs(
+            simulations, level, lambda x: _noisy(x, constant, law, generator)
+        )
     return simulations
 
 
-def _filled(
-    simulations: MultilevelSimulations,
-    level: int,
+def _noisy(
+    x: Tensor,
     features: Tensor,
     law: tuple[Tensor, Tensor],
     generator: torch.Generator,
-) -> MultilevelSimulations:
-    """Normal noise of a mean and scale in the outputs of a level."""
-
-    def fill(x: Tensor) -> Tensor:
-        return replaced(x, features, _normal(len(x), *law, generator))
-
-    return map_outputs(simulations, level, fill)
-
-
-def _normal(
-    count: int, mean: Tensor, scale: Tensor, generator: torch.Generator
 ) -> Tensor:
-    return mean + scale * torch.randn(count, len(mean), generator=generator)
+    """Outputs with normal noise of a mean and scale in some features."""
+    mean, scale = law
+    noise = torch.randn(len(x), len(mean), generator=generator)
+    return replaced(x, features, mean + scale * noise)
 
 
 def _warn(constant: Tensor, what: str) -> None:
     warnings.warn(
         f"Features {named(constant)} of x are constant {what}. Leave them out of x, or "
-        "look at the simulator.",
+        "check the simulator.",
         stacklevel=2,
     )

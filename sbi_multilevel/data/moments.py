@@ -10,20 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and standard deviation of rows.
+    """Mean and standard deviation of a sample.
 
     Args:
         mean: Mean of each feature, shape `x_shape`, or one number, shape `()`.
         std: Standard deviation, of the same shape.
-
-    Example:
-    --------
-
-    ::
-
-        >>> import torch
-        >>> Moments.of(torch.tensor([[1.0], [3.0]])).mean
-        tensor([2.])
     """
 
     mean: Tensor
@@ -31,20 +22,25 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, weights: Tensor | None = None) -> Moments:
-        """Moments of rows `x`, shape `(n, *x_shape)`.
-
-        Each feature of a vector has its own; the entries of an image share one mean and
-        one standard deviation.
+        """Moments of each feature of a vector, or of all entries of an image together.
 
         Args:
-            x: The rows.
-            weights: Weight of each row, shape `(n,)`; equal if `None`.
+            x: The sample, shape `(n, *x_shape)`.
+            weights: Weight of each x, shape `(n,)`; equal if `None`.
+
+        Example:
+        --------
+
+        ::
+
+            >>> import torch
+            >>> Moments.of(torch.tensor([[1.0], [3.0]])).mean
+            tensor([2.])
         """
         if x.ndim > 2:
             x = x.flatten(1)
             weights = None if weights is None else weights.repeat_interleave(x.shape[1])
-            x = x.reshape(-1, 1)
-            moments = cls.of(x, weights)
+            moments = cls.of(x.reshape(-1, 1), weights)
             return cls(moments.mean[0], moments.std[0])
         if weights is None:
             return cls(x.mean(dim=0), x.std(dim=0))

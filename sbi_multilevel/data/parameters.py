@@ -1,22 +1,25 @@
 r"""Parameters that only some levels have.
 
-The network models the parameters :math:`\theta` of the highest level. A parameter that
-a lower level does not have does not act on its outputs, so it may take any value there:
-it is a *dummy*, filled from the prior (Krouglova et al. 2026, Section 3.1.1). With
+The network is a density over the parameters :math:`\theta` of the highest level. A
+parameter that a lower level does not have does not act on its outputs, so any value is
+right: it is a *dummy*, drawn from the prior. With
 
 .. math:: \theta_\mathrm{fill} \sim p(\theta_\mathrm{fill}), \qquad
     x = G_0(\theta_\mathrm{have}),
 
-pre-training learns :math:`p(\theta_\mathrm{have} \mid x)\, p(\theta_\mathrm{fill})`.
-This is exact where the prior makes the two independent.
+pre-training learns :math:`p(\theta_\mathrm{have} \mid x)\, p(\theta_\mathrm{fill})`,
+which is exact where the prior makes the two independent.
 
-A parameter that only a lower level has is dropped. The paper (Appendix D.4) keeps
-it as a dimension of the network, fills it from its prior in fine-tuning, and ignores it
-at the end; leaving it out marginalises it already in training,
+A parameter that only a lower level has is dropped. The paper (Appendix D.4) keeps it as
+a dimension of the network, fills it from its prior in fine-tuning, and ignores it at
+the end; dropping it marginalizes it already in training,
 
 .. math:: p(\theta \mid x) = \int p(\theta, \psi \mid x) \, d\psi,
 
 so that the posterior has exactly the parameters of the highest level, with a density.
+
+Reference: Krouglova et al. (2026), Section 3.1.1, see
+`sbi_multilevel.methods.transfer`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sbi_multilevel.utils.argument_types import check_field_types
@@ -33,11 +35,11 @@ from sbi_multilevel.utils.argument_types import check_field_types
 
 @dataclass(frozen=True)
 class LevelParameters:
-    """Which columns of theta each level has.
+    """Names of the columns of theta of each level.
 
     Args:
-        names: Names of the columns of theta of each level, the highest included. Levels
-            left out have the parameters of the highest one.
+        names: Names by level, the highest included. Levels left out have the parameters
+            of the highest one.
 
     Raises:
         ValueError: If a level names a parameter twice, or shares none with the highest.
@@ -47,6 +49,7 @@ class LevelParameters:
 
     ::
 
+        >>> import torch
         >>> columns = LevelParameters({0: ("mu", "psi"), 1: ("mu", "gamma")})
         >>> theta = torch.tensor([[1.0, 9.0]])
         >>> prior = torch.distributions.Uniform(torch.zeros(2), torch.zeros(2) + 1e-9)
@@ -73,8 +76,8 @@ class LevelParameters:
                 raise ValueError(
                     f"parameters of level {level} are {tuple(names)}, those of the "
                     f"highest level {tuple(self.highest)}: none in common, so nothing "
-                    "can be learned from the rows. Use the same names for the same "
-                    "parameters."
+                    f"can be learned from level {level}. Use the same names for the "
+                    "same parameters."
                 )
 
     @property
@@ -90,7 +93,7 @@ class LevelParameters:
         """Bring theta of a level to the columns of the highest one.
 
         Args:
-            theta: Parameters of the rows, shape `(n, d_level)`.
+            theta: Parameters of the simulations, shape `(n, d_level)`.
             level: Their level.
             prior: Prior of the highest level; missing columns are drawn from it.
 
@@ -106,25 +109,20 @@ class LevelParameters:
             raise ValueError(
                 f"theta of level {level} has shape {tuple(theta.shape)}, but its "
                 f"parameters are {tuple(have)}: pass {len(have)} columns in this "
-                "order, or state others in `parameters`."
+                "order, or name others in `parameters`."
             )
         if have == want:
             return theta
-        missing = [name not in have for name in want]
-        if any(missing) and prior is None:
+        missing = tuple(name for name in want if name not in have)
+        if missing and prior is None:
             raise ValueError(
-                f"prior is None, but the parameters "
-                f"{tuple(n for n, m in zip(want, missing) if m)} that level {level} "
-                "lacks are filled from it. Pass the prior to the trainer."
+                f"prior is None, but the parameters {missing} that level {level} lacks "
+                "are drawn from it. Pass the prior to the trainer."
             )
-        columns = [
-            theta[:, have.index(name)] if name in have else None for name in want
-        ]
-        drawn = prior.sample((len(theta),)).to(theta) if any(missing) else None
-        return torch.stack(
-            [
-                drawn[:, i] if column is None and drawn is not None else column
-                for i, column in enumerate(columns)
-            ],
-            dim=1,
-        )
+        if not missing:
+            return theta[:, [have.index(name) for name in want]]
+        full = prior.sample((len(theta),)).to(theta).clone()
+        for column, name in enumerate(want):
+            if name in have:
+                full[:, column] = theta[:, have.index(name)]
+        return full

@@ -1,13 +1,14 @@
-r"""The data: rows of every level, validated once, here.
+r"""Simulations of every level, validated once, here.
 
-A multilevel data set holds, for each level :math:`l = 0, \dots, L` (0 the cheapest, L
-the one to infer with), :math:`n_l` rows. A row of level 0 is :math:`(\theta, x)` with
-:math:`x = G_0(\theta, u)`. A row of level :math:`l \ge 1` is *paired* (seed-matched):
+A multilevel data set holds :math:`n_l` simulations of each level :math:`l = 0, \dots,
+L`, 0 being the lowest fidelity and L the one to infer with. A simulation of level 0 is
+:math:`(\theta, x)` with :math:`x = G_0(\theta, u)`. A simulation of level :math:`l \ge
+1` may be *paired*,
 
 .. math::  (\theta,\; x = G_l(\theta, u),\; x_\mathrm{coarse} = G_{l-1}(\theta, u)),
 
-the same :math:`\theta` and the same noise :math:`u` on both sides. Rows are checked
-when they are made (by `sbi_multilevel.data.validation`), and nowhere again.
+with the same :math:`\theta` and the same noise :math:`u` on both sides. Simulations are
+checked when they are made (`sbi_multilevel.data.validation`), and not again.
 """
 
 from __future__ import annotations
@@ -23,15 +24,14 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.data.validation import (
+    check_columns,
     check_enough,
     check_level,
     check_levels_are_consecutive,
-    check_rows_fit,
     check_same_device,
-    check_shapes,
-    check_tensor,
+    check_same_shapes,
     check_weights,
-    valid_rows,
+    valid_mask,
     warn_if_pairing_looks_broken,
 )
 from sbi_multilevel.utils.argument_types import check_field_types
@@ -42,22 +42,23 @@ _COLUMNS = ("theta", "x", "x_coarse", "weights")
 
 @dataclass(frozen=True, eq=False)
 class LevelSimulations:
-    r"""Rows of one level.
+    r"""Simulations of one level.
 
-    Rows with a NaN or an infinity in `theta`, `x` or `x_coarse` are dropped, the two
-    sides of a pair together, with a warning that says how many and why.
+    Those with NaN or infinity in `theta`, `x` or `x_coarse` are dropped, both sides of
+    a pair together, with a warning.
 
     Args:
-        level: The level the rows belong to, 0 being the cheapest.
+        level: The level, 0 being the lowest fidelity.
         theta: Parameters, shape `(n, d_theta)`.
         x: Outputs of the simulator of this level, shape `(n, *x_shape)`.
         x_coarse: Outputs of the simulator one level below at the same theta and the
-            same noise, shape `(n, *x_shape)`; `None` where the rows are not paired.
-        weights: Weight of each row in the loss, shape `(n,)`, e.g. for rows that are no
-            draws from the prior; `None` where all weigh the same.
+            same noise, shape `(n, *x_shape)`; `None` without pairs.
+        weights: Weight of each simulation in the loss, shape `(n,)`, e.g. where theta
+        is
+            not drawn from the prior; `None` for equal weights.
 
     Raises:
-        ValueError: If the arguments do not fit each other, or if no valid row is left.
+        ValueError: If the arguments do not fit each other, or no simulation is valid.
 
     Example:
     --------
@@ -65,8 +66,8 @@ class LevelSimulations:
     ::
 
         >>> import torch
-        >>> rows = LevelSimulations(0, torch.zeros(3, 2), torch.ones(3, 5))
-        >>> len(rows), rows.is_paired
+        >>> level = LevelSimulations(0, torch.zeros(3, 2), torch.ones(3, 5))
+        >>> len(level), level.is_paired
         (3, False)
     """
 
@@ -81,19 +82,17 @@ class LevelSimulations:
         if self.level == 0 and self.x_coarse is not None:
             raise ValueError(
                 "x_coarse was passed with level=0, but there is no level below 0. "
-                "Pass the rows without x_coarse, or name the level that made x."
+                "Leave out x_coarse, or pass the level of the simulator that made x."
             )
         columns = {"theta": self.theta, "x": self.x}
         if self.x_coarse is not None:
             columns["x_coarse"] = self.x_coarse
-        for name, value in columns.items():
-            check_tensor(name, value, self.level)
-        check_shapes(columns, self.level)
+        check_columns(columns, self.level)
         check_weights(self.weights, len(self.theta), self.level)
-        valid = valid_rows(columns, self.level)
+        valid = valid_mask(columns, self.level)
         if not valid.all():
-            kept = {**columns, "weights": self.weights}
-            for name, value in kept.items():
+            for name in _COLUMNS:
+                value = getattr(self, name)
                 if value is not None:
                     object.__setattr__(self, name, value[valid])
         if self.x_coarse is not None:
@@ -105,23 +104,22 @@ class LevelSimulations:
     def __repr__(self) -> str:
         pairs = "paired" if self.is_paired else "not paired"
         weights = "" if self.weights is None else ", weighted"
+        shapes = f"theta {tuple(self.theta.shape[1:])}, x {tuple(self.x.shape[1:])}"
         return (
-            f"LevelSimulations(level {self.level}: {len(self)} rows, {pairs}{weights}, "
-            f"theta {tuple(self.theta.shape[1:])}, x {tuple(self.x.shape[1:])} a row)"
+            f"LevelSimulations(level {self.level}: {len(self)} simulations, "
+            f"{pairs}{weights}, {shapes})"
         )
 
     @property
     def is_paired(self) -> bool:
-        """Whether each row carries the output of the level below."""
+        """Whether each simulation has the output of the level below."""
         return self.x_coarse is not None
 
     def __getitem__(self, index: Tensor) -> LevelSimulations:
-        """Rows at `index`, without validating them a second time."""
-        x_coarse = None if self.x_coarse is None else self.x_coarse[index]
-        weights = None if self.weights is None else self.weights[index]
-        return self.trusted(
-            self.level, self.theta[index], self.x[index], x_coarse, weights
-        )
+        """Simulations at `index`, which are not validated again."""
+        columns = (getattr(self, name) for name in _COLUMNS)
+        chosen = (None if column is None else column[index] for column in columns)
+        return self.trusted(self.level, *chosen)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def trusted(
@@ -132,19 +130,11 @@ class LevelSimulations:
         x_coarse: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> LevelSimulations:
-        """Rows that were validated before; nothing is checked or dropped.
-
-        Args:
-            level: As of the class.
-            theta: As of the class.
-            x: As of the class.
-            x_coarse: As of the class.
-            weights: As of the class.
-        """
-        rows = object.__new__(cls)
+        """Simulations that were validated before; arguments as of the class."""
+        made = object.__new__(cls)
         columns = {"theta": theta, "x": x, "x_coarse": x_coarse, "weights": weights}
-        vars(rows).update(level=level, **columns)
-        return rows
+        vars(made).update(level=level, **columns)
+        return made
 
     @property
     def loss_weights(self) -> Tensor:
@@ -156,17 +146,17 @@ class LevelSimulations:
 
 @dataclass(frozen=True, eq=False)
 class MultilevelSimulations:
-    r"""Rows of the levels 0 to L, one entry a level.
+    r"""Simulations of the levels 0 to L.
 
     Args:
-        levels: Rows of level 0, 1, ..., L in this order. Those above level 0 are paired
-            or not; the multilevel recipe needs pairs, transfer does not.
-        costs: Cost :math:`C_l` of one run of each simulator (seconds unless the user
-            says otherwise), or `None` where unknown.
+        levels: Simulations of level 0, 1, ..., L in this order. The multilevel loss
+            needs pairs above level 0; transfer and the hybrid method do not.
+        costs: Cost :math:`C_l` of one run of each simulator, in any unit; `None` if
+            unknown.
 
     Raises:
-        ValueError: If a level is missing, out of order, has fewer than two rows, or
-            parameters or outputs of another shape or device than level 0.
+        ValueError: If a level is missing, out of order, has fewer than two simulations,
+            or parameters or outputs of another shape or device than level 0.
 
     Example:
     --------
@@ -193,12 +183,11 @@ class MultilevelSimulations:
     def __post_init__(self) -> None:
         check_field_types(self)
         object.__setattr__(self, "levels", tuple(self.levels))
-        check_levels_are_consecutive([rows.level for rows in self.levels])
-        for rows in self.levels:
-            check_enough(rows)
-        for rows in self.levels[1:]:
-            check_rows_fit(rows, self.levels[0])
-            check_same_device(rows.theta, self.levels[0].theta, rows.level)
+        check_levels_are_consecutive([each.level for each in self.levels])
+        for each in self.levels:
+            check_enough(each)
+            check_same_shapes(each, self.levels[0])
+            check_same_device(each.theta, self.levels[0].theta, each.level)
         if self.costs is not None:
             costs = tuple(float(cost) for cost in self.costs)
             if len(costs) != len(self.levels) or not all(c >= 0 for c in costs):
@@ -212,12 +201,8 @@ class MultilevelSimulations:
         return len(self.levels)
 
     def __repr__(self) -> str:
-        levels = ",\n".join(f"  {rows!r}" for rows in self.levels)
-        costs = (
-            "unknown"
-            if self.costs is None
-            else ", ".join(f"{cost:.3g}" for cost in self.costs)
-        )
+        levels = ",\n".join(f"  {each!r}" for each in self.levels)
+        costs = ", ".join(f"{cost:.3g}" for cost in self.costs or ()) or "unknown"
         return f"MultilevelSimulations(costs a run: {costs},\n{levels})"
 
     def __getitem__(self, level: int) -> LevelSimulations:
@@ -228,48 +213,47 @@ class MultilevelSimulations:
 
     @property
     def num_simulations(self) -> tuple[int, ...]:
-        r"""Rows of each level, :math:`(n_0, \dots, n_L)`."""
-        return tuple(len(rows) for rows in self.levels)
+        r"""Number of simulations of each level, :math:`(n_0, \dots, n_L)`."""
+        return tuple(len(each) for each in self.levels)
 
     @property
     def total_cost(self) -> float | None:
         r""":math:`n_0 C_0 + \sum_{l \ge 1} n_l (C_l + C_{l-1})`; `None` if unknown.
 
-        An unpaired row of level l costs :math:`C_l` only.
+        A simulation of level l that is not paired costs :math:`C_l`.
         """
         if self.costs is None:
             return None
         below = (0.0, *self.costs[:-1])
         return sum(
-            len(rows) * (cost + coarse * rows.is_paired)
-            for rows, cost, coarse in zip(self.levels, self.costs, below)
+            len(each) * (cost + coarse * each.is_paired)
+            for each, cost, coarse in zip(self.levels, self.costs, below)
         )
 
     def select(self, indices: Sequence[Tensor]) -> MultilevelSimulations:
-        """Some of the rows of each level.
+        """Some of the simulations of each level.
 
         Args:
-            indices: Indices of the rows of each level, from level 0 up, each of shape
-                `(m,)`.
+            indices: Indices for each level, from level 0 up, each of shape `(m,)`.
         """
-        parts = tuple(rows[i] for rows, i in zip(self.levels, indices, strict=True))
+        parts = tuple(each[i] for each, i in zip(self.levels, indices, strict=True))
         return replace(self, levels=parts)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write all rows as a plain `.npz` archive, without pickle.
+        """Write all simulations as an `.npz` archive, without pickle.
 
         Args:
-            path: The file, with whatever ending.
+            path: The file; its name is kept as it is.
         """
         arrays: dict[str, np.ndarray] = {"num_levels": np.array(len(self))}
         if self.costs is not None:
             arrays["costs"] = np.array(self.costs)
-        for rows in self.levels:
+        for each in self.levels:
             for name in _COLUMNS:
-                value = getattr(rows, name)
+                value = getattr(each, name)
                 if value is not None:
-                    arrays[f"{name}_{rows.level}"] = value.cpu().numpy()
-        with Path(path).open("wb") as file:  # keeps np from renaming the file
+                    arrays[f"{name}_{each.level}"] = value.cpu().numpy()
+        with Path(path).open("wb") as file:  # NumPy would add .npz to a name
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
@@ -290,31 +274,34 @@ class MultilevelSimulations:
             count = tensor_of(arrays, "num_levels")
             is_number = count.ndim == 0 and not count.is_floating_point() and count > 0
             expect(bool(is_number), f"num_levels is {count.tolist()!r:.60}")
-            levels = [
-                LevelSimulations(
-                    level,
-                    tensor_of(arrays, f"theta_{level}"),
-                    tensor_of(arrays, f"x_{level}"),
-                    **{
-                        name: tensor_of(arrays, f"{name}_{level}")
-                        for name in ("x_coarse", "weights")
-                        if f"{name}_{level}" in arrays
-                    },
-                )
-                for level in range(int(count))
-            ]
+            levels = []
+            for level in range(int(count)):
+                columns = {
+                    name: tensor_of(arrays, f"{name}_{level}")
+                    for name in _COLUMNS
+                    if name in ("theta", "x") or f"{name}_{level}" in arrays
+                }
+                levels.append(LevelSimulations(level, **columns))
             costs = None
             if "costs" in arrays:
                 costs = tuple(tensor_of(arrays, "costs").flatten().tolist())
             return cls(tuple(levels), costs)
 
 
-def merge_rows(parts: Iterable[LevelSimulations]) -> LevelSimulations:
-    """Rows of one level in one piece; `parts` are validated already.
+def merge_levels(parts: Iterable[LevelSimulations]) -> MultilevelSimulations:
+    """All simulations by level; `parts` are validated already.
 
-    They stay paired only if all of them are.
+    A level stays paired only if all of its parts are.
     """
-    parts = list(parts)
+    by_level: dict[int, list[LevelSimulations]] = defaultdict(list)
+    for part in parts:
+        by_level[part.level].append(part)
+    return MultilevelSimulations(
+        tuple(_merged(by_level[level]) for level in sorted(by_level))
+    )
+
+
+def _merged(parts: Sequence[LevelSimulations]) -> LevelSimulations:
     if len(parts) == 1:
         return parts[0]
     coarse = [part.x_coarse for part in parts if part.x_coarse is not None]
@@ -328,26 +315,12 @@ def merge_rows(parts: Iterable[LevelSimulations]) -> LevelSimulations:
     )
 
 
-def merge_levels(parts: Iterable[LevelSimulations]) -> MultilevelSimulations:
-    """All rows, one entry a level; `parts` are validated already."""
-    by_level: dict[int, list[LevelSimulations]] = defaultdict(list)
-    for part in parts:
-        by_level[part.level].append(part)
-    return MultilevelSimulations(
-        tuple(merge_rows(by_level[level]) for level in sorted(by_level))
-    )
-
-
 def split_pairs(parts: Iterable[LevelSimulations]) -> list[LevelSimulations]:
-    """The same rows without pairs: a coarse side becomes rows of the level below."""
-    sides = []
+    """The simulations without pairs: x_coarse becomes x of the level below."""
+    make, sides = LevelSimulations.trusted, []
     for part in parts:
-        sides.append(_unpaired(part, part.level, part.x))
+        sides.append(make(part.level, part.theta, part.x, weights=part.weights))
         if part.x_coarse is not None:
-            sides.append(_unpaired(part, part.level - 1, part.x_coarse))
+            below = part.level - 1, part.theta, part.x_coarse
+            sides.append(make(*below, weights=part.weights))
     return sides
-
-
-def _unpaired(rows: LevelSimulations, level: int, x: Tensor) -> LevelSimulations:
-    """The theta and weights of `rows` with x of a level, unpaired."""
-    return LevelSimulations.trusted(level, rows.theta, x, weights=rows.weights)

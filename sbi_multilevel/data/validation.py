@@ -1,9 +1,9 @@
-"""Checks of simulations: errors name the argument, what came, and the remedy."""
+"""Checks of simulations: errors name the argument, its value, and the remedy."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,39 +21,40 @@ def check_levels_are_consecutive(levels: Sequence[int]) -> None:
     """Raise unless `levels` is 0, 1, ..., L."""
     if list(levels) != list(range(len(levels))) or not levels:
         raise ValueError(
-            f"levels must be 0 (the cheapest), 1, ..., L without a gap and in this "
-            f"order, but are {list(levels)}. Add the missing levels, or renumber them."
+            "levels must be 0 (the lowest fidelity), 1, ..., L without a gap and in "
+            f"this order, but are {list(levels)}. Add the missing levels, or renumber "
+            "them."
         )
 
 
-def check_enough(rows: LevelSimulations) -> None:
-    """Raise if there are fewer than two rows: one to train on, one to hold out."""
-    if len(rows) < 2:
+def check_enough(level: LevelSimulations) -> None:
+    """Raise if there are fewer than two simulations: one is held out."""
+    if len(level) < 2:
         raise ValueError(
-            f"Level {rows.level} has {len(rows)} valid rows, but needs at least 2. "
-            "Simulate more rows, or mend those with NaN or inf."
+            f"Level {level.level} has {len(level)} valid simulations, but needs at "
+            "least 2. Simulate more, or fix those with NaN or inf."
         )
 
 
-def check_paired(rows: LevelSimulations) -> None:
-    """Raise if rows above level 0 have no coarse side."""
-    if rows.level > 0 and not rows.is_paired:
+def check_paired(level: LevelSimulations) -> None:
+    """Raise if simulations above level 0 are not paired."""
+    if level.level > 0 and not level.is_paired:
         raise ValueError(
-            f"x_coarse is None with level={rows.level}: the rows of level {rows.level} "
-            "have no x_coarse. Rows above level 0 must be paired: pass the output of "
-            f"level {rows.level - 1} at the same theta and noise."
+            f"x_coarse is None with level={level.level}, but simulations above level 0 "
+            f"must be paired. Pass the output of level {level.level - 1} at the same "
+            "theta and noise."
         )
 
 
-def check_rows_fit(rows: LevelSimulations, reference: LevelSimulations) -> None:
-    """Raise if theta or x of a row have another shape than in `reference`."""
+def check_same_shapes(level: LevelSimulations, reference: LevelSimulations) -> None:
+    """Raise if theta or x have another shape than in `reference`."""
     for name in ("theta", "x"):
-        new, old = getattr(rows, name), getattr(reference, name)
-        if new.shape[1:] != old.shape[1:]:
+        new, old = (getattr(each, name).shape[1:] for each in (level, reference))
+        if new != old:
             raise ValueError(
-                f"{name} of level {rows.level} has shape {tuple(new.shape[1:])} a row, "
-                f"but that of level {reference.level} has {tuple(old.shape[1:])}. All "
-                "levels must share one shape: summarise the outputs to common features."
+                f"{name} of level {level.level} has shape {tuple(new)}, but that of "
+                f"level {reference.level} has {tuple(old)}. All levels must share one "
+                "shape: summarise the outputs to common features."
             )
 
 
@@ -69,11 +70,11 @@ def check_device(data_device: str | None) -> None:
 
 
 def check_same_device(new: Tensor, old: Tensor, level: int) -> None:
-    """Raise if rows of `level` lie on another device than those before."""
+    """Raise if simulations of `level` are on another device than those before."""
     if new.device != old.device:
         raise ValueError(
-            f"The rows of level {level} are on device '{new.device}', those before on "
-            f"'{old.device}'. Move all of them to one device."
+            f"The simulations of level {level} are on device '{new.device}', those "
+            f"before on '{old.device}'. Move all of them to one device."
         )
 
 
@@ -81,38 +82,37 @@ def check_level(level: int) -> None:
     """Raise unless `level` is an integer >= 0."""
     if isinstance(level, bool) or not isinstance(level, int) or level < 0:
         raise ValueError(
-            f"level must be an integer >= 0 (0 is the cheapest), but is {level!r}."
+            f"level must be an integer >= 0, 0 being the lowest fidelity, but is "
+            f"{level!r}."
         )
 
 
-def check_tensor(name: str, value: Tensor, level: int) -> None:
-    """Raise unless a column is a float32 tensor with at least two dimensions."""
-    if not isinstance(value, Tensor) or value.dtype != torch.float32:
-        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{name} of level {level} must be a float32 `torch.Tensor`, but is {found}."
-            f" Pass `torch.as_tensor({name}, dtype=torch.float32)`."
-        )
-    if value.ndim < 2:
-        raise ValueError(
-            f"{name} of level {level} must have shape (n, ...) with at least two "
-            f"dimensions, but has {tuple(value.shape)}. A scalar per row is (n, 1)."
-        )
-
-
-def check_shapes(columns: dict[str, Tensor], level: int) -> None:
-    """Raise unless the columns share length and device, and both sides a shape."""
-    lengths = {name: value.shape[0] for name, value in columns.items()}
+def check_columns(columns: Mapping[str, Tensor], level: int) -> None:
+    """Raise unless theta, x and x_coarse are float32 tensors that fit each other."""
+    for name, value in columns.items():
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name} of level {level} must be a float32 `torch.Tensor`, but is "
+                f"{found}. Pass `torch.as_tensor({name}, dtype=torch.float32)`."
+            )
+        if value.ndim < 2:
+            raise ValueError(
+                f"{name} of level {level} must have shape (n, ...) with at least two "
+                f"dimensions, but has {tuple(value.shape)}. Pass one number a "
+                "simulation as shape (n, 1)."
+            )
+    lengths = {name: len(value) for name, value in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"The rows of level {level} differ in length: {lengths}. Each theta needs "
-            "its own x (and x_coarse), in the same order."
+            f"The columns of level {level} differ in length: {lengths}. Each theta "
+            "needs its own x (and x_coarse), in the same order."
         )
     devices = {name: str(value.device) for name, value in columns.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(
-            f"The rows of level {level} lie on several devices: {devices}. Move all of "
-            "them to one, e.g. with `.to('cpu')`."
+            f"The simulations of level {level} are on several devices: {devices}. Move "
+            "all of them to one, e.g. with `.to('cpu')`."
         )
     if "x_coarse" in columns and columns["x"].shape != columns["x_coarse"].shape:
         raise ValueError(
@@ -122,46 +122,49 @@ def check_shapes(columns: dict[str, Tensor], level: int) -> None:
         )
 
 
-def check_weights(weights: Tensor | None, num_rows: int, level: int) -> None:
-    """Raise unless the weights are positive and finite, one a row."""
+def check_weights(weights: Tensor | None, num_simulations: int, level: int) -> None:
+    """Raise unless the weights are positive and finite, one a simulation."""
     if weights is None:
         return
-    check = weights if isinstance(weights, Tensor) else torch.empty(0)
-    if check.shape != (num_rows,) or not (check.isfinite() & (check > 0)).all():
+    values = weights if isinstance(weights, Tensor) else torch.empty(0)
+    if (
+        values.shape != (num_simulations,)
+        or not (values.isfinite() & (values > 0)).all()
+    ):
         raise ValueError(
-            f"weights of level {level} must be a tensor of {num_rows} finite numbers "
-            f"> 0, one a row, but has shape {tuple(check.shape)}"
-            + (f" and minimum {check.min()}." if check.numel() else ".")
+            f"weights of level {level} must be a tensor of {num_simulations} finite "
+            f"numbers > 0, one a simulation, but has shape {tuple(values.shape)}"
+            + (f" and minimum {values.min()}." if values.numel() else ".")
         )
 
 
 def has_support(prior: Any) -> bool:
-    """Whether a prior says where it has mass; distributions of users may not."""
+    """Whether a prior has a `support`; distributions of users may have none."""
     try:
         return prior.support is not None
     except (AttributeError, NotImplementedError):
         return False
 
 
-def check_inside(prior: Any, rows: LevelSimulations) -> None:
-    """Raise if theta of a row lies outside the support of the prior."""
-    outside = ~prior.support.check(rows.theta)
+def check_inside(prior: Any, level: LevelSimulations) -> None:
+    """Raise if theta of a simulation lies outside the support of the prior."""
+    outside = ~prior.support.check(level.theta)
     if outside.any():
-        first = rows.theta[outside][0].tolist()
         raise ValueError(
-            f"theta of {int(outside.sum())} of {len(rows)} rows of level {rows.level} "
-            f"lies outside the support of the prior, e.g. {first}, but is modelled "
-            "inside it. Leave these rows out, pass the prior they were drawn from, or "
-            "set `unconstrained=False` in the recipe."
+            f"theta of {int(outside.sum())} of {len(level)} simulations of level "
+            f"{level.level} lies outside the support of the prior, e.g. "
+            f"{level.theta[outside][0].tolist()}. Leave these simulations out, pass "
+            "the prior they were drawn from, or set "
+            "`unconstrained=False` in the config."
         )
 
 
 def check_prior(prior: Any) -> None:
-    """Raise unless trainers of sbi take the prior."""
+    """Raise unless trainers of sbi accept the prior."""
     if prior is not None and not isinstance(prior, Distribution):
         raise TypeError(
             f"prior is a {type(prior).__name__}, but must be a distribution of PyTorch "
-            "or sbi, e.g. `BoxUniform(low, high)`. For others see "
+            "or sbi, e.g. `BoxUniform(low, high)`. For other priors see "
             "`sbi.utils.user_input_checks.process_prior`."
         )
 
@@ -184,7 +187,7 @@ def transform_of(prior: Any) -> Any:
         ) from error
 
 
-def check_plain_rows(theta: Tensor, x: Tensor, level: int, drops_invalid: bool) -> None:
+def check_plain(theta: Tensor, x: Tensor, level: int, drops_invalid: bool) -> None:
     """Raise unless sbi can append these simulations.
 
     Args:
@@ -197,22 +200,13 @@ def check_plain_rows(theta: Tensor, x: Tensor, level: int, drops_invalid: bool) 
         ValueError: If they differ in length, or too many of them have NaN or inf.
     """
     columns = {"theta": theta, "x": x}
-    for name, column in columns.items():
-        check_tensor(name, column, level)
-    check_shapes(columns, level)
-    for name, column in columns.items():
-        invalid = ~column.isfinite().flatten(1).all(dim=1)
-        number, total = int(invalid.sum()), len(column)
-        if number == total:
+    check_columns(columns, level)
+    for name, invalid in _invalid(columns, level).items():
+        if invalid.any() and not (name == "x" and drops_invalid):
             raise ValueError(
-                f"Level {level} has 0 valid simulations of {total}. Simulate more, or "
-                "fix those with NaN or inf."
-            )
-        if number and not (name == "x" and drops_invalid):
-            raise ValueError(
-                f"{name} of level {level} has NaN or inf in {number} of {total} "
-                "simulations. Leave these out, or fix the simulator; likelihoods "
-                "learned from the others are those of valid outputs only."
+                f"{name} of level {level} has NaN or inf in {int(invalid.sum())} of "
+                f"{len(x)} simulations. Leave these out, or fix the simulator; "
+                "likelihoods learned from the others are those of valid outputs only."
             )
 
 
@@ -230,34 +224,47 @@ def check_observation(x_o: Tensor) -> Tensor:
     return x_o
 
 
-def valid_rows(columns: dict[str, Tensor], level: int) -> Tensor:
-    """Rows without NaN or inf in any column, with a warning that counts the others."""
-    invalid = {
-        name: ~torch.isfinite(value).flatten(1).all(dim=1)
-        for name, value in columns.items()
-    }
+def valid_mask(columns: Mapping[str, Tensor], level: int) -> Tensor:
+    """Simulations without NaN or inf in any column; warn of the others.
+
+    Args:
+        columns: theta, x and, for pairs, x_coarse.
+        level: Their level.
+
+    Returns:
+        Whether each simulation is valid, shape `(n,)`.
+    """
+    invalid = _invalid(columns, level)
     dropped = torch.stack(list(invalid.values())).any(dim=0)
-    num_dropped, num_rows = int(dropped.sum()), dropped.numel()
-    if num_rows == num_dropped:
-        raise ValueError(
-            f"Level {level} has 0 valid rows of {num_rows}. Simulate more rows, or "
-            "mend those with NaN or inf."
-        )
-    if num_dropped > 0:
+    if dropped.any():
         why = ", ".join(f"{int(bad.sum())} in {name}" for name, bad in invalid.items())
         together = " The two sides of a pair are dropped together."
         warnings.warn(
-            f"Dropped {num_dropped} of {num_rows} rows of level {level}: NaN or inf "
-            f"({why}).{together * (len(columns) == 3)} Likelihoods learned from the "
-            "remaining rows are those of valid outputs only: if failing depends on "
-            f"theta, they are biased.{_of_unbounded_loss(invalid)}",
+            f"Dropped {int(dropped.sum())} of {len(dropped)} simulations of level "
+            f"{level}: NaN or inf ({why}).{together * (len(columns) == 3)} Likelihoods "
+            "learned from the others are those of valid outputs only: they are biased "
+            f"if failures depend on theta.{_of_unbounded_loss(invalid)}",
             stacklevel=5,
         )
     return ~dropped
 
 
-def _of_unbounded_loss(invalid: dict[str, Tensor]) -> str:
-    """What to add where a cheap side fails and the dear side of the pair does not."""
+def _invalid(columns: Mapping[str, Tensor], level: int) -> dict[str, Tensor]:
+    """Simulations with NaN or inf in each column; raise if none is left."""
+    invalid = {
+        name: ~value.isfinite().flatten(1).all(dim=1) for name, value in columns.items()
+    }
+    dropped = torch.stack(list(invalid.values())).any(dim=0)
+    if dropped.all():
+        raise ValueError(
+            f"Level {level} has 0 valid simulations of {len(dropped)}. Simulate more, "
+            "or fix those with NaN or inf."
+        )
+    return invalid
+
+
+def _of_unbounded_loss(invalid: Mapping[str, Tensor]) -> str:
+    """A remark on pairs of which the coarse side alone is invalid."""
     if "x_coarse" not in invalid:
         return ""
     number = int((invalid["x_coarse"] & ~invalid["x"]).sum())
@@ -266,7 +273,7 @@ def _of_unbounded_loss(invalid: dict[str, Tensor]) -> str:
     return (
         f" In {number} of them x_coarse alone is invalid: with a level above this one, "
         "the minus terms there lack their counterpart and the multilevel loss has no "
-        "lower bound. Let the cheaper simulator return something finite instead."
+        "lower bound. Let the lower-fidelity simulator return a finite value instead."
     )
 
 
@@ -286,16 +293,14 @@ def warn_if_pairing_looks_broken(x: Tensor, x_coarse: Tensor, level: int) -> Non
 def _are_associated(x: Tensor, x_coarse: Tensor, num_permutations: int = 99) -> bool:
     """Permutation test (level 5 %) on the mean absolute rank correlation."""
     rng = np.random.default_rng(0)
-    rows = rng.permutation(len(x))[:500]
-    a, b = (
-        rankdata(value.flatten(1).cpu().numpy()[rows], axis=0)
-        for value in (x, x_coarse)
-    )
-    a, b = (value - value.mean(axis=0) for value in (a, b))
+    chosen = rng.permutation(len(x))[:500]
+    sides = [each.flatten(1).cpu().numpy()[chosen] for each in (x, x_coarse)]
+    a, b = (rankdata(side, axis=0) for side in sides)
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     varies = norm > 0
     if not varies.any():
-        return True  # constant features say nothing about the pairing
+        return True  # constant features do not show whether pairs are sound
     a, b, norm = a[:, varies], b[:, varies], norm[varies]
 
     def statistic(order: np.ndarray) -> float:

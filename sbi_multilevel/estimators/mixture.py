@@ -5,15 +5,15 @@ r"""A mixture of estimators of sbi, as one estimator of sbi.
     q(\theta \mid x) = \sum_k w_k\, q_k(\theta \mid t(x)), \qquad
     q(x \mid \theta) = |\det t'(x)| \sum_k w_k\, q_k(t(x) \mid \theta),
 
-where t tames the tails of x (`sbi_multilevel.level_maps.tail_transform`). One of the components
-of a posterior may be the prior. Whatever sbi builds on an estimator takes it as it is:
-direct posteriors, MCMC, SBC.
+where t transforms the tails of x (`sbi_multilevel.level_maps.tail_transform`). One of
+the components of a posterior may be the prior. sbi uses the mixture like any estimator:
+for direct posteriors, MCMC and SBC.
 
 A component that is the prior has a density everywhere in the support. The region of
 highest density that leaves out less than its weight, which is about :math:`1 / (n + 1)`
-or more for n high-fidelity simulations, is then all or most of the prior, and to
-truncate the prior to it removes little. `without_prior` leaves that component out.
-`sbi_multilevel.Truncation` and `sbi_multilevel.MFTSNPE` do so by themselves.
+or more for n high-fidelity simulations, is then all or most of the prior, so truncating
+the prior to it removes little. `without_prior` leaves that component out;
+`sbi_multilevel.Truncation` and `sbi_multilevel.MFTSNPE` do so automatically.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class MixtureEstimator(ConditionalDensityEstimator):
     Args:
         members: Trained estimators, of the same input and condition.
         weights: Weight of each, shape `(k,)`; with a prior, its weight last. They are
-            brought to sum 1.
+            normalized.
         target: Which of the two is the input: `"theta"` (NPE) or `"x"` (NLE).
-        tails: What tames the tails of x; `None` leaves x as it is.
+        tails: Transform of the tails of x; `None` leaves x as it is.
         prior: A further component over theta that ignores x.
 
     Raises:
@@ -51,6 +51,9 @@ class MixtureEstimator(ConditionalDensityEstimator):
     """
 
     weights: Tensor
+    tail_center: Tensor | None
+    tail_scale: Tensor | None
+    tail_delta: Tensor | None
 
     def __init__(
         self,
@@ -70,15 +73,24 @@ class MixtureEstimator(ConditionalDensityEstimator):
                 f"{weights.tolist()}."
             )
         if prior is not None and target == "x":
-            raise ValueError("prior is a density of theta, but x is modelled.")
+            raise ValueError(
+                "prior is a density of theta, but target='x'. Leave the prior out."
+            )
         self.target: Target = target
-        self.tails = tails
+        for name in ("center", "scale", "delta"):
+            column = None if tails is None else getattr(tails, name)
+            self.register_buffer(f"tail_{name}", column)
         self.prior = prior
         self.register_buffer("weights", weights / weights.sum())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device with the prior, which is no module."""
         before = self.weights.device
+        try:
+            fn(torch.empty(0, dtype=torch.float64, device=before))
+        except TypeError:  # mps has no double precision
+            for name, value in self.named_buffers(recurse=False):
+                setattr(self, name, value.float())
         super()._apply(fn, recurse)
         device = self.weights.device
         # a user's own prior, as sbi wraps it, refuses every move, even to where it is
@@ -88,15 +100,23 @@ class MixtureEstimator(ConditionalDensityEstimator):
         return self
 
     @property
+    def tails(self) -> TailTransform | None:
+        """The transform of the tails of x."""
+        columns = self.tail_center, self.tail_scale, self.tail_delta
+        if any(column is None for column in columns):
+            return None
+        return TailTransform(*columns)  # pyright: ignore[reportArgumentType]
+
+    @property
     def members(self) -> list[ConditionalDensityEstimator]:
         """The estimators, without the prior."""
         return list(self.net)  # pyright: ignore[reportArgumentType]
 
     def without_prior(self) -> MixtureEstimator:
-        """A copy without the prior among its components; the others keep their ratios.
+        """A copy without the prior among its components; ratios of weights stay.
 
         Raises:
-            ValueError: If the prior has all of the weight.
+            ValueError: If the prior has all the weight.
         """
         copy = deepcopy(self)
         copy._leave_out_prior()
@@ -108,9 +128,8 @@ class MixtureEstimator(ConditionalDensityEstimator):
         weights = self.weights[:-1]
         if not bool(weights.sum() > 0):
             raise ValueError(
-                f"The weights {self.weights.tolist()} give all of the mixture to the "
-                "prior, so there is nothing to truncate the prior to. Train on more "
-                "simulations."
+                f"weights={self.weights.tolist()} give the prior all the weight, so no "
+                "component is left without it. Train on more simulations."
             )
         self.prior, self.weights = None, weights / weights.sum()
 
@@ -121,52 +140,51 @@ class MixtureEstimator(ConditionalDensityEstimator):
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
-        tamed, given = input, condition
-        if self.tails is not None:
-            if self.target == "x":
-                tamed = self.tails(input)
-            else:
-                given = self.tails(condition)
-        # where one member has no density the others still have
+        tails, inner, given = self.tails, input, condition
+        if tails is not None and self.target == "x":
+            inner = tails(input)
+        elif tails is not None:
+            given = tails(condition)
+        # NaN of one member is no density; the other members have theirs
         values = [
-            torch.nan_to_num(member.log_prob(tamed, given), nan=-torch.inf)
+            torch.nan_to_num(member.log_prob(inner, given), nan=-torch.inf)
             for member in self.members
         ]
         if self.prior is not None:
             values.append(self._prior_log_prob(input).expand_as(values[0]))
         log_weights = self.weights.log().reshape(-1, *[1] * values[0].ndim)
         total = torch.logsumexp(torch.stack(values) + log_weights, dim=0)
-        if self.tails is not None and self.target == "x":
-            total = total + self.tails.log_det(input)
+        if tails is not None and self.target == "x":
+            total = total + tails.log_abs_det_jacobian(input, inner)
         return total
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Negative log density of each row, shape `(batch_dim,)`."""
+        """Negative log density of each sample, shape `(batch_dim,)`."""
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def sample(
         self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
     ) -> Tensor:
-        """Samples, shapes as in `ConditionalDensityEstimator.sample`.
+        """Samples, each of a component drawn at random.
 
-        Each has a component of its own.
+        Shapes are as in `ConditionalDensityEstimator.sample`.
         """
-        count = torch.Size(sample_shape).numel()
+        count, tails = torch.Size(sample_shape).numel(), self.tails
         given = condition
-        if self.tails is not None and self.target == "theta":
-            given = self.tails(condition)
+        if tails is not None and self.target == "theta":
+            given = tails(condition)
         chosen = torch.multinomial(self.weights, count * len(given), replacement=True)
         chosen = chosen.reshape(count, len(given))
         samples = given.new_empty(count, len(given), *self.input_shape)
         for component in chosen.unique().tolist():
             places = chosen == component
-            # as many for each row as the row that needs most
+            # as many for each condition as the one that needs most
             nth = places.cumsum(dim=0) - 1
             drawn = self._draw(component, int(nth.max()) + 1, given)
-            row = torch.arange(len(given), device=given.device).expand_as(nth)
-            samples[places] = drawn[nth[places], row[places]]
-        if self.tails is not None and self.target == "x":
-            samples = self.tails.inverse(samples)
+            column = torch.arange(len(given), device=given.device).expand_as(nth)
+            samples[places] = drawn[nth[places], column[places]]
+        if tails is not None and self.target == "x":
+            samples = tails.inv(samples)
         return samples.reshape(*sample_shape, len(given), *self.input_shape)
 
     def _draw(self, component: int, count: int, condition: Tensor) -> Tensor:
@@ -174,7 +192,7 @@ class MixtureEstimator(ConditionalDensityEstimator):
         if component < len(self.members):
             return self.members[component].sample(shape, condition)
         assert self.prior is not None
-        # priors of sbi made of several take one dimension of samples
+        # `MultipleIndependent` takes one dimension of samples
         drawn = self.prior.sample(torch.Size((count * len(condition),)))
         return drawn.reshape(count, len(condition), *self.input_shape)
 
@@ -191,18 +209,18 @@ class MixtureEstimator(ConditionalDensityEstimator):
 def without_prior(posterior: Posterior) -> Posterior:
     """A posterior without the prior among its components, e.g. to truncate the prior.
 
-    The posterior of the hybrid recipe is a mixture that holds the prior
-    (`sbi_multilevel.estimators.mixture`): take its region of highest density from what is returned
-    here, and everything else from the posterior itself.
+    The posterior of `HybridNPE` is a mixture that contains the prior
+    (`sbi_multilevel.estimators.mixture`). Use what is returned here for its region of
+    highest density only.
 
     Args:
-        posterior: Posterior of sbi, an `EnsemblePosterior` too, with any estimator.
+        posterior: Posterior of sbi, also an `EnsemblePosterior`, with any estimator.
 
     Returns:
         A copy without the prior component, or the posterior itself if it has none.
 
     Raises:
-        ValueError: If the prior has all of the weight.
+        ValueError: If the prior has all the weight.
 
     Example:
     --------
@@ -216,8 +234,8 @@ def without_prior(posterior: Posterior) -> Posterior:
         >>> from torch.distributions import MultivariateNormal
         >>> prior = MultivariateNormal(torch.zeros(1), torch.eye(1))
         >>> _ = torch.manual_seed(0)
-        >>> rows = 0.1 * torch.randn(100, 1)  # the network begins at their moments
-        >>> network = posterior_nn("mdn")(rows, rows)
+        >>> theta = 0.1 * torch.randn(100, 1)  # the network starts at their moments
+        >>> network = posterior_nn("mdn")(theta, theta)
         >>> weights = torch.tensor([0.9, 0.1])
         >>> mixture = MixtureEstimator([network], weights, "theta", prior=prior)
         >>> posterior = DirectPosterior(mixture, prior).set_default_x(torch.zeros(1, 1))
@@ -239,7 +257,7 @@ def without_prior(posterior: Posterior) -> Posterior:
 
 
 def _mixtures_with_prior(posterior: Any) -> list[MixtureEstimator]:
-    """The mixtures behind a posterior, or behind those of an ensemble."""
+    """The mixtures of a posterior, or of an ensemble of posteriors."""
     posteriors = getattr(posterior, "posteriors", [posterior])
     potentials = [getattr(each, "potential_fn", None) for each in posteriors]
     estimators = [getattr(each, "posterior_estimator", None) for each in potentials]

@@ -1,8 +1,8 @@
-r"""Is an observation among the training simulations, or far outside of them?
+r"""Warnings of observations that are far outside of the training simulations.
 
-A network extrapolates without a sign of it: posteriors at an observation far from all
-simulations are as narrow as others, and mean nothing. With :math:`l_j, h_j` the range
-of feature j over the simulations of the highest level and :math:`s_j` their spread (the
+A network extrapolates without notice: the posterior at an observation far from all
+simulations is as narrow as any, and meaningless. With :math:`l_j, h_j` the range of
+feature j over the simulations of the highest level and :math:`s_j` their spread (the
 interquartile range over 1.349), the distance of an observation is
 
 .. math::  d = \max_j \max(x_j - h_j,\; l_j - x_j) / s_j ,
@@ -12,8 +12,8 @@ and it is far outside where
 .. math::  d > \left( 1 + \frac{20}{n} \right) \max(10,\; 3\, g),
 
 with g the largest distance of one of the n simulations from the range of all others,
-which is large where tails are heavy. Observations like the simulations exceed it in
-less than one of 100 cases, Cauchy noise and n = 50 included.
+which is large where tails are heavy. Observations from the simulator exceed it in less
+than one of 100 cases, also for Cauchy noise and n = 50.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _LIBRARIES = ("sbi_multilevel", "sbi", "torch")
 
 @dataclass(frozen=True, eq=False)
 class TrainingRange:
-    """Where the training simulations of the highest level lie; see the module.
+    """The range of the training simulations of the highest level; see the module.
 
     Args:
         low: Least value of each feature, shape `(k,)`.
         high: Largest value of each feature, shape `(k,)`.
         spread: Spread of each feature, shape `(k,)`; 0 where it is constant.
-        farthest: Distance, in units of spread, that is not far yet.
+        farthest: Largest distance, in units of spread, that is not far outside.
     """
 
     low: Tensor
@@ -56,9 +56,7 @@ class TrainingRange:
 
     @classmethod
     def of(cls, highest: Tensor, lower: Sequence[Tensor] = ()) -> TrainingRange:
-        """The range of outputs.
-
-        A feature that is constant at the highest level has the range of all levels.
+        """The range of outputs; of all levels where the highest is constant.
 
         Args:
             highest: x of the highest level, shape `(n, *x_shape)`.
@@ -79,44 +77,34 @@ class TrainingRange:
 
     @cached_property
     def reach(self) -> Tensor:
-        """How far outside of its range each feature may be, shape `(k,)`."""
+        """Largest distance of each feature from its range, shape `(k,)`."""
         rounding = _ROUNDING * torch.maximum(self.low.abs(), self.high.abs())
         return torch.maximum(self.farthest * self.spread, rounding)
 
     def is_far(self, x: Tensor) -> Tensor:
-        """Whether observations lie far outside, shape `(n,)`.
-
-        Args:
-            x: Observations, shape `(n, k)`.
-        """
+        """Whether observations `x`, shape `(n, k)`, are far outside, shape `(n,)`."""
         least, most = self.low - self.reach, self.high + self.reach
         return ((x < least) | (x > most)).any(dim=1)
 
     def message(self, x: Tensor) -> str | None:
-        """What to say about observations; `None` if none is far outside.
-
-        Args:
-            x: Observations, shape `(n, k)`.
-        """
+        """A warning of observations `x`, shape `(n, k)`; `None` if none is far."""
         is_far = self.is_far(x)
         if not bool(is_far.any()):
             return None
         beyond = torch.maximum(x - self.high, self.low - x)
         relative = beyond / self.reach.clamp_min(torch.finfo(x.dtype).tiny)
-        row, feature = divmod(int(relative.argmax()), x.shape[1])
-        value, low, high, spread, distance = (
-            float(v[feature])
-            for v in (x[row], self.low, self.high, self.spread, beyond[row])
-        )
+        which, feature = divmod(int(relative.argmax()), x.shape[1])
+        columns = x[which], self.low, self.high, self.spread, beyond[which]
+        value, low, high, spread, distance = (float(each[feature]) for each in columns)
         where = f"but {low:.3g} in all of them"
         if spread > 0:
             where = (
                 f"{distance / spread:.3g} times their spread of {spread:.3g} beyond "
                 f"their range of {low:.3g} to {high:.3g}"
             )
-        who = "The observation x_o lies"
+        who = "The observation x_o is"
         if len(x) > 1:
-            who = f"{int(is_far.sum())} of {len(x)} observations x_o lie"
+            who = f"{int(is_far.sum())} of {len(x)} observations x_o are"
         return (
             f"{who} far outside of the training simulations: its feature {feature} is "
             f"{value:.3g}, {where}. The posterior there is an extrapolation. Check the "
@@ -126,42 +114,38 @@ class TrainingRange:
 
 @dataclass(eq=False)
 class Watch:
-    """Warns of observations that lie far outside, once of each.
+    """Warns of observations that are far outside, once of each.
 
     Args:
-        inside: Where the training simulations lie.
+        inside: The range of the training simulations.
     """
 
     inside: TrainingRange
     _known: set[bytes] = field(default_factory=set, repr=False)
 
-    def look_at(self, x: Tensor) -> None:
-        """Warn if observations lie far outside and were not warned of before.
-
-        Args:
-            x: Observations, shape `(..., *x_shape)`.
-        """
+    def check(self, x: Tensor) -> None:
+        """Warn if observations, shape `(..., *x_shape)`, are far outside."""
         width = len(self.inside.low)
         if x.numel() == 0 or x.numel() % width:
-            return  # other checks refuse the shape
-        rows = x.detach().reshape(-1, width).cpu().to(self.inside.low.dtype)
-        message = self.inside.message(rows)
+            return  # sbi refuses the shape
+        flat = x.detach().reshape(-1, width).cpu().to(self.inside.low.dtype)
+        message = self.inside.message(flat)
         if message is None:
             return
-        key = rows.numpy().tobytes()
+        key = flat.numpy().tobytes()
         if key not in self._known:
             self._known.add(key)
             warnings.warn(message, stacklevel=_stacklevel_of_user())
 
 
 class WatchedEstimator(ConditionalDensityEstimator):
-    """An estimator of theta given x that looks at the x it is given.
+    """An estimator of theta given x that checks the x it is given.
 
-    Posteriors have it around the network that was trained; `net` is the latter.
+    Posteriors hold it; the network that was trained is its `net`.
 
     Args:
         estimator: The estimator.
-        watch: Looks at observations.
+        watch: Checks observations.
     """
 
     def __init__(self, estimator: ConditionalDensityEstimator, watch: Watch):
@@ -175,19 +159,19 @@ class WatchedEstimator(ConditionalDensityEstimator):
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Log density, as of the estimator."""
-        self._watch.look_at(condition)
+        self._watch.check(condition)
         return self.net.log_prob(input, condition, **kwargs)
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Samples, as of the estimator."""
-        self._watch.look_at(condition)
+        self._watch.check(condition)
         return self.net.sample(sample_shape, condition, **kwargs)
 
     def sample_and_log_prob(
         self, sample_shape: torch.Size, condition: Tensor, **kwargs
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log density, as of the estimator."""
-        self._watch.look_at(condition)
+        self._watch.check(condition)
         return self.net.sample_and_log_prob(sample_shape, condition, **kwargs)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
@@ -196,13 +180,13 @@ class WatchedEstimator(ConditionalDensityEstimator):
 
 
 class WatchedPotential(LikelihoodBasedPotential):
-    """sbi's potential of a likelihood that looks at the observation when it is set.
+    """sbi's potential of a likelihood, which checks an observation when it is set.
 
     Args:
         likelihood_estimator: As of sbi.
         prior: As of sbi.
         device: As of sbi.
-        watch: Looks at observations.
+        watch: Checks observations.
     """
 
     def __init__(self, likelihood_estimator, prior, device: str, watch: Watch):
@@ -213,7 +197,7 @@ class WatchedPotential(LikelihoodBasedPotential):
         """Set the observation, as in sbi."""
         super().set_x(x_o, x_is_iid)
         if x_o is not None:
-            self._watch.look_at(self.x_o)
+            self._watch.check(self.x_o)
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,7 +211,7 @@ def _range(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _largest_gap(x: Tensor, spread: Tensor) -> float:
-    """The largest distance of a row from the range of all others."""
+    """The largest distance of a simulation from the range of all others."""
     if len(x) < 2 or not bool((spread > 0).any()):
         return 0.0
     top, bottom = x.topk(2, dim=0).values, x.topk(2, dim=0, largest=False).values

@@ -1,8 +1,8 @@
-r"""Weights of a mixture of estimators, by the rows that none of them has seen.
+r"""Stacking weights of a mixture of estimators, by held-out simulations.
 
-With :math:`q_k(i)` the density that component k gives to row i, from members trained
-without that row, the weights maximise the held-out log score of the mixture and a
-Dirichlet prior (stacking of predictive distributions, Yao et al. 2018),
+With :math:`q_k(i)` the density of simulation i under component k, from members trained
+without that simulation, the weights maximize the held-out log score of the mixture plus
+the log density of a Dirichlet prior,
 
 .. math::
 
@@ -10,8 +10,11 @@ Dirichlet prior (stacking of predictive distributions, Yao et al. 2018),
     w_k \ge 0, \; \sum_k w_k = 1,
 
 a concave problem, solved by expectation maximisation. The pseudo-counts :math:`a_k`
-keep every component in play, by about :math:`a_k / n`: with few rows nothing is ruled
-out by chance, and the loss of a mixture that holds the prior is bounded. Pure.
+keep every weight above about :math:`a_k / n`: with few simulations no component is
+excluded by chance, and the loss of a mixture that contains the prior is bounded.
+
+Reference: Yao, Vehtari, Simpson, Gelman (2018), *Using stacking to average Bayesian
+predictive distributions*, Bayesian Analysis 13(3).
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ def stacking_weights(
     """Weights of the components.
 
     Args:
-        log_densities: Held-out log density of each row under each component, shape
-            `(n, k)`. A row may have `-inf`, but not under all components.
+        log_densities: Held-out log density of each simulation under each component,
+            shape `(n, k)`; `-inf` is allowed, but not under all components.
         pseudo_counts: :math:`a_k`, one a component.
 
     Returns:

@@ -1,21 +1,21 @@
-r"""A density estimator of sbi seen through maps of theta and x.
+r"""An estimator of sbi behind maps of theta and x.
 
-Two maps are put in front of any estimator :math:`q`. With
-:math:`\vartheta = T^{-1}(\theta)` unconstrained and :math:`x' = a + b\,x`, NPE models
+With :math:`\vartheta = T^{-1}(\theta)` unconstrained and :math:`x' = a + b\,x`, the
+density of NPE is
 
 .. math::
 
     q(\theta \mid x) = q'(\vartheta \mid x')\,
     \left| \det \frac{\partial \vartheta}{\partial \theta} \right| ,
 
-so that no mass leaks out of the support of the prior, and NLE models
+so that no mass leaks out of the support of the prior, and the density of NLE is
 
 .. math::  q(x \mid \theta) = q'(x' \mid \theta) \, \prod_i |b_i| .
 
 :math:`T` is sbi's own transform of the prior (`sbi.utils.mcmc_transform`: logit for a
 box, log for positive parameters, a shift and scale for unbounded ones). The map of x is
-the identity until training sets it: transfer pre-trains on low-fidelity x and then
-reads high-fidelity x at the scale of the low one (`sbi_multilevel.level_maps`).
+the identity until training sets it: transfer pre-trains on low-fidelity x, to whose
+scale high-fidelity x is brought (`sbi_multilevel.level_maps.affine`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MappedEstimator(ConditionalDensityEstimator):
     """An estimator in unconstrained theta and aligned x.
 
     Args:
-        estimator: Estimator of sbi, built on mapped rows.
+        estimator: Estimator of sbi, built on mapped simulations.
         target: Which of the two is the input: `"theta"` (NPE) or `"x"` (NLE).
         unconstrain: Transform from unconstrained theta to theta, as `mcmc_transform`
             returns it inverted; `None` leaves theta as it is.
@@ -93,7 +93,7 @@ class MappedEstimator(ConditionalDensityEstimator):
         self.x_shift.copy_(shift.expand_as(self.x_shift))
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Negative log density of each row, shape `(batch_dim,)`."""
+        """Negative log density of each sample, shape `(batch_dim,)`."""
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
@@ -104,11 +104,11 @@ class MappedEstimator(ConditionalDensityEstimator):
         if self.unconstrain is None:
             return self.net.log_prob(input, self._x(condition))
         transform = self.unconstrain().inv
-        free = transform(input)
-        log_det = transform.log_abs_det_jacobian(input, free)
+        theta = transform(input)
+        log_det = transform.log_abs_det_jacobian(input, theta)
         if log_det.ndim < 2:  # no dimension of samples
             log_det = log_det.unsqueeze(0)
-        return self.net.log_prob(free, self._x(condition)) + log_det
+        return self.net.log_prob(theta, self._x(condition)) + log_det
 
     def sample(
         self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
@@ -145,31 +145,30 @@ class CheckedBuilder:
 
         Raises:
             TypeError: If what is built is no density estimator.
-            ValueError: If nothing can be built, or it models something else.
+            ValueError: If nothing can be built, or its shapes are wrong.
         """
         shapes = theta.shape[1:], x.shape[1:]
-        rows = f"theta of shape {tuple(shapes[0])} and x of shape {tuple(shapes[1])}"
+        what = f"theta of shape {tuple(shapes[0])} and x of shape {tuple(shapes[1])}"
         try:
             estimator = self.build(theta, x)
         except Exception as error:
             raise ValueError(
-                f"density_estimator could not build a network for {rows} a row: "
+                f"density_estimator could not build a network for {what}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         name = "posterior_nn" if self.target == "theta" else "likelihood_nn"
         if not isinstance(estimator, ConditionalDensityEstimator):
-            what = type(estimator).__name__
             raise TypeError(
-                f"density_estimator builds a {what}, but must build a "
-                f"`ConditionalDensityEstimator`. Pass what `{name}(...)` of sbi "
-                "returns; flow matching, scores and ratios are not supported here."
+                f"density_estimator builds a {type(estimator).__name__}, but must "
+                f"build a `ConditionalDensityEstimator`. Pass what `{name}(...)` of "
+                "sbi returns; flow matching, scores and ratios are not supported here."
             )
         found = estimator.input_shape, estimator.condition_shape
         if found != (shapes if self.target == "theta" else shapes[::-1]):
             raise ValueError(
                 f"density_estimator builds a density over shape {tuple(found[0])} "
-                f"given shape {tuple(found[1])}, but the rows are {rows}. Pass what "
-                f"`{name}(...)` of sbi returns."
+                f"given shape {tuple(found[1])}, but the simulations have {what}. Pass "
+                f"what `{name}(...)` of sbi returns."
             )
         return estimator
 
@@ -181,7 +180,8 @@ class MappedBuilder:
     Args:
         build: Builder of sbi, e.g. from `posterior_nn`.
         target: `"theta"` (NPE) or `"x"` (NLE).
-        prior: Prior whose support theta is freed of; `None` leaves theta as it is.
+        prior: Prior whose transform makes theta unconstrained; `None` leaves theta as
+            it is.
     """
 
     build: Builder
@@ -195,45 +195,36 @@ class MappedBuilder:
             theta: Parameters to z-score by, shape `(n, d)`.
             x: Outputs to z-score by, shape `(n, *x_shape)`.
         """
-        free, transform = theta, None
+        mapped, transform = theta, None
         if self.prior is not None:
             transform = transform_of(self.prior).inv
-            free = transform.inv(theta)
+            mapped = transform.inv(theta)
         build = CheckedBuilder(self.build, self.target)
-        estimator = build(free, x)
+        estimator = build(mapped, x)
         if isinstance(estimator, MappedEstimator):  # the user wrapped it
             return self.build(theta, x)
-        if transform is not None and _is_unconstrained_already(estimator):
+        # built with `z_score_theta="transform_to_unconstrained"`
+        parts = estimator.modules()
+        is_mapped = any(isinstance(part, CallableTransform) for part in parts)
+        if transform is not None and is_mapped:
             transform, estimator = None, build(theta, x)
         return MappedEstimator(estimator, self.target, transform, Moments.of(x))
 
 
 def mapped_builder(build: Builder, target: Target, prior: Any | None) -> Builder:
-    """A builder of `MappedEstimator`, as `MappedBuilder`; the user may have made one.
-
-    Args:
-        build: Builder of sbi, or one from here, which is returned as it is: to map
-            theta twice would take it out of the support.
-        target: As for `MappedBuilder`.
-        prior: Likewise.
-    """
+    """A `MappedBuilder`, or `build` itself if it is one: theta is mapped once only."""
     if isinstance(build, MappedBuilder):
         return build
     return MappedBuilder(build, target, prior)
 
 
-def _is_unconstrained_already(estimator: ConditionalDensityEstimator) -> bool:
-    """Whether it was built with `z_score_theta="transform_to_unconstrained"`."""
-    return any(isinstance(part, CallableTransform) for part in estimator.modules())
-
-
 def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
-    """A builder for NPE whose theta is modelled in unconstrained space: nothing leaks.
+    """A builder for NPE in unconstrained theta, so that no mass leaks from the prior.
 
-    Works with every estimator of sbi; sbi's own option `z_score_theta=
-    "transform_to_unconstrained"` exists for zuko's networks and mixtures only, and goes
-    without z-scoring. Since nothing leaks, `posterior.log_prob(..., norm_posterior=
-    False)` is exact, and saves sbi's correction for leakage.
+    It works with every estimator of sbi; sbi's own option `z_score_theta=
+    "transform_to_unconstrained"` is for zuko's networks and mixtures only, and excludes
+    z-scoring. Without leakage `posterior.log_prob(..., norm_posterior=False)` is exact,
+    and faster.
 
     Args:
         density_estimator: Name of a network, or a builder from `posterior_nn`.
@@ -260,9 +251,9 @@ def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
     """
     if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
         raise TypeError(
-            f"prior is a {type(prior).__name__}, but must be a distribution over theta."
+            f"prior is a {type(prior).__name__}, but must be a distribution over "
+            "theta. Pass the prior of the trainer."
         )
-    build = density_estimator
-    if isinstance(build, str):
-        build = posterior_nn(build)
-    return mapped_builder(build, "theta", prior)
+    if isinstance(density_estimator, str):
+        density_estimator = posterior_nn(density_estimator)
+    return mapped_builder(density_estimator, "theta", prior)

@@ -1,11 +1,10 @@
-"""Maps that bring levels together.
+"""Maps between the levels.
 
-`affine`: the maps of the papers' recipes, by mean and deviation. `conditional`,
-`paired` and `process`: maps that know theta, which turn rows of a cheaper simulator
-into pseudo-high-fidelity rows; `fitting` fits them by name, and `choice` says which
-fits the rows at hand, by the `synthetic` likelihood of high-fidelity rows held out,
-which a `judge` makes as flexible (`trees`) as the cheap rows call for. `tails` tames
-heavy tails. All of it is pure: rows in, maps out.
+`affine`: maps by mean and standard deviation, for the multilevel loss and transfer.
+`base`: the register of the maps that depend on theta, from low-fidelity to
+pseudo-high-fidelity simulations, each in the module of its name; `fitting` fits them.
+`selection`: which of them fits the simulations at hand. `tail_transform`: for heavy
+tails of x.
 """
 
 from sbi_multilevel.level_maps.affine import (
@@ -15,15 +14,23 @@ from sbi_multilevel.level_maps.affine import (
     AlignmentKind,
     Moments,
     fit_alignments,
-    standardise_to,
+    standardize_to,
+)
+from sbi_multilevel.level_maps.base import (
+    LEVEL_MAPS,
+    LevelMapKind,
+    register_level_map,
 )
 
 __all__ = [
     "ALIGNMENTS",
+    "LEVEL_MAPS",
     "AffineMap",
     "Alignment",
     "AlignmentKind",
+    "LevelMapKind",
     "Moments",
     "fit_alignments",
-    "standardise_to",
+    "register_level_map",
+    "standardize_to",
 ]

@@ -1,7 +1,7 @@
-r"""Maps that bring the rows of lower levels to the scale of the highest one.
+r"""Affine maps that bring simulations of lower levels to the scale of the highest one.
 
-Training rows of a lower level may be moved before use by any map :math:`T_l`, since
-inference only ever sees outputs of the highest level :math:`L`. The loss stays a valid
+Simulations of a lower level may be transformed before training by any map :math:`T_l`,
+since only outputs of the highest level :math:`L` are observed. The loss stays a valid
 telescoping sum if the *same* map is used wherever :math:`G_l` appears, as the fine side
 of level :math:`l` and as the coarse side of level :math:`l + 1`:
 
@@ -11,29 +11,26 @@ of level :math:`l` and as the coarse side of level :math:`l + 1`:
     \mathbb{E}\left[ f(T_l G_l) - f(T_{l-1} G_{l-1}) \right] = \mathbb{E} f(G_L),
     \qquad T_L = \mathrm{id}.
 
-The better :math:`T_l G_l` resembles :math:`G_L`, the smaller the corrections.
+The more :math:`T_l G_l` resembles :math:`G_L`, the smaller the corrections.
 
 `None` (default)
-    Rows stay as they are. Neither kind below was better on all of the benchmark tasks
-    (see the table in the README).
+    No map. Neither kind below was better on all of the benchmark tasks.
 
 `"affine"`
     With :math:`m^\pm_l, s^\pm_l` the mean and standard deviation of each feature of `x`
     and `x_coarse` over the pairs of level :math:`l`, the step from level :math:`l-1` to
     :math:`l` is :math:`x \mapsto m^+_l + (s^+_l / s^-_l)(x - m^-_l)`, and
     :math:`T_l` the composition of the steps from :math:`l` to :math:`L`. Both moments
-    come from the same theta and noise, so their sampling errors cancel: where the
-    levels differ by an affine map it is found from two pairs. The sum above is exact.
+    come from the same theta and noise, so their sampling errors cancel: an affine map
+    between the levels is found from two pairs. The sum above is exact.
 
 `"standardize"` (Hikida et al. 2025, their code)
-    The rows of every term, theta and x, are standardised by their own mean and standard
-    deviation and carried to those of the rows of level L. The map of :math:`G_l` then
-    differs between the two places, so the sum telescopes only as all :math:`n_l` grow.
-    We keep it to reproduce the paper.
+    Theta and x of every term are standardized by their own mean and standard deviation
+    and carried to those of level L. The map of :math:`G_l` then differs between the two
+    places, so the sum telescopes only as all :math:`n_l` grow.
 
-Transfer goes the other way round: its network is trained on level 0 first, so rows of
-higher levels are brought to the scale of level 0, and so is the x of an observation
-(`standardise_to`).
+For transfer the network is trained on level 0 first, so simulations of higher levels,
+and the observation, are brought to the scale of level 0 (`standardize_to`).
 """
 
 from __future__ import annotations
@@ -58,8 +55,8 @@ class AffineMap:
     \mathrm{source})` of each feature.
 
     Args:
-        source: Mean of the rows to be moved, shape `x_shape`.
-        target: Mean they are moved to, shape `x_shape`.
+        source: Mean of the simulations to be mapped, shape `x_shape`.
+        target: Mean they are mapped to, shape `x_shape`.
         scale: Ratio of the standard deviations, shape `x_shape`.
 
     Example:
@@ -68,8 +65,8 @@ class AffineMap:
     ::
 
         >>> import torch
-        >>> cheap = torch.tensor([[0.0], [1.0]])
-        >>> align = AffineMap.between(cheap, target=3 * cheap + 5)
+        >>> low = torch.tensor([[0.0], [1.0]])
+        >>> align = AffineMap.between(low, target=3 * low + 5)
         >>> align(torch.tensor([[2.0]]))
         tensor([[11.]])
     """
@@ -83,13 +80,11 @@ class AffineMap:
 
     @classmethod
     def between(cls, source: Tensor, target: Tensor) -> AffineMap:
-        """Match the mean and standard deviation of `source` rows to `target` rows.
-
-        A feature that does not vary in one of them is shifted, not scaled.
+        """Match the mean and standard deviation of one sample to those of another.
 
         Args:
-            source: The rows to be moved, shape `(n, *x_shape)`.
-            target: The rows they should resemble, shape `(m, *x_shape)`.
+            source: The sample to be mapped, shape `(n, *x_shape)`.
+            target: The sample it should resemble, shape `(m, *x_shape)`.
         """
         return cls.matching(
             Moments(source.mean(dim=0), source.std(dim=0)),
@@ -98,10 +93,10 @@ class AffineMap:
 
     @classmethod
     def matching(cls, source: Moments, target: Moments) -> AffineMap:
-        """Carry moments to others, as `between` does.
+        """Match moments; a feature that does not vary in one of them is only shifted.
 
         Args:
-            source: Moments of the rows to be moved.
+            source: Moments of the simulations to be mapped.
             target: Moments they are given.
         """
         varies = source.varies & target.varies
@@ -117,17 +112,6 @@ class Alignment:
     Args:
         x: Maps of x, the first one first; none leaves x as it is.
         theta: Maps of theta.
-
-    Example:
-    --------
-
-    ::
-
-        >>> import torch
-        >>> one = torch.ones(1)
-        >>> align = Alignment(x=(AffineMap(source=0 * one, target=one, scale=2 * one),))
-        >>> align(torch.zeros(1, 1), torch.tensor([[3.0]]))
-        (tensor([[0.]]), tensor([[7.]]))
     """
 
     x: tuple[AffineMap, ...] = ()
@@ -146,16 +130,16 @@ def fit_alignments(
     simulations: MultilevelSimulations,
     places: Sequence[tuple[int, bool]],
 ) -> list[Alignment]:
-    """Fit one alignment for each place a level appears in.
+    """Fit one alignment for each place that a level appears in.
 
     Args:
         kind: `"affine"`, `"standardize"`, or `None` for no alignment.
-        simulations: The rows to fit on: the training rows, without the held-out ones.
-        places: `(level, coarse)` of each place: the outputs are `x_coarse` of the rows
-            of `level` if `coarse`, else `x`.
+        simulations: Training simulations, without the held-out ones.
+        places: `(level, coarse)` of each place: the outputs are `x_coarse` of `level`
+            if `coarse`, else `x`.
 
     Returns:
-        One alignment a place.
+        One alignment for each of `places`.
 
     Example:
     --------
@@ -178,58 +162,42 @@ def fit_alignments(
     if kind is None:
         return [Alignment() for _ in places]
     if kind == "standardize":
-        return [_own(simulations, level, coarse) for level, coarse in places]
+        return [_standardize(simulations, level, coarse) for level, coarse in places]
     steps = [
-        AffineMap.between(source=rows.x_coarse, target=rows.x)
-        for rows in simulations.levels[1:]
-        if rows.x_coarse is not None
+        AffineMap.between(source=level.x_coarse, target=level.x)
+        for level in simulations.levels[1:]
+        if level.x_coarse is not None
     ]
     # outputs of G_l need the steps l -> l + 1, ..., L - 1 -> L
     return [Alignment(x=tuple(steps[level - coarse :])) for level, coarse in places]
 
 
-def _own(simulations: MultilevelSimulations, level: int, coarse: bool) -> Alignment:
-    rows, top = simulations[level], simulations[-1]
-    if level == len(simulations) - 1 and not coarse:
+def _standardize(sims: MultilevelSimulations, level: int, coarse: bool) -> Alignment:
+    own, top = sims[level], sims[-1]
+    if own is top and not coarse:
         return Alignment()
-    source = rows.x_coarse if coarse and rows.x_coarse is not None else rows.x
+    source = own.x_coarse if coarse and own.x_coarse is not None else own.x
     return Alignment(
         x=(AffineMap.between(source, top.x),),
-        theta=(AffineMap.between(rows.theta, top.theta),),
+        theta=(AffineMap.between(own.theta, top.theta),),
     )
 
 
-def standardise_to(
+def standardize_to(
     moments: Moments, simulations: MultilevelSimulations, levels: Sequence[int]
 ) -> list[Alignment]:
     """Carry the x of each level, by its own moments, to `moments`.
 
     Args:
-        moments: Moments of the rows that the network was built on; one number for all
+        moments: Moments of the x that the network was built on; one number for all
             entries where x is an image or a series.
-        simulations: The rows to fit on: the training rows, without the held-out ones.
+        simulations: Training simulations, without the held-out ones.
         levels: The level of each alignment.
 
     Returns:
         One alignment for each of `levels`.
-
-    Example:
-    --------
-
-    ::
-
-        >>> import torch
-        >>> from sbi_multilevel import LevelSimulations, MultilevelSimulations
-        >>> x = torch.rand(20, 1)
-        >>> simulations = MultilevelSimulations((
-        ...     LevelSimulations(0, torch.rand(20, 1), x),
-        ...     LevelSimulations(1, torch.rand(20, 1), 3 * x + 5),
-        ... ))
-        >>> (align,) = standardise_to(Moments.of(x), simulations, levels=[1])
-        >>> bool(torch.allclose(align(x, 3 * x + 5)[1], x, atol=1e-5))
-        True
     """
     device = simulations[0].x.device
     target = Moments(moments.mean.to(device), moments.std.to(device))
-    own = [Moments.of(rows.x, rows.weights) for rows in simulations]
+    own = [Moments.of(level.x, level.weights) for level in simulations]
     return [Alignment(x=(AffineMap.matching(own[level], target),)) for level in levels]

@@ -1,4 +1,4 @@
-r"""Conditional maps: mean and residuals of a cheap simulator, given theta, set right.
+r"""Conditional maps: mean and residuals given theta, from low to high fidelity.
 
 With :math:`m_L(\theta), m_H(\theta)` the means of low and high fidelity given theta,
 
@@ -6,79 +6,65 @@ With :math:`m_L(\theta), m_H(\theta)` the means of low and high fidelity given t
 
     \tilde x = m_H(\theta) + R\,\bigl(x_L - m_L(\theta)\bigr).
 
-:math:`m_L` is a quadratic in theta from the many cheap rows, :math:`m_H = m_L + \Delta`
-with :math:`\Delta` linear in theta from the few dear ones, shrunk towards a constant as
-leave-one-out says. No pairs are needed. The residuals are turned by R:
-
-`"shift"`
-    :math:`R = 1`: means only.
-
-`"full"`
-    The covariance :math:`\Sigma_H` of the dear residuals, shrunk as Ledoit and Wolf
-    (2004) say, is put in place of the cheap :math:`\Sigma_L` by the linear map that
-    moves a normal the least (optimal transport),
-    :math:`R = \Sigma_L^{-1/2} (\Sigma_L^{1/2} \Sigma_H \Sigma_L^{1/2})^{1/2}
-    \Sigma_L^{-1/2}`.
-
-`"scaled"`
-    As `"full"`, for residuals whose scale depends on theta,
-    :math:`x_L - m_L = s_L(\theta)\, e`: their logarithms are regressed on theta like
-    the means, and R acts between standardised residuals.
+:math:`m_L` is a quadratic in theta from the many low-fidelity simulations, and
+:math:`m_H = m_L + \Delta` with :math:`\Delta` linear in theta from the few
+high-fidelity simulations, shrunk towards a constant by leave-one-out. No pairs are
+needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
+`sbi_multilevel.level_maps.full` and `sbi_multilevel.level_maps.scaled`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from sklearn.covariance import ledoit_wolf
 from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.regression import (
-    Regression,
-    log_sizes,
-    polynomials,
-    spread,
-)
-
-ConditionalKind = Literal["shift", "full", "scaled"]
+from sbi_multilevel.level_maps.regression import Regression, log_sizes, polynomials
 
 _LOW_DEGREE, _CHANGE_DEGREE = 2, 1
-# the change of a log scale that few rows may claim at most
-_MAX_LOG_SCALE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class LowMean:
-    """What is known of the cheap rows alone, shared by the maps of all folds.
+class LowMoments:
+    """Mean and scale of low-fidelity simulations given theta, shared by all folds.
 
     Args:
-        rows: The cheap rows.
+        residuals: x minus its mean given theta, shape `(n, k)`.
         features: Features of theta for what changes between the levels.
         mean: :math:`m_L`.
         log_scale: Logarithm of :math:`s_L`, up to a constant.
     """
 
-    rows: LevelArrays
+    residuals: np.ndarray
     features: Pipeline
     mean: Regression
     log_scale: Regression
 
     @classmethod
-    def fit(cls, rows: LevelArrays) -> LowMean:
-        """Regress the cheap rows on theta."""
-        quadratic = polynomials(rows.theta, _LOW_DEGREE)
-        mean = Regression.fit(quadratic, rows.theta, rows.x)
-        sizes = log_sizes(rows.x - mean(rows.theta))
-        return cls(
-            rows,
-            polynomials(rows.theta, _CHANGE_DEGREE),
-            mean,
-            Regression.fit(quadratic, rows.theta, sizes),
-        )
+    def fit(cls, low: LevelArrays) -> LowMoments:
+        """Regress low-fidelity simulations on theta."""
+        quadratic = polynomials(low.theta, _LOW_DEGREE)
+        mean = Regression.fit(quadratic, low.theta, low.x)
+        residuals = low.x - mean(low.theta)
+        log_scale = Regression.fit(quadratic, low.theta, log_sizes(residuals))
+        return cls(residuals, polynomials(low.theta, _CHANGE_DEGREE), mean, log_scale)
+
+    def change_of_mean(self, high: LevelArrays) -> tuple[Regression, np.ndarray]:
+        r"""Regress the change :math:`\Delta` of the mean on theta.
+
+        Returns:
+            The regression, and the centered residuals of the high-fidelity simulations,
+            shape `(m, k)`, as large as if the mean had not been fitted to them.
+        """
+        gaps = high.x - self.mean(high.theta)
+        change = Regression.fit(self.features, high.theta, gaps)
+        residuals = gaps - change(high.theta)
+        n = len(residuals)
+        freedom = max(n - 1 - high.theta.shape[1], n / 2)
+        return change, (residuals - residuals.mean(axis=0)) * np.sqrt(n / freedom)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +72,20 @@ class ConditionalMap:
     r"""The map :math:`\tilde x = m_H(\theta) + s_H(\theta) R\, e / s_L(\theta)`.
 
     Args:
-        low: Mean and scale of the cheap rows.
+        low: Mean and scale of the low-fidelity simulations.
         change: :math:`\Delta`.
         turn: R, shape `(k, k)`; `None` leaves residuals as they are.
         log_scale_change: Logarithm of :math:`s_H / s_L` at theta; `None` where scales
             do not depend on theta.
     """
 
-    low: LowMean
+    low: LowMoments
     change: Regression
-    turn: np.ndarray | None
-    log_scale_change: Callable[[np.ndarray], np.ndarray] | None
+    turn: np.ndarray | None = None
+    log_scale_change: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __call__(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Move rows `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
+        """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
         mean = self.low.mean(theta)
         residuals = x - mean
         if self.log_scale_change is None:
@@ -110,67 +96,3 @@ class ConditionalMap:
             growth = np.exp(self.log_scale_change(theta))
             turned = growth * scale * ((residuals / scale) @ self.turn.T)
         return mean + self.change(theta) + turned
-
-
-def fit_conditional(
-    kind: ConditionalKind, low: LowMean, high: LevelArrays
-) -> ConditionalMap:
-    """Fit a conditional map.
-
-    Args:
-        kind: `"shift"`, `"full"` or `"scaled"`.
-        low: What is known of the cheap rows.
-        high: Dear rows; pairs are not used.
-    """
-    gaps = high.x - low.mean(high.theta)
-    change = Regression.fit(low.features, high.theta, gaps)
-    if kind == "shift":
-        return ConditionalMap(low, change, None, None)
-    dear = _unconstrained(gaps - change(high.theta), high.theta.shape[1])
-    cheap = low.rows.x - low.mean(low.rows.theta)
-    growth = None
-    if kind == "scaled":
-        known = low.log_scale(high.theta)
-        growth = _bounded(
-            Regression.fit(low.features, high.theta, log_sizes(dear) - known)
-        )
-        cheap = cheap / np.exp(low.log_scale(low.rows.theta))
-        dear = dear / np.exp(known + growth(high.theta))
-    return ConditionalMap(low, change, transport(cheap, dear), growth)
-
-
-def _unconstrained(residuals: np.ndarray, num_parameters: int) -> np.ndarray:
-    """Residuals centred, and as large as if the mean had not been fitted to them."""
-    n = len(residuals)
-    freedom = max(n - 1 - num_parameters, n / 2)
-    return (residuals - residuals.mean(axis=0)) * np.sqrt(n / freedom)
-
-
-def _bounded(regression: Regression) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda theta: np.clip(regression(theta), -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
-
-
-def transport(cheap: np.ndarray, dear: np.ndarray) -> np.ndarray:
-    """R, the optimal transport between normals with the covariances of two samples.
-
-    Args:
-        cheap: Many centred rows, shape `(n, k)`.
-        dear: Few centred rows, shape `(m, k)`, whose correlation is shrunk.
-    """
-    from_scale = spread(cheap)
-    to_scale = np.sqrt((dear**2).mean(axis=0))
-    to_scale = np.where(to_scale > 0, to_scale, 1.0)
-    source = np.atleast_2d(np.cov((cheap / from_scale).T))
-    target, _ = ledoit_wolf(dear / to_scale, assume_centered=True)
-    root, inverse = _roots(source)
-    middle, _ = _roots(root @ target @ root)
-    turn = inverse @ middle @ inverse
-    return to_scale[:, None] * turn / from_scale[None, :]
-
-
-def _roots(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Square root and inverse square root of a covariance."""
-    values, vectors = np.linalg.eigh(covariance)
-    values = np.clip(values, 1e-12 * values.max(), None)
-    root = (vectors * np.sqrt(values)) @ vectors.T
-    return root, (vectors / np.sqrt(values)) @ vectors.T

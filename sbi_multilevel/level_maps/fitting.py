@@ -1,24 +1,22 @@
-r"""Kinds of map from cheap rows to dear ones, and which of them rows allow.
+r"""Fits level maps by name, on x or on x with transformed tails.
 
 =================== =========================================================== =====
 kind                what it does                                                pairs
 =================== =========================================================== =====
 `none`              :math:`\tilde x = x_L`                                      no
-`shift`             sets the mean given theta right                             no
-`full`              mean and covariance of residuals                            no
+`shift`             corrects the mean given theta                               no
+`full`              also the covariance of the residuals                        no
 `scaled`            the same, with scales that depend on theta                  no
 `paired`            adds the difference, linear in :math:`x_L` and theta        yes
 `paired_quadratic`  the same, quadratic                                         yes
-`paired_process`    the same, by a Gaussian process a feature                   yes
+`paired_process`    the same, by a Gaussian process for each feature            yes
 =================== =========================================================== =====
 
-The formulas are in `sbi_multilevel.level_maps.conditional` (the first half),
-`sbi_multilevel.level_maps.paired` and `sbi_multilevel.level_maps.gaussian_process`. Each kind but
-`none` can also act on x with tamed tails, where tails are heavy
-(`sbi_multilevel.level_maps.tail_transform`). Kinds that
-the rows do not allow are left out: paired ones without pairs; all but `none` and
-`shift` with fewer than 4 rows; processes beyond 12 features, products beyond 50,
-covariances beyond 200, regressions on all features beyond 2 000.
+The formulas are in the modules of the same names. Each kind but `none` can also act on
+x with transformed tails, where tails are heavy
+(`sbi_multilevel.level_maps.tail_transform`). Kinds that the simulations do not allow
+are left out: paired maps without pairs, and kinds that need more simulations or fewer
+features (`sbi_multilevel.level_maps.base.LevelMapKind`).
 """
 
 from __future__ import annotations
@@ -32,28 +30,35 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.conditional import LowMean, fit_conditional
-from sbi_multilevel.level_maps.gaussian_process import fit_gaussian_process
-from sbi_multilevel.level_maps.kinds import MAP_KINDS, MapChoice
-from sbi_multilevel.level_maps.paired import fit_paired, paired_features
+from sbi_multilevel.level_maps.base import LevelMap, LevelMapKind, level_map_kind
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 
-LevelMap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# features beyond which regressions on all, covariances, products, and a process for
-# each are out of reach
-_MAX_FEATURES, _MAX_FOR_COVARIANCES = 2_000, 200
-_MAX_FOR_PRODUCTS, _MAX_FOR_PROCESSES = 50, 12
-_MIN_ROWS = 4  # of which some are held out
+@dataclass(frozen=True)
+class MapChoice:
+    """A kind of map, and where it acts.
+
+    Args:
+        kind: Name of a kind in `sbi_multilevel.level_maps.base.LEVEL_MAPS`.
+        transforms_tails: Whether it acts on x with transformed tails.
+    """
+
+    kind: str
+    transforms_tails: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} (transformed tails)" if self.transforms_tails else self.kind
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class MapFitter:
-    """Fits maps from one set of cheap rows to changing sets of dear ones.
+    """Fits maps from one set of low-fidelity simulations to sets of high-fidelity ones.
 
     Args:
-        low: The cheap rows.
-        tails: What tames the tails of x; `None` where all are light.
+        low: Low-fidelity simulations.
+        tails: Transform of the tails of x; `None` where all are light.
         seed: Seed of the noise in paired maps.
     """
 
@@ -62,100 +67,69 @@ class MapFitter:
     seed: int = 0
 
     def fit(self, choice: MapChoice, high: LevelArrays) -> LevelMap:
-        """The map of a kind, from x to x whatever the space that it acts in."""
-        high = high.shuffled(self.seed)  # not all of them may be used
-        if not choice.transforms_tails or self.tails is None:
-            return self._fit(choice.kind, high)
-        forward_tails = self.forward_tails
-        move = self._tamed._fit(
-            choice.kind, with_transformed_tails(high, forward_tails)
-        )
-        inverse_tails = _on_arrays(self.tails.inverse)
-        return lambda theta, x: inverse_tails(move(theta, forward_tails(x)))
+        """Fit a map, from x to x whatever the space that it acts in.
 
-    def apart_from(self, theta: np.ndarray) -> MapFitter:
-        """The same without cheap rows at these parameters, see `LevelArrays.apart_from`."""
-        low = self.low.apart_from(theta)
-        return self if low is self.low else MapFitter(low, self.tails, self.seed)
-
-    @cached_property
-    def forward_tails(self) -> Callable[[np.ndarray], np.ndarray]:
-        """x with tamed tails."""
-        return (lambda x: x) if self.tails is None else _on_arrays(self.tails)
-
-    @cached_property
-    def _tamed(self) -> MapFitter:
-        return MapFitter(
-            with_transformed_tails(self.low, self.forward_tails), seed=self.seed
-        )
-
-    def _fit(self, kind: str, high: LevelArrays) -> LevelMap:
-        """The map of a kind, in the space of the rows.
+        Args:
+            choice: The kind of map.
+            high: High-fidelity simulations.
 
         Raises:
             ValueError: If there is no such kind, or it needs pairs and there are none.
         """
-        if kind not in MAP_KINDS:
+        kind = level_map_kind(choice.kind)
+        if kind.needs_pairs and high.x_coarse is None:
             raise ValueError(
-                f"alignment must be one of {MAP_KINDS}, but there is {kind!r}."
+                f"level_maps names {choice.kind!r}, which needs pairs, but the "
+                "simulations have no x_coarse. Leave it out, or append pairs."
             )
-        if kind == "none":
-            return lambda theta, x: x
-        if kind.startswith("paired"):
-            if high.x_coarse is None:
-                raise ValueError(
-                    f"alignment={kind!r} needs pairs, but the rows have no x_coarse. "
-                    "Leave it out, or append pairs."
-                )
-            if kind == "paired_process":
-                return fit_gaussian_process(self.low, high, self.seed)
-            features = self._quadratic if kind == "paired_quadratic" else self._linear
-            return fit_paired(features, high, self.seed)
-        return fit_conditional(kind, self._mean, high)  # pyright: ignore[reportArgumentType]
+        high = high.shuffled(self.seed)  # not all of them may be used
+        if not choice.transforms_tails or self.tails is None:
+            return kind.fit(self.low, high, self.seed)
+        forward = self.forward_tails
+        move = kind.fit(self._transformed, high.map_x(forward), self.seed)
+        inverse = _on_arrays(self.tails.inv)
+        return lambda theta, x: inverse(move(theta, forward(x)))
+
+    def apart_from(self, theta: np.ndarray) -> MapFitter:
+        """The same without low-fidelity simulations at these parameters.
+
+        Args:
+            theta: Parameters, shape `(m, d_theta)`, see `LevelArrays.apart_from`.
+        """
+        low = self.low.apart_from(theta)
+        return self if low is self.low else MapFitter(low, self.tails, self.seed)
 
     def candidates(
         self, kinds: Sequence[str], high: LevelArrays
     ) -> tuple[MapChoice, ...]:
-        """Maps of those `kinds` that these rows allow, or `"none"`."""
-        num_features = high.x.shape[1]
-        denied = set()
-        if high.x_coarse is None:
-            denied |= {kind for kind in kinds if kind.startswith("paired")}
-        if len(high) < _MIN_ROWS:
-            denied |= set(kinds) - {"none", "shift"}
-        if num_features > _MAX_FOR_PROCESSES:
-            denied.add("paired_process")
-        if num_features > _MAX_FOR_PRODUCTS:
-            denied.add("paired_quadratic")
-        if num_features > _MAX_FOR_COVARIANCES:
-            denied |= {"full", "scaled"}
-        if num_features > _MAX_FEATURES:
-            denied.add("paired")
-        allowed = [kind for kind in kinds if kind not in denied] or ["none"]
-        choices = [MapChoice(kind) for kind in allowed]
+        """Maps of those `kinds` that these simulations allow, or `"none"`.
+
+        Args:
+            kinds: Names of kinds.
+            high: High-fidelity simulations.
+        """
+        allowed = [name for name in kinds if _allows(high, level_map_kind(name))]
+        choices = [MapChoice(name) for name in allowed or ["none"]]
         if self.tails is not None:
-            choices += [MapChoice(kind, True) for kind in allowed if kind != "none"]
+            choices += [MapChoice(c.kind, True) for c in choices if c.kind != "none"]
         return tuple(choices)
 
     @cached_property
-    def _mean(self) -> LowMean:
-        return LowMean.fit(self.low)
+    def forward_tails(self) -> Callable[[np.ndarray], np.ndarray]:
+        """From x to x with transformed tails."""
+        return (lambda x: x) if self.tails is None else _on_arrays(self.tails)
 
     @cached_property
-    def _linear(self):
-        return paired_features(self.low, 1)
-
-    @cached_property
-    def _quadratic(self):
-        return paired_features(self.low, 2)
+    def _transformed(self) -> LevelArrays:
+        return self.low.map_x(self.forward_tails)
 
 
-def with_transformed_tails(
-    rows: LevelArrays, forward_tails: Callable[[np.ndarray], np.ndarray]
-) -> LevelArrays:
-    """LevelArrays with x and x_coarse tamed."""
-    coarse = None if rows.x_coarse is None else forward_tails(rows.x_coarse)
-    return LevelArrays(rows.theta, forward_tails(rows.x), coarse)
+def _allows(high: LevelArrays, kind: LevelMapKind) -> bool:
+    return (
+        (high.x_coarse is not None or not kind.needs_pairs)
+        and len(high) >= kind.min_simulations
+        and high.x.shape[1] <= kind.max_features
+    )
 
 
 def _on_arrays(function: Callable[[Tensor], Tensor]) -> Callable:

@@ -1,14 +1,13 @@
-r"""Paired maps: what a cheap output lacks, regressed on it and on theta over pairs.
+r"""The map `"paired"`: the difference between the sides of pairs, by linear regression.
 
 .. math::
 
     \tilde x = x_L + d(x_L, \theta) + \varepsilon, \qquad
     d(x_\mathrm{coarse}, \theta) \approx x - x_\mathrm{coarse}.
 
-`d` is linear (`"paired"`) or quadratic (`"paired_quadratic"`) in cheap output and
-theta, with a ridge penalty chosen by leave-one-out. What the cheap output cannot tell
-of the dear one is noise: :math:`\varepsilon` is a whole row of leave-one-out
-residuals, drawn with replacement.
+`d` is linear in low-fidelity x and theta, with a ridge penalty chosen by leave-one-out.
+What low-fidelity x does not determine is noise: :math:`\varepsilon` is the vector of
+leave-one-out residuals of one pair, drawn with replacement.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.level_maps.base import LevelMapKind, register_level_map
 from sbi_multilevel.level_maps.regression import Regression, polynomials
 
 
@@ -28,7 +27,7 @@ class PairedMap:
 
     Args:
         difference: Regression of the difference between the levels.
-        residuals: LevelArrays of what it leaves, shape `(m, k)`.
+        residuals: Leave-one-out residuals of the pairs, shape `(m, k)`.
         seed: Seed of the draws from them.
     """
 
@@ -37,29 +36,33 @@ class PairedMap:
     seed: int
 
     def __call__(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Move rows `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
+        """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
         generator = np.random.default_rng(self.seed)
         chosen = generator.integers(len(self.residuals), size=len(x))
         moved = x + self.difference(np.concatenate((x, theta), axis=1))
         return moved + self.residuals[chosen]
 
 
-def paired_features(low: LevelArrays, degree: int) -> Pipeline:
-    """Features of cheap output and theta, scaled on the cheap rows."""
-    return polynomials(np.concatenate((low.x, low.theta), axis=1), degree)
+class Paired(LevelMapKind):
+    """See the module."""
+
+    name = "paired"
+    needs_pairs = True
+    max_features = 2_000
+    degree = 1
+
+    def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> PairedMap:
+        """Fit the difference to pairs."""
+        assert high.x_coarse is not None
+        features = low.cached(self._features)
+        inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
+        gaps = high.x - high.x_coarse
+        difference = Regression.fit(features, inputs, gaps)
+        residuals = difference.left_out(inputs, gaps)
+        return PairedMap(difference, residuals - residuals.mean(axis=0), seed)
+
+    def _features(self, low: LevelArrays):
+        return polynomials(np.concatenate((low.x, low.theta), axis=1), self.degree)
 
 
-def fit_paired(features: Pipeline, high: LevelArrays, seed: int) -> PairedMap:
-    """Fit a paired map.
-
-    Args:
-        features: As `paired_features` returns it.
-        high: Pairs.
-        seed: Seed of the noise.
-    """
-    assert high.x_coarse is not None
-    inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
-    gaps = high.x - high.x_coarse
-    difference = Regression.fit(features, inputs, gaps)
-    residuals = difference.left_out(inputs, gaps)
-    return PairedMap(difference, residuals - residuals.mean(axis=0), seed)
+register_level_map(Paired())

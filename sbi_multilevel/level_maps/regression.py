@@ -1,4 +1,4 @@
-"""Regression from few rows: ridge on polynomial features, scaled on many rows."""
+"""Ridge regression on polynomial features, for few simulations."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 # from hardly any shrinkage to the mean alone
 PENALTIES = np.logspace(-3, 4, 22)
-_MIN_ROWS = 4
+_MIN_FOR_SLOPES = 4
 
 
 def polynomials(inputs: np.ndarray, degree: int) -> Pipeline:
-    """Polynomials of standardised inputs; a constant is left to the regression.
+    """Polynomials of standardized inputs; a constant is left to the regression.
 
     Args:
-        inputs: The many rows that set mean and scale, shape `(n, d)`.
+        inputs: The many inputs that set mean and scale, shape `(n, d)`.
         degree: Highest degree, products included.
     """
     powers = PolynomialFeatures(degree, include_bias=False)
     return make_pipeline(StandardScaler(), powers).fit(inputs)
 
 
-def spread(rows: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray) -> np.ndarray:
     """Standard deviation of each column; 1 where it varies by rounding only."""
-    deviation = rows.std(axis=0)
-    return np.where(varies(rows), deviation, 1.0)
+    return np.where(varies(values), values.std(axis=0), 1.0)
 
 
-def varies(rows: np.ndarray) -> np.ndarray:
+def varies(values: np.ndarray) -> np.ndarray:
     """Whether each column varies, by more than rounding."""
-    return rows.std(axis=0) > 1e-9 * np.abs(rows).max(axis=0)
+    return values.std(axis=0) > 1e-9 * np.abs(values).max(axis=0)
 
 
 def log_sizes(residuals: np.ndarray) -> np.ndarray:
@@ -49,8 +48,8 @@ class Regression:
 
     Args:
         features: Map from inputs to features.
-        model: The fitted linear model, or the mean of the targets where rows are too
-            few for more.
+        model: The fitted linear model, or the mean of the targets if there are fewer
+            than four.
         scale: Standard deviation of the targets, in units of which they were fitted.
     """
 
@@ -70,21 +69,19 @@ class Regression:
             targets: Shape `(n, k)`.
         """
         scale = spread(targets)
-        if len(inputs) < _MIN_ROWS:
+        if len(inputs) < _MIN_FOR_SLOPES:
             return cls(features, targets.mean(axis=0), scale)
-        # one penalty for all, or features that depend on each other would part
-        ridge = RidgeCV(PENALTIES)
-        return cls(
-            features, ridge.fit(features.transform(inputs), targets / scale), scale
-        )
+        # one penalty for all columns keeps relations between them
+        ridge = RidgeCV(PENALTIES).fit(features.transform(inputs), targets / scale)
+        return cls(features, ridge, scale)
 
     def left_out(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        r"""Residuals of rows under the regression without them, shape `(n, k)`.
+        r"""Leave-one-out residuals, shape `(n, k)`.
 
         With leverages :math:`h_i` they are :math:`(y_i - \hat y_i) / (1 - h_i)`.
 
         Args:
-            inputs: The rows that it was fitted to.
+            inputs: The inputs that it was fitted to.
             targets: Their targets.
         """
         count = len(inputs)

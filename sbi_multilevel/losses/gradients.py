@@ -1,18 +1,10 @@
-r"""Gradients of a multilevel loss, term by term, and the rules that combine them.
+r"""Gradients of the multilevel loss, term by term, and how they are combined.
 
-The telescoping loss of Hikida et al. (2025, equation 2) is a signed sum of means
-
-.. math::
-
-    \ell(\phi) = \underbrace{\tfrac1{n_0}\textstyle\sum f_0}_{\text{base}}
-    + \sum_{l=1}^{L} \Big( \underbrace{\tfrac1{n_l}\textstyle\sum f_l}_{\text{fine}}
-    \underbrace{- \tfrac1{n_l}\textstyle\sum f_{l-1}}_{\text{coarse}} \Big),
-
-fine and coarse on the same rows. Its gradient is unbiased for that of
+The gradient of the loss (`sbi_multilevel.losses.multilevel`) is unbiased for that of
 :math:`\mathbb{E} f_L`, but the two large, opposite gradients of a pair need not cancel
-on few rows, and the correction may work against the base. Algorithm 1 of the paper
-adjusts the term gradients :math:`g_0, g^+_l, g^-_l` (the sign of the coarse term is
-part of :math:`g^-_l`):
+in a small batch, and the correction may work against the base. Algorithm 1 of Hikida et
+al. (2025) adjusts the gradients :math:`g_0, g^+_l, g^-_l` of the terms (the sign of the
+coarse term is part of :math:`g^-_l`):
 
 - *rescale*: :math:`g^-_l \leftarrow g^-_l\, \|g^+_l\| / \|g^-_l\|`;
 - *project*: with :math:`g_c = \sum_l (g^+_l + g^-_l)`, if
@@ -20,16 +12,15 @@ part of :math:`g^-_l`):
   other, both computed from the unprojected pair;
 - step along :math:`g_0 + g_c`.
 
-Both are heuristics: they buy stability and give up unbiasedness. In particular, with
-*project* a step is zero wherever :math:`g_c = -c\, g_0` for any :math:`c > 0`: training
-may rest at any point where base and correction pull in opposite directions, not only
-where they cancel (:math:`c = 1`), the minimum of the loss. Where the minima of the base
-and of the loss lie far apart, training can stay near the former. With one level there
-is nothing to adjust. All functions here are pure and know no trainer.
+Both rules gain stability and give up unbiasedness. With *project* a step is zero
+wherever :math:`g_c = -c\, g_0` for any :math:`c > 0`, not only at the minimum of the
+loss (:math:`c = 1`): where the minima of the base and of the loss are far apart,
+training can stay near the former. With one level there is nothing to adjust. All
+functions are pure.
 
 Reference: Hikida, Bharti, Jeffrey, Briol (2025), *Multilevel neural simulation-based
-inference*, NeurIPS 2025, arXiv:2506.06087, equation 2 and Algorithm 1; an ablation
-of the two rules is in their Appendix B.6.
+inference*, NeurIPS 2025, arXiv:2506.06087, Algorithm 1; an ablation of the two rules is
+in their Appendix B.6.
 """
 
 from __future__ import annotations
@@ -46,21 +37,6 @@ Adjustment = Literal["rescale_project", "rescale", "project", "none"]
 ADJUSTMENTS: tuple[str, ...] = get_args(Adjustment)
 
 
-def term_means(losses: Tensor, term: Tensor, num_terms: int) -> Tensor:
-    """Mean loss of each term.
-
-    Args:
-        losses: Loss of each row, shape `(n,)`.
-        term: Index of the term each row belongs to, shape `(n,)`.
-        num_terms: Number of terms T.
-
-    Returns:
-        Means, shape `(T,)`; NaN for a term without rows.
-    """
-    sums = losses.new_zeros(num_terms).index_add(0, term, losses)
-    return sums / torch.bincount(term, minlength=num_terms)
-
-
 def flat_gradients(values: Sequence[Tensor], parameters: Sequence[Parameter]) -> Tensor:
     """Gradient of each of T scalars, flattened.
 
@@ -71,17 +47,13 @@ def flat_gradients(values: Sequence[Tensor], parameters: Sequence[Parameter]) ->
     Returns:
         Gradients, shape `(T, P)`; zero where a parameter has no influence.
     """
-    rows = []
-    for i, value in enumerate(values):
-        gradient = torch.autograd.grad(
-            value,
-            parameters,
-            retain_graph=i + 1 < len(values),
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        rows.append(torch.cat([part.reshape(-1) for part in gradient]))
-    return torch.stack(rows)
+    options = {"allow_unused": True, "materialize_grads": True}
+    gradients = []
+    for i, value in enumerate(values, 1):
+        keep = i < len(values)
+        parts = torch.autograd.grad(value, parameters, retain_graph=keep, **options)
+        gradients.append(torch.cat([part.reshape(-1) for part in parts]))
+    return torch.stack(gradients)
 
 
 def assign_gradient(gradient: Tensor, parameters: Sequence[Parameter]) -> None:
@@ -109,7 +81,7 @@ def rescale(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def project(base: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Base and correction, each without its part against the other.
+    r"""Base and correction, each without its component against the other.
 
     .. math::
 
@@ -151,7 +123,7 @@ def combine(gradients: Tensor, adjustment: Adjustment = "rescale_project") -> Te
 
 @dataclass(frozen=True, eq=False)
 class GradientStep:
-    r"""Where a step goes, and what each level has to do with it.
+    r"""The direction of a step, and the gradients of the levels.
 
     Args:
         direction: The combined gradient, shape `(P,)`.
@@ -209,7 +181,7 @@ def level_norms(gram: Tensor) -> Tensor:
     r"""Length of the gradient of each level's part of the loss.
 
     Args:
-        gram: Inner products :math:`\langle g_l, g_m \rangle` of the rows of
+        gram: Inner products :math:`\langle g_l, g_m \rangle` of
             `GradientStep.levels`, shape `(..., 1 + L, 1 + L)`.
 
     Returns:
@@ -232,7 +204,7 @@ def base_cosine(gram: Tensor) -> Tensor:
     .. math:: \frac{\langle g_0, g_c \rangle}{\|g_0\| \|g_c\|},
         \qquad g_c = \sum_{l \ge 1} g_l
 
-    Below 0 the two are at odds, and `project` acts.
+    `project` changes gradients where it is below 0.
 
     Args:
         gram: As in `level_norms`.

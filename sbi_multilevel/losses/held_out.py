@@ -1,4 +1,4 @@
-r"""The loss on held-out simulations that early stopping follows; pure.
+r"""The loss on held-out simulations that early stopping follows; a pure function.
 
 Let :math:`\bar f_0` be the mean loss of held-out simulations of level 0, and
 :math:`\bar f_l, \bar c_l` the mean losses of the fine and the coarse sides of the m
@@ -8,35 +8,34 @@ held-out pairs of level l. The *telescoping* estimate of :math:`\mathbb{E} f_L` 
     \hat\mu_l = \bar f_l + (\hat\mu_{l-1} - \bar c_l) .
 
 At fixed weights of the network it is unbiased, but it has no lower bound: a network
-that gives the coarse sides of a few pairs no density drives it to minus infinity, and
+that gives the coarse sides of a few pairs no density decreases it without limit, and
 early stopping then keeps the worst weights. The *bounded* estimate is
 
 .. math:: \hat\mu_l = \bar f_l + \beta_l\, (\hat\mu_{l-1} - \bar c_l)
     + \max\left( 0,\; |\hat\mu_{l-1} - \bar c_l|
     - \frac{2\, \mathrm{sd}[f_0]}{\sqrt m} \right) .
 
-The second term is a control variate. Its coefficient is that of least variance,
+The second term is a control variate with the coefficient of least variance,
 
 .. math:: \beta_l = \frac{n}{n + m}\,
     \frac{\mathrm{Cov}[f_l, c_l]}{\mathrm{Var}[c_l]} \in [0, 1],
 
 with n held-out simulations of the level below, estimated on the held-out pairs
-(`sbi_multilevel.losses.control_variate`). Where coarse losses run away, their
-variance does so faster and :math:`\beta_l` vanishes. Fewer than four pairs do not
-determine it; the larger of the estimates with :math:`\beta_l = 0` and
-:math:`\beta_l = 1` is taken then. The third term compares two estimates of the same
-expectation, :math:`\mathbb{E} f_{l-1}`. They differ by more than two standard errors
-where the network has been fitted to single pairs, which the few held-out high-fidelity
-simulations alone may not show.
+(`sbi_multilevel.losses.control_variate`). Where coarse losses diverge, their variance
+does so faster and :math:`\beta_l` vanishes. With fewer than four pairs it is the value
+of 0 and 1 for which the estimate is larger. The third term compares two estimates of
+:math:`\mathbb{E} f_{l-1}`. They differ by more than two standard errors where the
+network was overfitted to single pairs, which the few held-out high-fidelity simulations
+alone may not show.
 
-Rare simulations of very low density dominate a mean, and m simulations do not show what
-happens to less than one in m. Level 0 has more of them, in the same range of x. The
-value that early stopping follows is therefore
+Rare simulations of very low density dominate a mean, and m simulations contain none of
+what happens to less than one in m. Level 0 has more simulations, in the same range of
+x. The value that early stopping follows is therefore
 
 .. math:: \hat\mu = \frac{m\, \hat\mu_L + \kappa\, Q_{0.9}[f_0]}{m + \kappa},
     \qquad \kappa = \tfrac14,
 
-with the 90 % quantile of the held-out losses of level 0 in the place of a quarter of a
+in which the 90 % quantile of the held-out losses of level 0 counts as a quarter of a
 simulation. Its weight vanishes as m grows.
 
 Reference of the control variate: Lavenberg, Welch (1981), *A perspective on the use of
@@ -57,8 +56,7 @@ import numpy as np
 Stopping = Literal["bounded", "telescoping"]
 STOPPING_RULES: tuple[str, ...] = get_args(Stopping)
 
-# pairs that determine a control variate
-MIN_PAIRS = 4
+MIN_PAIRS = 4  # that determine a control variate
 _NUM_ERRORS = 2.0
 _TAIL_QUANTILE, _TAIL_COUNT = 0.9, 0.25
 
@@ -84,8 +82,8 @@ def bounded_loss(base: np.ndarray, pairs: Pairs) -> LossEstimate:
 
     Args:
         base: Losses of simulations of level 0, shape `(n_0,)`.
-        pairs: For each higher level, rising, the losses of the fine and of the coarse
-            sides of its pairs, each of shape `(n_l,)`.
+        pairs: For level 1, ..., L the losses of the fine and of the coarse sides of its
+            pairs, each of shape `(n_l,)`.
 
     Returns:
         The estimate; infinite where a loss is not finite.
@@ -93,7 +91,7 @@ def bounded_loss(base: np.ndarray, pairs: Pairs) -> LossEstimate:
     Example:
     --------
 
-    Coarse losses that run away raise the estimate rather than lower it.
+    Coarse losses that diverge raise the estimate:
 
     ::
 
@@ -122,12 +120,12 @@ def _weight(fine: np.ndarray, coarse: np.ndarray, num_below: int, gap: float) ->
     r"""The coefficient :math:`\beta_l`."""
     if len(fine) < MIN_PAIRS:
         return float(gap > 0)
-    centred = coarse - coarse.mean()
-    spread = centred @ centred
+    centered = coarse - coarse.mean()
+    spread = centered @ centered
     if spread == 0 or not np.isfinite(spread):
         return 0.0
     share = num_below / (num_below + len(fine))
-    return float(np.clip(share * (centred @ fine) / spread, 0.0, 1.0))
+    return float(np.clip(share * (centered @ fine) / spread, 0.0, 1.0))
 
 
 def _mean(losses: np.ndarray) -> float:

@@ -59,7 +59,7 @@ from torch.utils.data import DataLoader
 
 from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient
 from sbi_multilevel.losses.held_out import LossEstimate
-from sbi_multilevel.losses.multilevel import term_means
+from sbi_multilevel.losses.multilevel import multilevel_terms
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
@@ -184,8 +184,8 @@ class StageTraining:
             values = self.losses(batch)
             if recorder is not None:
                 recorder.keep_losses(values, marks)
-            means = term_means(values, marks.to(values.device), self.num_terms)
-            return list(self._weights(values) * means[self.positions])
+            weights = {p: t.weight for p, t in zip(self.positions, self.stage.terms)}
+            return multilevel_terms(values, marks.to(values.device), weights)
         passes = [[column[marks == t] for column in batch] for t in self.positions]
         parts = [self.losses(simulations) for simulations in passes]
         if recorder is not None:

@@ -1,7 +1,6 @@
-"""Arguments of another type than a signature says are refused, with their name.
+"""Checks of argument types against annotations; errors name the argument.
 
-What a function of users is called with is compared with its annotations, in its first
-line:
+A public function checks its arguments in its first line:
 
 .. code-block:: python
 
@@ -10,20 +9,19 @@ line:
 
 Numbers may be those of NumPy, and a sequence may be an array or a tensor; a string is
 no sequence, and `True` is no number. Names that are imported for type checkers only
-are not looked at.
+are not checked.
 """
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
 import functools
-import numbers
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any, Literal, SupportsIndex, Union, get_args, get_origin
 
 import numpy as np
@@ -39,18 +37,15 @@ _NAMES = {
     Tensor: "a `torch.Tensor`",
     os.PathLike: "a path",
 }
+_PLURALS = {int: "integers", float: "numbers", str: "strings", Tensor: "tensors"}
 _UNIONS = (Union, types.UnionType)
-_NUMBERS = {
-    int: numbers.Integral,
-    SupportsIndex: numbers.Integral,
-    float: numbers.Real,
-}
-_SEQUENCES = (collections.abc.Sequence, tuple, list)
-_MAX_ELEMENTS = 1_000  # of a sequence that are looked at
+_NUMBERS = {int: Integral, SupportsIndex: Integral, float: Real}
+_SEQUENCES = (Sequence, tuple, list)
+_MAX_ELEMENTS = 1_000  # of a sequence that are checked
 
 
 class WrongType(TypeError, ValueError):
-    """An argument of another type; what is documented to raise `ValueError` does."""
+    """An argument of another type; also a `ValueError`, as for other bad arguments."""
 
 
 def check_types(
@@ -61,7 +56,7 @@ def check_types(
     Args:
         function: The function.
         given: Its arguments by name; other names are ignored.
-        but: Arguments that the function checks itself, to say more about them.
+        but: Arguments that the function checks itself.
 
     Raises:
         WrongType: If one is not; names it and what was expected.
@@ -71,21 +66,17 @@ def check_types(
 
 
 def check_field_types(instance: Any) -> None:
-    """As `check_types`, for the fields of a dataclass, in its `__post_init__`.
-
-    Args:
-        instance: The dataclass.
-    """
-    names = {each.name for each in fields(instance)}
-    annotations: dict[str, Any] = {}
+    """As `check_types`, for the fields of a dataclass, in its `__post_init__`."""
+    hints: dict[str, Any] = {}
     for base in reversed(type(instance).__mro__):
-        annotations |= _annotations(base)
-    wanted = {name: hint for name, hint in annotations.items() if name in names}
-    _check(wanted, vars(instance))
+        hints |= _annotations(base)
+    _check(
+        hints, {each.name: getattr(instance, each.name) for each in fields(instance)}
+    )
 
 
-def _check(annotations: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    for name, wanted in annotations.items():
+def _check(hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name, wanted in hints.items():
         if name in given and not _fits(given[name], wanted):
             raise WrongType(
                 f"{name} must be {_described(wanted)}, but is {_shown(given[name])}."
@@ -108,17 +99,17 @@ def _annotations(owner: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value is of a type; of types that are not known here it is."""
+    """Whether a value is of a type; true of types that are not known here."""
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin in _UNIONS:
         return any(_fits(value, each) for each in inner)
-    if origin is Literal:  # the function itself knows which strings it takes
+    if origin is Literal:  # the function itself checks which strings
         return isinstance(value, str) or (value is None and None in inner)
     if wanted in _NUMBERS:
         return isinstance(value, _NUMBERS[wanted]) and not isinstance(value, bool)
-    if origin is collections.abc.Callable:
+    if origin is Callable:
         return callable(value)
-    if origin is collections.abc.Mapping:
+    if origin is Mapping:
         return isinstance(value, Mapping)
     if origin in _SEQUENCES:
         return _is_sequence(value, [each for each in inner if each is not Ellipsis])
@@ -134,15 +125,15 @@ def _is_sequence(value: Any, inner: list) -> bool:
         return False
     try:
         length = len(value)
-    except TypeError:  # of an array without dimensions, too
+    except TypeError:  # also of an array without dimensions
         return False
     if not inner:
         return True
     if isinstance(value, (np.ndarray, Tensor)):
         value = value[:_MAX_ELEMENTS].tolist()
-    # of tuple[float, float] the function knows how many there must be
-    looked_at = range(min(length, _MAX_ELEMENTS))
-    return all(_fits(value[i], inner[min(i, len(inner) - 1)]) for i in looked_at)
+    # the length that tuple[float, float] requires is checked by the function
+    indices = range(min(length, _MAX_ELEMENTS))
+    return all(_fits(value[i], inner[min(i, len(inner) - 1)]) for i in indices)
 
 
 def _described(wanted: Any) -> str:
@@ -154,19 +145,15 @@ def _described(wanted: Any) -> str:
         return "one of " + ", ".join(map(repr, inner))
     if wanted in _NAMES:
         return _NAMES[wanted]
-    if origin is collections.abc.Callable:
-        return "a function"
-    if origin is collections.abc.Mapping:
-        return "a dict"
+    if origin in (Callable, Mapping):
+        return "a function" if origin is Callable else "a dict"
     if origin in _SEQUENCES:
-        of = {int: "integers", float: "numbers", str: "strings", Tensor: "tensors"}
-        return f"a list or tuple of {of.get(inner[0], 'such')}" if inner else "a list"
+        kind = _PLURALS.get(inner[0]) if inner else None
+        return f"a list or tuple of {kind}" if kind else "a list or tuple"
     return f"a `{getattr(wanted, '__name__', wanted)}`"
 
 
 def _shown(value: Any) -> str:
-    """A value, with its type if that says more."""
-    text = repr(value)
-    if callable(value) or len(text) > 60:
-        return f"of type {type(value).__name__}"
-    return f"{text} of type {type(value).__name__}"
+    """A value and its type, or the type alone where the value is long."""
+    text, kind = repr(value), f"of type {type(value).__name__}"
+    return kind if callable(value) or len(text) > 60 else f"{text} {kind}"

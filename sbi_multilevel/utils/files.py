@@ -1,7 +1,6 @@
-"""Files of unknown origin: read without running code, errors that name the file.
+"""Files of unknown origin, which are read without unpickling.
 
-Archives and states of torch are read without unpickling. Whatever a reader raises of
-bytes that are not its own becomes a `ValueError` that names the file and the remedy.
+Any error of a reader becomes a `ValueError` that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ _BRIEF = 300  # characters of the reason in a message
 def understood(
     name: str, path: str | os.PathLike, what: str, remedy: str
 ) -> Iterator[None]:
-    """Say what is wrong with a file whose content is read inside the block.
+    """Explain errors in reading the content of a file inside the block.
 
-    Readers fail in many ways on bytes that are not theirs: `KeyError`, `BadZipFile`,
-    `zlib.error`, `UnpicklingError`, `MemoryError` where an absurd size is declared.
+    Readers of damaged files raise `KeyError`, `BadZipFile`, `zlib.error`,
+    `UnpicklingError`, `MemoryError` (for an absurd size) and others.
 
     Args:
         name: The argument that names the file.
         path: The file.
-        what: What it should hold.
+        what: What it should contain.
         remedy: What to do, a sentence.
 
     Raises:
@@ -43,7 +42,7 @@ def understood(
     try:
         yield
     except Exception as error:
-        # a position that is no position comes from the content, not from the disk
+        # EINVAL is of a wrong offset in the content, not of the disk
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
@@ -54,7 +53,7 @@ def understood(
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Raise a `ValueError` unless what was read is as it should be."""
+    """Raise a `ValueError` unless a condition on what was read holds."""
     if not holds:
         raise ValueError(otherwise)
 
@@ -68,8 +67,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` archive, numbers and text only.
 
     Raises:
-        ValueError: If the file is no such archive, or an array holds objects. Other
-            errors are those of zip and numpy; `understood` explains them.
+        ValueError: If the file is no archive of arrays, or an array holds objects.
+            Errors of zip and NumPy are explained by `understood`.
     """
     with np.load(path, allow_pickle=False) as archive:
         expect(isinstance(archive, np.lib.npyio.NpzFile), "it is one array, no archive")
@@ -86,7 +85,7 @@ def tensor_of(arrays: Mapping[str, np.ndarray], name: str) -> Tensor:
     """An array of numbers of an archive, as a tensor.
 
     Raises:
-        ValueError: If it is missing, or holds no numbers that torch knows.
+        ValueError: If it is missing, or has no type of torch.
     """
     expect(name in arrays, f"it lacks {name}, and has {sorted(arrays)}")
     array = arrays[name]
@@ -96,23 +95,23 @@ def tensor_of(arrays: Mapping[str, np.ndarray], name: str) -> Tensor:
 
 
 def read_state(path: str | os.PathLike) -> Any:
-    """What `torch.save` wrote: tensors and plain values, on the CPU.
+    """A file of `torch.save`: tensors and plain values, on the CPU.
 
     Raises:
         ValueError: If there are other objects in the file, which are not unpickled.
-            Other errors are those of torch; `understood` explains them.
+            Errors of torch are explained by `understood`.
     """
     try:
         return torch.load(Path(path), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        # torch's own advice is to unpickle it
+        # the message of torch suggests unpickling
         raise ValueError(
             "it is no file of `torch.save`, or holds more than tensors and plain values"
         ) from error
 
 
 def check_state_dict(value: Any) -> None:
-    """Raise a `ValueError` unless a value is tensors by name, fit for a network."""
+    """Raise a `ValueError` unless a value maps names to tensors of a network."""
     expect(isinstance(value, Mapping), f"it holds a {type(value).__name__}, no weights")
     for name, tensor in value.items():
         expect(

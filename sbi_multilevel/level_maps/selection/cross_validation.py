@@ -1,20 +1,21 @@
-r"""Which map fits the rows at hand: chosen by dear rows that the map has not seen.
+r"""Cross-validation of level maps: scores by held-out high-fidelity simulations.
 
-None of the maps is best everywhere, and the wrong one does harm: a covariance from
-twenty rows of forty features is worse than none, and where cheap and dear rows share
-their noise a paired map is far better than all that do not use it. Each kind is
-therefore fitted to all folds of the dear rows but one, and the rows it moves are judged
-by that one,
+No map is best on all tasks, and the wrong one does harm: a covariance of forty features
+estimated from twenty simulations is worse than none, and where low and high fidelity
+share their noise a paired map is far better than all that do not use it. Each kind is
+therefore fitted to all folds of the high-fidelity simulations but one, and the mapped
+simulations are scored by that one,
 
 .. math::
 
     \hat T = \operatorname{argmax}_T \sum_k \sum_{i \in F_k}
     s\bigl(x_i, \theta_i;\; T_{-k}(x_L, \theta)\bigr),
 
-with :math:`F_k` the rows of fold k, :math:`T_{-k}` the map fitted without them, and s
-the log score of a dear row under the synthetic likelihood of the moved rows
-(`sbi_multilevel.level_maps.selection.scorer`). Scores are taken of at most 500 dear rows, under at
-most 20 000 moved ones, and of 64 principal components where x has more features.
+with :math:`F_k` the simulations of fold k, :math:`T_{-k}` the map fitted without them,
+and s the log score of a high-fidelity simulation under the synthetic likelihood of the
+mapped ones (`sbi_multilevel.level_maps.selection.scorer`). At most 500 high-fidelity
+simulations are scored, under at most 20 000 mapped ones, by 64 principal components
+where x has more features.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.fitting import MapFitter
-from sbi_multilevel.level_maps.kinds import MapChoice
+from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.regression import varies
 from sbi_multilevel.level_maps.selection.scorer import MapScorer
 
 if TYPE_CHECKING:
     from sbi_multilevel.estimators.transformed import Target
 
-_MAX_HELD_OUT = 500  # rows that maps are judged by
-_MAX_MOVED = 20_000  # rows that a synthetic likelihood is fitted to
-_MAX_JUDGED = 64  # features that moved rows are judged by
+_MAX_HELD_OUT = 500  # simulations that are scored
+_MAX_MAPPED = 20_000  # simulations that a synthetic likelihood is fitted to
+_MAX_FEATURES = 64  # of x in scores
 
 
 def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapScorer:
-    """Who judges maps of these cheap rows to these dear ones.
+    """The scorer of maps of these low-fidelity simulations to these high-fidelity ones.
 
     Args:
         fitter: Fits the maps.
-        high: The dear rows: cheap rows at their parameters have no part in the choice.
+        high: High-fidelity simulations; low-fidelity simulations at their parameters
+            are not used for the choice.
         target: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
     """
     compress = _compression(
@@ -62,60 +63,63 @@ def score_maps(
     choices: Sequence[MapChoice],
     high: LevelArrays,
     folds: Sequence[np.ndarray],
-    judge: MapScorer,
+    scorer: MapScorer,
 ) -> dict[MapChoice, np.ndarray]:
-    """Judge each map by rows held out, all with tamed tails.
+    """Score each map by held-out simulations, all with transformed tails.
 
     Args:
         fitter: Fits the maps.
-        choices: Maps to judge.
-        high: The dear rows.
-        folds: Indices of the rows of each fold.
-        judge: As of `choose_scorer`.
+        choices: Maps to score.
+        high: High-fidelity simulations.
+        folds: Indices of the simulations of each fold.
+        scorer: As returned by `choose_scorer`.
 
     Returns:
-        For each map the score of each row held out, in nats, higher is better: all
-        folds one after the other, of many rows the first of each; -inf for a map that
-        cannot be fitted.
+        For each map the score of each held-out simulation, in nats, higher is better:
+        all folds one after the other, of large folds the first simulations; -inf for a
+        map that cannot be fitted.
     """
     scores: dict[MapChoice, list[np.ndarray]] = {choice: [] for choice in choices}
     for fold, index in zip(folds, held_out_to_score(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
         held_out = high[index]
-        judged = LevelArrays(judge.inputs(held_out.theta), judge.outputs(held_out.x))
+        held_out = LevelArrays(
+            scorer.inputs(held_out.theta), scorer.outputs(held_out.x)
+        )
         unseen = fitter.apart_from(high.theta[fold])
-        low = unseen.low.first(_MAX_MOVED)
-        inputs = judge.inputs(low.theta)
+        low = unseen.low.first(_MAX_MAPPED)
+        inputs = scorer.inputs(low.theta)
         for choice in choices:
             try:
-                moved = unseen.fit(choice, high[others])(low.theta, low.x)
-                score = judge.scores(LevelArrays(inputs, judge.outputs(moved)), judged)
+                mapped = unseen.fit(choice, high[others])(low.theta, low.x)
+                outputs = scorer.outputs(mapped)
+                score = scorer.scores(LevelArrays(inputs, outputs), held_out)
             except (np.linalg.LinAlgError, ValueError):
-                # a map that cannot be fitted, or leads to inf, is none
-                score = np.full(len(judged), -np.inf)
+                # a map that cannot be fitted, or whose outputs are infinite
+                score = np.full(len(held_out), -np.inf)
             scores[choice].append(np.nan_to_num(score, nan=-np.inf))
     return {choice: np.concatenate(parts) for choice, parts in scores.items()}
 
 
 def held_out_to_score(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Those rows of each fold that maps are judged by: of many the first."""
+    """Indices of the simulations of each fold that are scored: of many the first."""
     return [fold[: _MAX_HELD_OUT // len(folds)] for fold in folds]
 
 
 def best_map(scores: Mapping[MapChoice, np.ndarray]) -> MapChoice:
-    """The map of the highest mean score; none where no map could be fitted.
+    """The map of the highest mean score; `"none"` where no map could be fitted.
 
     Args:
-        scores: Score of each row held out under each map, as of `score_maps`.
+        scores: Scores of held-out simulations, as returned by `score_maps`.
     """
-    known = {c: rows.mean() for c, rows in scores.items() if np.isfinite(rows).all()}
+    known = {c: each.mean() for c, each in scores.items() if np.isfinite(each).all()}
     return max(known, key=lambda c: known[c]) if known else MapChoice("none")
 
 
 def _compression(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Features that vary, or their principal components where they are many."""
     kept = varies(x)
-    if kept.sum() <= _MAX_JUDGED:
-        return lambda rows: rows[:, kept]
-    components = PCA(_MAX_JUDGED, random_state=0).fit(x[:, kept])
-    return lambda rows: components.transform(rows[:, kept])
+    if kept.sum() <= _MAX_FEATURES:
+        return lambda values: values[:, kept]
+    components = PCA(_MAX_FEATURES, random_state=0).fit(x[:, kept])
+    return lambda values: components.transform(values[:, kept])

@@ -1,24 +1,26 @@
-r"""A synthetic likelihood: how well moved rows resemble dear ones, without a network.
+r"""A synthetic likelihood: how well mapped simulations resemble high-fidelity ones.
 
-Moved rows are modelled by a semiparametric synthetic likelihood (Wood 2010; An, Nott,
-Drovandi 2020). Given theta, the standardised and decorrelated residuals
+Mapped simulations are modelled by a semiparametric synthetic likelihood (Wood 2010; An,
+Nott, Drovandi 2020), without a network. Given theta, the standardized and decorrelated
+residuals
 
 .. math::  z = \Lambda^{-1/2} V^\top \, \frac{\tilde x - m(\theta)}{s(\theta)}
 
 are independent, each with a kernel density estimate (and 2 % of a wide normal, for
-rows beyond all that were seen). Means m and log scales are quadratic in theta, or
-linear in richer features of it (`sbi_multilevel.level_maps.selection.scorer`), V and
-:math:`\Lambda` diagonalise the correlation of the residuals. Dear rows that the map has
-not seen are judged under it: by :math:`\log \tilde p(x \mid \theta)` where a likelihood
-is to be learned, and by the posterior that it implies where posteriors are,
+values beyond the range of the simulations). Means m and log scales are quadratic in
+theta, or linear in richer features of it
+(`sbi_multilevel.level_maps.selection.scorer`); V and :math:`\Lambda` diagonalize the
+correlation of the residuals. Held-out high-fidelity simulations are scored by
+:math:`\log \tilde p(x \mid \theta)` where a likelihood is to be learned, and by the
+posterior that it implies where posteriors are,
 
 .. math::
 
     \log \frac{\tilde p(x \mid \theta)}
     {\frac1m \sum_j \tilde p(x \mid \theta_j)}, \qquad \theta_j \sim p(\theta),
 
-how many nats more than the prior it gives the true theta. This is no model to infer
-with, but it takes seconds, and it ranks maps as networks trained on the moved rows do.
+the gain over the prior in nats at the true theta. It takes seconds, and ranks maps as
+networks do that are trained on the mapped simulations.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from sbi_multilevel.level_maps.regression import (
     spread,
 )
 
-_NUM_PRIOR = 2_000  # thetas that stand for the prior
+_NUM_PRIOR = 2_000  # draws from the prior
 _MIN_EIGENVALUE = 1e-6  # of a correlation matrix
 _GRID = np.linspace(-10, 10, 801)
 _WIDE_SHARE, _WIDE_SCALE = 0.02, 3.0
@@ -52,7 +54,7 @@ class SyntheticLikelihood:
         mean: Mean of each feature given theta.
         log_scale: Logarithm of the scale of each feature, up to `scale`.
         scale: Standard deviation of the residuals over `exp(log_scale)`.
-        whiten: Matrix that decorrelates standardised residuals, shape `(k, k)`.
+        whiten: Matrix that decorrelates standardized residuals, shape `(k, k)`.
         log_determinant: Logarithm of its determinant.
         densities: Density of each entry of z at the nodes of a grid, shape `(k, g)`.
     """
@@ -65,18 +67,19 @@ class SyntheticLikelihood:
     densities: np.ndarray
 
     @classmethod
-    def fit(cls, rows: LevelArrays, degree: int = 2) -> SyntheticLikelihood:
-        """Fit to many rows.
+    def fit(cls, simulations: LevelArrays, degree: int = 2) -> SyntheticLikelihood:
+        """Fit to many simulations.
 
         Args:
-            rows: The rows.
-            degree: Of the polynomials of theta that means and log scales are.
+            simulations: The simulations.
+            degree: Degree in theta of means and log scales.
         """
-        features = polynomials(rows.theta, degree)
-        mean = Regression.fit(features, rows.theta, rows.x)
-        residuals = rows.x - mean(rows.theta)
-        log_scale = Regression.fit(features, rows.theta, log_sizes(residuals))
-        residuals = residuals / np.exp(log_scale(rows.theta))
+        theta, x = simulations.theta, simulations.x
+        features = polynomials(theta, degree)
+        mean = Regression.fit(features, theta, x)
+        residuals = x - mean(theta)
+        log_scale = Regression.fit(features, theta, log_sizes(residuals))
+        residuals = residuals / np.exp(log_scale(theta))
         scale = spread(residuals)
         correlation = np.atleast_2d(np.cov((residuals / scale).T))
         values, vectors = np.linalg.eigh(correlation)
@@ -106,21 +109,24 @@ class SyntheticLikelihood:
         log_density = np.log(np.maximum(density, 1e-300)).sum(axis=0)
         return log_density - np.log(scale).sum(axis=1) + self.log_determinant
 
-    def log_likelihood(self, rows: LevelArrays) -> np.ndarray:
-        """Log density of each row at its own theta, shape `(n,)`."""
-        return self.log_prob(rows.x, rows.theta)
+    def log_likelihood(self, simulations: LevelArrays) -> np.ndarray:
+        """Log density of each x at its own theta, shape `(n,)`."""
+        return self.log_prob(simulations.x, simulations.theta)
 
-    def log_posterior_ratio(self, rows: LevelArrays, prior: np.ndarray) -> np.ndarray:
-        """Log of posterior over prior at the theta of each row, shape `(n,)`.
+    def log_posterior_ratio(
+        self, simulations: LevelArrays, prior: np.ndarray
+    ) -> np.ndarray:
+        """Log of posterior over prior at the theta of each simulation, shape `(n,)`.
 
         Args:
-            rows: The rows.
-            prior: Draws from the prior in any order that is random, shape `(m, d)`.
+            simulations: The simulations.
+            prior: Draws from the prior in random order, shape `(m, d)`.
         """
         prior = prior[:_NUM_PRIOR]
         moments = self._moments(prior)
-        evidence = [logsumexp(self._log_prob(x, *moments)) for x in rows.x]
-        return self.log_likelihood(rows) - np.array(evidence) + np.log(len(prior))
+        evidence = [logsumexp(self._log_prob(x, *moments)) for x in simulations.x]
+        likelihood = self.log_likelihood(simulations)
+        return likelihood - np.array(evidence) + np.log(len(prior))
 
 
 def _density(values: np.ndarray) -> np.ndarray:

@@ -1,20 +1,21 @@
-r"""What boosted trees know of cheap rows, beyond quadratics of theta.
+r"""Features of theta by boosted trees, for simulators that are not quadratic in theta.
 
-Means and log scales of x are regressed on features of theta, quadratic ones at first.
-Where a simulator switches, saturates or dies out, no quadratic follows, but there are
-many cheap rows to learn the form from, and that of dear rows is often like it. So the
-features of theta are joined by predictions of gradient-boosted trees (Friedman
-2001) of what quadratics leave: of the mean of each feature of x, and of the logarithm
-of its scale,
+Means and log scales of x are regressed on features of theta, which are quadratic by
+default. A quadratic cannot follow a simulator that switches, saturates or dies out, but
+the form can be learned from the many low-fidelity simulations, and it is often similar
+at high fidelity. Predictions of gradient-boosted trees (Friedman 2001) for what
+quadratics leave of the mean of each feature of x, and of the logarithm of its scale,
+are therefore added to the features,
 
 .. math::
 
     \phi(\theta) = \bigl(\theta,\ \theta \theta^\top,\
     t_1(\theta), \ldots, t_k(\theta),\ u_1(\theta), \ldots, u_k(\theta)\bigr).
 
-Trees remember the rows that they were fitted to. LevelArrays (the first 10 000) are therefore
-cut in three parts and each theta has the predictions of trees that have not seen it:
-one of three at these rows, the mean of all at any other.
+Trees overfit the simulations that they are fitted to. The simulations (the first 10
+000) are therefore cut into three parts, and predictions at a theta of one part are
+those of trees fitted to the other two; at any other theta they are the mean of all
+three.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from sbi_multilevel.level_maps.regression import (
 )
 
 _NUM_PARTS = 3
-_MAX_ROWS = 10_000  # that trees are fitted to
+_MAX_SIMULATIONS = 10_000  # that trees are fitted to
 
 
 @dataclass(frozen=True, eq=False)
 class Trees:
-    """Features of theta by trees that have not seen it.
+    """Features of theta by trees that were not fitted to it.
 
     Args:
-        quadratic: Quadratic features, which trees are beside.
-        parts: Trees fitted to all rows but those of a part.
-        left_out: By which of them each theta of the rows was not seen.
+        quadratic: Quadratic features.
+        parts: Trees fitted to all simulations but those of a part.
+        left_out: Part of each theta of the simulations.
     """
 
     quadratic: Pipeline
@@ -56,14 +57,14 @@ class Trees:
     left_out: Mapping[bytes, int]
 
     @classmethod
-    def fit(cls, rows: LevelArrays) -> Trees:
-        """Fit to many rows in an order that says nothing.
+    def fit(cls, simulations: LevelArrays) -> Trees:
+        """Fit to many simulations in random order.
 
         Raises:
             ValueError: If there are fewer than three parameters.
         """
-        quadratic = polynomials(rows.theta, 2)
-        rows = rows.first(_MAX_ROWS)
+        quadratic = polynomials(simulations.theta, 2)
+        rows = simulations.first(_MAX_SIMULATIONS)
         _, groups = np.unique(rows.theta, axis=0, return_inverse=True)
         parts, left_out = [], {}
         cuts = GroupKFold(_NUM_PARTS).split(rows.theta, groups=groups.ravel())
@@ -74,7 +75,7 @@ class Trees:
         return cls(quadratic, parts, left_out)
 
     def joined(self, theta: np.ndarray) -> np.ndarray:
-        """Quadratic features and those of trees, side by side."""
+        """Quadratic features and those of trees, shape `(n, p)`."""
         return np.concatenate((self.quadratic.transform(theta), self(theta)), axis=1)
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
@@ -88,7 +89,7 @@ class Trees:
 
 
 def _one_thread() -> threadpool_limits:
-    """Threads of many small fits wait for each other, and most on a busy machine."""
+    """Many small fits are faster on one thread, above all on a busy machine."""
     return threadpool_limits(1, user_api="openmp")
 
 
@@ -113,7 +114,7 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Boosted:
-    """A quadratic, and trees on its residuals in units of their spread."""
+    """A quadratic, and trees on its residuals over their standard deviation."""
 
     quadratic: Regression
     trees: MultiOutputRegressor

@@ -1,10 +1,15 @@
-"""Maps between levels."""
+"""Affine maps between levels."""
 
 import pytest
 import torch
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.level_maps import AffineMap, Moments, fit_alignments
+from sbi_multilevel.level_maps import (
+    AffineMap,
+    Moments,
+    fit_alignments,
+    standardize_to,
+)
 from tests.linear_gaussian import simulations
 
 PLACES = [(0, False), (1, False), (1, True), (2, False), (2, True)]
@@ -23,19 +28,19 @@ def affine_levels():
     )), two
 
 
-def test_paired_alignment_finds_affine_maps_from_two_pairs():
+def test_affine_maps_are_found_from_two_pairs():
     sims, two = affine_levels()
-    aligned = fit_alignments("paired", sims, PLACES)
+    aligned = fit_alignments("affine", sims, PLACES)
     for place, (level, coarse) in zip(aligned, PLACES):
-        rows = sims[level]
-        theta, x = place(rows.theta, rows.x_coarse if coarse else rows.x)
-        assert theta is rows.theta
+        own = sims[level]
+        theta, x = place(own.theta, own.x_coarse if coarse else own.x)
+        assert theta is own.theta
         assert torch.allclose(x, two[: len(x)], rtol=1e-4, atol=1e-3)
 
 
-def test_paired_alignment_uses_one_map_a_level():
+def test_affine_alignment_uses_one_map_a_level():
     sims = simulations()
-    aligned = dict(zip(PLACES, fit_alignments("paired", sims, PLACES)))
+    aligned = dict(zip(PLACES, fit_alignments("affine", sims, PLACES)))
     x = torch.randn(7, 2)
     for level in (0, 1):
         fine, coarse = aligned[level, False], aligned[level + 1, True]
@@ -43,18 +48,20 @@ def test_paired_alignment_uses_one_map_a_level():
     assert torch.equal(aligned[2, False](x, x)[1], x)
 
 
-def test_own_alignment_gives_all_rows_the_moments_of_the_highest_level():
+def test_standardize_gives_all_levels_the_moments_of_the_highest():
     sims = simulations()
     top = sims[-1]
-    for place, (level, coarse) in zip(fit_alignments("own", sims, PLACES), PLACES):
-        rows = sims[level]
-        theta, x = place(rows.theta, rows.x_coarse if coarse else rows.x)
+    for place, (level, coarse) in zip(
+        fit_alignments("standardize", sims, PLACES), PLACES
+    ):
+        own = sims[level]
+        theta, x = place(own.theta, own.x_coarse if coarse else own.x)
         for value, target in ((theta, top.theta), (x, top.x)):
             assert torch.allclose(value.mean(0), target.mean(0), atol=1e-4)
             assert torch.allclose(value.std(0), target.std(0), atol=1e-4)
 
 
-def test_no_alignment_leaves_rows_as_they_are():
+def test_no_alignment_leaves_simulations_as_they_are():
     sims = simulations()
     for place in fit_alignments(None, sims, PLACES):
         theta, x = place(sims[0].theta, sims[0].x)
@@ -65,12 +72,21 @@ def test_no_alignment_leaves_rows_as_they_are():
 @pytest.mark.parametrize(("n", "value"), ((9, 5.0), (7, 0.1), (400, 0.1)))
 def test_constant_features_are_shifted_not_scaled(constant, n, value):
     """The mean of equal numbers is rounded, and another one on another processor."""
-    rows = {"source": torch.randn(n, 1), "target": 3 * torch.randn(n, 1) + 1}
-    rows[constant][:] = value
-    move = AffineMap.between(**rows)
-    moved = move(rows["source"])
+    own = {"source": torch.randn(n, 1), "target": 3 * torch.randn(n, 1) + 1}
+    own[constant][:] = value
+    move = AffineMap.between(**own)
+    moved = move(own["source"])
     assert move.scale == 1
-    assert torch.allclose(moved.mean(0), rows["target"].mean(0), atol=1e-5)
+    assert torch.allclose(moved.mean(0), own["target"].mean(0), atol=1e-5)
+
+
+def test_standardize_to_gives_the_moments_asked_for():
+    sims = simulations()
+    (align,) = standardize_to(Moments.of(sims[0].x), sims, levels=[1])
+    theta, x = align(sims[1].theta, sims[1].x)
+    assert theta is sims[1].theta
+    assert torch.allclose(x.mean(0), sims[0].x.mean(0), atol=1e-5)
+    assert torch.allclose(x.std(0), sims[0].x.std(0), atol=1e-5)
 
 
 def test_weighted_moments():

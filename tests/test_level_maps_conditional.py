@@ -7,7 +7,8 @@ from sklearn.linear_model import Ridge
 
 from sbi_multilevel import LevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.conditional import LowMean, fit_conditional, transport
+from sbi_multilevel.level_maps.base import level_map_kind
+from sbi_multilevel.level_maps.full import transport
 from sbi_multilevel.level_maps.regression import Regression, polynomials
 from tests.gaussian_simulations import (
     HIGH_COVARIANCE,
@@ -28,23 +29,27 @@ def square_root(covariance):
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
-def regressed(rows):
+def fitted(kind, low, high):
+    return level_map_kind(kind).fit(low, high, seed=0)
+
+
+def regressed(sample):
     """Intercept, slope and covariance of the residuals by least squares."""
-    inputs = np.column_stack((np.ones(len(rows)), rows.theta))
-    coefficients = np.linalg.lstsq(inputs, rows.x, rcond=None)[0]
-    residuals = rows.x - inputs @ coefficients
+    inputs = np.column_stack((np.ones(len(sample)), sample.theta))
+    coefficients = np.linalg.lstsq(inputs, sample.x, rcond=None)[0]
+    residuals = sample.x - inputs @ coefficients
     return coefficients[0], coefficients[1:].T, np.cov(residuals.T)
 
 
-# ------------------------------------------------------------- rows and regression
+# ------------------------------------------------------ arrays and regression
 
 
-def test_rows_are_flat_doubles_with_their_pairs():
+def test_arrays_are_flat_doubles_with_their_pairs():
     theta, x = torch.rand(6, 2), torch.randn(6, 3, 4)
     level = LevelSimulations(1, theta, x, x + 0.1 * torch.randn(6, 3, 4))
-    rows = LevelArrays.of(level)
-    chosen = rows[np.array([4, 1])]
-    assert rows.x.shape == (6, 12) and rows.x.dtype == np.float64
+    sample = LevelArrays.of(level)
+    chosen = sample[np.array([4, 1])]
+    assert sample.x.shape == (6, 12) and sample.x.dtype == np.float64
     assert chosen.x_coarse is not None and level.x_coarse is not None
     assert np.array_equal(chosen.theta, theta[[4, 1]].double().numpy())
     assert np.array_equal(
@@ -78,7 +83,7 @@ def test_regression_shrinks_pure_noise_to_its_mean():
     assert np.allclose(fit(inputs).mean(axis=0), targets.mean(axis=0) + 10.0)
 
 
-def test_regression_on_fewer_than_four_rows_is_their_mean():
+def test_regression_on_fewer_than_four_simulations_is_their_mean():
     inputs, targets = np.arange(6.0).reshape(3, 2), np.array([[1.0], [2.0], [6.0]])
     fit = Regression.fit(polynomials(inputs, 1), inputs, targets)
     assert np.allclose(fit(np.zeros((5, 2))), np.full((5, 1), 3.0))
@@ -87,7 +92,7 @@ def test_regression_on_fewer_than_four_rows_is_their_mean():
 # ------------------------------------------------------------- conditional maps
 
 
-def test_rows_left_out_of_a_regression_are_judged_as_by_a_refit():
+def test_leave_one_out_residuals_of_a_regression_are_those_of_refits():
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(12, 2))
     targets = inputs @ generator.normal(size=(2, 3)) + generator.normal(size=(12, 3))
@@ -104,9 +109,9 @@ def test_rows_left_out_of_a_regression_are_judged_as_by_a_refit():
 
 def test_full_map_reproduces_mean_and_covariance_given_theta():
     low, n = low_simulations(), 4_000
-    move = fit_conditional("full", LowMean.fit(low), high_simulations(n))
+    move = fitted("full", low, high_simulations(n))
     shift, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
-    # errors of the dear and the cheap rows, both n of them, at four standard errors
+    # four standard errors, from n simulations of both levels
     error = 4 * np.sqrt(2 * HIGH_COVARIANCE.max() / n)
     assert np.allclose(shift, HIGH_SHIFT, atol=error)
     assert np.allclose(slope, HIGH_SLOPE, atol=error)
@@ -116,7 +121,7 @@ def test_full_map_reproduces_mean_and_covariance_given_theta():
 
 def test_shift_leaves_the_covariance_of_the_residuals():
     low = low_simulations()
-    move = fit_conditional("shift", LowMean.fit(low), high_simulations(4_000))
+    move = fitted("shift", low, high_simulations(4_000))
     _, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
     assert np.allclose(slope, HIGH_SLOPE, atol=0.13)
     assert np.allclose(covariance, regressed(low)[2], atol=1e-3)
@@ -126,9 +131,9 @@ def test_shift_recovers_an_additive_linear_change_without_noise():
     theta = np.random.default_rng(0).normal(size=(500, 2))
     low = LevelArrays(theta, theta @ LOW_SLOPE.T + theta**2)
     change = lambda theta: theta @ HIGH_SLOPE.T + HIGH_SHIFT
-    dear = np.random.default_rng(1).normal(size=(20, 2))
-    high = LevelArrays(dear, dear @ LOW_SLOPE.T + dear**2 + change(dear))
-    move = fit_conditional("shift", LowMean.fit(low), high)
+    few = np.random.default_rng(1).normal(size=(20, 2))
+    high = LevelArrays(few, few @ LOW_SLOPE.T + few**2 + change(few))
+    move = fitted("shift", low, high)
     moved = move(low.theta, low.x)
     assert np.allclose(moved, low.x + change(low.theta), atol=2e-3)
 
@@ -136,7 +141,7 @@ def test_shift_recovers_an_additive_linear_change_without_noise():
 def test_scaled_recovers_a_scale_that_is_log_linear_in_theta():
     low = scaled_simulations(4_000, lambda theta: 0.3 * theta, seed=0)
     high = scaled_simulations(4_000, lambda theta: -0.5 + 1.0 * theta, seed=1)
-    move = fit_conditional("scaled", LowMean.fit(low), high)
+    move = fitted("scaled", low, high)
     place = np.array([[-0.8], [0.0], [0.8]]).repeat(2, axis=0)
     unit = np.tile([[0.0, 0.0], [1.0, 10.0]], (3, 1))
     ends = move(place, place + unit)
@@ -145,25 +150,23 @@ def test_scaled_recovers_a_scale_that_is_log_linear_in_theta():
     assert np.allclose(np.log(growth), np.log(expected), atol=0.15)
 
 
-def test_scaled_bounds_what_few_rows_may_claim():
+def test_scaled_bounds_the_change_of_scale():
     low = scaled_simulations(2_000, lambda theta: 0.0 * theta, seed=0)
     high = scaled_simulations(200, lambda theta: 4.0 * theta, seed=1)
-    move = fit_conditional("scaled", LowMean.fit(low), high)
+    move = fitted("scaled", low, high)
     growth = move.log_scale_change
     assert growth is not None
     ends = growth(np.array([[-5.0], [5.0]]))
     assert np.array_equal(ends, [[-2.0, -2.0], [2.0, 2.0]])
 
 
-def test_the_spread_from_few_dear_rows_is_right_on_average():
-    """Residuals of a mean fitted to eight rows are too small by three degrees."""
-    low = LowMean.fit(
-        gaussian_simulations(1_000, 0 * LOW_SLOPE, np.zeros(2), np.eye(2), 0)
-    )
+def test_the_spread_from_few_simulations_is_right_on_average():
+    """Residuals of a mean fitted to eight simulations lack three degrees of freedom."""
+    low = gaussian_simulations(1_000, 0 * LOW_SLOPE, np.zeros(2), np.eye(2), 0)
     variances = []
     for seed in range(100):
         high = gaussian_simulations(8, 20 * np.eye(2), np.zeros(2), np.eye(2), seed + 1)
-        turn = fit_conditional("full", low, high).turn
+        turn = fitted("full", low, high).turn
         assert turn is not None
         variances.append(np.diag(turn @ turn.T))
     error = np.std(variances) / np.sqrt(np.size(variances))
@@ -175,18 +178,15 @@ def test_the_spread_from_few_dear_rows_is_right_on_average():
 def test_conditional_maps_use_no_pairs(kind):
     low, high = low_simulations(500), high_simulations(30)
     paired = LevelArrays(high.theta, high.x, np.full_like(high.x, np.nan))
-    moved = [
-        fit_conditional(kind, LowMean.fit(low), rows)(low.theta, low.x)
-        for rows in (high, paired)
-    ]
+    moved = [fitted(kind, low, sample)(low.theta, low.x) for sample in (high, paired)]
     assert np.array_equal(*moved)
 
 
 @pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
 @pytest.mark.parametrize("n", (2, 3, 5))
-def test_few_dear_rows_give_moderate_maps(kind, n):
+def test_few_simulations_give_moderate_maps(kind, n):
     low, high = low_simulations(500), high_simulations(n)
-    moved = fit_conditional(kind, LowMean.fit(low), high)(low.theta, low.x)
+    moved = fitted(kind, low, high)(low.theta, low.x)
     assert np.isfinite(moved).all()
     assert np.abs(moved).max() < 10 * np.abs(np.concatenate((low.x, high.x))).max()
 
@@ -195,24 +195,24 @@ def test_few_dear_rows_give_moderate_maps(kind, n):
 def test_a_constant_feature_stays_constant(kind):
     low, high = low_simulations(500), high_simulations(30)
     low.x[:, 1], high.x[:, 1] = 3.0, 3.0
-    moved = fit_conditional(kind, LowMean.fit(low), high)(low.theta, low.x)
+    moved = fitted(kind, low, high)(low.theta, low.x)
     assert np.isfinite(moved).all() and np.allclose(moved[:, 1], 3.0)
 
 
 # ------------------------------------------------------------- transport
 
 
-def centred(covariance, n, seed):
-    """LevelArrays whose sample covariance is exactly the one asked for, with mean 0."""
-    rows = np.random.default_rng(seed).normal(size=(n, len(covariance)))
-    rows = np.linalg.qr(rows - rows.mean(axis=0))[0] * np.sqrt(n - 1)
-    return rows @ square_root(covariance)
+def centered(covariance, n, seed):
+    """A sample of exactly this covariance, with mean 0."""
+    sample = np.random.default_rng(seed).normal(size=(n, len(covariance)))
+    sample = np.linalg.qr(sample - sample.mean(axis=0))[0] * np.sqrt(n - 1)
+    return sample @ square_root(covariance)
 
 
 def test_transport_between_commuting_covariances_is_the_ratio_of_roots():
     source, target = correlation(0.6), correlation(-0.3)
     n = 20_000
-    turn = transport(centred(source, n, 0), centred(target, n, 1))
+    turn = transport(centered(source, n, 0), centered(target, n, 1))
     closed = square_root(target) @ np.linalg.inv(square_root(source))
     # Ledoit and Wolf shrink by O(1/n)
     assert np.allclose(turn, closed, atol=1e-3)
@@ -221,27 +221,30 @@ def test_transport_between_commuting_covariances_is_the_ratio_of_roots():
 def test_transport_at_unit_scales_is_symmetric_positive_definite():
     generator = np.random.default_rng(0)
     correlations = [np.corrcoef(generator.normal(size=(4, 8))) for _ in range(2)]
-    turn = transport(*(centred(c, 500, i) for i, c in enumerate(correlations)))
+    turn = transport(*(centered(c, 500, i) for i, c in enumerate(correlations)))
     assert np.allclose(turn, turn.T, atol=2e-3)
     assert np.linalg.eigvalsh((turn + turn.T) / 2).min() > 0.1
     assert np.allclose(turn @ correlations[0] @ turn.T, correlations[1], atol=0.06)
 
 
 def test_transport_carries_scales_of_features_exactly():
-    cheap, dear = centred(correlation(0.5), 900, 0), centred(correlation(0.2), 900, 1)
+    source, target = (
+        centered(correlation(0.5), 900, 0),
+        centered(correlation(0.2), 900, 1),
+    )
     units, others = np.array([1e-4, 30.0]), np.array([5.0, 1e3])
-    turn = transport(cheap, dear)
-    in_units = transport(cheap * units, dear * others)
+    turn = transport(source, target)
+    in_units = transport(source * units, target * others)
     assert np.allclose(in_units, others[:, None] * turn / units, rtol=1e-9)
 
 
-def test_transport_shrinks_the_correlation_of_few_rows():
-    cheap = centred(np.eye(2), 2_000, 0)
-    of_rows, of_turn = [], []
+def test_transport_shrinks_the_correlation_of_few_simulations():
+    source = centered(np.eye(2), 2_000, 0)
+    of_sample, of_turn = [], []
     for seed in range(50):
-        dear = normal_noise(np.random.default_rng(seed), correlation(0.8), 6)
-        dear /= np.sqrt((dear**2).mean(axis=0))
-        turn = transport(cheap, dear)
-        of_rows.append((dear.T @ dear / len(dear))[0, 1])
+        target = normal_noise(np.random.default_rng(seed), correlation(0.8), 6)
+        target /= np.sqrt((target**2).mean(axis=0))
+        turn = transport(source, target)
+        of_sample.append((target.T @ target / len(target))[0, 1])
         of_turn.append((turn @ turn.T)[0, 1])
-    assert 0.3 < np.mean(of_turn) / np.mean(of_rows) < 0.9
+    assert 0.3 < np.mean(of_turn) / np.mean(of_sample) < 0.9

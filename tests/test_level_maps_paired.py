@@ -6,11 +6,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.gaussian_process import (
-    _leave_one_out,
-    fit_gaussian_process,
-)
-from sbi_multilevel.level_maps.paired import fit_paired, paired_features
+from sbi_multilevel.level_maps.base import level_map_kind
+from sbi_multilevel.level_maps.paired_process import _leave_one_out
 from tests.gaussian_simulations import (
     HIGH_SHIFT,
     HIGH_SLOPE,
@@ -25,26 +22,30 @@ from tests.gaussian_simulations import (
 MIX = np.array([[0.8, 0.3], [-0.2, 1.1]])
 
 
+def fitted(kind, low, high, seed=0):
+    return level_map_kind(kind).fit(low, high, seed)
+
+
 def pairs(n, residual=None, seed=2):
     generator = np.random.default_rng(seed)
     theta = generator.normal(size=(n, 2))
     coarse = theta @ LOW_SLOPE.T + generator.normal(size=(n, 2))
-    x = dear_from(coarse, theta)
+    x = high_from(coarse, theta)
     if residual is not None:
         x = x + normal_noise(generator, residual, n)
     return LevelArrays(theta, x, coarse)
 
 
-def dear_from(coarse, theta):
+def high_from(coarse, theta):
     return coarse @ MIX.T + theta @ HIGH_SLOPE.T + HIGH_SHIFT
 
 
-@pytest.mark.parametrize("degree", (1, 2))
-def test_paired_maps_are_exact_for_a_linear_relation(degree):
+@pytest.mark.parametrize("kind", ("paired", "paired_quadratic"))
+def test_paired_maps_are_exact_for_a_linear_relation(kind):
     low = low_simulations(500)
-    move = fit_paired(paired_features(low, degree), pairs(200), seed=0)
+    move = fitted(kind, low, pairs(200))
     moved = move(low.theta, low.x)
-    assert np.allclose(moved, dear_from(low.x, low.theta), atol=2e-3)
+    assert np.allclose(moved, high_from(low.x, low.theta), atol=2e-3)
 
 
 def test_only_the_quadratic_map_finds_a_product():
@@ -53,8 +54,8 @@ def test_only_the_quadratic_map_finds_a_product():
     product = lambda x, theta: x + x[:, :1] * theta[:, 1:]
     high = LevelArrays(high.theta, product(high.x_coarse, high.theta), high.x_coarse)
     errors = []
-    for degree in (1, 2):
-        move = fit_paired(paired_features(low, degree), high, seed=0)
+    for kind in ("paired", "paired_quadratic"):
+        move = fitted(kind, low, high)
         gaps = move(low.theta, low.x) - product(low.x, low.theta)
         errors.append(np.sqrt((gaps**2).mean()))
     assert errors[0] > 0.5 and errors[1] < 5e-3
@@ -64,19 +65,19 @@ def test_noise_of_paired_maps_has_the_covariance_of_what_pairs_leave():
     n = 4_000
     low = low_simulations(n)
     residual = np.array([[0.5, 0.3], [0.3, 0.4]])
-    move = fit_paired(paired_features(low, 1), pairs(n, residual), seed=0)
-    noise = move(low.theta, low.x) - dear_from(low.x, low.theta)
+    move = fitted("paired", low, pairs(n, residual))
+    noise = move(low.theta, low.x) - high_from(low.x, low.theta)
     error = 4 * np.sqrt(2 * 2 / n) * residual.max()
     assert np.allclose(np.cov(noise.T), residual, atol=error)
     assert np.allclose(noise.mean(axis=0), 0.0, atol=4 * np.sqrt(2 * 0.5 / n))
 
 
 def test_noise_of_few_pairs_is_not_that_of_the_fit():
-    """Residuals out of sample are larger than those of the rows fitted to."""
+    """Residuals out of sample are larger than those of the fit."""
     low, squares = low_simulations(500), []
     for seed in range(10):
         high = pairs(15, np.eye(2), seed)
-        move = fit_paired(paired_features(low, 1), high, seed=0)
+        move = fitted("paired", low, high)
         assert high.x_coarse is not None
         inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
         fitted = high.x - high.x_coarse - move.difference(inputs)
@@ -85,14 +86,12 @@ def test_noise_of_few_pairs_is_not_that_of_the_fit():
     assert left_out > 1.3 * fitted
 
 
-@pytest.mark.parametrize("process", (False, True))
-def test_the_seed_sets_the_noise_of_paired_maps(process):
+@pytest.mark.parametrize("kind", ("paired", "paired_process"))
+def test_the_seed_sets_the_noise_of_paired_maps(kind):
     low, high = low_simulations(100), pairs(25, np.eye(2))
 
     def moved(seed):
-        if process:
-            return fit_gaussian_process(low, high, seed)(low.theta, low.x)
-        return fit_paired(paired_features(low, 1), high, seed)(low.theta, low.x)
+        return fitted(kind, low, high, seed)(low.theta, low.x)
 
     first = moved(0)
     assert np.array_equal(first, moved(0))
@@ -118,8 +117,8 @@ def test_the_process_map_learns_a_crooked_difference():
     assert x is not None
     errors = {}
     for name, move in (
-        ("process", fit_gaussian_process(low, high, 0)),
-        ("quadratic", fit_paired(paired_features(low, 2), high, 0)),
+        ("process", fitted("paired_process", low, high)),
+        ("quadratic", fitted("paired_quadratic", low, high)),
     ):
         gaps = move(low.theta, x) - x - change(low.theta)
         errors[name] = np.sqrt((gaps**2).mean())
@@ -131,14 +130,14 @@ def test_the_noise_of_the_process_map_is_that_of_the_pairs():
     low = one_dimensional_pairs(2_000, np.square, 0.0, seed=1)
     x = low.x_coarse
     assert x is not None
-    noise = fit_gaussian_process(low, high, 0)(low.theta, x) - low.x
+    noise = fitted("paired_process", low, high)(low.theta, x) - low.x
     assert noise.std() == pytest.approx(0.4, rel=4 / np.sqrt(2 * 100))
 
 
 def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
     residual = 0.5 * correlation(0.9)
     low, high = low_simulations(1_000), pairs(60, residual)
-    noise = fit_gaussian_process(low, high, 0)(low.theta, low.x) - dear_from(
+    noise = fitted("paired_process", low, high)(low.theta, low.x) - high_from(
         low.x, low.theta
     )
     # 0 if each feature had its own; what 60 pairs do not show of the mean is in it
@@ -148,7 +147,7 @@ def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
 def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "sbi_multilevel.level_maps.gaussian_process._fit_one",
+        "sbi_multilevel.level_maps.paired_process._fit_one",
         lambda inputs, column: (
             seen.append(len(inputs))
             or GaussianProcessRegressor(
@@ -156,7 +155,7 @@ def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
             ).fit(inputs, column)
         ),
     )
-    move = fit_gaussian_process(low_simulations(50), pairs(450), 0)
+    move = fitted("paired_process", low_simulations(50), pairs(450))
     assert seen == [400, 400] and len(move.residuals) == 400
 
 
