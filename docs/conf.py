@@ -47,6 +47,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 add_module_names = False
+napoleon_use_ivar = True  # properties are documented once
 napoleon_use_rtype = False
 
 # a name in single backticks is a link if it is an object of this package
