@@ -41,9 +41,9 @@ simulations, they predict x from theta even where low-fidelity x is noise. The
 contribution of low-fidelity x is estimated separately
 (`sbi_multilevel.methods.hybrid.OutputsGain`).
 
-The method combines conditional affine maps, transfer with rehearsal, cross-validation
-and stacking of predictive distributions (Yao, Vehtari, Simpson, Gelman 2018, *Using
-stacking to average Bayesian predictive distributions*); the combination is ours.
+The method combines level maps, transfer with rehearsal, cross-validation and stacking
+of predictive distributions (Yao, Vehtari, Simpson, Gelman 2018, *Using stacking to
+average Bayesian predictive distributions*); the combination is ours.
 """
 
 from __future__ import annotations

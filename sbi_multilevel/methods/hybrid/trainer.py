@@ -33,7 +33,7 @@ class HybridTrainer(MultilevelTrainer):
     hybrid_summary: HybridSummary | None = None
 
     def warm_start(self, source: WarmStart) -> Self:
-        """Not available: members are trained on simulations that the method moves.
+        """Not available: members start from networks trained on mapped simulations.
 
         Args:
             source: An estimator or weights.
@@ -42,8 +42,8 @@ class HybridTrainer(MultilevelTrainer):
             ValueError: Always.
         """
         raise ValueError(
-            "warm_start was called, but a hybrid trains networks of its own on "
-            "simulations that it moves. Use a transfer trainer (`MFNPE`, `MFNLE`)."
+            "warm_start was called, but a hybrid trains all its networks on mapped "
+            "simulations. Use a transfer trainer (`MFNPE`, `MFNLE`)."
         )
 
     def _check_trainable(self) -> MultilevelSimulations:
@@ -58,9 +58,9 @@ class HybridTrainer(MultilevelTrainer):
     def _get_start_index(self, context: StartIndexContext) -> int:
         """As the parent; members are trained from scratch by every call of `train`.
 
-        NPE of sbi asks for `force_first_round_loss=True` so that draws from a proposal
-        are not mistaken for draws from the prior; `_check_trainable` refuses such
-        draws.
+        NPE of sbi requires `force_first_round_loss=True` to treat draws from a proposal
+        as draws from the prior. Here all are draws from the prior, as
+        `_check_trainable` ensures.
         """
         if self._is_multilevel and not context.resume_training:
             context = replace(context, force_first_round_loss=True)
@@ -77,9 +77,8 @@ class HybridTrainer(MultilevelTrainer):
         """As the parent, for the checks; members have their own loaders."""
         if self._is_multilevel and resume_training:
             raise ValueError(
-                "resume_training=True was passed, but a hybrid trains many networks to "
-                "their end. Leave it out: `train()` trains from scratch on all "
-                "simulations appended so far."
+                "resume_training=True was passed, but a hybrid always trains from "
+                "scratch, on all simulations appended so far. Leave it out."
             )
         return super().get_dataloaders(
             starting_round,
@@ -93,7 +92,7 @@ class HybridTrainer(MultilevelTrainer):
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
         if self._is_multilevel:
-            return  # members build theirs, on simulations that are moved
+            return  # members build theirs, on mapped simulations
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
 
     def _run_training_loop(

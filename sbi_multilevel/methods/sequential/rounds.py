@@ -37,8 +37,8 @@ from sbi_multilevel.utils.files import expect
 class Rounds:
     """Sequential inference: proposes parameters, stores simulations, and trains.
 
-    A subclass names the trainer of its members. Draws from the prior are the job of a
-    `Proposer`, networks of a `RoundTrainer`, and simulations of a `Runner`.
+    A subclass sets the trainer of its members, `_member_type`. A `Proposer` draws
+    parameters, a `RoundTrainer` trains the networks, and a `Runner` simulates.
 
     Args:
         settings: The settings of the run.
