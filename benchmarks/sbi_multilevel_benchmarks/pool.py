@@ -18,19 +18,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, Protocol
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from sbi_multilevel_benchmarks.records import Record
 from sbi_multilevel_benchmarks.registry import load_plugin
-
-
-class Identified(Protocol):
-    """What can be run, with the beginning of its record."""
-
-    @property
-    def identity(self) -> Record: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class FailedRun:
 
 def run_records(
     call: Callable[[Any], Record],
-    groups: Sequence[Sequence[Identified]],
+    groups: Sequence[Sequence[Any]],
     num_workers: int = 1,
     plugins: Sequence[str | os.PathLike] = (),
 ) -> Iterator[Record]:
@@ -58,10 +51,10 @@ def run_records(
     traceback is printed.
 
     Args:
-        call: As in `run_groups`.
-        groups: As in `run_groups`.
-        num_workers: As in `run_groups`.
-        plugins: As in `run_groups`.
+        call: Function of an item, see `run_groups` for this and other arguments.
+        groups: Items with an `identity`, the beginning of their record.
+        num_workers: Processes.
+        plugins: Files that a process loads first.
     """
     for item, result in run_groups(call, groups, num_workers, plugins):
         if isinstance(result, FailedRun):
@@ -134,20 +127,20 @@ class _Worker:
 
     def start(self) -> None:
         """Start an executor; its process starts with the first call."""
+        context = get_context("spawn")
+        self._executor = ProcessPoolExecutor(1, context, initializer=_prepare)
         self._process: Any = None
-        self._executor = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_prepare
-        )
 
     def submit(self, *call: Any) -> Future:
         """Call a function in the process."""
         future = self._executor.submit(*call)
-        (self._process,) = (self._executor._processes or {0: self._process}).values()
+        if self._process is None:
+            (self._process,) = self._executor._processes.values()
         return future
 
     def end(self) -> int | None:
         """Kill the process, and return its exit code."""
-        if self._process is not None and self._process.is_alive():
+        if self._process is not None:
             self._process.kill()
         self._executor.shutdown()
         return None if self._process is None else self._process.exitcode
