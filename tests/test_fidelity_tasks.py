@@ -3,7 +3,7 @@
 import pytest
 
 from sbi_multilevel.diagnostics import check_pairing, fidelity_report
-from sbi_multilevel_benchmarks.tasks import get_task
+from sbi_multilevel_benchmarks import get_task
 
 
 def pairing(name):
