@@ -68,7 +68,7 @@ def test_features_are_of_trees_that_were_not_fitted_to_the_simulation():
     assert np.corrcoef(features[:, 0], sims.x[:, 0])[0, 1] < 0.2
 
 
-def test_rows_at_the_same_theta_are_left_out_together():
+def test_simulations_at_the_same_theta_are_left_out_together():
     generator = np.random.default_rng(0)
     theta = np.repeat(generator.normal(size=(40, 1)), 10, axis=0)
     order = generator.permutation(400)

@@ -339,7 +339,7 @@ def test_maps_that_cannot_be_fitted_are_refused():
     sims = level(20, 0, correlated(0.3))
     with pytest.raises(ValueError, match="level_maps must name some of .*'affine'"):
         MapFitter(sims).fit(MapChoice("affine"), sims)
-    with pytest.raises(ValueError, match="'paired_process' needs pairs"):
+    with pytest.raises(ValueError, match="'paired_process', which needs pairs"):
         MapFitter(sims).fit(MapChoice("paired_process"), sims)
 
 

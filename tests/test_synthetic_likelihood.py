@@ -18,7 +18,7 @@ from tests.gaussian_simulations import (
 )
 
 
-def test_the_synthetic_likelihood_of_gaussian_rows_is_their_density():
+def test_the_synthetic_likelihood_of_gaussians_is_their_density():
     sims = gaussian_simulations(8_000, HIGH_SLOPE, HIGH_SHIFT, HIGH_COVARIANCE, seed=3)
     fresh = high_simulations(400)
     model = SyntheticLikelihood.fit(sims)
@@ -50,7 +50,7 @@ def test_the_synthetic_likelihood_integrates_to_one():
         assert trapezoid(density, grid[:, 0]) == pytest.approx(1.0, abs=5e-3)
 
 
-def test_rows_beyond_all_that_were_seen_have_a_finite_density_that_falls():
+def test_values_beyond_the_range_have_a_finite_decreasing_density():
     model = SyntheticLikelihood.fit(low_simulations(500))
     far = np.array([[9.0, 9.0], [12.0, 12.0], [15.0, 15.0]])
     values = model.log_prob(far, np.zeros((3, 2)))

@@ -146,7 +146,7 @@ def test_a_step_tells_the_gradients_of_the_levels(adjustment):
     weight = Parameter(torch.tensor([1.0, 1.0]))
     values = [(row * weight).sum() for row in GRADIENTS]
     step = adjusted_step(values, [weight], adjustment)
-    assert torch.allclose(step.direction, combine(GRADIENTS, adjustment))
+    assert torch.allclose(step.direction, combine(GRADIENTS, adjustment).direction)
     if adjustment == "none":  # one backward pass
         assert step.levels is None
         return
@@ -177,7 +177,7 @@ def test_logged_values_are_those_by_hand(
     summary = {k: v[0] for k, v in trainer.summary.items() if isinstance(v, list) and v}
     terms = list(terms_by_hand(trainer, sims, lambda x, level: x))
     gradients = [gradient_of(value, trainer) for value in terms]
-    step = combine(torch.stack(gradients), adjustment)
+    step = combine(torch.stack(gradients), adjustment).direction
     assert summary["gradient_norm"] == pytest.approx(step.norm().item(), rel=1e-4)
     rows = losses_by_hand(trainer, sims)
     for level in (1, 2):

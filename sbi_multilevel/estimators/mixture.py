@@ -185,7 +185,8 @@ class MixtureEstimator(ConditionalDensityEstimator):
             samples[places] = drawn[nth[places], column[places]]
         if tails is not None and self.target == "x":
             samples = tails.inv(samples)
-        return samples.reshape(*sample_shape, len(given), *self.input_shape)
+        shape = (*sample_shape, len(given), *self.input_shape)
+        return samples.reshape(shape)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _draw(self, component: int, count: int, condition: Tensor) -> Tensor:
         shape = torch.Size((count,))

@@ -82,6 +82,10 @@ class TailTransform(Transform):
         """Whether no feature is changed."""
         return not bool((self.delta > 0).any())
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Transformed x, of the same shape `(..., k)`."""
+        return self._call(x)
+
     def _call(self, x: Tensor) -> Tensor:
         wide = x.to(self.center.dtype)
         z = (wide - self.center) / self.scale

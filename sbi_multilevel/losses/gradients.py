@@ -106,21 +106,6 @@ def project(base: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def combine(gradients: Tensor, adjustment: Adjustment = "rescale_project") -> Tensor:
-    r"""Direction of a step from the gradients of the terms (Algorithm 1).
-
-    Args:
-        gradients: Signed term gradients in the order
-            :math:`g_0, g^+_1, g^-_1, g^+_2, g^-_2, \dots`, shape `(1 + 2 L, P)`.
-        adjustment: `"rescale_project"` (both rules), `"rescale"`, `"project"`, or
-            `"none"` (the plain, unbiased sum).
-
-    Returns:
-        The combined gradient, shape `(P,)`.
-    """
-    return _combined(gradients, adjustment).direction
-
-
 @dataclass(frozen=True, eq=False)
 class GradientStep:
     r"""The direction of a step, and the gradients of the levels.
@@ -161,10 +146,20 @@ def adjusted_step(
     if adjustment == "none":  # the gradient of the sum, in one backward pass
         total = torch.stack(list(values)).sum()
         return GradientStep(flat_gradients([total], parameters)[0])
-    return _combined(flat_gradients(values, parameters), adjustment)
+    return combine(flat_gradients(values, parameters), adjustment)
 
 
-def _combined(gradients: Tensor, adjustment: Adjustment) -> GradientStep:
+def combine(
+    gradients: Tensor, adjustment: Adjustment = "rescale_project"
+) -> GradientStep:
+    r"""A step from the gradients of the terms (Algorithm 1).
+
+    Args:
+        gradients: Signed term gradients in the order
+            :math:`g_0, g^+_1, g^-_1, g^+_2, g^-_2, \dots`, shape `(1 + 2 L, P)`.
+        adjustment: `"rescale_project"` (both rules), `"rescale"`, `"project"`, or
+            `"none"` (the plain, unbiased sum).
+    """
     base, fine, coarse = gradients[0], gradients[1::2], gradients[2::2]
     if "rescale" in adjustment:
         coarse = [rescale(*pair) for pair in zip(fine, coarse, strict=True)]
@@ -178,22 +173,11 @@ def _combined(gradients: Tensor, adjustment: Adjustment) -> GradientStep:
 
 
 def level_norms(gram: Tensor) -> Tensor:
-    r"""Length of the gradient of each level's part of the loss.
+    r"""Norm of the gradient of each level's part of the loss, shape `(..., 1 + L)`.
 
     Args:
         gram: Inner products :math:`\langle g_l, g_m \rangle` of
             `GradientStep.levels`, shape `(..., 1 + L, 1 + L)`.
-
-    Returns:
-        Norms, shape `(..., 1 + L)`.
-
-    Example:
-    --------
-
-    ::
-
-        >>> level_norms(torch.tensor([[4.0, -1.0], [-1.0, 9.0]]))
-        tensor([2., 3.])
     """
     return torch.diagonal(gram, dim1=-2, dim2=-1).sqrt()
 
@@ -211,14 +195,6 @@ def base_cosine(gram: Tensor) -> Tensor:
 
     Returns:
         Cosines, shape `(...)`; NaN where a gradient is zero.
-
-    Example:
-    --------
-
-    ::
-
-        >>> base_cosine(torch.tensor([[4.0, -3.0], [-3.0, 9.0]]))
-        tensor(-0.5000)
     """
     inner = gram[..., 0, 1:].sum(dim=-1)
     squares = gram[..., 0, 0] * gram[..., 1:, 1:].sum(dim=(-2, -1))
