@@ -131,7 +131,7 @@ class RoundTrainer:
             Watch(training_range).check(x_o)
         return [trainer._neural_net for trainer in trained]
 
-    def start_from(
+    def network_from(
         self,
         source: WarmStart,
         x_o: Tensor,

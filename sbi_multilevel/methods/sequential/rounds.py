@@ -122,7 +122,7 @@ class Rounds:
                 f"estimators are {len(estimators)}, but num_members is {num_members}. "
                 "Pass one, or one for each member."
             )
-        networks = [self._trainer.take_over(each, self.x_o) for each in estimators]
+        networks = [self._trainer.network_from(each, self.x_o) for each in estimators]
         self._state.networks = networks
         return self
 
@@ -392,7 +392,7 @@ class Rounds:
                 is_right = len(weights) == settings.num_members
                 expect(is_right, f"it has {len(weights)} networks")
                 fields["networks"] = [
-                    self._trainer.take_over(each, self.x_o, template)
+                    self._trainer.network_from(each, self.x_o, template)
                     for each in weights
                 ]
             for part in simulations:
