@@ -86,12 +86,12 @@ def test_tasks_are_taken_as_workers_need_them():
         ),
     )
 
-    def noted():
+    def recorded():
         for task in table.tasks(10_000, 1):
             taken.append(task)
             yield task
 
-    results = run_tasks(noted(), Work((lambda theta, seeds: theta,)), None)
+    results = run_tasks(recorded(), Work((lambda theta, seeds: theta,)), None)
     for done in range(1_000):
         next(results)
         assert len(taken) <= done + 64
@@ -121,11 +121,11 @@ def test_data_is_written_before_its_status(monkeypatch):
     table = memory_table(1, torch.zeros(4, 2), torch.arange(4, dtype=torch.int64))
     written, write = [], type(table)._write
 
-    def noted(self, name, rows, values):
+    def recorded(self, name, rows, values):
         written.append(name)
         write(self, name, rows, values)
 
-    monkeypatch.setattr(type(table), "_write", noted)
+    monkeypatch.setattr(type(table), "_write", recorded)
     work = Work((lambda theta, seeds: theta, lambda theta, seeds: theta + 1))
     for rows in (np.arange(2), np.arange(2, 4)):
         table.write(rows, work(table.task(rows)))

@@ -1,4 +1,4 @@
-"""Every simulation ends with one outcome, also if others raise, hang or die."""
+"""Every simulation ends with one outcome, even if some raise, hang or die."""
 
 import multiprocessing
 import random

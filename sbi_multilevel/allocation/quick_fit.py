@@ -108,16 +108,16 @@ def held_out_losses(
         fit_seed = derive_seed(seed, _FIT_STREAM, fold)
         fit = trainer
         if not is_trained:
-            others = [of_row != fold for of_row in folds]
+            chosen = [fold_of != fold for fold_of in folds]
             fit = _fitted(
-                trainer, simulations, outputs, others, fit_seed, train_options
+                trainer, simulations, outputs, chosen, fit_seed, train_options
             )
         for level, data in enumerate(simulations):
             mine = folds[level] == fold
             for below, x in enumerate(outputs[level]):
                 values = _losses(fit, data.theta[mine], x[mine], seed)
                 losses[level][mine.numpy(), below] = values
-    return losses, [of_row.numpy() for of_row in folds]
+    return losses, [fold_of.numpy() for fold_of in folds]
 
 
 def _fitted(

@@ -14,7 +14,7 @@ from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 _CHANCE = 1e-3
 REMEDY = (
     "The simulators are not the cause: please report this error. Run again to simulate "
-    "the missing ones; with a store the others are kept."
+    "the missing ones; with a store finished ones are kept."
 )
 
 

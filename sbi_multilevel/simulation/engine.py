@@ -84,7 +84,7 @@ def _run_wave(
     while group := backlog.group():
         sent: set[int] = set()
         try:
-            outcomes = executor(_noted(group, sent), work, num_workers)
+            outcomes = executor(_recorded(group, sent), work, num_workers)
             with contextlib.closing(outcomes):
                 for number, outcome in outcomes:
                     result = backlog.settle(number, outcome)
@@ -102,7 +102,7 @@ def _run_wave(
             )
 
 
-def _noted(group: Mapping[int, Task], sent: set[int]) -> Iterator[Numbered]:
+def _recorded(group: Mapping[int, Task], sent: set[int]) -> Iterator[Numbered]:
     """The tasks of a group; adds the numbers of those taken to `sent`."""
     for number, task in group.items():
         sent.add(number)
