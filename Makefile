@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-sbi lint types benchmark report docs install clean
+.PHONY: demo test test-slow test-sbi coverage lint types benchmark report docs build \
+    install clean
 
 install: $(INSTALLED)
 
@@ -32,6 +33,10 @@ test-slow: $(INSTALLED)
 # sbi's own tests, with our classes in their parents' place
 test-sbi: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/sbi_suite/run.py -n 2
+
+# the default suite; fails below the floor of pyproject.toml
+coverage: $(INSTALLED)
+	$(RUN) -m "not slow" --doctest-modules --cov --cov-report=term-missing
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -59,5 +64,18 @@ $(VENV)/.installed-doc: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[doc]"
 	touch $@
 
+# wheel and source distribution in dist/, their metadata checked; the wheel is imported
+build: $(VENV)/.installed-release
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pip install -q --no-deps --target build/wheel dist/*.whl
+	cd build/wheel && PYTHONPATH=. $(abspath $(BIN)/python) -c \
+	    "import sbi_multilevel as s; assert 'build' in s.__file__, s.__file__"
+
+$(VENV)/.installed-release: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[release]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .sbi-tests results build docs/_build *.egg-info
+	rm -rf $(VENV) .sbi-tests results build dist docs/_build *.egg-info
