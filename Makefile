@@ -13,10 +13,10 @@ INSTALLED := $(VENV)/.installed
 install: $(INSTALLED)
 
 # torch first, at the tested version: others pull in much more than is needed
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml benchmarks/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]" -e benchmarks
 	# its reference posteriors are read as files; its own requirements are too old
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt sbibm
 	touch $@

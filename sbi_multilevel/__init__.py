@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sbi_multilevel.deprecation import deprecated_name
+
 if TYPE_CHECKING:
     from sbi_multilevel.allocation.advice import Advice, advise
     from sbi_multilevel.allocation.optimal import allocate
@@ -71,9 +73,21 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 
+_deprecated = deprecated_name(
+    __name__,
+    {
+        "Hybrid": f"{__name__}.HybridConfig",
+        "Multilevel": f"{__name__}.MultilevelConfig",
+        "Transfer": f"{__name__}.TransferConfig",
+        "one_at_a_time": f"{__name__}.vectorize_simulator",
+    },
+    since=__version__,
+)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _deprecated(name)
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     value = getattr(module, name)
     globals()[name] = value

@@ -16,8 +16,9 @@ their number grows. Simulations need not be paired.
 Two departures from plain fine-tuning, both settings of `TransferConfig`: with
 *rehearsal* r the loss of fine-tuning is :math:`(1 - r)\, f_l + r\, (\text{mean of }
 f_k, k < l)`, so that a few simulations cannot move the network far from the
-low-fidelity fit; and with the alignment "standardize" each level's x is standardised by its own mean and
-standard deviation before the network reads it (`sbi_multilevel.level_maps.affine`).
+low-fidelity fit; and with the alignment "standardize" each level's x is standardised by
+its own mean and standard deviation before the network reads it
+(`sbi_multilevel.level_maps.affine`).
 
 Reference: Krouglova, Johnson, Confavreux, Deistler, Gonçalves (2026), *Multifidelity
 simulation-based inference for computationally expensive simulators*, ICLR 2026,
@@ -39,7 +40,7 @@ from sbi_multilevel.data.simulations import (
     merge_levels,
     split_pairs,
 )
-from sbi_multilevel.level_maps import Alignment, standardise_to
+from sbi_multilevel.level_maps import Alignment, standardize_to
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.stages import Stage, Term
 
@@ -168,4 +169,4 @@ class TransferConfig(MethodConfig):
             return [Alignment() for _ in levels]
         if moments is None:
             moments = Moments.of(simulations[0].x)
-        return standardise_to(moments, simulations, levels)
+        return standardize_to(moments, simulations, levels)

@@ -165,8 +165,8 @@ def batch_sizes(
 
     A level whose simulations enter several terms (a pair enters two) counts as often.
     Levels enter in proportion to their simulations, but each of the L levels after the
-    first gets at least `batch_size // (2 L)` of the batch if it has as many, which
-    limits the variance of its gradient; the first level fills the rest. With few pairs
+    first gets at least `batch_size // (2 L)` of the batch if it has as many, to
+    limit the variance of its gradient; the first level fills the rest. With few pairs
     this is half of a batch for the corrections; if pairs outnumber the first level a batch
     can be larger by up to one half. If `batch_size` is at least the number of all
     simulations, a batch is the full data.
