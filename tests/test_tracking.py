@@ -168,7 +168,7 @@ def test_logged_values_are_those_by_hand(
     adjustment, rows_for_separate_passes, monkeypatch
 ):
     monkeypatch.setattr(
-        "sbi_multilevel.training.epochs._ROWS_FOR_SEPARATE_PASSES",
+        "sbi_multilevel.training.epochs._MIN_FOR_SEPARATE_PASSES",
         rows_for_separate_passes,
     )
     sims = simulations()
