@@ -15,7 +15,7 @@ from sbi_multilevel.simulation.filling import RunOptions
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
 from tests.mutations import Touch, damaged, odd_value, strange
 from tests.test_mftsnpe import FINE, RUN, make
-from tests.test_simulations import rows
+from tests.test_simulations import make_level
 from tests.test_trainers import FEW
 from tests.test_transfer import SIMS
 from tests.test_transfer import make as make_trainer
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def simulations(path):
-    MultilevelSimulations((rows(0), rows(1, 7)), (1.0, 2.0)).save(path)
+    MultilevelSimulations((make_level(0), make_level(1, 7)), (1.0, 2.0)).save(path)
 
 
 def state(path):
@@ -172,7 +172,7 @@ def test_numbers_of_the_other_byte_order_are_read(sound, path):
     swapped = {k: v.astype(v.dtype.newbyteorder("S")) for k, v in arrays.items()}
     with path.open("wb") as file:
         np.savez(file, **swapped)
-    assert torch.equal(MultilevelSimulations.load(path)[0].x, rows(0).x)
+    assert torch.equal(MultilevelSimulations.load(path)[0].x, make_level(0).x)
 
 
 @pytest.mark.parametrize(
