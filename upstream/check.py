@@ -2,6 +2,7 @@
 
     python upstream/check.py            # sbi 0.27.0, source distribution from PyPI
     python upstream/check.py --quick    # without sbi's own tests
+    python upstream/check.py --long     # with sbi's tests of FMPE and NPSE
     python upstream/check.py --series main --source FOLDER    # a clone of sbi
 
 applies the patches to a copy of the sources, trains each method of sbi at a fixed seed
@@ -35,10 +36,10 @@ TESTS = (
     "linearGaussian_snle_test.py",
     "linearGaussian_snpe_test.py",
     "linearGaussian_snre_test.py",
-    "linearGaussian_vector_field_test.py",
     "save_and_load_test.py",
     "training_dataclasses_test.py",
 )
+LONG_TESTS = ("linearGaussian_vector_field_test.py",)  # as long as all of these
 
 
 class Failure(Exception):
@@ -102,7 +103,7 @@ def compare(before: Path, after: Path, folder: Path) -> None:
 
 def test(sources: Path, files: Sequence[str], what: str) -> None:
     selection = ["-m", "not slow and not gpu and not benchmark"]
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", *selection]
+    command = [sys.executable, "-m", "pytest", "-W", "ignore", *selection]
     if importlib.util.find_spec("xdist") and len(files) > 1:
         command += ["-n", "2"]
     run([*command, *(f"tests/{file}" for file in files)], sources, what, sources)
@@ -114,8 +115,12 @@ def main() -> int:
     parser.add_argument(
         "--source", type=Path, help="sources of sbi with tests; from PyPI by default"
     )
-    parser.add_argument(
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
         "--quick", action="store_true", help="leave out the tests that sbi has"
+    )
+    extent.add_argument(
+        "--long", action="store_true", help="also run sbi's tests of FMPE and NPSE"
     )
     options = parser.parse_args()
     if options.series != "0.27" and options.source is None:
@@ -133,7 +138,8 @@ def main() -> int:
             compare(before, after, folder)
             test(after, [ADDED_TESTS], "the tests of the hooks")
             if not options.quick:
-                test(after, TESTS, "sbi's own tests")
+                files = TESTS + LONG_TESTS if options.long else TESTS
+                test(after, files, "sbi's own tests")
         except Failure as failure:
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1
