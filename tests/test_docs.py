@@ -130,9 +130,9 @@ def results():
 @pytest.mark.parametrize("path", PUBLIC)
 def test_public_names_have_an_example(path):
     value = PUBLIC[path]
-    methods = vars(value).values() if inspect.isclass(value) else ()
-    docs = [getattr(each, "__doc__", None) or "" for each in (value, *methods)]
-    has_example = any(">>>" in doc for doc in docs)
+    members = pages.own_members(path) if inspect.isclass(value) else []
+    documents = [value, *(inspect.getattr_static(value, name) for name in members)]
+    has_example = any(">>>" in (each.__doc__ or "") for each in documents)
     assert not (has_example and path in NO_EXAMPLE)
     assert has_example or path in NO_EXAMPLE or path in results()
 
