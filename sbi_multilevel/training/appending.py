@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
-from sbi.inference.trainers.base import NeuralInference
 from sbi.utils import RestrictedPrior
 from torch import Tensor
 from typing_extensions import Self
@@ -27,6 +26,7 @@ from sbi_multilevel.data.validation import (
     check_same_shapes,
 )
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.hooks import HookedTrainer
 from sbi_multilevel.training.repeats import incomplete, warn_of_repeats
 from sbi_multilevel.utils.argument_types import check_types
 
@@ -81,7 +81,7 @@ class Appended:
             self.weights[index] = simulations.weights.to(device)
 
 
-class AppendingTrainer(NeuralInference):
+class AppendingTrainer(HookedTrainer):
     """Keeps the level of each set of simulations beside sbi's own lists."""
 
     _config: MethodConfig

@@ -130,8 +130,8 @@ class TermDataset:
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
-        """Theta, x and prior masks."""
-        return self.dataset.tensors[:3]
+        """Theta and x."""
+        return self.dataset.tensors[:2]
 
     @property
     def is_aligned(self) -> bool:
@@ -167,8 +167,8 @@ def batch_sizes(
     Levels enter in proportion to their simulations, but each of the L levels after the
     first gets at least `batch_size // (2 L)` of the batch if it has as many, to
     limit the variance of its gradient; the first level fills the rest. With few pairs
-    this is half of a batch for the corrections; if pairs outnumber the first level a batch
-    can be larger by up to one half. If `batch_size` is at least the number of all
+    this is half of a batch for the corrections. If pairs outnumber the first level, a
+    batch can be larger by up to one half. If `batch_size` is at least the number of all
     simulations, a batch is the full data.
 
     Args:

@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,7 +60,6 @@ from torch.utils.data import DataLoader
 from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient
 from sbi_multilevel.losses.held_out import LossEstimate
 from sbi_multilevel.losses.multilevel import multilevel_terms
-from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
 
@@ -82,59 +81,72 @@ class StageTraining:
     Args:
         stage: The stage.
         positions: The mark in a batch of each of its terms.
-        num_terms: Number of terms in the dataset, of all stages.
         log: Where values are sent.
         held_out: Batches of held-out simulations.
         losses: Loss of each simulation of a batch.
         has_diverged: Whether a loss or a gradient of the last epoch was not finite.
+        recorder: Records the steps of an epoch; `None` for stages of one term.
+        means: Signed means of the terms of each step of an epoch.
     """
 
     stage: Stage
     positions: list[int]
-    num_terms: int
     log: TrainingLog
     held_out: DataLoader
     losses: SampleLosses
     has_diverged: bool = False
+    recorder: StepRecorder | None = None
+    means: list[Tensor] = field(default_factory=list)
 
-    def train_epoch(
+    def begin_epoch(self) -> None:
+        """Forget the steps of the epoch before."""
+        several = len(self.stage.terms) > 1
+        self.recorder = (
+            StepRecorder(self.stage.terms, self.positions) if several else None
+        )
+        self.means, self.has_diverged = [], False
+
+    def step(
         self,
-        loader: DataLoader,
+        batch: Sequence[Tensor],
         parameters: Sequence[Parameter],
         optimizer: Optimizer,
         clip_max_norm: float | None,
-    ) -> float:
-        """Take a step for each batch.
+    ) -> Tensor:
+        """Take a step.
 
         Args:
-            loader: Training batches.
+            batch: A batch.
             parameters: The parameters to train.
-            optimizer: Takes the steps.
-            clip_max_norm: Largest norm of a gradient.
+            optimizer: Takes the step.
+            clip_max_norm: Largest norm of the gradient.
 
         Returns:
-            The mean loss; NaN if one was not finite.
+            Signed means of the terms, whose sum is the loss.
+
+        Raises:
+            NotFinite: If the loss or its gradient is not finite.
         """
-        means, terms, self.has_diverged = [], self.stage.terms, False
-        recorder = StepRecorder(terms, self.positions) if len(terms) > 1 else None
-        for batch in loader:
-            try:
-                values = self._term_values(batch, recorder)
-                step = adjusted_step(values, parameters, self.stage.adjustment)
-                _check_finite(step.direction)
-            except NotFinite:
-                self.has_diverged = True  # the trainer ends the training
-                return float("nan")
-            if recorder is not None:
-                recorder.keep_step(step)
-            assign_gradient(step.direction, parameters)
-            if clip_max_norm is not None:
-                clip_grad_norm_(parameters, max_norm=clip_max_norm)
-            optimizer.step()
-            means.append(torch.stack(values).detach())
-        for name, value in recorder.metrics().items() if recorder is not None else ():
-            self.log.add(name, value)
-        means = torch.stack(means).mean(dim=0).tolist()
+        values = self._term_values(batch, self.recorder)
+        step = adjusted_step(values, parameters, self.stage.adjustment)
+        if not step.direction.isfinite().all():
+            raise NotFinite("the gradient is not finite")
+        if self.recorder is not None:
+            self.recorder.keep_step(step)
+        assign_gradient(step.direction, parameters)
+        if clip_max_norm is not None:
+            clip_grad_norm_(parameters, max_norm=clip_max_norm)
+        optimizer.step()
+        means = torch.stack(values).detach()
+        self.means.append(means)
+        return means
+
+    def end_epoch(self) -> float:
+        """Log the steps of the epoch, and return their mean loss."""
+        if self.recorder is not None:
+            for name, value in self.recorder.metrics().items():
+                self.log.add(name, value)
+        means = torch.stack(self.means).mean(dim=0).tolist()
         return self.log.add_levels("training_loss", means, self.stage)
 
     def validate(self, loader: DataLoader) -> float:
@@ -196,20 +208,3 @@ class StageTraining:
     def _weights(self, like: Tensor) -> Tensor:
         weights = [term.weight for term in self.stage.terms]
         return torch.tensor(weights, device=like.device)
-
-
-def set_adam(optimizer: Optimizer, config: MethodConfig) -> None:
-    """Set the options of Adam that sbi does not offer.
-
-    Args:
-        optimizer: The optimizer that sbi made.
-        config: The settings of the method.
-    """
-    for group in optimizer.param_groups:
-        group["betas"] = config.betas
-        group["weight_decay"] = config.weight_decay
-
-
-def _check_finite(direction: Tensor) -> None:
-    if not direction.isfinite().all():
-        raise NotFinite("the gradient is not finite")

@@ -71,8 +71,6 @@ class TrainingPlan:
         stage_index: The stage that is trained, or was trained last.
         trained: How many simulations of its levels each stage was trained on.
         running: The stage under training; not pickled.
-        network_simulations: Theta, x and prior masks that a network is being built
-            on; `None` at all other times.
     """
 
     warm_start: WarmStart | None = None
@@ -85,7 +83,6 @@ class TrainingPlan:
     stage_index: int = 0
     trained: dict[Stage, tuple[int, ...]] = field(default_factory=dict)
     running: StageTraining | None = None
-    network_simulations: tuple[Tensor, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but copies of the simulations."""

@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
@@ -30,7 +32,7 @@ from sbi_multilevel.estimators.transformed import Builder, MappedEstimator, Targ
 from sbi_multilevel.training.appending import AppendingTrainer
 from sbi_multilevel.training.batches import LevelSplit
 from sbi_multilevel.training.config import MethodConfig, check_config
-from sbi_multilevel.training.epochs import NotFinite, StageTraining, set_adam
+from sbi_multilevel.training.epochs import NotFinite, StageTraining
 from sbi_multilevel.training.network import (
     WarmStart,
     builder_for,
@@ -146,13 +148,11 @@ class MultilevelTrainer(AppendingTrainer):
         """
         plan = self._plan
         if not self._is_multilevel:
-            if plan.fold is not None and not resume_training:
-                self._hold_out_fold(starting_round, validation_fraction)
             return super().get_dataloaders(
                 starting_round,
                 training_batch_size,
                 validation_fraction,
-                resume_training or plan.fold is not None,
+                resume_training,
                 dataloader_kwargs,
             )
         simulations = self._prepared_simulations()
@@ -175,11 +175,15 @@ class MultilevelTrainer(AppendingTrainer):
         self.val_indices = layout.indices(plan.split.validation)
         return layout.loaders(layout.stages[0])
 
-    def _hold_out_fold(self, starting_round: int, validation_fraction: float) -> None:
-        """Set sbi's own indices to those of a fold, for simulations of one level."""
-        count = len(super().get_simulations(starting_round)[0])
-        split = LevelSplit.random([count], validation_fraction, self._plan.fold)
-        (self.train_indices,), (self.val_indices,) = split.train, split.validation
+    def _split(
+        self, num_examples: int, validation_fraction: float
+    ) -> tuple[Tensor, Tensor]:
+        """As the parent, or the indices of a fold, for simulations of one level."""
+        if self._plan.fold is None:
+            return super()._split(num_examples, validation_fraction)
+        counts = [num_examples]
+        split = LevelSplit.random(counts, validation_fraction, self._plan.fold)
+        return split.train[0], split.validation[0]
 
     def _prepared_simulations(self) -> MultilevelSimulations:
         """All simulations as the method uses them, prepared for training."""
@@ -205,25 +209,23 @@ class MultilevelTrainer(AppendingTrainer):
             self._is_named,
         )
 
-    def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return theta, x and prior masks: as the parent; fine sides of all levels."""
-        if self._plan.network_simulations is not None:
-            return self._plan.network_simulations
-        return super().get_simulations(starting_round)
-
     def _initialize_neural_network(
-        self, retrain_from_scratch: bool, start_idx: int
+        self,
+        retrain_from_scratch: bool,
+        start_idx: int,
+        theta: Tensor | None = None,
+        x: Tensor | None = None,
     ) -> None:
         """Build the network on the simulations of the first stage, for z-scoring."""
-        initialize = super()._initialize_neural_network  # pyright: ignore[reportAbstractUsage]
+        initialize = super()._initialize_neural_network
         is_new = self._neural_net is None or retrain_from_scratch
         if is_new:
             check_builder(self)
         if not self._is_multilevel:
-            initialize(retrain_from_scratch, start_idx)
+            initialize(retrain_from_scratch, start_idx, theta, x)
             return
         source, builder = self._plan.warm_start, self._network_builder
-        theta, x, masks = self._layout.dataset.columns
+        theta, x = self._layout.dataset.columns
         if is_new and source is not None:
             chosen = self.train_indices
             self._neural_net = start_from(
@@ -232,12 +234,10 @@ class MultilevelTrainer(AppendingTrainer):
             return
         x = with_spread(x, self.train_indices)
         users_builder = self._build_neural_net
-        self._plan.network_simulations = (theta, x, masks)
         self._build_neural_net = builder
         try:
-            initialize(retrain_from_scratch, start_idx)
+            initialize(retrain_from_scratch, start_idx, theta, x)
         finally:
-            self._plan.network_simulations = None
             self._build_neural_net = users_builder
 
     # Stages
@@ -286,7 +286,6 @@ class MultilevelTrainer(AppendingTrainer):
         return StageTraining(
             stage,
             dataset.positions(stage.terms),
-            len(dataset.terms),
             self._log,
             held_out,
             partial(self._sample_losses, loss_args=loss_args),
@@ -332,11 +331,36 @@ class MultilevelTrainer(AppendingTrainer):
         self._log.begin(levels, is_new=self.epoch == 0)
         if running is None:
             return super()._train_epoch(train_loader, clip_max_norm, loss_args)
-        set_adam(self.optimizer, self._config)
+        running.begin_epoch()
+        try:
+            super()._train_epoch(train_loader, clip_max_norm, loss_args)
+        except NotFinite:
+            running.has_diverged = True  # `_converged` ends the training
+            return float("nan")
+        return running.end_epoch()
+
+    def _step(
+        self,
+        batch: Sequence[Tensor],
+        loss_args: LossArgs | None,
+        clip_max_norm: float | None,
+    ) -> Tensor:
+        """As the parent; with several levels the signed means of the terms."""
+        running = self._plan.running if self._is_multilevel else None
+        if running is None:
+            return super()._step(batch, loss_args, clip_max_norm)
         parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
-        return running.train_epoch(
-            train_loader, parameters, self.optimizer, clip_max_norm
-        )
+        return running.step(batch, parameters, self.optimizer, clip_max_norm)
+
+    def _build_optimizer(
+        self, parameters: list[Parameter], learning_rate: float
+    ) -> Optimizer:
+        """As the parent, with the settings of the method."""
+        optimizer = super()._build_optimizer(parameters, learning_rate)
+        for group in optimizer.param_groups if self._is_multilevel else ():
+            group["betas"] = self._config.betas
+            group["weight_decay"] = self._config.weight_decay
+        return optimizer
 
     def _validate_epoch(
         self, val_loader: DataLoader, loss_args: LossArgs | None

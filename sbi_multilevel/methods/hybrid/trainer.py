@@ -89,11 +89,13 @@ class HybridTrainer(MultilevelTrainer):
         )
 
     def _initialize_neural_network(
-        self, retrain_from_scratch: bool, start_idx: int
+        self, retrain_from_scratch: bool, start_idx: int, *simulations: Any
     ) -> None:
         if self._is_multilevel:
             return  # members build theirs, on mapped simulations
-        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        super()._initialize_neural_network(
+            retrain_from_scratch, start_idx, *simulations
+        )
 
     def _run_training_loop(
         self,
