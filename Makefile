@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-sbi coverage lint types benchmark report docs build \
+.PHONY: demo test test-slow test-sbi test-upstream coverage lint types benchmark report docs build \
     install clean
 
 install: $(INSTALLED)
@@ -33,6 +33,10 @@ test-slow: $(INSTALLED)
 # sbi's own tests, with our classes in their parents' place
 test-sbi: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/sbi_suite/run.py -n 2
+
+# the patches for sbi in upstream/, against its source distribution on PyPI
+test-upstream: $(INSTALLED)
+	$(BIN)/python upstream/check.py --quick
 
 # the default suite; fails below the floor of pyproject.toml
 coverage: $(INSTALLED)

@@ -6,8 +6,9 @@
     python upstream/check.py --series main --source FOLDER    # a clone of sbi
 
 applies the patches to a copy of the sources, trains each method of sbi at a fixed seed
-with and without them, compares weights and losses to the bit, and runs the tests that
-the patches add and sbi's own fast tests of its trainers. The status is 1 if any of
+with and without them, compares weights and losses to the bit, does the same for the
+methods of this package, and runs the tests that the patches add and sbi's own fast
+tests of its trainers. The status is 1 if any of
 these fails. What it needs is installed with this package's `dev` requirements.
 """
 
@@ -55,7 +56,7 @@ def run(command: Sequence[str], folder: Path, what: str, sources: Path | None) -
         "GIT_CEILING_DIRECTORIES": str(folder.parent),
     }
     if sources is not None:
-        environment["PYTHONPATH"] = str(sources)
+        environment["PYTHONPATH"] = os.pathsep.join([str(sources), str(HERE.parent)])
     if subprocess.run(command, cwd=folder, env=environment).returncode != 0:
         raise Failure(what)
 
@@ -86,12 +87,12 @@ def apply(series: str, sources: Path) -> int:
     return len(patches)
 
 
-def compare(before: Path, after: Path, folder: Path) -> None:
+def compare(before: Path, after: Path, folder: Path, script: str) -> None:
     """Train with both sources at a fixed seed, and compare."""
     results = []
     for name, sources in (("before", before), ("after", after)):
         out = folder / f"{name}.json"
-        command = [sys.executable, str(HERE / "fixed_seed.py"), str(out)]
+        command = [sys.executable, str(HERE / script), str(out)]
         run(command, folder, f"training with the sources {name}", sources)
         results.append(json.loads(out.read_text()))
     old, new = results
@@ -135,7 +136,9 @@ def main() -> int:
                 ignored = shutil.ignore_patterns(".git", "sbi-logs", "__pycache__")
                 shutil.copytree(sources, copy, ignore=ignored)
             apply(options.series, after)
-            compare(before, after, folder)
+            compare(before, after, folder, "fixed_seed.py")
+            if options.series == "0.27":  # the series that this package runs on
+                compare(before, after, folder, "fixed_seed_package.py")
             test(after, [ADDED_TESTS], "the tests of the hooks")
             if not options.quick:
                 files = TESTS + LONG_TESTS if options.long else TESTS
