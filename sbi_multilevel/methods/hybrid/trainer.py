@@ -77,8 +77,8 @@ class HybridTrainer(MultilevelTrainer):
         """As the parent, for the checks; members have their own loaders."""
         if self._is_multilevel and resume_training:
             raise ValueError(
-                "resume_training=True was passed, but a hybrid always trains from "
-                "scratch, on all simulations appended so far. Leave it out."
+                "resume_training=True was passed, but a hybrid cannot resume. Leave it "
+                "out: `train()` trains from scratch on all simulations appended so far."
             )
         return super().get_dataloaders(
             starting_round,
