@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.estimators.transformed import Target
+from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.selection.cross_validation import (
