@@ -49,7 +49,9 @@ def simulated(n_low=200, n_high=20, paired=True, seed=0, useless=False):
     return MultilevelSimulations(tuple(levels))
 
 
-def make(cls=HybridNPE, simulations=None, config=QUICK, density_estimator="mdn"):
+def make(cls=HybridNPE, simulations=None, config=None, density_estimator="mdn"):
+    if cls in (HybridNPE, HybridNLE):
+        config = config or QUICK
     trainer = cls(
         PRIOR,
         density_estimator=density_estimator,
