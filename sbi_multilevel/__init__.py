@@ -1,7 +1,7 @@
 """Simulation-based inference with simulators of several fidelities, for sbi.
 
-Level 0 is the lowest fidelity, level L the one to infer with. `HybridNPE` is the trainer
-to start with, and `simulate_multilevel` runs simulators at all levels.
+Level 0 is the lowest fidelity, level L the one to infer with. Start with `HybridNPE`;
+`simulate_multilevel` runs simulators at all levels.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
     draw_theta,
-    seeded,
     simulation_seeds,
 )
 from sbi_multilevel.simulation.reading import simulations_of
@@ -28,6 +27,7 @@ from sbi_multilevel.simulation.table import memory_table
 from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.storage import SimulationStore
 from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.utils.seeds import seeded
 
 
 def simulate_multilevel(

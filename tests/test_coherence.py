@@ -129,9 +129,7 @@ def test_a_reversed_summary_that_is_not_informative_is_reported():
     sides = [np.concatenate([X, sign * of_noise], axis=1) for sign in (-1, 1)]
     found = scores(*sides, low=low)
     assert not found.is_improved and found.reversed_summaries == (2,)
-    assert found.verdict.endswith(
-        " Levels 0 and 1 differ in the sign of summary 2."
-    )
+    assert found.verdict.endswith(" Levels 0 and 1 differ in the sign of summary 2.")
 
 
 def test_of_many_summaries_none_is_reversed_by_chance():

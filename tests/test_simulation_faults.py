@@ -88,7 +88,7 @@ def healthy():
 
 
 def assert_all_but_bad(sims, healthy):
-    """All simulations of level 1 that are not bad exist, in pairs, and no others."""
+    """All simulations of level 1 that are not bad exist, in pairs, and no bad ones."""
     pairs, good = sims[1], ~is_bad(healthy[1].theta)
     assert 0 < (~good).sum() < 5
     for name in ("theta", "x", "x_coarse"):

@@ -269,7 +269,10 @@ def test_members_with_weight_are_checked():
     converged = run_of(decay(3, 1), decay(3, 1.2))
     broken = replace(converged, training_loss=np.full(EPOCHS, np.nan))
     runs = {
-        "with lower levels": {"member 1": (converged,), "member 2": (broken, converged)},
+        "with lower levels": {
+            "member 1": (converged,),
+            "member 2": (broken, converged),
+        },
         "high fidelity alone": {"member 1": (converged,)},
     }
     report = check_training(hybrid(runs, dict.fromkeys([*runs, "prior"], 0.3)))

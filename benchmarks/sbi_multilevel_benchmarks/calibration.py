@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from sbi_multilevel.estimators.mixture import MixtureEstimator
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 
 _NUM_SAMPLES = _NUM_TESTS = 200
 

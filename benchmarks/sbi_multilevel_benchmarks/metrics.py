@@ -11,7 +11,7 @@ from sbi.utils.metrics import biased_mmd, c2st
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 
 __all__ = [
     "biased_mmd",

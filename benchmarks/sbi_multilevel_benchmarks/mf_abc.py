@@ -35,12 +35,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import (
-    NoiseSampler,
-    Simulator,
-    derive_seed,
-    seeded,
-)
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
+from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 _BATCH_SIZE = 1_000
 

@@ -27,7 +27,7 @@ from sbi.neural_nets import posterior_nn
 from torch import Tensor, nn
 
 from sbi_multilevel.estimators.transformed import unconstrained
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.calibration import calibration
 from sbi_multilevel_benchmarks.metrics import biased_mmd, c2st, nltp, nrmse
 from sbi_multilevel_benchmarks.task import BenchmarkTask

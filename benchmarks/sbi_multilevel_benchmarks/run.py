@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.fit import Fit, runs_of
 from sbi_multilevel_benchmarks.metrics import summarize
 from sbi_multilevel_benchmarks.pool import run_records

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sbi_multilevel.allocation.growing import GrowingSimulations
 from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
+from sbi_multilevel.utils.seeds import derive_seed
 
 _STEP_STREAM, _STEP_TRIES = 12, 50
 

@@ -24,13 +24,13 @@ from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
     draw_theta,
-    seeded,
     simulation_seeds,
 )
 from sbi_multilevel.simulation.reading import simulations_of
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import SimulationStore
+from sbi_multilevel.utils.seeds import seeded
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,8 @@ from torch import Tensor
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.level_maps import fit_alignments
 from sbi_multilevel.methods.multilevel import MultilevelConfig
-from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 Inference = NeuralInference | Callable[[Any], NeuralInference]
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from sbi_multilevel.data.validation import (
 )
 from sbi_multilevel.utils.argument_types import check_field_types
 from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
+
+Target = Literal["theta", "x"]  # of a density estimator: NPE or NLE
 
 _COLUMNS = ("theta", "x", "x_coarse", "weights")
 

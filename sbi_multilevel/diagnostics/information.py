@@ -59,7 +59,7 @@ from torch import Tensor
 
 from sbi_multilevel.diagnostics.critic import contributions, train_critic
 from sbi_multilevel.level_maps.regression import varies
-from sbi_multilevel.simulation.noise import derive_seed, seeded
+from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 _STREAM = 21
 _MIN_PAIRS = 20

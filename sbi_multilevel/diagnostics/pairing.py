@@ -48,14 +48,13 @@ from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
-    derive_seed,
     draw_theta,
-    seeded,
     simulation_seeds,
 )
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_of
 from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 _STREAM = 20
 _MIN_NOISES = 3

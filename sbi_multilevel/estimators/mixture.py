@@ -29,7 +29,7 @@ from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from sbi_multilevel.estimators.transformed import Target
+from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 
 Posterior = TypeVar("Posterior")

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sbi.neural_nets import posterior_nn
@@ -32,11 +32,11 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils.sbiutils import CallableTransform
 from torch import Tensor, nn
 
+from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.data.validation import transform_of
 from sbi_multilevel.level_maps import AffineMap, Moments
 
 Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
-Target = Literal["theta", "x"]
 
 
 class MappedEstimator(ConditionalDensityEstimator):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binom
 
+from sbi_multilevel.errors import SbiMultilevelError
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
@@ -18,14 +19,14 @@ REMEDY = (
 )
 
 
-class TooManyFailures(RuntimeError):
+class TooManyFailures(SbiMultilevelError, RuntimeError):
     """More simulations failed than `max_failure_share` allows.
 
     Finished simulations are kept in the store, if there is one.
     """
 
 
-class LostSimulations(RuntimeError):
+class LostSimulations(SbiMultilevelError, RuntimeError):
     """A simulation has no outcome, or more than one: an error of the executor."""
 
 

@@ -13,8 +13,7 @@ this seed instead.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.simulation.calling import check_call
+from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 Simulator = Callable[[Tensor, Any], Any]
 NoiseSampler = Callable[[int, torch.Generator], Any]
@@ -152,22 +152,3 @@ class vectorize_simulator:
             else torch.as_tensor(x, dtype=torch.float32)
             for x in outputs
         ])
-
-
-def derive_seed(*key: int) -> int:
-    """A seed of 63 bits that depends on the whole key."""
-    words = np.random.SeedSequence(key).generate_state(2, np.uint32)
-    return int(words[0]) << 31 | int(words[1]) >> 1  # fits int64
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch and numpy inside the block, and restore their states after it."""
-    state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            np.random.set_state(state)

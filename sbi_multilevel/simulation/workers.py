@@ -9,6 +9,7 @@ from collections.abc import Iterator, Set
 import joblib
 from joblib import Parallel, delayed
 
+from sbi_multilevel.errors import SbiMultilevelError
 from sbi_multilevel.simulation.independence import Watched
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
@@ -21,7 +22,7 @@ _CALLS_PER_TASK = 6
 _GRACE_SECONDS = 300.0
 
 
-class WorkerDied(Exception):
+class WorkerDied(SbiMultilevelError):
     """A worker died or does not respond, so that outcomes of tasks are missing.
 
     Args:

@@ -34,12 +34,7 @@ from sbi_multilevel.simulation.arguments import (
     simulations_per_level,
 )
 from sbi_multilevel.simulation.filling import RunOptions, fill
-from sbi_multilevel.simulation.noise import (
-    NoiseSampler,
-    Simulator,
-    check_noise,
-    seeded,
-)
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, check_noise
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import layout, recording
 from sbi_multilevel.storage.fingerprint import (
@@ -51,6 +46,7 @@ from sbi_multilevel.storage.opened import OpenStore
 from sbi_multilevel.storage.recording import PendingSimulations
 from sbi_multilevel.storage.repairing import repair_table
 from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.utils.seeds import seeded
 
 
 class SimulationStore(OpenStore):

@@ -26,11 +26,11 @@ from joblib import Parallel, delayed
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
-from sbi_multilevel.simulation.noise import derive_seed, seeded
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.history import TrainingRun, training_runs
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 if TYPE_CHECKING:
     from sbi_multilevel.training.trainer import MultilevelTrainer

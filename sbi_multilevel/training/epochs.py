@@ -57,6 +57,7 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from sbi_multilevel.errors import SbiMultilevelError
 from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient
 from sbi_multilevel.losses.held_out import LossEstimate
 from sbi_multilevel.losses.multilevel import multilevel_terms
@@ -70,7 +71,7 @@ _MIN_FOR_SEPARATE_PASSES = 1_000
 SampleLosses = Callable[[Sequence[Tensor]], Tensor]
 
 
-class NotFinite(ArithmeticError):
+class NotFinite(SbiMultilevelError, ArithmeticError):
     """A loss or a gradient is not finite."""
 
 

@@ -14,12 +14,12 @@ from sbi.neural_nets.factory import model_builders
 from torch import Tensor, nn
 
 from sbi_multilevel.data.moments import Moments
+from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.data.validation import has_support
 from sbi_multilevel.estimators.transformed import (
     Builder,
     CheckedBuilder,
     MappedEstimator,
-    Target,
     mapped_builder,
 )
 from sbi_multilevel.training.batches import LevelSplit

@@ -14,9 +14,8 @@ from sbi_multilevel.data.preparation import (
     check_vectors,
     without_extremes,
 )
-from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.estimators.observations import TrainingRange
-from sbi_multilevel.estimators.transformed import Target
 from sbi_multilevel.training.network import moments_of
 
 _SEED_OF_NOISE = 0  # the same in all trainings on the same simulations

@@ -25,10 +25,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.data.validation import check_inside, check_prior, transform_of
 from sbi_multilevel.estimators.observations import Watch, WatchedEstimator
-from sbi_multilevel.estimators.transformed import Builder, MappedEstimator, Target
+from sbi_multilevel.estimators.transformed import Builder, MappedEstimator
 from sbi_multilevel.training.appending import AppendingTrainer
 from sbi_multilevel.training.batches import LevelSplit
 from sbi_multilevel.training.config import MethodConfig, check_config

@@ -27,6 +27,8 @@ from typing import Any, Literal, SupportsIndex, Union, get_args, get_origin
 import numpy as np
 from torch import Tensor
 
+from sbi_multilevel.errors import SbiMultilevelError
+
 _NAMES = {
     int: "an integer",
     SupportsIndex: "an integer",
@@ -44,7 +46,7 @@ _SEQUENCES = (Sequence, tuple, list)
 _MAX_ELEMENTS = 1_000  # of a sequence that are checked
 
 
-class WrongType(TypeError, ValueError):
+class WrongType(SbiMultilevelError, TypeError, ValueError):
     """An argument of another type; also a `ValueError`, as for other bad arguments."""
 
 

@@ -21,10 +21,10 @@ from sbi_multilevel import (
     TransferConfig,
     train_ensemble,
 )
-from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.ensemble import train_members
 from sbi_multilevel.training.trainer import MultilevelTrainer
+from sbi_multilevel.utils.seeds import derive_seed
 from sbi_multilevel_benchmarks.fit import Fit, evaluated, runs_at
 from sbi_multilevel_benchmarks.registry import register_method
 from sbi_multilevel_benchmarks.task import BenchmarkTask

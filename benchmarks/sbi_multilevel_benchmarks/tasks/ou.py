@@ -21,7 +21,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.calibration import calibration_of_network
 from sbi_multilevel_benchmarks.metrics import c2st, posterior_density
 from sbi_multilevel_benchmarks.registry import register_task

@@ -30,7 +30,7 @@ from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.metrics import biased_mmd
 from sbi_multilevel_benchmarks.registry import register_task
 from sbi_multilevel_benchmarks.task import BenchmarkTask

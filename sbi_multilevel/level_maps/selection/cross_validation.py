@@ -32,7 +32,7 @@ from sbi_multilevel.level_maps.regression import varies
 from sbi_multilevel.level_maps.selection.scorer import MapScorer
 
 if TYPE_CHECKING:
-    from sbi_multilevel.estimators.transformed import Target
+    from sbi_multilevel.data.simulations import Target
 
 _MAX_HELD_OUT = 500  # simulations that are scored
 _MAX_MAPPED = 20_000  # simulations that a synthetic likelihood is fitted to

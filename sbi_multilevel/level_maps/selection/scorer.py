@@ -32,7 +32,7 @@ from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLi
 from sbi_multilevel.level_maps.selection.trees import Trees
 
 if TYPE_CHECKING:
-    from sbi_multilevel.estimators.transformed import Target
+    from sbi_multilevel.data.simulations import Target
 
 _MIN_PARAMETERS = 200  # that trees are fitted to
 _MAX_LEFT_OUT = 500

@@ -16,13 +16,13 @@ from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.observations import Watch
 from sbi_multilevel.methods.sequential.settings import RoundSettings, Stream
-from sbi_multilevel.simulation.noise import seeded
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.ensemble import train_ensemble, train_members
 from sbi_multilevel.training.network import WarmStart, start_from
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel.training.trainer import MultilevelTrainer
+from sbi_multilevel.utils.seeds import seeded
 
 Networks = list[ConditionalDensityEstimator]
 

@@ -20,7 +20,7 @@ from sbi_multilevel.methods.sequential.acquisition import (
 from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.settings import RoundSettings, Stream
 from sbi_multilevel.methods.sequential.truncation import QuietPosterior, Truncation
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,12 +26,13 @@ from sbi_multilevel.methods.sequential.proposer import Proposer, Region
 from sbi_multilevel.methods.sequential.runner import Runner
 from sbi_multilevel.methods.sequential.settings import RoundSettings, Stream
 from sbi_multilevel.methods.sequential.state import RoundState, check_theta, sums_of
-from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, seeded
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.training.ensemble import trainer_state
 from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.files import expect
+from sbi_multilevel.utils.seeds import seeded
 
 
 class Rounds:

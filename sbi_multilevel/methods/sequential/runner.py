@@ -13,8 +13,8 @@ import torch
 
 from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.simulation.engine import run_tasks
-from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.simulation.tasks import Task, Work
+from sbi_multilevel.utils.seeds import derive_seed
 
 
 @dataclass(frozen=True)

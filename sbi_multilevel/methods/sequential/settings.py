@@ -13,8 +13,8 @@ from torch import Tensor
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import with_sorted_fields
 from sbi_multilevel.methods.sequential.truncation import Truncation
-from sbi_multilevel.simulation.noise import derive_seed
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.utils.seeds import derive_seed
 
 
 class Stream(IntEnum):

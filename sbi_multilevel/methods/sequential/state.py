@@ -17,7 +17,7 @@ from sbi_multilevel.data.validation import (
 )
 from sbi_multilevel.methods.sequential.checkpoint import SUMMARY
 from sbi_multilevel.methods.sequential.proposals import Proposals
-from sbi_multilevel.simulation.noise import seeded
+from sbi_multilevel.utils.seeds import seeded
 
 
 @dataclass(eq=False)
