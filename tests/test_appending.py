@@ -88,7 +88,7 @@ def test_a_trainer_from_a_pickle_names_why_it_cannot_train(cls):
 # ------------------------------------------------------------- repeats
 
 
-@pytest.mark.parametrize("cls", (MLNPE, MLNLE))
+@pytest.mark.parametrize("cls", (HybridNPE, HybridNLE))
 def test_repeated_simulations_are_reported(cls):
     inference = make(cls)
     with pytest.warns(

@@ -46,8 +46,8 @@ class MethodConfig(ABC):
     is_ensemble: ClassVar[bool] = False
     maps_estimator: ClassVar[bool] = False  # see `sbi_multilevel.estimators`
 
-    # Only methods that map the estimator can model theta in unconstrained space.
-    unconstrained: ClassVar[bool | None] = False
+    # Whether theta is unconstrained; not annotated, as it is a field of some methods.
+    unconstrained = False
 
     early_stopping: bool = True
     betas: tuple[float, float] = (0.9, 0.999)

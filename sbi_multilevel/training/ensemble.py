@@ -253,4 +253,5 @@ def _train_member(
             trainer.train(**options)
     finally:
         torch.set_num_threads(threads)
+        trainer._plan.reports_convergence = True  # of later trainings
     return trainer_state(trainer)
