@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sbi_multilevel.losses.held_out import STOPPING_RULES
 from sbi_multilevel_benchmarks import report
 from sbi_multilevel_benchmarks.allocation import allocation_table, run_allocations
 from sbi_multilevel_benchmarks.cost import step_costs
-from sbi_multilevel_benchmarks.divergence import divergence_table, run_divergences
+from sbi_multilevel_benchmarks.divergence import (
+    RULES,
+    divergence_table,
+    run_divergences,
+)
 from sbi_multilevel_benchmarks.journal import Journal
 from sbi_multilevel_benchmarks.overhead import overheads
 from sbi_multilevel_benchmarks.records import (
@@ -132,9 +135,9 @@ def _count_divergences(given: Sequence[str]) -> None:
     parser.add_argument(
         "--stopping",
         nargs="+",
-        choices=STOPPING_RULES,
-        default=list(STOPPING_RULES),
-        help="rules of early stopping; all by default",
+        choices=RULES,
+        default=list(RULES),
+        help="rules of early stopping, and single-level NPE or NLE; all by default",
     )
     options = parser.parse_args(given)
     journal = Journal(options.out, _command(given))

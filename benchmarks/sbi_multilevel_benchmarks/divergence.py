@@ -38,6 +38,8 @@ from sbi_multilevel_benchmarks.records import Record, Table, over_seeds
 from sbi_multilevel_benchmarks.run import quiet
 
 _MAX_EPOCHS, _NUM_TEST, _NUM_NORMALIZING = 100, 200, 200
+SINGLE = "single-level"  # sbi's NPE or NLE on the high-fidelity simulations alone
+RULES = (*STOPPING_RULES, SINGLE)
 _LIMITS = (0.5, 10.0)  # nats above the prior
 
 
@@ -110,7 +112,8 @@ class DivergenceRun:
 
     Args:
         seed: Seed of task, settings, simulations and network.
-        stopping: The held-out loss that early stopping follows.
+        stopping: The held-out loss that early stopping follows, or `"single-level"` for
+            the same network on the high-fidelity simulations alone.
     """
 
     seed: int
@@ -131,9 +134,14 @@ def run_divergence(run: DivergenceRun) -> Record:
     if len(counts) > 2:
         counts[1] = 2 * max(counts[1:])
     with quiet(run.seed):
-        trainer = _with_simulations(
-            _untrained(task, settings, run.stopping), task, counts, rng
-        )
+        is_single = run.stopping == SINGLE
+        stopping = "bounded" if is_single else run.stopping
+        trainer = _untrained(task, settings, stopping)
+        trainer = _with_simulations(trainer, task, counts, rng)
+        if is_single:
+            high = trainer.multilevel_simulations[-1]
+            trainer = _untrained(task, settings, stopping)
+            trainer.append_simulations(high.theta, high.x)
         theta, (x,) = task.simulate([len(task.lower)], _NUM_TEST, rng)
         network = trainer.train(
             training_batch_size=settings["batch_size"],
@@ -218,7 +226,7 @@ def run_divergences(
     seeds: Sequence[int],
     num_workers: int = 1,
     before: Sequence[Record] = (),
-    rules: Sequence[str] = STOPPING_RULES,
+    rules: Sequence[str] = RULES,
 ) -> Iterator[Record]:
     """Records of all seeds and rules as they end, failures included.
 
