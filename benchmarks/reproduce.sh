@@ -26,6 +26,13 @@ run toggle-switch-ablation toggle-switch \
 run toggle-switch toggle-switch --methods high equal-cost low ml ml-paired oracle
 run g-and-k g-and-k --num-simulations 10000,50 10000,100 10000,300 --methods high ml ml-paired ml-paper
 run g-and-k-plain g-and-k --methods low oracle
+# MLNPE and MLNLE as they are by default
+run ou ou --num-simulations 1000,10 1000,50 1000,100 --methods ml-bounded
+run g-and-k g-and-k --num-simulations 10000,50 10000,100 10000,300 --methods ml-bounded
+for task in camels camels-shuffled; do
+    run "$task" "$task" --methods ml-bounded
+done
+run toggle-switch toggle-switch --methods ml-bounded
 run ou ou --num-simulations 1000,50 --methods high low ml ml-paired oracle
 
 run ou2-published ou2-published --num-simulations 10000,50 10000,100 10000,1000 --methods high mf mf-unaligned

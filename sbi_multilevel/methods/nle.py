@@ -33,7 +33,9 @@ class _Likelihood(MultilevelTrainer):
 
     def _get_potential_function(self, prior: Any, estimator: Any) -> Any:
         """As the parent; the potential checks the observations it is given."""
-        potential, transform = super()._get_potential_function(prior, estimator)
+        potential, transform = super()._get_potential_function(  # pyright: ignore[reportAbstractUsage]
+            prior, estimator
+        )
         watch = self._watch
         if watch is not None:
             potential = WatchedPotential(estimator, prior, potential.device, watch)
