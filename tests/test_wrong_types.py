@@ -178,7 +178,7 @@ CALLS = {
     "store.pending": (
         method("pending", store),
         {"level": 0},
-        {"level": (function, "abc", None, 2.5), "max_rows": WHOLE},
+        {"level": (function, "abc", None, 2.5), "max_simulations": WHOLE},
     ),
     "store.record": (
         record,
@@ -220,10 +220,8 @@ CALLS = {
         {"levels": simulations().levels},
         {"levels": (*NUMBERS, None), "costs": NUMBERS},
     ),
-    "Hybrid": (
+    "HybridConfig": (
         HybridConfig,
-        HybridNLE,
-        HybridNPE,
         {},
         {
             **SHARES,
@@ -232,12 +230,12 @@ CALLS = {
             "mix": ("abc", 3, None),
         },
     ),
-    "Multilevel": (
+    "MultilevelConfig": (
         MultilevelConfig,
         {},
         {**SHARES, "adjustment": (function, 3), "early_stopping": ("abc", 3)},
     ),
-    "Transfer": (
+    "TransferConfig": (
         TransferConfig,
         {},
         {
@@ -408,7 +406,6 @@ BUILDERS = {
     "a plain network": (lambda theta, x: nn.Linear(2, 2), "Linear"),
     "of one argument": (lambda theta: theta, "takes 1 positional argument"),
     "of discrete x": (likelihood_nn("mnle"), "could not build a network"),
-    "of another package": ("tabpfn", "could not build a network"),
 }
 ONE_MAP = HybridConfig(num_members=2, level_maps=("none",), mix=False)
 METHODS = [

@@ -318,6 +318,7 @@ def test_the_demo_prints_a_table_and_draws_a_figure(tmp_path, capsys):
 # ------------------------------------------------------------- real data
 
 
+@pytest.mark.slow
 def test_real_spectra_multilevel_beats_the_pairs_alone(camels_file):
     """980 N-body spectra and 20 pairs, against 20 high-fidelity spectra; 3 seeds."""
     task = Camels(camels_file, shuffle=True)

@@ -217,7 +217,7 @@ def advise(
     check_types(advise, locals())
     check_costs(costs)
     for level, row in enumerate(difference_variances):
-        check_variances(row, level + 1)
+        check_variances(row, level + 1, f"difference_variances[{level}]")
     if len(difference_variances) != len(costs):
         raise ValueError(
             f"difference_variances has {len(difference_variances)} entries, costs has "

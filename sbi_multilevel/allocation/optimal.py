@@ -210,12 +210,14 @@ def check_budget(budget: float) -> None:
         )
 
 
-def check_variances(variances: Sequence[float], num_levels: int) -> None:
+def check_variances(
+    variances: Sequence[float], num_levels: int, name: str = "variances"
+) -> None:
     """Raise unless there is a finite variance >= 0 for each level."""
     is_valid = all(np.isfinite(value) and value >= 0 for value in variances)
     if len(variances) != num_levels or not is_valid:
         raise ValueError(
-            f"variances must hold {num_levels} finite numbers >= 0, one per term, but "
+            f"{name} must hold {num_levels} finite numbers >= 0, one per term, but "
             f"is {tuple(variances)}. If a pilot gave NaN, use more pilot simulations."
         )
 

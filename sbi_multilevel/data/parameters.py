@@ -38,8 +38,8 @@ class LevelParameters:
     """Names of the columns of theta of each level.
 
     Args:
-        names: Names by level, the highest included. Levels left out have the parameters
-            of the highest one.
+        parameters: Names by level, the highest included. Levels left out have the
+            parameters of the highest one.
 
     Raises:
         ValueError: If a level names a parameter twice, or shares none with the highest.
@@ -57,16 +57,16 @@ class LevelParameters:
         tensor([[1., 0.]])
     """
 
-    names: Mapping[int, Sequence[str]]
+    parameters: Mapping[int, Sequence[str]]
 
     def __post_init__(self) -> None:
         check_field_types(self)
-        if not self.names:
+        if not self.parameters:
             raise ValueError(
                 "parameters is empty. Name the columns of theta of the levels, e.g. "
                 "{0: ('mu',), 1: ('mu', 'sigma')}, or leave it out."
             )
-        for level, names in self.names.items():
+        for level, names in self.parameters.items():
             if len(set(names)) < len(names) or isinstance(names, str):
                 raise ValueError(
                     f"parameters of level {level} must be different names, one a "
@@ -83,11 +83,11 @@ class LevelParameters:
     @property
     def highest(self) -> Sequence[str]:
         """Names of the columns of the highest level."""
-        return self.names[max(self.names)]
+        return self.parameters[max(self.parameters)]
 
     def of(self, level: int) -> Sequence[str]:
         """Names of the columns of theta of a level."""
-        return self.names.get(level, self.highest)
+        return self.parameters.get(level, self.highest)
 
     def complete(self, theta: Tensor, level: int, prior: Any) -> Tensor:
         """Bring theta of a level to the columns of the highest one.

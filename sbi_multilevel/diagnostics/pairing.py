@@ -128,7 +128,8 @@ def check_pairing(
         >>> report.verdicts
         ('Level 1 with level 0: internal randomness: level 1 (about ...
     """
-    check_types(check_pairing, locals(), but=CHECKED_ALONE)
+    checked_below = set(CHECKED_ALONE) - {"num_simulations"}
+    check_types(check_pairing, locals(), but=checked_below)
     work = _SingleLevel(simulators, noise, timeout)
     _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs, seed)
     with seeded(seed):  # sbi draws from the prior to check it

@@ -317,6 +317,10 @@ class Rounds:
                 f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "
                 "but each round needs at least 2. Ask for fewer rounds."
             )
+        if simulation_batch_size < 1:
+            raise ValueError(
+                f"simulation_batch_size must be >= 1, but is {simulation_batch_size}."
+            )
         if self._state.num_new > 0:
             raise RuntimeError(
                 f"{self._state.num_new} simulations of this round were appended by "
