@@ -186,7 +186,10 @@ def test_advice_agrees_with_allocations():
     "changes, named",
     [
         (dict(difference_variances=HEALTHY[:2]), "difference_variances has 2 entries"),
-        (dict(difference_variances=((1.0,),) * 3), "variances must hold 2"),
+        (
+            dict(difference_variances=((1.0,),) * 3),
+            "difference_variances\\[1\\] must hold 2",
+        ),
         (dict(budget=0.0), "budget"),
         (dict(costs=(1.0, 2.0, -1.0)), "costs"),
     ],

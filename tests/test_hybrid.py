@@ -197,6 +197,7 @@ def with_feature(simulations, values):
 
 
 @pytest.mark.parametrize("cls", (HybridNPE, HybridNLE))
+@pytest.mark.slow
 def test_a_feature_constant_at_level_0_is_as_good_as_noise(cls):
     simulations = simulated(n_low=500, n_high=60)
     noise = torch.randn(560, 1, generator=torch.Generator().manual_seed(2))
@@ -386,6 +387,7 @@ def test_map_scores_do_not_depend_on_the_order_of_simulations():
         assert scores[1][kind] == pytest.approx(score, abs=2)
 
 
+@pytest.mark.slow
 def test_the_seed_determines_training_for_any_number_of_workers():
     one = trained()
     with joblib.parallel_config(n_jobs=2):

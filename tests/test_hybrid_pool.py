@@ -38,6 +38,7 @@ def test_informative_outputs_have_a_gain(target):
 
 
 @pytest.mark.parametrize("target", ("theta", "x"))
+@pytest.mark.slow
 def test_outputs_that_are_noise_have_no_gain(target):
     gained = [
         gain(*levels(s, is_informative=False), seed=s, target=target) for s in range(6)

@@ -124,12 +124,14 @@ def test_a_feature_constant_at_level_0_costs_its_information(cls, reference):
 
 @pytest.mark.parametrize("cls", (MLNPE, MFNPE))
 @pytest.mark.parametrize("value", (0.0, 1000.1, -12_345.678))
+@pytest.mark.slow
 def test_a_constant_feature_costs_a_posterior_nothing(cls, value, reference):
     sims = simulations(set_to(value, feature=FEATURES), extra=1)
     assert score(cls, sims) > reference(cls) - 0.5
 
 
 @pytest.mark.parametrize("value", (0.0, 20.0))
+@pytest.mark.slow
 def test_the_likelihood_of_a_constant_feature_is_bounded(value, reference):
     sims = simulations(set_to(value, feature=FEATURES), extra=1)
     with pytest.warns(UserWarning, match="Features 3 of x are constant at all levels"):

@@ -126,7 +126,7 @@ def test_any_estimator_of_the_parent_trains(cls, density_estimator):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("levels", (2, 3))
+@pytest.mark.parametrize("levels", (pytest.param(2, marks=pytest.mark.slow), 3))
 def test_any_settings_train_any_number_of_levels(family, config, levels):
     is_multilevel = isinstance(config, MultilevelConfig)
     cls = ((MLNPE, MLNLE) if is_multilevel else (MFNPE, MFNLE))[family]
@@ -329,7 +329,13 @@ def test_posteriors_are_those_of_sbi(cls, sample_with):
 # ------------------------------------------------------------- statistics
 
 
-@single
+@pytest.mark.parametrize(
+    "cls",
+    (
+        MLNPE,
+        *(pytest.param(cls, marks=pytest.mark.slow) for cls in (MLNLE, MFNPE, MFNLE)),
+    ),
+)
 def test_the_posterior_is_that_of_the_highest_level(cls):
     """Exact truth: low-fidelity simulations alone give another posterior."""
     fine_tuned = issubclass(cls, (MFNPE, MFNLE))  # needs more of the highest level

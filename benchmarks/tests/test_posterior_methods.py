@@ -70,7 +70,13 @@ def _without_seconds(records):
 # ------------------------------------------------------------- methods
 
 
-@pytest.mark.parametrize("method", RUNS_ON_POSTERIORS)
+def _slow_if_variant(method):
+    """Variants of the hybrid differ in a setting and train as many networks."""
+    is_variant = method.startswith("hybrid-")
+    return pytest.param(method, marks=pytest.mark.slow) if is_variant else method
+
+
+@pytest.mark.parametrize("method", map(_slow_if_variant, RUNS_ON_POSTERIORS))
 def test_every_method_runs_on_a_posterior_task(method):
     record = run_one(_run(method))
     metrics = record["metrics"]

@@ -92,6 +92,7 @@ def test_the_network_stays_inside_the_prior(task):
 
 
 @pytest.mark.parametrize("task", EXACT, indirect=True)
+@pytest.mark.slow
 def test_metrics_of_the_exact_posterior_are_better_than_those_of_the_prior(task):
     exact = [task.reference(i) for i in range(2)]
     assert all(torch.isfinite(task.prior.log_prob(rows)).all() for rows in exact)

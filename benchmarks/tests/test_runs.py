@@ -86,6 +86,7 @@ def test_a_plugin_adds_tasks_and_methods(out, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(out, tmp_path):
     text = sbi_multilevel_benchmarks.__doc__ or ""
     _, _, example = text.partition("::\n\n")
@@ -262,6 +263,7 @@ def test_invalid_runs_raise_before_anything_is_run(out, counted):
 # ------------------------------------------------------------- processes
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_records_and_a_crash_loses_one_run(out, tmp_path):
     alone = tmp_path / "alone.jsonl"
     _command(*TINY, out=alone)

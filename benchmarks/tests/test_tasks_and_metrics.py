@@ -192,8 +192,14 @@ def test_camels_tests_are_the_simulations_not_trained_on(spectra):
 # ------------------------------------------------------------- running
 
 
+def _slow_if_variant(method):
+    """Variants of the hybrid differ in a setting and train as many networks."""
+    is_variant = method.startswith("hybrid-")
+    return pytest.param(method, marks=pytest.mark.slow) if is_variant else method
+
+
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
-@pytest.mark.parametrize("method", ESTIMATING)
+@pytest.mark.parametrize("method", map(_slow_if_variant, ESTIMATING))
 def test_every_method_returns_an_estimator(method, monkeypatch):
     task = get_task("ou")
     monkeypatch.setattr(task, "paper_epochs", 2)
