@@ -22,7 +22,7 @@ from sbi_multilevel.estimators.mixture import MixtureEstimator
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOW_TO = sorted(path.stem for path in (DOCS / "howto").glob("*.md"))
-QUICK = ("check_ensemble", "embedding_net", "save_and_load")
+QUICK = ("embedding_net",)
 
 spec = importlib.util.spec_from_file_location("docs_pages", DOCS / "pages.py")
 assert spec is not None and spec.loader is not None
