@@ -1,14 +1,10 @@
 """Fixtures of all tests."""
 
-import os
 import time
 
 import numpy as np
 import pytest
 import torch
-
-# adds tasks and methods when it is imported, which looking for doctests would do
-collect_ignore = ["benchmark_plugin.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +31,3 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     return clock
-
-
-@pytest.fixture
-def camels_file():
-    """The real CAMELS spectra, where the environment or a sibling folder has them."""
-    from sbi_multilevel_benchmarks.tasks.camels import DATA_VARIABLE
-
-    path = os.environ.get(DATA_VARIABLE)
-    if not path:
-        pytest.skip(f"set {DATA_VARIABLE} to the file of CAMELS power spectra")
-    return path

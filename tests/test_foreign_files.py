@@ -12,8 +12,9 @@ from sbi_multilevel.allocation.extra_runs import ExtraRuns
 from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.simulation.filling import RunOptions
+from tests.foreign_files import contents, raises_for_another_file, reads_or_raises
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
-from tests.mutations import Touch, damaged, odd_value, strange
+from tests.mutations import Touch, odd_value
 from tests.test_mftsnpe import FINE, RUN, make
 from tests.test_simulations import make_level
 from tests.test_trainers import FEW
@@ -61,14 +62,7 @@ every_file = pytest.mark.parametrize("kind", FILES)
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """Contents of a file of each kind."""
-    contents = {}
-    for kind, (write, _) in FILES.items():
-        path = tmp_path_factory.mktemp("sound") / "file"
-        write(path)
-        # numpy appends its own suffix
-        file = path if path.exists() else path.with_name("file.npz")
-        contents[kind] = file.read_bytes()
-    return contents
+    return contents(FILES, tmp_path_factory)
 
 
 @pytest.fixture
@@ -85,22 +79,13 @@ def test_valid_files_are_read(kind, sound, path):
 @every_file
 @pytest.mark.parametrize("which", range(8))
 def test_other_files_raise_with_their_name_and_are_not_changed(kind, which, path):
-    content = strange(path.with_name("code_ran"))[which]
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="foreign.file"):
-        FILES[kind][1](path)
-    assert path.read_bytes() == content and not path.with_name("code_ran").exists()
+    raises_for_another_file(FILES[kind][1], path, which)
 
 
 @every_file
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_files_are_read_or_raise(kind, seed, sound, path):
-    """A damaged file is read, perhaps with other numbers, or raises with its name."""
-    path.write_bytes(damaged(sound[kind], seed))
-    try:
-        FILES[kind][1](path)
-    except (ValueError, OSError) as error:
-        assert "foreign.file" in str(error)
+    reads_or_raises(FILES[kind][1], path, sound[kind], seed)
 
 
 @pytest.mark.parametrize("kind", ("simulations", "state", "weights"))

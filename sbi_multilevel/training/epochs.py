@@ -52,7 +52,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -86,6 +86,7 @@ class StageTraining:
         held_out: Batches of held-out simulations.
         losses: Loss of each simulation of a batch.
         has_diverged: Whether a loss or a gradient of the last epoch was not finite.
+        parameters: The parameters that are trained in an epoch.
         recorder: Records the steps of an epoch; `None` for stages of one term.
         means: Signed means of the terms of each step of an epoch.
     """
@@ -96,11 +97,13 @@ class StageTraining:
     held_out: DataLoader
     losses: SampleLosses
     has_diverged: bool = False
+    parameters: Sequence[Parameter] = ()
     recorder: StepRecorder | None = None
     means: list[Tensor] = field(default_factory=list)
 
-    def begin_epoch(self) -> None:
-        """Forget the steps of the epoch before."""
+    def begin_epoch(self, network: Module) -> None:
+        """Forget the steps of the epoch before; train what is not frozen."""
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         several = len(self.stage.terms) > 1
         self.recorder = (
             StepRecorder(self.stage.terms, self.positions) if several else None
@@ -110,7 +113,6 @@ class StageTraining:
     def step(
         self,
         batch: Sequence[Tensor],
-        parameters: Sequence[Parameter],
         optimizer: Optimizer,
         clip_max_norm: float | None,
     ) -> Tensor:
@@ -118,7 +120,6 @@ class StageTraining:
 
         Args:
             batch: A batch.
-            parameters: The parameters to train.
             optimizer: Takes the step.
             clip_max_norm: Largest norm of the gradient.
 
@@ -129,14 +130,14 @@ class StageTraining:
             NotFinite: If the loss or its gradient is not finite.
         """
         values = self._term_values(batch, self.recorder)
-        step = adjusted_step(values, parameters, self.stage.adjustment)
+        step = adjusted_step(values, self.parameters, self.stage.adjustment)
         if not step.direction.isfinite().all():
             raise NotFinite("the gradient is not finite")
         if self.recorder is not None:
             self.recorder.keep_step(step)
-        assign_gradient(step.direction, parameters)
+        assign_gradient(step.direction, self.parameters)
         if clip_max_norm is not None:
-            clip_grad_norm_(parameters, max_norm=clip_max_norm)
+            clip_grad_norm_(self.parameters, max_norm=clip_max_norm)
         optimizer.step()
         means = torch.stack(values).detach()
         self.means.append(means)
@@ -203,9 +204,5 @@ class StageTraining:
         parts = [self.losses(simulations) for simulations in passes]
         if recorder is not None:
             recorder.keep_losses(torch.cat(parts), torch.cat([p[-1] for p in passes]))
-        weights = self._weights(parts[0])
-        return [w * part.mean() for w, part in zip(weights, parts, strict=True)]
-
-    def _weights(self, like: Tensor) -> Tensor:
-        weights = [term.weight for term in self.stage.terms]
-        return torch.tensor(weights, device=like.device)
+        terms = zip(self.stage.terms, parts, strict=True)
+        return [term.weight * part.mean() for term, part in terms]

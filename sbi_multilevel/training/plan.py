@@ -27,7 +27,6 @@ class Layout:
         simulations: The simulations, prepared, as the method uses them.
         dataset: The simulations of all terms.
         stages: The stages to train.
-        counts: Simulations of each level.
         batch_size: Simulations in a batch.
         loader_options: Further options of the loaders.
         split: Which simulations are trained on, and which are held out.
@@ -36,7 +35,6 @@ class Layout:
     simulations: MultilevelSimulations
     dataset: TermDataset
     stages: tuple[Stage, ...]
-    counts: tuple[int, ...]
     batch_size: int
     loader_options: dict
     split: LevelSplit
@@ -53,7 +51,7 @@ class Layout:
 
     def counts_of(self, stage: Stage) -> tuple[int, ...]:
         """Simulations of the levels of a stage."""
-        return tuple(self.counts[level] for level in stage.levels)
+        return tuple(len(self.simulations[level]) for level in stage.levels)
 
 
 @dataclass
@@ -102,7 +100,6 @@ class TrainingPlan:
             simulations,
             TermDataset.of(simulations, self.split, config, moments),
             config.stages(len(simulations), self.warm_start is not None),
-            simulations.num_simulations,
             batch_size,
             loader_options or {},
             self.split,

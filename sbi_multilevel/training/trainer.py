@@ -331,7 +331,7 @@ class MultilevelTrainer(AppendingTrainer):
         self._log.begin(levels, is_new=self.epoch == 0)
         if running is None:
             return super()._train_epoch(train_loader, clip_max_norm, loss_args)
-        running.begin_epoch()
+        running.begin_epoch(self._neural_net)
         try:
             super()._train_epoch(train_loader, clip_max_norm, loss_args)
         except NotFinite:
@@ -349,8 +349,7 @@ class MultilevelTrainer(AppendingTrainer):
         running = self._plan.running if self._is_multilevel else None
         if running is None:
             return super()._step(batch, loss_args, clip_max_norm)
-        parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
-        return running.step(batch, parameters, self.optimizer, clip_max_norm)
+        return running.step(batch, self.optimizer, clip_max_norm)
 
     def _build_optimizer(
         self, parameters: list[Parameter], learning_rate: float

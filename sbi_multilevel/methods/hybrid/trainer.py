@@ -19,6 +19,8 @@ from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.training.network import WarmStart, check_builder
 from sbi_multilevel.training.trainer import MultilevelTrainer
 
+_MIN_SIMULATIONS = 4
+
 
 class HybridTrainer(MultilevelTrainer):
     """Trains the members of a hybrid ensemble and returns their mixture.
@@ -47,12 +49,9 @@ class HybridTrainer(MultilevelTrainer):
         )
 
     def _check_trainable(self) -> MultilevelSimulations:
-        # imported here, as it brings level maps and scikit-learn with it
-        from sbi_multilevel.methods.hybrid.training import check_hybrid
-
         simulations = super()._check_trainable()
         check_builder(self)
-        check_hybrid(self._appended.low_fidelity, simulations)
+        _check_enough(self._appended.low_fidelity, simulations)
         return simulations
 
     def _get_start_index(self, context: StartIndexContext) -> int:
@@ -62,31 +61,15 @@ class HybridTrainer(MultilevelTrainer):
         as draws from the prior. Here all are draws from the prior, as
         `_check_trainable` ensures.
         """
-        if self._is_multilevel and not context.resume_training:
+        if self._is_multilevel:
+            if context.resume_training:
+                raise ValueError(
+                    "resume_training=True was passed, but a hybrid cannot resume. "
+                    "Leave it out: `train()` trains from scratch on all simulations "
+                    "appended so far."
+                )
             context = replace(context, force_first_round_loss=True)
         return super()._get_start_index(context)  # pyright: ignore[reportAbstractUsage]
-
-    def get_dataloaders(
-        self,
-        starting_round: int = 0,
-        training_batch_size: int = 200,
-        validation_fraction: float = 0.1,
-        resume_training: bool = False,
-        dataloader_kwargs: dict | None = None,
-    ) -> tuple[DataLoader, DataLoader]:
-        """As the parent, for the checks; members have their own loaders."""
-        if self._is_multilevel and resume_training:
-            raise ValueError(
-                "resume_training=True was passed, but a hybrid cannot resume. Leave it "
-                "out: `train()` trains from scratch on all simulations appended so far."
-            )
-        return super().get_dataloaders(
-            starting_round,
-            training_batch_size,
-            validation_fraction,
-            resume_training,
-            dataloader_kwargs,
-        )
 
     def _initialize_neural_network(
         self, retrain_from_scratch: bool, start_idx: int, *simulations: Any
@@ -110,6 +93,7 @@ class HybridTrainer(MultilevelTrainer):
             return super()._run_training_loop(
                 train_loader, val_loader, train_config, loss_args, summarization_kwargs
             )
+        # imported here, as it brings level maps and scikit-learn with it
         from sbi_multilevel.methods.hybrid.training import member_options, train_hybrid
 
         layout = self._layout
@@ -127,3 +111,27 @@ class HybridTrainer(MultilevelTrainer):
         if train_config.show_train_summary:
             print(summary)
         return network
+
+
+def _check_enough(low_fidelity: set[int], simulations: MultilevelSimulations) -> None:
+    """Raise if there are too few high-fidelity simulations.
+
+    Args:
+        low_fidelity: Levels that were appended as low-fidelity ones.
+        simulations: Simulations of all levels.
+
+    Raises:
+        ValueError: If there are fewer than four.
+    """
+    high = simulations[-1]
+    if high.level in low_fidelity:
+        raise ValueError(
+            f"Only lower levels were appended, up to level {high.level}. Append "
+            "simulations of the highest level by `append_simulations`, or pairs."
+        )
+    if len(high) < _MIN_SIMULATIONS:
+        raise ValueError(
+            f"The highest level has {len(high)} simulations, but a hybrid needs at "
+            f"least {_MIN_SIMULATIONS}, as it holds some out twice. Simulate more, or "
+            "use a transfer trainer (`MFNPE`, `MFNLE`)."
+        )

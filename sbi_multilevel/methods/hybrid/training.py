@@ -36,8 +36,6 @@ from sbi_multilevel.training.ensemble import warn_of_limit
 if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
 
-_MIN_SIMULATIONS = 4
-
 
 def train_hybrid(
     trainer: HybridTrainer,
@@ -131,30 +129,6 @@ def member_options(
     if kernel is None or (getattr(kernel, "__module__", None) or "").startswith("sbi."):
         return options
     return {**options, "calibration_kernel": kernel}
-
-
-def check_hybrid(low_fidelity: set[int], simulations: MultilevelSimulations) -> None:
-    """Raise if there are too few high-fidelity simulations.
-
-    Args:
-        low_fidelity: Levels that were appended as low-fidelity ones.
-        simulations: Simulations of all levels.
-
-    Raises:
-        ValueError: If there are fewer than four.
-    """
-    high = simulations[-1]
-    if high.level in low_fidelity:
-        raise ValueError(
-            f"Only lower levels were appended, up to level {high.level}. Append "
-            "simulations of the highest level by `append_simulations`, or pairs."
-        )
-    if len(high) < _MIN_SIMULATIONS:
-        raise ValueError(
-            f"The highest level has {len(high)} simulations, but a hybrid needs at "
-            f"least {_MIN_SIMULATIONS}, as it holds some out twice. Simulate more, or "
-            "use a transfer trainer (`MFNPE`, `MFNLE`)."
-        )
 
 
 def _num_networks(config: HybridConfig, num_members: int, num_levels: int) -> int:

@@ -26,6 +26,7 @@ from sbi_multilevel.methods.sequential.proposer import Proposer, Region
 from sbi_multilevel.methods.sequential.runner import Runner
 from sbi_multilevel.methods.sequential.settings import RoundSettings, Stream
 from sbi_multilevel.methods.sequential.state import RoundState, check_theta, sums_of
+from sbi_multilevel.simulation.arguments import per_level
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.training.ensemble import trainer_state
@@ -317,10 +318,7 @@ class Rounds:
                 f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "
                 "but each round needs at least 2. Ask for fewer rounds."
             )
-        if simulation_batch_size < 1:
-            raise ValueError(
-                f"simulation_batch_size must be >= 1, but is {simulation_batch_size}."
-            )
+        (simulation_batch_size,) = per_level(simulation_batch_size, num_levels=1)
         if self._state.num_new > 0:
             raise RuntimeError(
                 f"{self._state.num_new} simulations of this round were appended by "
