@@ -2,7 +2,7 @@
 
 `python -m sbi_multilevel_benchmarks.demo` simulates the g-and-k distribution at two
 levels and trains a network by NLE on the high-fidelity simulations, by NLE on the
-low-fidelity simulations, and by ML-NLE on both. It infers the parameters of 100
+low-fidelity simulations, and by HybridNLE on both. It infers the parameters of 100
 observations by MCMC, also with the exact density, prints a table and draws a figure.
 
 As the tails of x are heavy, the networks are density estimators of asinh(x). Densities
@@ -28,7 +28,7 @@ from sbi.inference.potentials.base_potential import CustomPotentialWrapper
 from sbi.neural_nets import likelihood_nn
 from torch import Tensor
 
-from sbi_multilevel import MLNLE
+from sbi_multilevel import HybridNLE
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel_benchmarks.records import Table
 from sbi_multilevel_benchmarks.tasks.g_and_k import (
@@ -75,9 +75,9 @@ NAMES = ("a", "b", "g", "k")
 LABELS = {
     "high": "NLE, high fidelity only",
     "low": "NLE, low fidelity only",
-    "ml": "ML-NLE, both",
+    "hybrid": "HybridNLE, both",
 }
-COLORS = {"exact": "black", "high": "#0072B2", "low": "#999999", "ml": "#D55E00"}
+COLORS = {"exact": "black", "high": "#0072B2", "low": "#999999", "hybrid": "#D55E00"}
 NUM_SAMPLES = 400
 MCMC = {
     "num_chains": 40,
@@ -102,14 +102,14 @@ def main(arguments: list[str] | None = None) -> None:
     numbers = {
         "high": (f"{len(pairs)} high", len(pairs) * cost_high),
         "low": (f"{len(low)} low", len(low) * cost_low),
-        "ml": (f"{len(low)} low + {len(pairs)} pairs", simulations.total_cost),
+        "hybrid": (f"{len(low)} low + {len(pairs)} pairs", simulations.total_cost),
     }
     x_o = _observations(100)
     samples = {"exact": _sample(_exact_posterior(task, x_o), "exact posterior")}
     estimators, lines = {}, []
-    for name in ("high", "low", "ml"):
+    for name in ("high", "low", "hybrid"):
         trainer = _trainer(name, task)
-        if name == "ml":
+        if name == "hybrid":
             trainer.append_multilevel_simulations(simulations)
         else:
             part = pairs if name == "high" else low
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _trainer(name: str, task: GAndK) -> Any:
-    return (MLNLE if name == "ml" else NLE)(
+    return (HybridNLE if name == "hybrid" else NLE)(
         task.prior,
         density_estimator=task.build_network(),
         tracker=SilentTracker(),
