@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeCV
 
 from sbi_multilevel import LevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import level_map_kind
 from sbi_multilevel.level_maps.full import transport
-from sbi_multilevel.level_maps.regression import Regression, polynomials
+from sbi_multilevel.level_maps.regression import (
+    PENALTIES,
+    Design,
+    Regression,
+    polynomials,
+)
 from tests.gaussian_simulations import (
     HIGH_COVARIANCE,
     HIGH_SHIFT,
@@ -61,6 +66,26 @@ def test_arrays_are_flat_doubles_with_their_pairs():
     )
 
 
+def test_simulations_at_other_parameters_are_kept():
+    theta = np.array([[0.1, 1.0], [0.1, 2.0], [0.3, 1.0], [0.1, 2.0], [-0.0, 5.0]])
+    sample = LevelArrays(theta, np.arange(5.0)[:, None])
+    known = np.array([[0.1, 2.0], [0.3, 2.0], [0.0, 5.0]])
+    # not 0.3, of which the second parameter is another one; -0 is not 0
+    assert sample.apart_from(known).x.ravel().tolist() == [0.0, 2.0, 4.0]
+    assert sample.apart_from(known[1:]) is sample
+    assert sample.apart_from(theta) is sample
+    assert sample.apart_from(theta[:0]) is sample
+
+
+def test_what_is_known_of_theta_is_shared_by_other_outputs():
+    sample, calls = LevelArrays(np.ones((3, 1)), np.ones((3, 2))), []
+    total = lambda theta, power: calls.append(power) or (theta**power).sum()
+    for each in (sample, sample.with_x(np.zeros((3, 2))), sample.map_x(np.negative)):
+        assert each.of_theta(total, 2) == 3.0
+    assert calls == [2]
+    assert sample[np.array([0])].of_theta(total, 2) == 1.0
+
+
 @pytest.mark.parametrize("num_targets", (1, 3))
 def test_regression_finds_a_quadratic_in_any_units(num_targets):
     inputs = np.random.default_rng(0).normal(50.0, 20.0, size=(300, 2))
@@ -89,6 +114,54 @@ def test_regression_on_fewer_than_four_simulations_is_their_mean():
     assert np.allclose(fit(np.zeros((5, 2))), np.full((5, 1), 3.0))
 
 
+def many_rows(n, noise):
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(n, 3))
+    slopes = generator.normal(size=(3, 4))
+    return inputs, inputs @ slopes + noise * generator.normal(size=(n, 4)) + 7.0
+
+
+@pytest.mark.parametrize("noise", (0.1, 3.0, 300.0))
+def test_many_rows_give_the_ridge_regression_of_sklearn(noise):
+    inputs, targets = many_rows(3_000, noise)
+    features = polynomials(inputs, 2)
+    design, scale = features.transform(inputs), targets.std(axis=0)
+    fit = Regression.fit(features, inputs, targets)
+    expected = Ridge(fit.penalty).fit(design, targets)
+    assert np.allclose(fit(inputs), expected.predict(design))
+    # generalized cross-validation and leave-one-out differ by a step at most
+    chosen = RidgeCV(PENALTIES).fit(design, targets / scale).alpha_
+    assert abs(np.log(fit.penalty / chosen)) < 1.1 * np.log(PENALTIES[1] / PENALTIES[0])
+
+
+def test_the_score_of_a_penalty_is_that_of_generalized_cross_validation():
+    inputs, targets = many_rows(2_500, 300.0)
+    features = polynomials(inputs, 2)
+    targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
+    design = features.transform(inputs)
+    centered = design - design.mean(axis=0)
+    scores = []
+    for penalty in PENALTIES:
+        inverse = np.linalg.inv(centered.T @ centered + penalty * np.eye(9))
+        freedom = 1 + np.trace(centered @ inverse @ centered.T)
+        residuals = targets - Ridge(penalty).fit(design, targets).predict(design)
+        scores.append((residuals**2).sum() / (1 - freedom / 2_500) ** 2)
+    chosen = Regression.fit(features, inputs, targets).penalty
+    assert chosen == PENALTIES[np.argmin(scores)]
+
+
+def test_features_of_many_rows_are_computed_a_block_at_a_time(monkeypatch):
+    inputs, targets = many_rows(3_000, 1.0)
+    whole = Design.of(inputs, 2)
+    fit = whole.fit(targets)
+    monkeypatch.setattr("sbi_multilevel.level_maps.regression._BLOCK", 700)
+    parts = Design.of(inputs, 2)
+    again = parts.fit(targets)
+    assert again.penalty == fit.penalty
+    assert np.allclose(parts.predict(again), whole.predict(fit), rtol=1e-9)
+    assert "_matrix" not in vars(parts)
+
+
 # ------------------------------------------------------------- conditional maps
 
 
@@ -102,7 +175,7 @@ def test_leave_one_out_residuals_of_a_regression_are_those_of_refits():
     design = features.transform(inputs)
     for row in range(12):
         kept = np.arange(12) != row
-        refit = Ridge(regression.model.alpha_).fit(design[kept], targets[kept])
+        refit = Ridge(regression.penalty).fit(design[kept], targets[kept])
         expected = targets[row] - refit.predict(design[[row]])[0]
         assert residuals[row] == pytest.approx(expected, rel=1e-6)
 

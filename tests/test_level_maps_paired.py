@@ -2,12 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import check_grad
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import (
+    RBF,
+    ConstantKernel,
+    DotProduct,
+    WhiteKernel,
+)
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import level_map_kind
-from sbi_multilevel.level_maps.paired_process import _leave_one_out
+from sbi_multilevel.level_maps.process import Kernel, Process, posterior_loss
 from tests.gaussian_simulations import (
     HIGH_SHIFT,
     HIGH_SLOPE,
@@ -144,31 +150,96 @@ def test_the_noise_of_the_process_map_keeps_what_features_have_in_common():
     assert np.corrcoef(noise.T)[0, 1] > 0.4
 
 
-def test_the_process_map_uses_at_most_400_pairs(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "sbi_multilevel.level_maps.paired_process._fit_one",
-        lambda inputs, column: (
-            seen.append(len(inputs))
-            or GaussianProcessRegressor(
-                RBF() + WhiteKernel(), optimizer=None, alpha=1e-8
-            ).fit(inputs, column)
-        ),
+def test_the_process_map_uses_at_most_400_pairs():
+    high = one_dimensional_pairs(450, np.square, 0.4, seed=0)
+    move = fitted("paired_process", high, high)
+    assert [len(each.inputs) for each in move.processes] == [400]
+    assert len(move.residuals) == 400
+
+
+def test_the_process_map_maps_each_simulation_whatever_the_others():
+    """Many are mapped a part at a time."""
+    high, low = pairs(25), low_simulations(4_500)
+    move = fitted("paired_process", low, high)
+    move.residuals[:] = 1.0
+    parts = [slice(0, 1_000), slice(1_000, None)]
+    moved = [move(low.theta[rows], low.x[rows]) for rows in parts]
+    assert np.allclose(move(low.theta, low.x), np.concatenate(moved), atol=1e-9)
+
+
+# ------------------------------------------------------------- processes
+
+KERNEL = Kernel(np.array([1.0, 2.0]), 0.7, 0.3)
+
+
+def process_data(n=12):
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(n, 2))
+    targets = np.sin(inputs[:, 0]) + 0.3 * generator.normal(size=n)
+    return inputs, targets - targets.mean()
+
+
+def of_sklearn(amplitude=1.0):
+    kernel = (
+        ConstantKernel(amplitude) * RBF(KERNEL.lengths)
+        + ConstantKernel(amplitude * KERNEL.linear) * DotProduct(1.0)
+        + WhiteKernel(amplitude * KERNEL.noise)
     )
-    move = fitted("paired_process", low_simulations(50), pairs(450))
-    assert seen == [400, 400] and len(move.residuals) == 400
+    return GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0)
+
+
+def test_predictions_of_a_process_are_those_of_sklearn():
+    inputs, targets = process_data()
+    process = Process.conditioned(KERNEL, inputs, targets)
+    places = np.random.default_rng(1).normal(size=(7, 2))
+    expected = of_sklearn(process.amplitude).fit(inputs, targets)
+    for own, other in zip(
+        process.predict(places), expected.predict(places, return_std=True)
+    ):
+        assert np.allclose(own, other, rtol=1e-8)
+
+
+def test_the_amplitude_of_a_process_has_the_most_evidence():
+    inputs, targets = process_data()
+    best = Process.conditioned(KERNEL, inputs, targets).amplitude
+    evidence = [
+        of_sklearn(factor * best).fit(inputs, targets).log_marginal_likelihood()
+        for factor in (0.99, 1.0, 1.01)
+    ]
+    assert np.argmax(evidence) == 1
+
+
+def test_the_loss_of_a_process_is_minus_evidence_and_prior():
+    inputs, targets = process_data()
+    losses, expected = [], []
+    for length in (1.0, 3.0):
+        parameters = np.log([length, 2.0, 0.7, 0.3])
+        losses.append(posterior_loss(parameters, inputs, targets)[0])
+        kernel = Kernel(np.array([length, 2.0]), 0.7, 0.3)
+        amplitude = Process.conditioned(kernel, inputs, targets).amplitude
+        fit = of_sklearn(amplitude)
+        fit.kernel.k1.k1.k2.length_scale = kernel.lengths
+        evidence = fit.fit(inputs, targets).log_marginal_likelihood()
+        expected.append(0.5 * np.log(length / 20) ** 2 - evidence)
+    assert losses[1] - losses[0] == pytest.approx(expected[1] - expected[0])
+
+
+def test_the_gradient_of_the_loss_is_that_of_differences():
+    inputs, targets = process_data()
+    value, gradient = (
+        lambda at, i=i: posterior_loss(at, inputs, targets)[i] for i in (0, 1)
+    )
+    for parameters in (np.zeros(4), np.log([0.5, 4.0, 0.1, 0.01])):
+        assert check_grad(value, gradient, parameters) < 1e-4
 
 
 def test_leave_one_out_residuals_are_those_of_refits():
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(12, 2))
-    targets = np.sin(inputs[:, 0]) + 0.3 * generator.normal(size=12)
-    kernel = ConstantKernel(1.5) * RBF([1.0, 2.0]) + WhiteKernel(0.2)
-    make = lambda: GaussianProcessRegressor(kernel, optimizer=None, alpha=1e-8)
+    inputs, targets = process_data()
+    process = Process.conditioned(KERNEL, inputs, targets)
     expected = []
     for row in range(12):
         others = np.arange(12) != row
-        fit = make().fit(inputs[others], targets[others])
+        fit = of_sklearn(process.amplitude).fit(inputs[others], targets[others])
         mean, deviation = fit.predict(inputs[[row]], return_std=True)
         expected.append((targets[row] - mean[0]) / deviation[0])
-    assert np.allclose(_leave_one_out(make().fit(inputs, targets)), expected, rtol=1e-6)
+    assert np.allclose(process.left_out(), expected, rtol=1e-6)

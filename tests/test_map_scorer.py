@@ -13,7 +13,7 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
 )
 from sbi_multilevel.level_maps.selection.scorer import MapScorer
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
-from sbi_multilevel.level_maps.selection.trees import Trees
+from sbi_multilevel.level_maps.selection.trees import Trees, part_of
 from tests.gaussian_simulations import low_simulations, scaled_simulations
 
 both = pytest.mark.parametrize("target", ("theta", "x"))
@@ -44,46 +44,71 @@ def test_trees_fit_a_switch_and_a_scale_that_quadratics_miss():
     theta = generator.uniform(-1, 1, size=(3_000, 1))
     noise = generator.normal(size=(3_000, 1))
     scale = np.where(theta > 0.5, 3.0, 0.3)
-    trees = Trees.fit(LevelArrays(theta, np.hstack((switch(theta), scale * noise))))
+    sims = LevelArrays(theta, np.hstack((switch(theta), scale * noise)))
+    trees = features_of(sims)
     places = np.array([[0.2], [0.4], [0.6]])
-    mean, _, _, log_scale = trees(places).T
+    columns = trees(places)
+    # the mean of the second feature is quadratic in theta
+    assert list(trees.parts[1].mean.trees) == [0]
+    mean, log_scale = columns[:, 0], columns[:, -1]
     # in standard deviations of what a quadratic leaves
     assert mean[1] - mean[0] > 0.5
     assert log_scale[2] - log_scale[1] > 0.5
 
 
-def test_features_are_of_trees_that_were_not_fitted_to_the_simulation():
+def features_of(sims):
+    trees = Trees.fit(sims)
+    assert trees is not None
+    return trees
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Trees are used whatever they gain."""
+    for name in ("_MIN_GAIN", "_MIN_TOTAL_GAIN"):
+        monkeypatch.setattr(
+            f"sbi_multilevel.level_maps.selection.trees.{name}", -np.inf
+        )
+
+
+def test_features_are_of_trees_that_were_not_fitted_to_the_simulation(always):
     generator = np.random.default_rng(0)
     sims = LevelArrays(generator.normal(size=(600, 2)), generator.normal(size=(600, 1)))
-    trees = Trees.fit(sims)
+    trees = features_of(sims)
     features = trees(sims.theta)
     for part, fitted in enumerate(trees.parts):
-        own = [trees.left_out[row.tobytes()] == part for row in sims.theta]
-        assert 150 < sum(own) < 250
+        own = part_of(sims.theta) == part
+        assert 150 < own.sum() < 250
         assert np.allclose(features[own], fitted(sims.theta[own]))
-        others = fitted(sims.theta[~np.array(own)])[:, 0]
-        remembered = np.corrcoef(others, sims.x[~np.array(own), 0])[0, 1]
+        others = fitted(sims.theta[~own])[:, 0]
+        remembered = np.corrcoef(others, sims.x[~own, 0])[0, 1]
         assert remembered > 0.25  # so these must not be used
     # x is noise: trees not fitted to it cannot predict it
     assert np.corrcoef(features[:, 0], sims.x[:, 0])[0, 1] < 0.2
 
 
-def test_simulations_at_the_same_theta_are_left_out_together():
+def test_simulations_at_the_same_theta_are_left_out_together(always):
     generator = np.random.default_rng(0)
     theta = np.repeat(generator.normal(size=(40, 1)), 10, axis=0)
     order = generator.permutation(400)
     # noise that simulations at the same theta share
     shared = np.repeat(generator.normal(size=(40, 1)), 10, axis=0)
     sims = LevelArrays(theta[order], shared[order])
-    features = Trees.fit(sims)(sims.theta)[:, 0]
+    features = features_of(sims)(sims.theta)[:, 0]
     assert np.corrcoef(features, sims.x[:, 0])[0, 1] < 0.5
 
 
-def test_other_parameters_have_the_mean_of_all_trees():
-    trees = Trees.fit(low_simulations(300))
-    fresh = np.random.default_rng(1).normal(size=(5, 2))
-    expected = np.mean([part(fresh) for part in trees.parts], axis=0)
-    assert np.allclose(trees(fresh), expected)
+@pytest.mark.parametrize("values", (np.arange(3_000.0), np.arange(3_000) / 8, None))
+def test_parts_have_about_the_same_size(values):
+    """Also where parameters have few bits that are not 0."""
+    if values is None:
+        values = np.random.default_rng(0).normal(size=3_000).astype(np.float32)
+    sizes = np.bincount(part_of(values[:, None].astype(float)))
+    assert len(sizes) == 3 and (np.abs(sizes - 1_000) < 130).all()
+
+
+def test_no_trees_are_used_where_quadratics_suffice():
+    assert Trees.fit(low_simulations(1_500)) is None
 
 
 # ------------------------------------------------------------- the scorer
@@ -161,7 +186,7 @@ def test_with_trees_means_are_linear_in_the_features():
     sims = switching_simulations(600, 0)
     scorer = MapScorer.chosen(sims, "x")
     inputs = scorer.inputs(sims.theta)
-    assert inputs.shape == (600, 2 + 2)  # theta, its square, a mean and a log scale
+    assert inputs.shape == (600, 2 + 1)  # theta, its square, and a mean
     own = LevelArrays(inputs, sims.x)
     expected = SyntheticLikelihood.fit(own, degree=1).log_likelihood(own)
     assert np.array_equal(scorer.scores(own, own), expected)

@@ -29,6 +29,7 @@ class LevelArrays:
     x: np.ndarray
     x_coarse: np.ndarray | None = None
     _known: dict[Callable, Any] = field(default_factory=dict, init=False, repr=False)
+    _known_of_theta: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, simulations: LevelSimulations) -> LevelArrays:
@@ -43,10 +44,21 @@ class LevelArrays:
             self._known[function] = function(self)
         return self._known[function]
 
+    def of_theta(self, function: Callable[..., Result], *args: Any) -> Result:
+        """`function(theta, *args)`, computed once: all with this theta share it."""
+        key = function, args
+        if key not in self._known_of_theta:
+            self._known_of_theta[key] = function(self.theta, *args)
+        return self._known_of_theta[key]
+
+    def with_x(self, x: np.ndarray, x_coarse: np.ndarray | None = None) -> LevelArrays:
+        """Other outputs at the same theta, with what is known of theta."""
+        return LevelArrays(self.theta, x, x_coarse, self._known_of_theta)
+
     def map_x(self, function: Callable[[np.ndarray], np.ndarray]) -> LevelArrays:
         """The same with a function of x and x_coarse in their place."""
         coarse = None if self.x_coarse is None else function(self.x_coarse)
-        return LevelArrays(self.theta, function(self.x), coarse)
+        return self.with_x(function(self.x), coarse)
 
     def shuffled(self, seed: int) -> LevelArrays:
         """The simulations in random order."""
@@ -54,7 +66,7 @@ class LevelArrays:
 
     def first(self, count: int) -> LevelArrays:
         """The first `count` simulations, or all if there are fewer."""
-        return self[np.arange(min(len(self), count))]
+        return self if len(self) <= count else self[np.arange(count)]
 
     def apart_from(self, theta: np.ndarray) -> LevelArrays:
         """The simulations at none of these parameters; itself where none are shared.
@@ -65,9 +77,12 @@ class LevelArrays:
         Args:
             theta: Parameters, shape `(m, d_theta)`.
         """
-        known = {each.tobytes() for each in np.ascontiguousarray(theta)}
-        own = np.ascontiguousarray(self.theta)
-        shared = np.array([each.tobytes() in known for each in own], dtype=bool)
+        own, others = bit_patterns(self.theta), bit_patterns(theta)
+        shared = np.isin(own[:, 0], others[:, 0])
+        if shared.any():  # few have the first parameter in common
+            row = f"V{8 * own.shape[1]}"
+            candidates = own[shared].view(row).ravel()
+            shared[shared] = np.isin(candidates, others.view(row).ravel())
         return self[~shared] if shared.any() and not shared.all() else self
 
     def __len__(self) -> int:
@@ -76,6 +91,11 @@ class LevelArrays:
     def __getitem__(self, index: np.ndarray) -> LevelArrays:
         coarse = None if self.x_coarse is None else self.x_coarse[index]
         return LevelArrays(self.theta[index], self.x[index], coarse)
+
+
+def bit_patterns(values: np.ndarray) -> np.ndarray:
+    """Double precision numbers as integers that are equal where all bits are."""
+    return np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
 
 
 def _flat(values: Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.regression import Regression, log_sizes, polynomials
+from sbi_multilevel.level_maps.regression import Design, Regression, log_sizes
 
 _LOW_DEGREE, _CHANGE_DEGREE = 2, 1
 
@@ -46,11 +46,12 @@ class LowMoments:
     @classmethod
     def fit(cls, low: LevelArrays) -> LowMoments:
         """Regress low-fidelity simulations on theta."""
-        quadratic = polynomials(low.theta, _LOW_DEGREE)
-        mean = Regression.fit(quadratic, low.theta, low.x)
-        residuals = low.x - mean(low.theta)
-        log_scale = Regression.fit(quadratic, low.theta, log_sizes(residuals))
-        return cls(residuals, polynomials(low.theta, _CHANGE_DEGREE), mean, log_scale)
+        quadratic = low.of_theta(Design.of, _LOW_DEGREE)
+        mean = quadratic.fit(low.x)
+        residuals = low.x - quadratic.predict(mean)
+        log_scale = quadratic.fit(log_sizes(residuals))
+        features = low.of_theta(Design.of, _CHANGE_DEGREE).features
+        return cls(residuals, features, mean, log_scale)
 
     def change_of_mean(self, high: LevelArrays) -> tuple[Regression, np.ndarray]:
         r"""Regress the change :math:`\Delta` of the mean on theta.

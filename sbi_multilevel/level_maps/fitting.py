@@ -88,7 +88,12 @@ class MapFitter:
         forward = self.forward_tails
         move = kind.fit(self._transformed, high.map_x(forward), self.seed)
         inverse = _on_arrays(self.tails.inv)
-        return lambda theta, x: inverse(move(theta, forward(x)))
+        known = self._transformed.x
+
+        def level_map(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+            return inverse(move(theta, known if x is self.low.x else forward(x)))
+
+        return level_map
 
     def apart_from(self, theta: np.ndarray) -> MapFitter:
         """The same without low-fidelity simulations at these parameters.

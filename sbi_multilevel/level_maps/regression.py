@@ -1,9 +1,10 @@
-"""Ridge regression on polynomial features, for few simulations."""
+"""Ridge regression on polynomial features, for few simulations and for many."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
@@ -13,6 +14,8 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 # from hardly any shrinkage to the mean alone
 PENALTIES = np.logspace(-3, 4, 22)
 _MIN_FOR_SLOPES = 4
+_MANY = 2_000  # rows, of which the penalty is chosen by generalized cross-validation
+_BLOCK = 20_000  # rows whose features are in memory at a time
 
 
 def polynomials(inputs: np.ndarray, degree: int) -> Pipeline:
@@ -42,38 +45,40 @@ def log_sizes(residuals: np.ndarray) -> np.ndarray:
     return np.log(sizes + 0.01 * sizes.mean(axis=0) + 1e-12)
 
 
+def blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:
+    """Consecutive rows, at most `size` at a time."""
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
 @dataclass(frozen=True, eq=False)
 class Regression:
     """Each column of the targets on features of the inputs.
 
     Args:
         features: Map from inputs to features.
-        model: The fitted linear model, or the mean of the targets if there are fewer
-            than four.
-        scale: Standard deviation of the targets, in units of which they were fitted.
+        coefficients: Coefficient of each feature for each target, shape `(p, k)`.
+        intercept: Shape `(k,)`.
+        penalty: The ridge penalty, for targets in standard deviations; infinite if
+            there are fewer than four simulations, whose mean is taken.
     """
 
     features: Pipeline
-    model: Any
-    scale: np.ndarray
+    coefficients: np.ndarray
+    intercept: np.ndarray
+    penalty: float
 
     @classmethod
     def fit(
         cls, features: Pipeline, inputs: np.ndarray, targets: np.ndarray
     ) -> Regression:
-        """Fit; the penalty is chosen by leave-one-out.
+        """Fit; the penalty is chosen by leave-one-out, see `Design.fit`.
 
         Args:
             features: As `polynomials` returns it.
             inputs: Shape `(n, d)`.
             targets: Shape `(n, k)`.
         """
-        scale = spread(targets)
-        if len(inputs) < _MIN_FOR_SLOPES:
-            return cls(features, targets.mean(axis=0), scale)
-        # one penalty for all columns keeps relations between them
-        ridge = RidgeCV(PENALTIES).fit(features.transform(inputs), targets / scale)
-        return cls(features, ridge, scale)
+        return Design(features, inputs).fit(targets)
 
     def left_out(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         r"""Leave-one-out residuals, shape `(n, k)`.
@@ -84,20 +89,106 @@ class Regression:
             inputs: The inputs that it was fitted to.
             targets: Their targets.
         """
-        count = len(inputs)
-        leverages = np.full(count, 1 / count)
-        if not isinstance(self.model, np.ndarray):
-            features = self.features.transform(inputs)
-            features = features - features.mean(axis=0)
-            left, values, _ = np.linalg.svd(features, full_matrices=False)
-            shrunk = values**2 / (values**2 + self.model.alpha_)
-            leverages = leverages + (left**2 * shrunk).sum(axis=1)
+        features = self.features.transform(inputs)
+        features = features - features.mean(axis=0)
+        left, values, _ = np.linalg.svd(features, full_matrices=False)
+        shrunk = values**2 / (values**2 + self.penalty)
+        leverages = 1 / len(inputs) + (left**2 * shrunk).sum(axis=1)
         residuals = targets - self(inputs)
         return residuals / np.maximum(1 - leverages, 1e-3)[:, None]
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Predictions, shape `(n, k)`."""
-        if isinstance(self.model, np.ndarray):
-            return np.broadcast_to(self.model, (len(inputs), len(self.model)))
-        predictions = self.model.predict(self.features.transform(inputs))
-        return predictions.reshape(len(inputs), -1) * self.scale
+        return Design(self.features, inputs).predict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Features of inputs, on which one set of targets after the other is regressed.
+
+    The features of at most 20 000 inputs are kept in memory.
+
+    Args:
+        features: Map from inputs to features, as `polynomials` returns it.
+        inputs: Shape `(n, d)`.
+    """
+
+    features: Pipeline
+    inputs: np.ndarray
+
+    @classmethod
+    def of(cls, inputs: np.ndarray, degree: int) -> Design:
+        """Polynomials of inputs, with their mean and scale."""
+        return cls(polynomials(inputs, degree), inputs)
+
+    def fit(self, targets: np.ndarray) -> Regression:
+        """Fit ridge regressions with one penalty for all columns.
+
+        The penalty is chosen by leave-one-out, of more than 2 000 inputs by generalized
+        cross-validation (Golub, Heath, Wahba 1979), which takes the leverages of all to
+        be equal.
+
+        Args:
+            targets: Shape `(n, k)`.
+        """
+        scale, mean = spread(targets), targets.mean(axis=0)
+        # one penalty for all columns keeps relations between them
+        scaled = (targets - mean) / scale
+        if len(targets) < _MIN_FOR_SLOPES:
+            size = self.features[-1].n_output_features_
+            return Regression(
+                self.features, np.zeros((size, len(mean))), mean, float("inf")
+            )
+        if len(targets) > _MANY:
+            slopes, offset, penalty = self._fit_many(scaled)
+        else:
+            ridge = RidgeCV(PENALTIES).fit(self._matrix, scaled)
+            slopes = np.reshape(ridge.coef_, (len(mean), -1)).T
+            offset, penalty = np.reshape(ridge.intercept_, -1), ridge.alpha_
+        intercept = mean + scale * offset
+        return Regression(self.features, slopes * scale, intercept, float(penalty))
+
+    def predict(self, regression: Regression) -> np.ndarray:
+        """Predictions at these inputs, shape `(n, k)`.
+
+        Args:
+            regression: A regression on the same features.
+        """
+        predicted = np.empty((len(self.inputs), len(regression.intercept)))
+        for rows, features in self._blocks():
+            predicted[rows] = features @ regression.coefficients
+        return predicted + regression.intercept
+
+    def _fit_many(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Slopes, intercept and penalty for targets of mean 0."""
+        mean, values, vectors = self._spectrum
+        products = sum(each.T @ targets[rows] for rows, each in self._blocks())
+        products = vectors.T @ products
+        squares = (products**2).sum(axis=1)
+        shrunk = values + PENALTIES[:, None]
+        errors = (targets**2).sum() + ((values / shrunk - 2) / shrunk) @ squares
+        freedom = 1 + (values / shrunk).sum(axis=1)
+        score = errors / (1 - freedom / len(targets)) ** 2
+        penalty = PENALTIES[np.argmin(score)]
+        slopes = vectors @ (products / (values + penalty)[:, None])
+        return slopes, -mean @ slopes, penalty
+
+    @cached_property
+    def _spectrum(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean of the features, and the spectrum of their centered Gram matrix."""
+        count = len(self.inputs)
+        mean = sum(each.sum(axis=0) for _, each in self._blocks()) / count
+        gram = sum(each.T @ each for _, each in self._blocks())
+        values, vectors = np.linalg.eigh(gram - count * np.outer(mean, mean))
+        return mean, np.clip(values, 0.0, None), vectors
+
+    @cached_property
+    def _matrix(self) -> np.ndarray:
+        return self.features.transform(self.inputs)
+
+    def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        if len(self.inputs) <= _BLOCK:
+            yield slice(None), self._matrix
+            return
+        for rows in blocks(len(self.inputs)):
+            yield rows, self.features.transform(self.inputs[rows])

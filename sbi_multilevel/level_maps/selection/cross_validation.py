@@ -48,9 +48,8 @@ def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapSc
             are not used for the choice.
         target: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
     """
-    compress = _compression(
-        fitter.forward_tails(np.concatenate((fitter.low.x, high.x)))
-    )
+    some = fitter.low.first(_MAX_MAPPED).x
+    compress = _compression(fitter.forward_tails(np.concatenate((some, high.x))))
     return MapScorer.chosen(
         fitter.apart_from(high.theta).low,
         target,
@@ -88,12 +87,12 @@ def score_maps(
         )
         unseen = fitter.apart_from(high.theta[fold])
         low = unseen.low.first(_MAX_MAPPED)
-        inputs = scorer.inputs(low.theta)
+        simulations = LevelArrays(low.of_theta(scorer.inputs), low.x)
         for choice in choices:
             try:
                 mapped = unseen.fit(choice, high[others])(low.theta, low.x)
-                outputs = scorer.outputs(mapped)
-                score = scorer.scores(LevelArrays(inputs, outputs), held_out)
+                outputs = simulations.with_x(scorer.outputs(mapped))
+                score = scorer.scores(outputs, held_out)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or whose outputs are infinite
                 score = np.full(len(held_out), -np.inf)

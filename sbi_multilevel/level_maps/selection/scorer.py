@@ -12,8 +12,9 @@ that are
   features and predictions of boosted trees for what those leave.
 
 The second is used if it predicts held-out low-fidelity simulations better, by a tenth
-of a nat a simulation and by two standard errors. High-fidelity simulations are not used
-for that, and fewer than 200 parameters are too few for trees. Trees are fitted to
+of a nat a simulation and by two standard errors. Most trees are not even fitted where
+the first ones gain next to nothing. High-fidelity simulations are not used for that,
+and fewer than 200 parameters are too few for trees. Trees are fitted to
 simulations that are not mapped: maps that bend them much, e.g. where the switch of the
 high-fidelity simulator is at another theta, are scored less precisely than maps that
 shift or scale.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _MIN_PARAMETERS = 200  # that trees are fitted to
 _MAX_LEFT_OUT = 500
+_MAX_SIMULATIONS = 20_000  # that the two are compared by
 _MIN_GAIN = 0.1  # nats a simulation
 
 
@@ -71,12 +73,15 @@ class MapScorer:
             target: See the class.
             outputs: See the class.
         """
-        plain = cls(target, outputs)
+        plain, low = cls(target, outputs), low.first(_MAX_SIMULATIONS)
         if len(np.unique(low.theta, axis=0)) < _MIN_PARAMETERS:
             return plain
-        low = LevelArrays(low.theta, outputs(low.x))
+        low = low.with_x(outputs(low.x))
         try:
-            flexible = cls(target, outputs, Trees.fit(low))
+            trees = Trees.fit(low)
+            if trees is None:
+                return plain
+            flexible = cls(target, outputs, trees)
             gain = flexible._left_out(low) - plain._left_out(low)
         except (np.linalg.LinAlgError, ValueError):
             return plain  # e.g. where x overflows
@@ -104,6 +109,6 @@ class MapScorer:
     def _left_out(self, low: LevelArrays) -> np.ndarray:
         """Scores of the first simulations under the later ones."""
         num_left_out = min(_MAX_LEFT_OUT, len(low) // 5)
-        low = LevelArrays(self.inputs(low.theta), low.x)
+        low = LevelArrays(low.of_theta(self.inputs), low.x)
         left_out, others = np.split(np.arange(len(low)), [num_left_out])
         return self.scores(low[others], low[left_out])

@@ -30,20 +30,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
-from scipy.stats import iqr, norm
+from scipy.stats import norm
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import (
+    Design,
     Regression,
+    blocks,
     log_sizes,
-    polynomials,
     spread,
 )
 
 _NUM_PRIOR = 2_000  # draws from the prior
 _MIN_EIGENVALUE = 1e-6  # of a correlation matrix
-_GRID = np.linspace(-10, 10, 801)
+_RANGE, _NUM_NODES = 10.0, 801  # of the grid that densities are tabulated on
+_STEP = 2 * _RANGE / (_NUM_NODES - 1)
+_GRID = np.linspace(-_RANGE, _RANGE, _NUM_NODES)
 _WIDE_SHARE, _WIDE_SCALE = 0.02, 3.0
+_MAX_ENTRIES = 500_000  # in memory at a time: they fit into the cache of a processor
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,8 @@ class SyntheticLikelihood:
         scale: Standard deviation of the residuals over `exp(log_scale)`.
         whiten: Matrix that decorrelates standardized residuals, shape `(k, k)`.
         log_determinant: Logarithm of its determinant.
-        densities: Density of each entry of z at the nodes of a grid, shape `(k, g)`.
+        log_densities: Logarithm of the density of each entry of z at the nodes of a
+            grid, shape `(k, g)`.
     """
 
     mean: Regression
@@ -64,7 +69,7 @@ class SyntheticLikelihood:
     scale: np.ndarray
     whiten: np.ndarray
     log_determinant: float
-    densities: np.ndarray
+    log_densities: np.ndarray
 
     @classmethod
     def fit(cls, simulations: LevelArrays, degree: int = 2) -> SyntheticLikelihood:
@@ -74,20 +79,19 @@ class SyntheticLikelihood:
             simulations: The simulations.
             degree: Degree in theta of means and log scales.
         """
-        theta, x = simulations.theta, simulations.x
-        features = polynomials(theta, degree)
-        mean = Regression.fit(features, theta, x)
-        residuals = x - mean(theta)
-        log_scale = Regression.fit(features, theta, log_sizes(residuals))
-        residuals = residuals / np.exp(log_scale(theta))
+        design = simulations.of_theta(Design.of, degree)
+        mean = design.fit(simulations.x)
+        residuals = simulations.x - design.predict(mean)
+        log_scale = design.fit(log_sizes(residuals))
+        residuals /= np.exp(design.predict(log_scale))
         scale = spread(residuals)
-        correlation = np.atleast_2d(np.cov((residuals / scale).T))
-        values, vectors = np.linalg.eigh(correlation)
+        residuals /= scale
+        values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(residuals.T)))
         values = np.clip(values, _MIN_EIGENVALUE, None)
         whiten = vectors / np.sqrt(values)
-        densities = [_density(column) for column in ((residuals / scale) @ whiten).T]
+        log_densities = _log_densities(residuals @ whiten)
         log_determinant = -0.5 * np.log(values).sum()
-        return cls(mean, log_scale, scale, whiten, log_determinant, np.stack(densities))
+        return cls(mean, log_scale, scale, whiten, log_determinant, log_densities)
 
     def log_prob(self, x: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Log density of each x, shape `(m, k)`, at its theta, shape `(m, d)`."""
@@ -99,15 +103,13 @@ class SyntheticLikelihood:
     def _log_prob(
         self, x: np.ndarray, mean: np.ndarray, scale: np.ndarray
     ) -> np.ndarray:
+        """Log density of x, shape `(..., k)`, given moments of a compatible shape."""
         z = ((x - mean) / scale) @ self.whiten
-        near = [
-            np.interp(column, _GRID, density, left=0.0, right=0.0)
-            for column, density in zip(z.T, self.densities)
-        ]
-        far = norm.pdf(z, scale=_WIDE_SCALE).T
-        density = (1 - _WIDE_SHARE) * np.stack(near) + _WIDE_SHARE * far
-        log_density = np.log(np.maximum(density, 1e-300)).sum(axis=0)
-        return log_density - np.log(scale).sum(axis=1) + self.log_determinant
+        return (
+            _interpolated(self.log_densities, z).sum(axis=-1)
+            - np.log(scale).sum(axis=-1)
+            + self.log_determinant
+        )
 
     def log_likelihood(self, simulations: LevelArrays) -> np.ndarray:
         """Log density of each x at its own theta, shape `(n,)`."""
@@ -124,17 +126,45 @@ class SyntheticLikelihood:
         """
         prior = prior[:_NUM_PRIOR]
         moments = self._moments(prior)
-        evidence = [logsumexp(self._log_prob(x, *moments)) for x in simulations.x]
+        x = simulations.x[:, np.newaxis]
+        size = max(1, _MAX_ENTRIES // moments[0].size)
+        evidence = [
+            logsumexp(self._log_prob(x[rows], *moments), axis=1)
+            for rows in blocks(len(x), size)
+        ]
         likelihood = self.log_likelihood(simulations)
-        return likelihood - np.array(evidence) + np.log(len(prior))
+        return likelihood - np.concatenate(evidence) + np.log(len(prior))
 
 
-def _density(values: np.ndarray) -> np.ndarray:
-    """Kernel density estimate at the nodes of the grid, by Silverman's rule."""
-    step = _GRID[1] - _GRID[0]
-    edges = np.append(_GRID - step / 2, _GRID[-1] + step / 2)
-    histogram, _ = np.histogram(values, edges)
-    histogram = histogram / (len(values) * step)
-    width = min(values.std(), iqr(values) / 1.349 or np.inf)
-    bandwidth = 0.9 * width * len(values) ** -0.2
-    return gaussian_filter1d(histogram, max(bandwidth / step, 1.0))
+def _log_densities(z: np.ndarray) -> np.ndarray:
+    """Log of kernel density estimates at the nodes of the grid, by Silverman's rule."""
+    count, num_features = z.shape
+    lower, upper = np.percentile(z, [25, 75], axis=0)
+    ranges = np.where(upper > lower, (upper - lower) / 1.349, np.inf)
+    width = np.minimum(z.std(axis=0), ranges)
+    cells = np.floor((z + _RANGE) / _STEP + 0.5)
+    inside = (cells >= 0) & (cells < _NUM_NODES)
+    first = _NUM_NODES * np.arange(num_features)
+    numbers = (cells + first)[inside].astype(int)
+    counts = np.bincount(numbers, minlength=_NUM_NODES * num_features)
+    histograms = counts.reshape(num_features, _NUM_NODES) / (count * _STEP)
+    bandwidths = np.maximum(0.9 * width * count**-0.2 / _STEP, 1.0)
+    near = np.stack([gaussian_filter1d(*each) for each in zip(histograms, bandwidths)])
+    far = norm.pdf(_GRID, scale=_WIDE_SCALE)
+    return np.log((1 - _WIDE_SHARE) * near + _WIDE_SHARE * far)
+
+
+def _interpolated(tables: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Tabulated functions of each entry of z, shape `(..., k)`; beyond the grid, log
+    density of the wide normal."""
+    place = np.clip((z + _RANGE) / _STEP, 0.0, _NUM_NODES - 1.001)
+    cell = place.astype(np.int32)
+    place -= cell
+    cell += (_NUM_NODES * np.arange(len(tables))).astype(np.int32)
+    rises = np.diff(tables, axis=1, append=0.0).ravel()
+    values = tables.ravel().take(cell) + place * rises.take(cell)
+    beyond = np.abs(z) > _RANGE
+    if beyond.any():
+        wide = norm.logpdf(z[beyond], scale=_WIDE_SCALE) + np.log(_WIDE_SHARE)
+        values[beyond] = np.maximum(wide, np.log(1e-300))
+    return values

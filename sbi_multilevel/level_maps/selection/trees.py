@@ -12,10 +12,10 @@ are therefore added to the features,
     \phi(\theta) = \bigl(\theta,\ \theta \theta^\top,\
     t_1(\theta), \ldots, t_k(\theta),\ u_1(\theta), \ldots, u_k(\theta)\bigr).
 
-Trees overfit the simulations that they are fitted to. The simulations (the first 10
-000) are therefore cut into three parts, and predictions at a theta of one part are
-those of trees fitted to the other two; at any other theta they are the mean of all
-three.
+for those features of x that trees predict at all. Trees overfit the simulations that
+they are fitted to. The parameters are therefore cut into three parts by a hash of their
+bits, and predictions at a theta are those of trees fitted to the simulations (of the
+first 6 000) in the other two.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.model_selection import GroupKFold
-from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.level_maps.arrays import LevelArrays, bit_patterns
 from sbi_multilevel.level_maps.regression import (
+    Design,
     Regression,
     log_sizes,
     polynomials,
@@ -39,7 +38,16 @@ from sbi_multilevel.level_maps.regression import (
 )
 
 _NUM_PARTS = 3
-_MAX_SIMULATIONS = 10_000  # that trees are fitted to
+_MAX_SIMULATIONS = 6_000  # that trees are fitted to
+_BOOSTING = {
+    "early_stopping": True,
+    "learning_rate": 0.15,
+    "max_iter": 70,
+    "max_leaf_nodes": 10,
+    "random_state": 0,
+}
+_MIN_GAIN = 0.005  # nats a simulation, of trees for a feature of x
+_MIN_TOTAL_GAIN = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,43 +57,59 @@ class Trees:
     Args:
         quadratic: Quadratic features.
         parts: Trees fitted to all simulations but those of a part.
-        left_out: Part of each theta of the simulations.
     """
 
     quadratic: Pipeline
     parts: Sequence[_Part]
-    left_out: Mapping[bytes, int]
 
     @classmethod
-    def fit(cls, simulations: LevelArrays) -> Trees:
+    def fit(cls, simulations: LevelArrays) -> Trees | None:
         """Fit to many simulations in random order.
 
-        Raises:
-            ValueError: If there are fewer than three parameters.
+        Trees of the first part show which features of x are predicted, by how much they
+        gain over quadratics at the parameters of that part.
+
+        Returns:
+            The features; `None` if trees gain next to nothing.
         """
-        quadratic = polynomials(simulations.theta, 2)
         rows = simulations.first(_MAX_SIMULATIONS)
-        _, groups = np.unique(rows.theta, axis=0, return_inverse=True)
-        parts, left_out = [], {}
-        cuts = GroupKFold(_NUM_PARTS).split(rows.theta, groups=groups.ravel())
-        for number, (seen, unseen) in enumerate(cuts):
-            with _one_thread():
-                parts.append(_Part.fit(rows[seen]))
-            left_out |= {theta.tobytes(): number for theta in rows.theta[unseen]}
-        return cls(quadratic, parts, left_out)
+        numbers = part_of(rows.theta)
+        quadratic = polynomials(rows.theta, 2)
+        every = np.ones((2, rows.x.shape[1]), dtype=bool)
+        with _one_thread():
+            first = _Part.fit(quadratic, rows[numbers != 0], every)
+            gains = first.gains(rows[numbers == 0])
+            kept = gains > _MIN_GAIN
+            if gains[kept].sum() < _MIN_TOTAL_GAIN:
+                return None
+            others = [
+                _Part.fit(quadratic, rows[numbers != number], kept)
+                for number in range(1, _NUM_PARTS)
+            ]
+        return cls(quadratic, [first.only(kept), *others])
 
     def joined(self, theta: np.ndarray) -> np.ndarray:
         """Quadratic features and those of trees, shape `(n, p)`."""
         return np.concatenate((self.quadratic.transform(theta), self(theta)), axis=1)
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
-        """Features of theta, shape `(n, d)`: shape `(n, 2 k)`, k of them means."""
-        numbers = np.array([self.left_out.get(row.tobytes(), -1) for row in theta])
-        is_own = numbers == np.arange(len(self.parts))[:, None]
-        votes = np.where(numbers < 0, 1.0, is_own)
+        """Features of theta, shape `(n, d)`: of means, then of log scales."""
+        numbers = part_of(theta)
+        features = np.empty((len(theta), self.parts[0].num_trees))
         with _one_thread():
-            features = np.stack([part(theta) for part in self.parts])
-        return np.einsum("pn,pnk->nk", votes / votes.sum(axis=0), features)
+            for number in np.unique(numbers):
+                rows = numbers == number
+                features[rows] = self.parts[number](theta[rows])
+        return features
+
+
+def part_of(theta: np.ndarray) -> np.ndarray:
+    """Number of the part of each theta, the same for the same bits, shape `(n,)`."""
+    generator = np.random.default_rng(0)
+    factors = generator.integers(2**63, size=theta.shape[1], dtype=np.uint64)
+    # the highest bits of a product with odd numbers depend on all bits
+    hashes = (bit_patterns(theta) * (2 * factors + 1)).sum(axis=1, dtype=np.uint64)
+    return ((hashes >> np.uint64(32)) % _NUM_PARTS).astype(int)
 
 
 def _one_thread() -> threadpool_limits:
@@ -101,15 +125,38 @@ class _Part:
     log_scale: _Boosted
 
     @classmethod
-    def fit(cls, rows: LevelArrays) -> _Part:
-        quadratic = polynomials(rows.theta, 2)
-        mean = _Boosted.fit(quadratic, rows.theta, rows.x)
+    def fit(cls, features: Pipeline, rows: LevelArrays, kept: np.ndarray) -> _Part:
+        """Fit trees to the means and the log scales that are `kept`."""
+        design = Design(features, rows.theta)
+        mean = _Boosted.fit(design, rows.x, kept[0])
         sizes = log_sizes(rows.x - mean(rows.theta))
-        return cls(mean, _Boosted.fit(quadratic, rows.theta, sizes))
+        return cls(mean, _Boosted.fit(design, sizes, kept[1]))
+
+    def only(self, kept: np.ndarray) -> _Part:
+        """The same without the trees that are not `kept`, shape `(2, k)`."""
+        return _Part(self.mean.only(kept[0]), self.log_scale.only(kept[1]))
+
+    def gains(self, rows: LevelArrays) -> np.ndarray:
+        """Gain of trees over quadratics in nats a simulation, shape `(2, k)`."""
+        by_quadratic = rows.x - self.mean.quadratic(rows.theta)
+        by_trees = rows.x - self.mean(rows.theta)
+        sizes = log_sizes(by_trees)
+        errors = [
+            ((sizes - predict(rows.theta)) ** 2).mean(axis=0)
+            for predict in (self.log_scale.quadratic, self.log_scale)
+        ]
+        # a scale that is wrong by a factor exp(e) costs e^2 nats if e is small
+        of_mean = np.log(spread(by_quadratic) / spread(by_trees))
+        return np.stack((of_mean, errors[0] - errors[1]))
+
+    @property
+    def num_trees(self) -> int:
+        """Number of features of theta."""
+        return len(self.mean.trees) + len(self.log_scale.trees)
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
-        trees = self.mean.trees, self.log_scale.trees
-        return np.concatenate([tree.predict(theta) for tree in trees], axis=1)
+        each = [boosted.of_trees(theta) for boosted in (self.mean, self.log_scale)]
+        return np.concatenate(each, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +164,30 @@ class _Boosted:
     """A quadratic, and trees on its residuals over their standard deviation."""
 
     quadratic: Regression
-    trees: MultiOutputRegressor
+    trees: Mapping[int, HistGradientBoostingRegressor]  # of some of the columns
     scale: np.ndarray
 
     @classmethod
-    def fit(
-        cls, features: Pipeline, theta: np.ndarray, targets: np.ndarray
-    ) -> _Boosted:
-        quadratic = Regression.fit(features, theta, targets)
-        residuals = targets - quadratic(theta)
-        scale = spread(residuals)
-        trees = HistGradientBoostingRegressor(early_stopping=True, random_state=0)
-        fitted = MultiOutputRegressor(trees).fit(theta, residuals / scale)
-        return cls(quadratic, fitted, scale)
+    def fit(cls, design: Design, targets: np.ndarray, kept: np.ndarray) -> _Boosted:
+        quadratic = design.fit(targets)
+        residuals = targets - design.predict(quadratic)
+        scale, trees = spread(residuals), {}
+        for column in np.flatnonzero(kept):
+            tree = HistGradientBoostingRegressor(**_BOOSTING)
+            values = residuals[:, column] / scale[column]
+            trees[int(column)] = tree.fit(design.inputs, values)
+        return cls(quadratic, trees, scale)
+
+    def only(self, kept: np.ndarray) -> _Boosted:
+        trees = {column: tree for column, tree in self.trees.items() if kept[column]}
+        return _Boosted(self.quadratic, trees, self.scale)
+
+    def of_trees(self, theta: np.ndarray) -> np.ndarray:
+        """Predictions of the trees, a column each."""
+        columns = [tree.predict(theta) for tree in self.trees.values()]
+        return np.stack(columns, axis=1) if columns else np.empty((len(theta), 0))
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
-        return self.quadratic(theta) + self.scale * self.trees.predict(theta)
+        predicted, columns = self.quadratic(theta), list(self.trees)
+        predicted[:, columns] += self.scale[columns] * self.of_trees(theta)
+        return predicted
