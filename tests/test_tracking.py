@@ -23,6 +23,7 @@ from sbi_multilevel.losses.gradients import (
     level_norms,
     project,
 )
+from sbi_multilevel.losses.layers import LayerGradients
 from sbi_multilevel.training.history import (
     control_variate,
     curve,
@@ -162,14 +163,16 @@ def test_a_step_tells_the_gradients_of_the_levels(adjustment):
 # ------------------------------------------------------------- in a trainer
 
 
-@pytest.mark.parametrize("rows_for_separate_passes", (1, 10**6))
+@pytest.mark.parametrize("rows_for_separate_passes", (None, 1, 10**6))
 @pytest.mark.parametrize("adjustment", ("project", "none"))
 def test_logged_values_are_those_by_hand(
     adjustment, rows_for_separate_passes, monkeypatch
 ):
+    if rows_for_separate_passes is not None:  # else by layer, in one pass
+        monkeypatch.setattr(LayerGradients, "of", lambda *_: None)
     monkeypatch.setattr(
         "sbi_multilevel.training.epochs._MIN_FOR_SEPARATE_PASSES",
-        rows_for_separate_passes,
+        rows_for_separate_passes or 0,
     )
     sims = simulations()
     trainer = make(MultilevelConfig(adjustment=adjustment, early_stopping=False), sims)
@@ -197,6 +200,17 @@ def test_logged_values_are_those_by_hand(
         assert found == pytest.approx(gradient.norm().item(), rel=1e-4)
     cosine = torch.cosine_similarity(gradients[0], sum(corrections), dim=0).item()
     assert summary["gradient_cosine"] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_training_by_layer_is_that_of_separate_passes(monkeypatch):
+    def weights():
+        torch.manual_seed(4)
+        network = make().train(max_num_epochs=3, training_batch_size=100)
+        return torch.cat([value.flatten() for value in network.state_dict().values()])
+
+    by_layer = weights()
+    monkeypatch.setattr(LayerGradients, "of", lambda *_: None)
+    assert torch.allclose(weights(), by_layer, atol=1e-4)
 
 
 def losses_by_hand(trainer, sims):

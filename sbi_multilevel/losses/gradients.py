@@ -25,7 +25,7 @@ in their Appendix B.6.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,6 +35,7 @@ from torch.nn import Parameter
 
 Adjustment = Literal["rescale_project", "rescale", "project", "none"]
 ADJUSTMENTS: tuple[str, ...] = get_args(Adjustment)
+GradientsOf = Callable[[Sequence[Tensor], Sequence[Parameter]], Tensor]
 
 
 def flat_gradients(values: Sequence[Tensor], parameters: Sequence[Parameter]) -> Tensor:
@@ -76,8 +77,9 @@ def rescale(fine: Tensor, coarse: Tensor) -> Tensor:
         >>> rescale(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
         tensor([0., 5.])
     """
-    length = coarse.norm()
-    return coarse * (fine.norm() / length) if length > 0 else coarse
+    length = coarse.norm(dim=-1, keepdim=True)
+    ratio = fine.norm(dim=-1, keepdim=True) / length
+    return coarse * ratio.where(length > 0, torch.ones_like(ratio))
 
 
 def project(base: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,9 +102,11 @@ def project(base: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
     inner = torch.dot(base, correction)
     if inner >= 0:
         return base, correction
+    on_correction = inner / torch.dot(correction, correction)
+    on_base = inner / torch.dot(base, base)
     return (
-        base - inner / torch.dot(correction, correction) * correction,
-        correction - inner / torch.dot(base, base) * base,
+        torch.sub(base, correction, alpha=on_correction.item()),
+        torch.sub(correction, base, alpha=on_base.item()),
     )
 
 
@@ -122,7 +126,10 @@ class GradientStep:
 
 
 def adjusted_step(
-    values: Sequence[Tensor], parameters: Sequence[Parameter], adjustment: Adjustment
+    values: Sequence[Tensor],
+    parameters: Sequence[Parameter],
+    adjustment: Adjustment,
+    gradients_of: GradientsOf = flat_gradients,
 ) -> GradientStep:
     """A step from the signed means of the terms.
 
@@ -130,6 +137,7 @@ def adjusted_step(
         values: Signed means whose sum is the loss, in the order that `combine` expects.
         parameters: Parameters to differentiate with respect to.
         adjustment: As in `combine`.
+        gradients_of: How the gradients of the terms are computed.
 
     Example:
     --------
@@ -146,7 +154,7 @@ def adjusted_step(
     if adjustment == "none":  # the gradient of the sum, in one backward pass
         total = torch.stack(list(values)).sum()
         return GradientStep(flat_gradients([total], parameters)[0])
-    return combine(flat_gradients(values, parameters), adjustment)
+    return combine(gradients_of(values, parameters), adjustment)
 
 
 def combine(
@@ -162,11 +170,9 @@ def combine(
     """
     base, fine, coarse = gradients[0], gradients[1::2], gradients[2::2]
     if "rescale" in adjustment:
-        coarse = [rescale(*pair) for pair in zip(fine, coarse, strict=True)]
-    correction = torch.zeros_like(base)
-    for part in (*fine, *coarse):
-        correction = correction + part
-    levels = torch.stack([base, *map(torch.add, fine, coarse)])
+        coarse = rescale(fine, coarse)
+    levels = torch.cat([base[None], fine + coarse])
+    correction = levels[1:].sum(dim=0)
     if "project" in adjustment:
         base, correction = project(base, correction)
     return GradientStep(base + correction, levels)
