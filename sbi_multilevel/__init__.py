@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sbi_multilevel.simulation.noise import vectorize_simulator
     from sbi_multilevel.storage.store import SimulationStore
     from sbi_multilevel.training.ensemble import Ensemble, train_ensemble
+    from sbi_multilevel.training.schedule import OneCycle
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ _MODULES = {
     "MLNPE": "methods.npe",
     "MultilevelConfig": "methods.multilevel",
     "MultilevelSimulations": "data.simulations",
+    "OneCycle": "training.schedule",
     "Pilot": "allocation.pilot",
     "SimulationStore": "storage.store",
     "TooManyFailures": "simulation.accounting",

@@ -44,7 +44,7 @@ def test_a_second_training_is_that_of_a_new_trainer_with_all_simulations(cls):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*with and without x_coarse")
             each.train(**BRIEF)
-    assert inference.hybrid_summary.effective_sample_size.num_high == 34
+    assert inference.estimate_gain().effective_sample_size.num_high == 34
     assert same_weights(inference, fresh._neural_net)
 
 

@@ -1,5 +1,7 @@
 """Hybrid methods: what members are trained on, and what the mixture is."""
 
+from dataclasses import replace
+
 import joblib
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from sbi_multilevel.methods.hybrid.pool import LevelStep
 from tests import linear_gaussian
 
 PRIOR = BoxUniform(-torch.ones(1), torch.ones(1))
-QUICK = HybridConfig(num_members=2)
+QUICK = HybridConfig(num_members=2, distill=False)
 BRIEF = {"max_num_epochs": 2}
 
 
@@ -88,7 +90,7 @@ def test_three_levels_are_mapped_step_by_step():
     ).append_multilevel_simulations(linear_gaussian.simulations())
     inference.train(**BRIEF)
     assert len(inference.hybrid_summary.level_maps) == 2
-    printed = str(inference.hybrid_summary)
+    printed = str(inference.estimate_gain())
     assert (
         "level 0 mapped to level 1 by" in printed
         and "40 high-fidelity simulations" in printed
@@ -108,9 +110,11 @@ def test_members_are_trained_on_the_pool_of_all_lower_levels(monkeypatch):
         linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
     inference.train(**BRIEF)
-    # starts; members (high fidelity is another level); on half; alone
+    # starts; members (high fidelity is another level); alone
     pooled = [(460,), (460,)]
-    assert seen == [pooled, pooled, [(10,), (10,)], [(20,), (20,)]]
+    assert seen == [pooled, pooled, [(20,), (20,)]]
+    inference.estimate_gain()
+    assert seen[3:] == [[(10,), (10,)]]
 
 
 def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypatch):
@@ -134,7 +138,7 @@ def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypa
     monkeypatch.setattr(LevelStep, "map_low", spy_on_maps)
     monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
     simulations = simulated(paired=False)
-    make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)
+    make(simulations=simulations, config=replace(QUICK, num_members=3)).train(**BRIEF)
 
     theta, folds = simulations[1].theta, seen_trainers[0].folds
     assert sorted(np.concatenate(folds)) == list(range(20))
@@ -174,8 +178,8 @@ def test_simulations_at_held_out_parameters_are_not_trained_on(monkeypatch):
     monkeypatch.setattr(members_module, "train_members", spy)
     monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
     simulations = nested()
-    make(simulations=simulations, config=HybridConfig(num_members=3)).train(**BRIEF)
-    starts, pooled, _, alone = trained_on
+    make(simulations=simulations, config=replace(QUICK, num_members=3)).train(**BRIEF)
+    starts, pooled, alone = trained_on
     for index, fold in enumerate(seen_trainers[0].folds):
         held_out = simulations[1].theta[fold]
         assert len(pooled[index]) == 200 - len(held_out.unique())
@@ -234,10 +238,10 @@ def test_all_networks_have_the_settings_of_the_optimizer(monkeypatch):
         return original(self, config)
 
     monkeypatch.setattr(members_module.MemberTrainer, "_member", spy)
-    trained(config=HybridConfig(num_members=2, betas=(0.5, 0.9), weight_decay=0.1))
-    assert len(configs) == 8
+    trained(config=replace(QUICK, betas=(0.5, 0.9), weight_decay=0.1))
+    assert len(configs) == 6
     assert {(each.betas, each.weight_decay) for each in configs} == {((0.5, 0.9), 0.1)}
-    assert sorted(each.rehearsal > 0 for each in configs) == [False] * 6 + [True] * 2
+    assert sorted(each.rehearsal > 0 for each in configs) == [False] * 4 + [True] * 2
 
 
 def test_too_few_simulations_for_members_are_an_error_before_training(monkeypatch):
@@ -255,12 +259,12 @@ def test_too_few_simulations_for_members_are_an_error_before_training(monkeypatc
 def test_a_large_validation_fraction_is_possible():
     few = simulated(n_high=12)
     inference = trained(simulations=few, options={"validation_fraction": 0.5, **BRIEF})
-    assert inference.hybrid_summary.effective_sample_size is not None
+    assert inference.estimate_gain().effective_sample_size is not None
 
 
 def test_without_mixing_only_members_are_trained():
-    inference = trained(config=HybridConfig(num_members=2, mix=False))
-    summary = inference.hybrid_summary
+    inference = trained(config=replace(QUICK, mix=False))
+    summary = inference.estimate_gain()
     assert list(summary.weights) == list(summary.log_scores) == ["with lower levels"]
     assert summary.effective_sample_size is None
     assert "with lower levels" in str(summary)
@@ -297,7 +301,8 @@ def test_without_lower_levels_there_is_no_effective_sample_size():
     alone = simulated()[1]
     alone = LevelSimulations(0, alone.theta, alone.x)
     inference = trained(simulations=MultilevelSimulations((alone,)))
-    assert inference.hybrid_summary.effective_sample_size is None
+    with pytest.raises(ValueError, match="one level only"):
+        inference.estimate_gain()
     assert set(inference.hybrid_summary.weights) <= {"high fidelity alone", "prior"}
 
 
@@ -330,11 +335,11 @@ def test_trainings_of_members_are_kept_and_reported():
     assert list(runs["with lower levels"]) == ["start 1", "start 2", *members]
     assert list(runs["high fidelity alone"]) == members
     stages = runs["with lower levels"]["member 1"]
-    assert [len(run.training_loss) for run in stages] == [3, 3]  # sbi adds an epoch
+    assert [len(run.training_loss) for run in stages] == [2, 2]
     report = check_training(inference)
     assert report.verdict == "stopped at max epochs"
     assert "with lower levels, start 1 (level 0): the loss had not" not in str(report)
-    reason = "the loss had not converged after 3 epochs. Increase max_num_epochs."
+    reason = "the loss had not converged after 2 epochs. Increase max_num_epochs."
     number = len(report.verdicts)
     assert report.reasons[1:] == (f"{number} of {number} runs of members: {reason}",)
     healthy = trained(options={"learning_rate": 5e-3, "stop_after_epochs": 5})
@@ -436,7 +441,7 @@ def test_with_transformed_tails_the_density_of_x_is_normalized():
     assert mass.item() == pytest.approx(1, abs=0.01)
     assert (
         trained(
-            HybridNLE, simulations, HybridConfig(num_members=2, transform_tails=False)
+            HybridNLE, simulations, replace(QUICK, transform_tails=False)
         )._neural_net.tails
         is None
     )
@@ -472,12 +477,12 @@ def test_training_with_more_simulations_is_from_scratch():
         torch.zeros(9, 1), torch.randn(9, 2), torch.randn(9, 2), level=1
     )
     inference.train(**BRIEF, force_first_round_loss=True)
-    assert inference.hybrid_summary.effective_sample_size.num_high == 29
+    assert inference.estimate_gain().effective_sample_size.num_high == 29
 
 
 def test_four_high_fidelity_simulations_are_enough():
     inference = trained(simulations=simulated(100, 4), config=HybridConfig())
-    assert inference.hybrid_summary.effective_sample_size.num_high == 4
+    assert inference.estimate_gain().effective_sample_size.num_high == 4
     with pytest.raises(ValueError, match="at least 4"):
         trained(simulations=simulated(100, 3), config=HybridConfig())
 
@@ -528,7 +533,7 @@ def test_good_low_fidelity_helps_and_useless_low_fidelity_does_no_harm():
         weights = inference.hybrid_summary.weights
         if name == "good":
             assert weights["with lower levels"] > 0.8
-            assert inference.hybrid_summary.effective_sample_size.estimate > 40
+            assert inference.estimate_gain().effective_sample_size.estimate > 40
     assert scores["good"] > scores["useless"] + 0.1
     # log score of the prior, which is uniform on [-1, 1]
     assert scores["useless"] > -np.log(2)

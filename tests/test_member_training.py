@@ -17,8 +17,8 @@ from tests.test_hybrid import BRIEF, QUICK, make, simulated, trained
 @pytest.mark.parametrize(
     ("config", "one_level", "total"),
     (
-        (HybridConfig(num_members=3), False, 2 + 3 * 3),
-        (HybridConfig(num_members=2, shared_start=False), False, 3 * 2),
+        (HybridConfig(num_members=3), False, 2 + 2 * 3 + 1),
+        (HybridConfig(num_members=2, shared_start=False, distill=False), False, 2 * 2),
         (HybridConfig(num_members=3), True, 3),
     ),
 )
@@ -53,8 +53,8 @@ def test_the_bar_moves_with_every_network(monkeypatch, config, one_level, total)
         last = [
             *([first] if config.shared_start else []),
             ("Training networks with lower levels", members),
-            ("Training networks with half of the simulations", members),
             *last,
+            *([("Training one network in place of all", 1)] if config.distill else []),
         ]
         assert words[0] == "Selecting level maps"
     assert [description for _, description in moves] == [
@@ -69,9 +69,9 @@ def test_members_are_returned_in_order_and_reported_one_by_one(num_workers):
     done = []
     folds = [Fold(index, 0) for index in range(3)]
     members = train_members(
-        trainers, folds, num_workers, BRIEF, lambda: done.append(None)
+        trainers, folds, num_workers, BRIEF, lambda *each: done.append(each)
     )
-    assert len(done) == 3
+    assert done == list(enumerate(members))
     sizes = [m.multilevel_simulations.num_simulations for m in members]
     assert sizes == [(60, 20), (60, 8), (60, 12)]
 

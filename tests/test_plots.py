@@ -176,8 +176,8 @@ def hybrid_summary(size):
         (scores,),
         {"with lower levels": 0.9, "prior": 0.1},
         {"with lower levels": -0.5, "high fidelity alone": -1.25, "prior": -2.0},
-        size,
-        12,
+        num_epochs=12,
+        effective_sample_size=size,
     )
 
 
@@ -216,6 +216,9 @@ def test_any_effective_sample_size_can_be_drawn(estimate):
 def test_a_trained_hybrid_is_plotted():
     config = HybridConfig(num_members=2, level_maps=("none", "shift"))
     trainer = trained(HybridNPE, simulations((100, 12)), config=config)
+    figure, axes = plot_training(trainer)
+    assert len(axes) == 3
+    trainer.estimate_gain()
     figure, axes = plot_training(trainer)
     figure.canvas.draw()
     assert len(axes) == 4

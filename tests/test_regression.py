@@ -19,7 +19,9 @@ from sbi_multilevel import (
 )
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
-ONE_MAP = HybridConfig(num_members=2, level_maps=("shift",), mix=False)
+ONE_MAP = HybridConfig(
+    num_members=2, level_maps=("shift",), mix=False, schedule=None, distill=False
+)
 CASES = {
     "MLNPE": (MLNPE, None),
     "MLNLE": (MLNLE, MultilevelConfig(adjustment="project", alignment="affine")),

@@ -102,13 +102,15 @@ def start_here(text):
     assert gain < plain - nlpd["HybridNPE, shuffled"]
     # the summary has the gain, although a probe without a map had none
     gain, error = values(rf"log score {GAIN}", text)
-    assert gain > 5 * error
+    assert gain > 4 * error
     assert "an affine map of each summary does not improve this" in text
     gain, error = outputs_gains(text)[0]
     assert gain > 3 * error
-    # calibrated except for one parameter
+    # the mixture is kept; calibrated, with weak evidence against one parameter
+    assert "distillation: the mixture is kept" in text
     p_values = re.search(r"SBC p-values (.+)", text)[1].split(", ")
-    assert [float(p) > 0.01 for p in p_values] == [True, True, False]
+    assert [float(p) > 0.05 for p in p_values] == [True, True, False]
+    assert float(p_values[2]) > 0.01
     area, error = values(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
     assert abs(area) < 2 * error
 
@@ -158,21 +160,24 @@ def bad_low_fidelity(text):
     gains = re.findall(rf"log score {GAIN}", text)
     assert len(gains) == 4
     assert all(float(gain) > 3 * float(error) for gain, error in gains)
-    # the gain from outputs is largest for the healthy one, but significant for none
+    # the gain from outputs is significant for the healthy and reversed ones; two
+    # errors are not enough, as the useless one shows
     found = dict(zip(reports, outputs_gains(text), strict=True))
-    assert max(found, key=found.get) == "healthy" and found["unpaired"][0] < 0
-    assert all(abs(gain) < 2 * error for gain, error in found.values())
+    in_errors = {name: gain / error for name, (gain, error) in found.items()}
+    assert min(in_errors["healthy"], in_errors["reversed"]) > 3
+    assert 2 < in_errors["useless"] < 2.5 and -2 < in_errors["unpaired"] < 0
     # none is harmful, and a useless one has most of the gain of a healthy one
     found = re.findall(r"^(\w+) +NLPD .+, gain ([+-][\d.]+)", text, flags=re.M)
     gains = {name: float(gain) for name, gain in found}
     assert len(gains) == 4 and min(gains.values()) > 0
     assert 0 < gains["healthy"] - gains["useless"] < 0.3
     assert gains["unpaired"] < gains["useless"]
-    # which is significant on test simulations; a reversed summary costs nothing
+    # which is significant on test simulations; a reversed summary costs nothing, and
+    # is better by the randomness of training
     gain, error = values(rf"healthy relative to useless: {GAIN}", text)
     assert gain > 5 * error
     gain, error = values(rf"healthy relative to reversed: {GAIN}", text)
-    assert abs(gain) < 2 * error
+    assert -0.15 < gain < -3 * error
 
 
 def camels(text):
@@ -190,17 +195,28 @@ def camels(text):
     areas = re.findall(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
     (hybrid, error), (plain, _) = [tuple(map(float, each)) for each in areas]
     assert abs(hybrid) < 2 * error and plain < -5 * error
+    # SBC detects an error that TARP does not
+    p_values = re.findall(r"SBC p ([\d.e-]+),", text)
+    assert max(map(float, p_values)) < 1e-4
+    # medians do not detect posteriors that are too narrow
+    medians = scores(text, r"NLPD .+ median")
+    low, high = medians["NPE, 980 low fidelity"], medians["NPE, 500 high fidelity"]
+    assert low < high < prior
+    worst = scores(text, "NLPD .+ worst percent above")
+    others = worst["NPE, 20 high fidelity"], worst["NPE, 980 low fidelity"]
+    assert worst["NPE, 500 high fidelity"] < worst["HybridNPE"] < min(others)
 
 
 def gallery(text):
     # the plot of the hybrid has an arrow, and networks with lower levels only
     assert "too large to be estimated" in text
     assert "high fidelity alone: weight" not in text
-    # slightly too wide in the first parameter, which L-C2ST does not detect
+    assert "distillation: one network in place of the mixture" in text
+    # slightly too wide in the first parameter, which TARP and L-C2ST do not detect
     p_values = re.search(r"SBC p-values (.+)", text)[1].split(", ")
     assert [float(p) > 0.01 for p in p_values] == [False, True]
     area, error = values(r"TARP area (-?[\d.]+), expected 0 ± ([\d.]+)", text)
-    assert area > 2 * error
+    assert 0 < area < 2 * error
     (p_value,) = values(r"L-C2ST p-value ([\d.]+)", text)
     assert p_value > 0.05
 

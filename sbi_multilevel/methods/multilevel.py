@@ -57,6 +57,7 @@ from sbi_multilevel.level_maps import (
 from sbi_multilevel.losses.gradients import ADJUSTMENTS, Adjustment
 from sbi_multilevel.losses.held_out import MIN_PAIRS, STOPPING_RULES, Stopping
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.schedule import fine_tuning
 from sbi_multilevel.training.stages import Stage, Term
 
 
@@ -137,6 +138,7 @@ class MultilevelConfig(MethodConfig):
             self.adjustment,
             is_warm=is_pretrained,
             is_bounded=self.stopping == "bounded",
+            schedule=fine_tuning(self.schedule) if is_pretrained else self.schedule,
         )
         return (stage,)
 

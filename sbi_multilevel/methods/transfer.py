@@ -42,6 +42,7 @@ from sbi_multilevel.data.simulations import (
 )
 from sbi_multilevel.level_maps import Alignment, standardize_to
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.schedule import fine_tuning
 from sbi_multilevel.training.stages import Stage, Term
 
 _REHEARSAL_BATCHES = 10  # of an epoch
@@ -132,7 +133,7 @@ class TransferConfig(MethodConfig):
         for index, group in enumerate(levels):
             terms = tuple(Term(level) for level in group)
             if index == 0 and not is_pretrained:
-                stages.append(Stage(terms))
+                stages.append(Stage(terms, schedule=self.schedule))
             else:
                 stages.append(self._fine_tuning(terms))
         return tuple(stages)
@@ -151,6 +152,7 @@ class TransferConfig(MethodConfig):
             freeze=self.freeze,
             is_warm=True,
             num_batches=_REHEARSAL_BATCHES if self.rehearsal > 0 else None,
+            schedule=fine_tuning(self.schedule),
         )
 
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:

@@ -58,6 +58,7 @@ class LevelSplit:
         validation_fraction: float,
         fold: Fold | None = None,
         min_held_out: int = 1,
+        max_held_out: int | None = None,
     ) -> LevelSplit:
         """Split each level at random.
 
@@ -67,6 +68,8 @@ class LevelSplit:
             fold: Which simulations are held out; any if `None`.
             min_held_out: Simulations of each level held out at least, but no more than
                 a third of them for that.
+            max_held_out: Simulations of each level held out at most; `None` for any
+                number.
         """
         sizes = [
             count
@@ -77,6 +80,8 @@ class LevelSplit:
             )
             for count in counts
         ]
+        if max_held_out is not None and validation_fraction > 0:
+            sizes = [max(s, n - max_held_out) for s, n in zip(sizes, counts)]
         orders = [
             torch.randperm(count) if fold is None else fold.order(count, count - size)
             for count, size in zip(counts, sizes)
@@ -212,6 +217,9 @@ class LevelBatchSampler(Sampler[Tensor]):
         train: Simulations of each level to draw from.
         batch_size: Simulations in a batch, over all terms of the stage.
         stage: Which terms to draw.
+
+    Attributes:
+        num_available: Batches of a pass through all simulations.
     """
 
     def __init__(
@@ -227,9 +235,8 @@ class LevelBatchSampler(Sampler[Tensor]):
         sides = [sum(t.level == level for t in stage.terms) for level in levels]
         sizes = batch_sizes(counts, batch_size, sides)
         self._sizes = dict(zip(levels, sizes))
-        self._num_batches = max(n // m for n, m in zip(counts, sizes))
-        if stage.num_batches is not None:
-            self._num_batches = min(self._num_batches, stage.num_batches)
+        self.num_available = max(n // m for n, m in zip(counts, sizes))
+        self._num_batches = stage.epoch_size(self.num_available)
 
     def __len__(self) -> int:
         return self._num_batches

@@ -20,8 +20,13 @@ from typing import Any, ClassVar
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.level_maps import Alignment
+from sbi_multilevel.training.schedule import OneCycle
 from sbi_multilevel.training.stages import Stage, Term
 from sbi_multilevel.utils.argument_types import check_field_types
+
+# Simulations of a level that a schedule holds out at most: their loss is computed many
+# times in a training that may pass through a million simulations only once.
+_MAX_HELD_OUT = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,9 @@ class MethodConfig(ABC):
         betas: Decay rates of the moments in Adam; that reference code has (0.85,
             0.999).
         weight_decay: L2 penalty in Adam.
+        schedule: `OneCycle()`: the learning rate rises and falls within a fixed number
+            of steps, which takes a fraction of the time. `None`: it is constant, as in
+            sbi and in the papers.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -52,6 +60,7 @@ class MethodConfig(ABC):
     early_stopping: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    schedule: OneCycle | None = None
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -64,6 +73,11 @@ class MethodConfig(ABC):
     def min_held_out(self) -> int:
         """Simulations of each level that early stopping holds out at least."""
         return 1
+
+    @property
+    def max_held_out(self) -> int | None:
+        """Simulations of each level that early stopping holds out at most."""
+        return None if self.schedule is None else _MAX_HELD_OUT
 
     @abstractmethod
     def stages(self, num_levels: int, is_pretrained: bool = False) -> tuple[Stage, ...]:

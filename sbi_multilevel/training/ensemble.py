@@ -163,7 +163,7 @@ def train_members(
     folds: Sequence[Fold],
     num_workers: int | None,
     train_options: Mapping[str, Any],
-    when_done: Callable[[], object] = lambda: None,
+    when_done: Callable[[int, MultilevelTrainer], object] = lambda *_: None,
 ) -> list[MultilevelTrainer]:
     """Train a copy of each trainer on its own fold, seeded by the fold.
 
@@ -174,7 +174,8 @@ def train_members(
         folds: A fold for each.
         num_workers: Processes, one thread each; `None` leaves it to joblib.
         train_options: Arguments of `train`.
-        when_done: Called after each member, e.g. to move a progress bar.
+        when_done: Called with the position of each member and the member when it is
+            trained, e.g. to keep it.
 
     Returns:
         The trained copies, in the order of `trainers`.
@@ -192,11 +193,11 @@ def train_members(
     ]
     states = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
     members = []
-    for trainer, state in zip(trainers, states):
+    for index, (trainer, state) in enumerate(zip(trainers, states)):
         members.append(
             _restore(type(trainer), state, trainer._prior, trainer._build_neural_net)
         )
-        when_done()
+        when_done(index, members[-1])
     return members
 
 

@@ -58,9 +58,15 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from sbi_multilevel.errors import SbiMultilevelError
-from sbi_multilevel.losses.gradients import adjusted_step, assign_gradient
+from sbi_multilevel.losses.gradients import (
+    adjusted_step,
+    assign_gradient,
+    flat_gradients,
+)
 from sbi_multilevel.losses.held_out import LossEstimate
+from sbi_multilevel.losses.layers import LayerGradients
 from sbi_multilevel.losses.multilevel import multilevel_terms
+from sbi_multilevel.training.schedule import Cycle
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
 
@@ -85,8 +91,11 @@ class StageTraining:
         log: Where values are sent.
         held_out: Batches of held-out simulations.
         losses: Loss of each simulation of a batch.
+        cycle: How far the schedule is; `None` without one.
         has_diverged: Whether a loss or a gradient of the last epoch was not finite.
         parameters: The parameters that are trained in an epoch.
+        layers: Computes the gradients of all terms in one backward pass; `None` where
+            there is one term, or each needs its own pass.
         recorder: Records the steps of an epoch; `None` for stages of one term.
         means: Signed means of the terms of each step of an epoch.
     """
@@ -96,15 +105,31 @@ class StageTraining:
     log: TrainingLog
     held_out: DataLoader
     losses: SampleLosses
+    cycle: Cycle | None = None
     has_diverged: bool = False
     parameters: Sequence[Parameter] = ()
+    layers: LayerGradients | None = None
     recorder: StepRecorder | None = None
     means: list[Tensor] = field(default_factory=list)
 
-    def begin_epoch(self, network: Module) -> None:
-        """Forget the steps of the epoch before; train what is not frozen."""
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+    def begin_epoch(self, network: Module, epoch: int) -> None:
+        """Forget the steps of the epoch before; train what is not frozen.
+
+        Args:
+            network: The network.
+            epoch: Epochs of the stage that were trained before.
+        """
+        if self.cycle is not None:
+            self.cycle.begin_epoch(epoch)
         several = len(self.stage.terms) > 1
+        trained = [p for p in network.parameters() if p.requires_grad]
+        if [*map(id, trained)] != [*map(id, self.parameters)]:
+            self.parameters = trained
+            adjusts = several and self.stage.adjustment != "none"
+            count = len(self.stage.terms)
+            self.layers = (
+                LayerGradients.of(network, trained, count) if adjusts else None
+            )
         self.recorder = (
             StepRecorder(self.stage.terms, self.positions) if several else None
         )
@@ -130,7 +155,12 @@ class StageTraining:
             NotFinite: If the loss or its gradient is not finite.
         """
         values = self._term_values(batch, self.recorder)
-        step = adjusted_step(values, self.parameters, self.stage.adjustment)
+        step = adjusted_step(
+            values,
+            self.parameters,
+            self.stage.adjustment,
+            flat_gradients if self.layers is None else self.layers,
+        )
         if not step.direction.isfinite().all():
             raise NotFinite("the gradient is not finite")
         if self.recorder is not None:
@@ -138,10 +168,22 @@ class StageTraining:
         assign_gradient(step.direction, self.parameters)
         if clip_max_norm is not None:
             clip_grad_norm_(self.parameters, max_norm=clip_max_norm)
-        optimizer.step()
+        if self.cycle is None:
+            optimizer.step()
+        else:
+            self.cycle.step(optimizer)
         means = torch.stack(values).detach()
         self.means.append(means)
         return means
+
+    def is_finished(self, epoch: int) -> bool:
+        """Whether the schedule ended after so many epochs."""
+        return self.cycle is not None and self.cycle.is_finished(epoch)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether `max_num_epochs` leaves fewer steps than the schedule has."""
+        return self.cycle is not None and self.cycle.is_cut
 
     def end_epoch(self) -> float:
         """Log the steps of the epoch, and return their mean loss."""
@@ -190,19 +232,29 @@ class StageTraining:
         """The signed means of the terms, whose sum is the loss.
 
         One pass over the whole batch and one over each term give the same values. With
-        many simulations the second makes the backward passes cheaper.
+        many simulations the second makes a backward pass for each term cheaper.
         """
         marks = batch[-1]
+        layers = self.layers
+        if layers is not None and layers.reads(marks, self.positions):
+            with layers.watch():
+                return self._values_of_batch(batch, recorder)
         one_backward_pass = self.stage.adjustment == "none"
         if one_backward_pass or len(marks) < _MIN_FOR_SEPARATE_PASSES:
-            values = self.losses(batch)
-            if recorder is not None:
-                recorder.keep_losses(values, marks)
-            weights = {p: t.weight for p, t in zip(self.positions, self.stage.terms)}
-            return multilevel_terms(values, marks.to(values.device), weights)
+            return self._values_of_batch(batch, recorder)
         passes = [[column[marks == t] for column in batch] for t in self.positions]
         parts = [self.losses(simulations) for simulations in passes]
         if recorder is not None:
             recorder.keep_losses(torch.cat(parts), torch.cat([p[-1] for p in passes]))
         terms = zip(self.stage.terms, parts, strict=True)
         return [term.weight * part.mean() for term, part in terms]
+
+    def _values_of_batch(
+        self, batch: Sequence[Tensor], recorder: StepRecorder | None
+    ) -> list[Tensor]:
+        """The signed means of the terms, in one pass over the batch."""
+        values, marks = self.losses(batch), batch[-1]
+        if recorder is not None:
+            recorder.keep_losses(values, marks)
+        weights = {p: t.weight for p, t in zip(self.positions, self.stage.terms)}
+        return multilevel_terms(values, marks.to(values.device), weights)

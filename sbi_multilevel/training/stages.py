@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbi_multilevel.losses.gradients import Adjustment
+from sbi_multilevel.training.schedule import OneCycle
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Stage:
             often than once a pass through all simulations.
         is_bounded: Whether early stopping follows the bounded estimate of the expected
             loss (`sbi_multilevel.losses.held_out`) rather than the sum of the terms.
+        schedule: Learning rates of its steps; constant if `None`.
 
     Example:
     --------
@@ -62,8 +64,22 @@ class Stage:
     is_warm: bool = False
     num_batches: int | None = None
     is_bounded: bool = False
+    schedule: OneCycle | None = None
 
     @property
     def levels(self) -> tuple[int, ...]:
         """Levels whose simulations are used, rising."""
         return tuple(sorted({term.level for term in self.terms}))
+
+    def epoch_size(self, num_batches: int) -> int:
+        """Batches of an epoch.
+
+        Args:
+            num_batches: Batches of a pass through all simulations.
+        """
+        limits = [num_batches]
+        if self.num_batches is not None:
+            limits.append(self.num_batches)
+        if self.schedule is not None:
+            limits.append(self.schedule.epoch_size)
+        return min(limits)

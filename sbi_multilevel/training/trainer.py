@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
@@ -47,6 +47,7 @@ from sbi_multilevel.training.network import (
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
 from sbi_multilevel.training.preparing import prepare, with_spread
+from sbi_multilevel.training.schedule import Cycle
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import TrainingLog
 
@@ -163,7 +164,11 @@ class MultilevelTrainer(AppendingTrainer):
             fraction = validation_fraction if self._config.early_stopping else 0.0
             counts = simulations.num_simulations
             plan.split = LevelSplit.random(
-                counts, fraction, plan.fold, self._config.min_held_out
+                counts,
+                fraction,
+                plan.fold,
+                self._config.min_held_out,
+                self._config.max_held_out,
             )
             check_enough_to_train(plan.split)
         network = plan.warm_start if self._neural_net is None else self._neural_net
@@ -271,7 +276,9 @@ class MultilevelTrainer(AppendingTrainer):
                 )
                 plan.stage_index = index
                 loaders = layout.loaders(stage)
-                plan.running = self._stage_training(stage, loaders[1], loss_args)
+                plan.running = self._stage_training(
+                    stage, loaders, loss_args, config.max_num_epochs
+                )
                 with frozen(network, stage.freeze):
                     run(*loaders, config, loss_args, summarization_kwargs)
                 plan.trained[stage] = layout.counts_of(stage)
@@ -280,15 +287,24 @@ class MultilevelTrainer(AppendingTrainer):
         return network
 
     def _stage_training(
-        self, stage: Stage, held_out: DataLoader, loss_args: LossArgs | None
+        self,
+        stage: Stage,
+        loaders: tuple[DataLoader, DataLoader],
+        loss_args: LossArgs | None,
+        max_num_epochs: int,
     ) -> StageTraining:
-        dataset = self._layout.dataset
+        dataset, (batches, held_out) = self._layout.dataset, loaders
+        cycle = None
+        if stage.schedule is not None:
+            available = batches.sampler.num_available  # pyright: ignore[reportAttributeAccessIssue]
+            cycle = Cycle.of(stage.schedule, available, len(batches), max_num_epochs)
         return StageTraining(
             stage,
             dataset.positions(stage.terms),
             self._log,
             held_out,
             partial(self._sample_losses, loss_args=loss_args),
+            cycle,
         )
 
     def _sample_losses(
@@ -331,7 +347,7 @@ class MultilevelTrainer(AppendingTrainer):
         self._log.begin(levels, is_new=self.epoch == 0)
         if running is None:
             return super()._train_epoch(train_loader, clip_max_norm, loss_args)
-        running.begin_epoch(self._neural_net)
+        running.begin_epoch(self._neural_net, self.epoch)
         try:
             super()._train_epoch(train_loader, clip_max_norm, loss_args)
         except NotFinite:
@@ -355,11 +371,15 @@ class MultilevelTrainer(AppendingTrainer):
         self, parameters: list[Parameter], learning_rate: float
     ) -> Optimizer:
         """As the parent, with the settings of the method."""
-        optimizer = super()._build_optimizer(parameters, learning_rate)
-        for group in optimizer.param_groups if self._is_multilevel else ():
-            group["betas"] = self._config.betas
-            group["weight_decay"] = self._config.weight_decay
-        return optimizer
+        if not self._is_multilevel:
+            return super()._build_optimizer(parameters, learning_rate)
+        return Adam(
+            parameters,
+            learning_rate,
+            self._config.betas,
+            weight_decay=self._config.weight_decay,
+            fused=parameters[0].device.type in ("cpu", "cuda"),
+        )
 
     def _validate_epoch(
         self, val_loader: DataLoader, loss_args: LossArgs | None
@@ -377,12 +397,18 @@ class MultilevelTrainer(AppendingTrainer):
         if not self._config.early_stopping:
             self._best_val_loss = float("nan")  # keeps the weights of the last epoch
             self._best_model_state_dict = None
-            return running.has_diverged and self._end_diverged(epoch)
+            ended = running.has_diverged and self._end_diverged(epoch)
+            return ended or running.is_finished(epoch)
         if epoch == 0 and running.stage.is_warm:
             self._neural_net.eval()
             self._val_loss = running.validate_start()
         converged = super()._converged(epoch, stop_after_epochs)
-        return converged or (running.has_diverged and self._end_diverged(epoch))
+        if running.has_diverged:
+            return converged or self._end_diverged(epoch)
+        if not converged and running.is_finished(epoch):
+            self._neural_net.load_state_dict(self._best_model_state_dict)
+            converged = True
+        return converged
 
     def _end_diverged(self, epoch: int) -> bool:
         """Return to the best weights after a loss or gradient that is not finite.
@@ -411,6 +437,9 @@ class MultilevelTrainer(AppendingTrainer):
         return True
 
     def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
+        running = self._plan.running
+        if self._is_multilevel and running is not None and running.is_cut:
+            epoch = max_num_epochs + 1  # as in sbi where the limit ends a training
         self._log.end(epoch <= max_num_epochs, self._best_val_loss)
         if not self._plan.reports_convergence:
             return

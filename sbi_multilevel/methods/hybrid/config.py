@@ -1,6 +1,6 @@
 r"""Hybrid methods (HybridNPE, HybridNLE): level maps, transfer and stacking combined.
 
-With n high-fidelity simulations and f the loss of NPE or NLE, training has four steps.
+With n high-fidelity simulations and f the loss of NPE or NLE, training has five steps.
 
 1. **Preparation.** Features of x with heavy tails are transformed
    (`sbi_multilevel.level_maps.tail_transform`), and features that are constant at a
@@ -33,10 +33,16 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has four
    they increase the held-out log score by more than its standard error. Otherwise the
    members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
    loss is bounded.
+5. **Distillation.** One network is trained on draws from the mixture, and takes its
+   place if it loses less than 0.02 nats per simulation
+   (`sbi_multilevel.methods.hybrid.distillation`).
+
+All networks are trained with a learning rate that rises and falls once
+(`sbi_multilevel.training.schedule`).
 
 Lower levels that increase the held-out loss lose weight in step 4.
-`trainer.hybrid_summary` has the effective sample size, relative to training without
-lower levels. Level maps contribute to it by themselves: fitted to high-fidelity
+`trainer.estimate_gain()` estimates the effective sample size, relative to training
+without lower levels. Level maps contribute to it by themselves: fitted to high-fidelity
 simulations, they predict x from theta even where low-fidelity x is noise. The
 contribution of low-fidelity x is estimated separately
 (`sbi_multilevel.methods.hybrid.OutputsGain`).
@@ -51,7 +57,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import (
@@ -63,8 +69,10 @@ from sbi_multilevel.level_maps import Alignment
 from sbi_multilevel.level_maps.base import BUILT_IN_MAPS, LEVEL_MAPS
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.schedule import OneCycle
 from sbi_multilevel.training.stages import Stage, Term
 
+_STUDENT_STEPS, _STUDENT_RATE = 800, 2.0
 _HALF_WEIGHT = 50  # high-fidelity simulations with the weight of the whole pool
 
 
@@ -85,6 +93,10 @@ class HybridConfig(MethodConfig):
         mix: Whether networks trained on high-fidelity simulations alone, and the prior,
             join the mixture.
         transform_tails: Whether heavy tails of x are transformed.
+        distill: Whether one network takes the place of the mixture, so that sampling
+            costs as much as with one network, see
+            `sbi_multilevel.methods.hybrid.distillation`; `"auto"`: if it loses less
+            than 0.02 nats per simulation.
         unconstrained: Whether NPE learns the density of unconstrained theta, so that
             there is no leakage.
 
@@ -114,6 +126,8 @@ class HybridConfig(MethodConfig):
     rehearsal: bool = True
     mix: bool = True
     transform_tails: bool = True
+    schedule: OneCycle | None = OneCycle()
+    distill: Literal["auto"] | bool = "auto"
     unconstrained: bool = True
 
     def __post_init__(self) -> None:
@@ -128,6 +142,10 @@ class HybridConfig(MethodConfig):
             raise ValueError(
                 f"num_members must be at least 2, but is {self.num_members}. Each "
                 "member holds out a fold that the other members are trained on."
+            )
+        if self.distill not in ("auto", True, False):
+            raise ValueError(
+                f"distill must be True, False or 'auto', but is {self.distill!r}."
             )
         if not self.early_stopping:
             raise ValueError(
@@ -145,11 +163,21 @@ class HybridConfig(MethodConfig):
         return replace(self.plain_config, rehearsal=share)
 
     @property
+    def student_config(self) -> TransferConfig:
+        """Settings of the network that is trained on draws from the mixture."""
+        # draws are many, so that it cannot overfit, and all are used
+        schedule = OneCycle(
+            fine_tuning_steps=_STUDENT_STEPS, fine_tuning_rate=_STUDENT_RATE
+        )
+        return replace(self.plain_config, schedule=schedule, early_stopping=False)
+
+    @property
     def plain_config(self) -> TransferConfig:
         """Settings of a network that is trained on one level."""
         return TransferConfig(
             betas=self.betas,
             weight_decay=self.weight_decay,
+            schedule=self.schedule,
             alignment=None,
             unconstrained=self.unconstrained,
         )

@@ -51,6 +51,48 @@ class Component:
 
 
 @dataclass(frozen=True, eq=False)
+class Trained:
+    """What is kept of a trainer: its simulations are not.
+
+    Args:
+        network: The estimator.
+        summary: `summary` of the trainer.
+    """
+
+    network: ConditionalDensityEstimator
+    summary: Mapping[str, Any]
+
+
+# trained networks by what they are for, and by member
+Finished = dict[str, dict[int, Trained]]
+
+
+@dataclass(frozen=True, eq=False)
+class HybridRun:
+    """A training: what it was called with, and what is finished.
+
+    Args:
+        seed: Seed of folds, maps and networks.
+        options: Arguments of `train` for the members.
+        num_simulations: Number of simulations of each level.
+        finished: Networks of a training that has not ended.
+        losses: Held-out loss of each high-fidelity simulation by component, after the
+            training has ended.
+    """
+
+    seed: int
+    options: Mapping[str, Any]
+    num_simulations: tuple[int, ...]
+    finished: Finished = field(default_factory=dict)
+    losses: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the training has ended."""
+        return bool(self.losses)
+
+
+@dataclass(frozen=True, eq=False)
 class MemberTrainer:
     """Trains members, each without one fold of the high-fidelity simulations.
 
@@ -63,9 +105,8 @@ class MemberTrainer:
         level: The high-fidelity simulations.
         folds: Their indices, fold by fold.
         tails: Transform of the tails of x; `None` if none are heavy.
-        seed: Seed of the members.
-        options: Arguments of `train` for the members.
-        bar: Progress bar that moves with every trained network.
+        run: Seed, arguments of `train`, and the networks that are finished.
+        bar: Progress bar that moves with every trained network, if there is one.
     """
 
     trainer: HybridTrainer
@@ -73,9 +114,18 @@ class MemberTrainer:
     level: LevelSimulations
     folds: Sequence[np.ndarray]
     tails: TailTransform | None
-    seed: int
-    options: Mapping[str, Any]
-    bar: tqdm
+    run: HybridRun
+    bar: tqdm | None = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of the members."""
+        return self.run.seed
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Arguments of `train` for the members."""
+        return self.run.options
 
     @cached_property
     def high(self) -> LevelArrays:
@@ -123,12 +173,12 @@ class MemberTrainer:
             member.append_lowfidelity_simulations(*self._columns(pool))
             member.append_simulations(*self._columns(self.high[kept]))
             if starts:
-                member.warm_start(starts[index % len(starts)]._neural_net)
+                member.warm_start(starts[index % len(starts)].network)
             trainers.append(member)
         component = self._component(trainers, "networks with lower levels")
         return replace(component, runs={**_runs("start", starts), **component.runs})
 
-    def _starts(self, step: LevelStep) -> list[MultilevelTrainer]:
+    def _starts(self, step: LevelStep) -> list[Trained]:
         """Two networks trained on the pool, from which members start in turn.
 
         The members of one start have every other fold. Its pool is mapped by a map that
@@ -158,6 +208,26 @@ class MemberTrainer:
             half = draw(kept)[: max(len(kept) // 2, self.min_simulations)]
             trainers.append(self._plain(self.high[half]))
         return self._component(trainers, "networks with half of the simulations")
+
+    def student(
+        self, first: ConditionalDensityEstimator, inputs: Tensor, conditions: Tensor
+    ) -> ConditionalDensityEstimator:
+        """A network that is trained on draws from the mixture.
+
+        Args:
+            first: The network that it starts from.
+            inputs: The draws, shape `(n, *input_shape)`.
+            conditions: What they were conditioned on, shape `(n, *condition_shape)`.
+        """
+        config = self.config.student_config
+        columns = (inputs, conditions)
+        theta, x = columns if self.trainer._target == "theta" else columns[::-1]
+        student = self._member(config)
+        student.append_lowfidelity_simulations(theta.cpu(), x.cpu())
+        student.warm_start(first)
+        folds = [Fold(0, self.seed)]
+        (student,) = self._train([student], folds, "one network in place of all")
+        return student.network
 
     def prior(self, prior: Any) -> Component:
         """The prior, as a density of theta."""
@@ -192,17 +262,44 @@ class MemberTrainer:
             x = torch.as_tensor(self.tails(x))
         return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
 
+    def joined(self, *parts: LevelArrays) -> tuple[Tensor, Tensor]:
+        """Theta and x for networks of several sets, in random order, on the device."""
+        columns = [torch.cat(each) for each in zip(*map(self._columns, parts))]
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(columns[0]), generator=generator)
+        theta, x = (each[order].to(self.trainer._device) for each in columns)
+        return theta, x
+
     def _train(
         self, trainers: Sequence[MultilevelTrainer], folds: Sequence[Fold], what: str
-    ) -> list[MultilevelTrainer]:
-        self.bar.set_description(f"Training {what}")
-        return train_members(trainers, folds, None, self.options, self.bar.update)
+    ) -> list[Trained]:
+        """Train those that an interrupted training has not finished."""
+        bar = tqdm(disable=True) if self.bar is None else self.bar
+        bar.set_description(f"Training {what}")
+        finished = self.run.finished.setdefault(what, {})
+        missing = [index for index in range(len(trainers)) if index not in finished]
+        if finished:
+            bar.update(len(finished))
+
+        def keep(position: int, member: MultilevelTrainer) -> None:
+            network = member._neural_net.eval()
+            finished[missing[position]] = Trained(network, member.summary)
+            bar.update()
+
+        train_members(
+            [trainers[index] for index in missing],
+            [folds[index] for index in missing],
+            None,
+            self.options,
+            keep,
+        )
+        return [finished[index] for index in range(len(trainers))]
 
     def _component(self, trainers: Sequence[MultilevelTrainer], what: str) -> Component:
         """Train, and compute the loss of each fold under its member."""
         folds = [Fold(index, self.seed) for index in range(len(trainers))]
         trained = self._train(trainers, folds, what)
-        networks = [member._neural_net.eval() for member in trained]
+        networks = [member.network for member in trained]
         losses = torch.empty(len(self.high))
         for network, fold in zip(networks, self.folds):
             columns = self._columns(self.high[fold])
@@ -215,9 +312,7 @@ class MemberTrainer:
         return Component(networks, _finite(losses), float(np.mean(epochs)), runs)
 
 
-def _runs(
-    name: str, trained: Sequence[MultilevelTrainer]
-) -> dict[str, tuple[TrainingRun, ...]]:
+def _runs(name: str, trained: Sequence[Trained]) -> dict[str, tuple[TrainingRun, ...]]:
     return {
         f"{name} {number}": training_runs(member.summary)
         for number, member in enumerate(trained, 1)

@@ -44,6 +44,36 @@ shuffled outputs, by synthetic likelihoods
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How well one network resembles the mixture.
+
+    Args:
+        loss: Mean loss in log density, in nats a simulation.
+        error: Its standard error.
+        is_used: Whether the network takes the place of the mixture.
+
+    Example:
+    --------
+
+    ::
+
+        >>> print(Distillation(loss=0.012, error=0.003, is_used=True))
+        distillation: one network in place of the mixture, 0.012 ± 0.003 nats per \
+simulation from it
+    """
+
+    loss: float
+    error: float
+    is_used: bool
+
+    def __str__(self) -> str:
+        size = f"{self.loss:.3f} ± {self.error:.3f} nats per simulation from it"
+        if self.is_used:
+            return f"distillation: one network in place of the mixture, {size}"
+        return f"distillation: the mixture is kept, as one network is {size}"
+
+
+@dataclass(frozen=True)
 class HybridSummary:
     """What was chosen, and the gain from the lower levels; `print` shows it.
 
@@ -55,12 +85,15 @@ class HybridSummary:
         log_scores: For each component the mean log density of high-fidelity simulations
             under the member that was not trained on them; for likelihoods, of x with
             transformed tails. The mixture of all members has a better score.
-        effective_sample_size: That of the lower levels and level maps, relative to the
-            same mixture without them; `None` without lower levels. Its errors are over
-            simulations and exclude the randomness of training.
         num_epochs: Number of epochs, the mean over members.
-        outputs: The contribution of the outputs of the lower levels; `None` where it
-            is not known.
+        effective_sample_size: That of the lower levels and level maps, relative to the
+            same mixture without them; `None` until `estimate_gain` of the trainer is
+            called. Its errors are over simulations and exclude the randomness of
+            training.
+        outputs: The contribution of the outputs of the lower levels; `None` until
+            `estimate_gain` is called, and where it is not known.
+        distillation: How well one network resembles the mixture; `None` if none was
+            trained.
         runs: For each component the trainings of its members, and of the networks that
             they started from, by name; see `check_training`.
     """
@@ -69,9 +102,10 @@ class HybridSummary:
     map_scores: tuple[dict[str, float], ...]
     weights: dict[str, float]
     log_scores: dict[str, float]
-    effective_sample_size: EffectiveSampleSize | None
     num_epochs: int
+    effective_sample_size: EffectiveSampleSize | None = None
     outputs: OutputsGain | None = None
+    distillation: Distillation | None = None
     runs: Mapping[str, Mapping[str, tuple[TrainingRun, ...]]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -86,5 +120,6 @@ class HybridSummary:
             f"{self.log_scores[name]:.2f}"
             for name, weight in self.weights.items()
         ]
-        lines += [str(e) for e in (self.effective_sample_size, self.outputs) if e]
+        parts = (self.distillation, self.effective_sample_size, self.outputs)
+        lines += [str(part) for part in parts if part is not None]
         return "\n".join(lines)

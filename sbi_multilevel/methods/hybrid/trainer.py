@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from sbi.inference.trainers._contracts import (
     LossArgs,
     StartIndexContext,
@@ -18,6 +19,9 @@ from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.training.network import WarmStart, check_builder
 from sbi_multilevel.training.trainer import MultilevelTrainer
+
+if TYPE_CHECKING:
+    from sbi_multilevel.methods.hybrid.members import HybridRun
 
 _MIN_SIMULATIONS = 4
 
@@ -33,6 +37,46 @@ class HybridTrainer(MultilevelTrainer):
     _member_type: ClassVar[type[MultilevelTrainer]]
 
     hybrid_summary: HybridSummary | None = None
+    _run: HybridRun | None = None
+
+    def estimate_gain(self) -> HybridSummary:
+        """Estimate the contribution of the lower levels, after training.
+
+        As many networks as the mixture has members are trained on half of the
+        high-fidelity simulations, and level maps are scored with shuffled outputs of
+        the lower levels. The posterior does not change.
+
+        Returns:
+            The summary with `effective_sample_size` and `outputs`; it is also stored in
+            `hybrid_summary`.
+
+        Raises:
+            ValueError: If the trainer is not trained, has no lower levels, or got more
+                simulations since.
+        """
+        run, summary = self._run, self.hybrid_summary
+        if run is None or summary is None or not run.has_ended:
+            raise ValueError("estimate_gain was called before training. Call `train`.")
+        if len(run.num_simulations) < 2:
+            raise ValueError(
+                "estimate_gain was called, but there is one level only. Append "
+                "simulations of a lower level, and train."
+            )
+        simulations = self._prepared_simulations()
+        if simulations.num_simulations != run.num_simulations:
+            raise ValueError(
+                f"estimate_gain was called after training on {run.num_simulations} "
+                f"simulations, but {simulations.num_simulations} have been appended. "
+                "Call `train` again."
+            )
+        check_builder(self)
+        # imported here, as it brings level maps and scikit-learn with it
+        from sbi_multilevel.methods.hybrid.training import estimate_gain
+
+        size, outputs = estimate_gain(self, simulations, run)
+        summary = replace(summary, effective_sample_size=size, outputs=outputs)
+        self.hybrid_summary = summary
+        return summary
 
     def warm_start(self, source: WarmStart) -> Self:
         """Not available: members start from networks trained on mapped simulations.
@@ -57,16 +101,19 @@ class HybridTrainer(MultilevelTrainer):
     def _get_start_index(self, context: StartIndexContext) -> int:
         """As the parent; members are trained from scratch by every call of `train`.
 
+        After an interruption `resume_training=True` continues with the networks that
+        are missing, with the arguments of the first call.
+
         NPE of sbi requires `force_first_round_loss=True` to treat draws from a proposal
         as draws from the prior. Here all are draws from the prior, as
         `_check_trainable` ensures.
         """
         if self._is_multilevel:
-            if context.resume_training:
+            if context.resume_training and (self._run is None or self._run.has_ended):
                 raise ValueError(
-                    "resume_training=True was passed, but a hybrid cannot resume. "
-                    "Leave it out: `train()` trains from scratch on all simulations "
-                    "appended so far."
+                    "resume_training=True was passed, but no training of this hybrid "
+                    "was interrupted. Leave it out: `train()` trains from scratch on "
+                    "all simulations appended so far."
                 )
             context = replace(context, force_first_round_loss=True)
         return super()._get_start_index(context)  # pyright: ignore[reportAbstractUsage]
@@ -94,13 +141,23 @@ class HybridTrainer(MultilevelTrainer):
                 train_loader, val_loader, train_config, loss_args, summarization_kwargs
             )
         # imported here, as it brings level maps and scikit-learn with it
+        from sbi_multilevel.methods.hybrid.members import HybridRun
         from sbi_multilevel.methods.hybrid.training import member_options, train_hybrid
 
         layout = self._layout
         options = member_options(
             train_config, loss_args, layout.batch_size, layout.loader_options
         )
-        network, summary = train_hybrid(self, layout.simulations, options)
+        run, counts = self._run, layout.simulations.num_simulations
+        if run is None or not train_config.resume_training:
+            run = HybridRun(int(torch.randint(2**31, ())), options, counts)
+        elif run.num_simulations != counts:
+            raise ValueError(
+                f"resume_training=True was passed to continue on {counts} simulations, "
+                f"but training began on {run.num_simulations}. Leave it out."
+            )
+        self._run = run
+        network, summary, self._run = train_hybrid(self, layout.simulations, run)
         self._neural_net, self.hybrid_summary = network, summary
         self._summary["epochs_trained"].append(summary.num_epochs)
         first = next(iter(summary.log_scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,19 @@ from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
 from sbi_multilevel.methods.hybrid.config import HybridConfig
-from sbi_multilevel.methods.hybrid.members import Component, MemberTrainer
+from sbi_multilevel.methods.hybrid.distillation import MAX_LOSS, distill
+from sbi_multilevel.methods.hybrid.members import Component, HybridRun, MemberTrainer
 from sbi_multilevel.methods.hybrid.pool import (
     LevelStep,
     MapSelector,
     fit_tails,
     split_folds,
 )
-from sbi_multilevel.methods.hybrid.summary import HybridSummary
+from sbi_multilevel.methods.hybrid.summary import (
+    Distillation,
+    HybridSummary,
+    OutputsGain,
+)
 from sbi_multilevel.methods.hybrid.weights import (
     ALONE,
     POOLED,
@@ -40,40 +46,33 @@ if TYPE_CHECKING:
 def train_hybrid(
     trainer: HybridTrainer,
     simulations: MultilevelSimulations,
-    options: Mapping[str, Any],
-) -> tuple[MixtureEstimator, HybridSummary]:
+    run: HybridRun,
+) -> tuple[MixtureEstimator, HybridSummary, HybridRun]:
     """Train all members and mix them.
 
     Args:
         trainer: The user's trainer, whose prior and builder the members share.
         simulations: The simulations, prepared (`sbi_multilevel.data.preparation`).
-        options: Arguments of `train` for the members.
+        run: Seed and arguments of the training; finished networks are not trained
+            again.
 
     Returns:
-        The mixture, and what was chosen.
+        The mixture, what was chosen, and the training, which has ended.
     """
-    config, high = trainer._config, simulations[-1]
-    seed = int(torch.randint(2**31, ()))
-    tails = fit_tails(simulations) if config.transform_tails else None
-    folds = split_folds(LevelArrays.of(high).theta, config.num_members, seed)
-
+    config = trainer._config
     components: dict[str, Component] = {}
     steps: list[LevelStep] = []
-    on_half = outputs = None
     prior = _proper_prior(trainer)
+    members = _members(trainer, simulations, run)
+    folds, tails = members.folds, members.tails
     total = _num_networks(config, len(folds), len(simulations))
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
-        members = MemberTrainer(trainer, config, high, folds, tails, seed, options, bar)
+        members = replace(members, bar=bar)
         members.check()
         if len(simulations) > 1:
             bar.set_description("Selecting level maps")
-            selector = MapSelector(config.level_maps, trainer._target, tails, seed)
-            pool, steps = selector.below_highest(simulations, config.num_members)
-            steps.append(selector.step(pool, members.high, folds))
-            outputs = selector.gain_from_outputs(steps[-1], members.high, folds)
+            steps = _select_maps(trainer, simulations, members)
             components[POOLED] = members.pooled(steps[-1])
-        if config.mix and components:
-            on_half = members.on_half()
         if config.mix or not components:
             components[ALONE] = members.alone()
     if config.mix and prior is not None:
@@ -89,15 +88,95 @@ def train_hybrid(
         prior if PRIOR in weights else None,
     )
     estimator.to(trainer._device).eval()
-    size = None
-    if on_half is not None:
-        size = mixture_sample_size(losses, on_half.losses, folds)
     training_folds = [members.training_folds(index) for index in range(len(folds))]
-    summary = _summarize(components, weights, steps, training_folds, size)
+    summary = _summarize(components, weights, steps, training_folds)
+    if config.distill and steps:
+        estimator, distillation = _distill(members, estimator, steps[-1])
+        summary = replace(summary, distillation=distillation)
     runs = {name: each.runs for name, each in components.items() if each.runs}
     of_all = [each for by_name in runs.values() for each in by_name.values()]
-    warn_of_limit(of_all, options["max_num_epochs"])
-    return estimator, replace(summary, outputs=outputs, runs=runs)
+    warn_of_limit(of_all, run.options["max_num_epochs"])
+    run = replace(run, losses=losses, finished={})
+    return estimator, replace(summary, runs=runs), run
+
+
+def estimate_gain(
+    trainer: HybridTrainer, simulations: MultilevelSimulations, run: HybridRun
+) -> tuple[EffectiveSampleSize | None, OutputsGain | None]:
+    """The contribution of the lower levels.
+
+    Args:
+        trainer: The trainer.
+        simulations: The simulations that it was trained on, prepared.
+        run: Its training.
+
+    Returns:
+        The effective sample size, `None` if the mixture has no networks trained on
+        high-fidelity simulations alone, and the gain from outputs.
+    """
+    members = _members(trainer, simulations, replace(run, finished={}))
+    (*_, step) = _select_maps(trainer, simulations, members)
+    selector = _selector(trainer, members)
+    outputs = selector.gain_from_outputs(step, members.high, members.folds)
+    if ALONE not in run.losses:
+        return None, outputs
+    total = len(members.folds)
+    with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
+        on_half = replace(members, bar=bar).on_half()
+    size = mixture_sample_size(run.losses, on_half.losses, members.folds)
+    return size, outputs
+
+
+def _distill(
+    members: MemberTrainer, mixture: MixtureEstimator, step: LevelStep
+) -> tuple[MixtureEstimator, Distillation]:
+    """One network in place of those of the mixture, if it loses little."""
+    every = range(len(members.folds))
+    pool = step.map_low(members.high, every, unseen=members.high.theta[:0])
+    pool = members.joined(pool, members.high)
+    given = pool[1] if mixture.target == "theta" else pool[0]
+    has_prior = mixture.prior is not None
+    shares = mixture.weights[:-1] if has_prior else mixture.weights
+    network, loss, error = distill(
+        members, mixture.members, shares / shares.sum(), given
+    )
+    wanted = members.config.distill
+    is_used = loss < MAX_LOSS if wanted == "auto" else math.isfinite(loss)
+    if is_used:
+        weights = [shares.sum(), mixture.weights[-1]] if has_prior else [shares.sum()]
+        mixture = MixtureEstimator(
+            [network],
+            torch.stack(weights),
+            mixture.target,
+            members.tails,
+            mixture.prior,
+        ).to(given.device)
+    return mixture.eval(), Distillation(loss, error, is_used)
+
+
+def _members(
+    trainer: HybridTrainer,
+    simulations: MultilevelSimulations,
+    run: HybridRun,
+) -> MemberTrainer:
+    config, high = trainer._config, simulations[-1]
+    tails = fit_tails(simulations) if config.transform_tails else None
+    folds = split_folds(LevelArrays.of(high).theta, config.num_members, run.seed)
+    return MemberTrainer(trainer, config, high, folds, tails, run)
+
+
+def _selector(trainer: HybridTrainer, members: MemberTrainer) -> MapSelector:
+    kinds = trainer._config.level_maps
+    return MapSelector(kinds, trainer._target, members.tails, members.seed)
+
+
+def _select_maps(
+    trainer: HybridTrainer, simulations: MultilevelSimulations, members: MemberTrainer
+) -> list[LevelStep]:
+    """The steps from each level to the next."""
+    selector = _selector(trainer, members)
+    pool, steps = selector.below_highest(simulations, trainer._config.num_members)
+    return [*steps, selector.step(pool, members.high, members.folds)]
 
 
 def member_options(
@@ -135,7 +214,8 @@ def _num_networks(config: HybridConfig, num_members: int, num_levels: int) -> in
     """Number of networks that are trained."""
     if num_levels == 1:
         return num_members
-    return 2 * config.shared_start + (3 if config.mix else 1) * num_members
+    students = int(bool(config.distill))
+    return 2 * config.shared_start + (1 + config.mix) * num_members + students
 
 
 def _shares(
@@ -154,7 +234,6 @@ def _summarize(
     weights: Mapping[str, float],
     steps: list[LevelStep],
     training_folds: Sequence[Sequence[int]],
-    size: EffectiveSampleSize | None,
 ) -> HybridSummary:
     log_scores = {name: float(-each.losses.mean()) for name, each in components.items()}
     # there is one map to a level in between, and one per member to the highest level
@@ -168,7 +247,6 @@ def _summarize(
         ),
         dict(weights),
         log_scores,
-        size,
         round(next(iter(components.values())).num_epochs),
     )
 

@@ -47,6 +47,7 @@ _EARLIER = {
 }
 # settings and values that had other names
 _RENAMED = {"recipe": "config", "num_coverage_rows": "num_coverage_simulations"}
+_ADDED_TO_CONFIG = {"schedule": None}
 _RENAMED_IN_CONFIG = {"Transfer(": "TransferConfig(", "'own'": "'standardize'"}
 
 
@@ -133,10 +134,14 @@ def _of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
 def with_sorted_fields(text: str) -> str:
     """The `repr` of a dataclass with its fields in alphabetical order.
 
-    The order of fields may change between versions.
+    The order of fields may change between versions, and fields are added.
     """
     call = ast.parse(text, mode="eval").body
     assert isinstance(call, ast.Call)
+    known = {each.arg for each in call.keywords}
+    for name, value in _ADDED_TO_CONFIG.items():
+        if name not in known:
+            call.keywords.append(ast.keyword(name, ast.Constant(value)))
     call.keywords.sort(key=lambda each: each.arg or "")
     return ast.unparse(call)
 

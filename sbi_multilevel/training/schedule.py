@@ -1,0 +1,155 @@
+r"""Learning rates that rise and fall within a fixed number of steps.
+
+With the learning rate :math:`\eta` of `train`, step k of K has the rate
+
+.. math::
+
+    \eta_k = r\, \eta \cdot \begin{cases}
+        k / (\rho K) & k < \rho K, \\
+        \tfrac12 \bigl(1 + \cos \pi \tfrac{k - \rho K}{(1 - \rho) K}\bigr)
+        & \text{otherwise,}
+    \end{cases}
+
+a linear warm-up and a cosine decay. A large rate and its decay reach the held-out loss
+of many epochs at a small constant rate in a fraction of the steps. Early stopping
+remains: training ends before step K if the held-out loss has not improved for
+`stop_after_epochs` epochs, and the weights with the lowest held-out loss are kept.
+
+Reference: Loshchilov and Hutter (2017), *SGDR: stochastic gradient descent with warm
+restarts*, ICLR 2017, equation 5; Smith and Topin (2018), *Super-convergence: very fast
+training of neural networks using large learning rates*, arXiv:1708.07120.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch.optim import Optimizer
+
+from sbi_multilevel.utils.argument_types import check_field_types
+
+_MIN_FACTOR = 1e-3  # of the peak, so that no step is without effect
+_NUM_EPOCHS = 40  # at least, so that early stopping can choose between weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """A learning rate that rises and falls once, see the module.
+
+    Args:
+        num_steps: Steps K of a stage that starts from random weights; more if a pass
+            through its simulations has more.
+        rate: Largest learning rate r, relative to `learning_rate` of `train`.
+        warm_up: Share of the steps in which the learning rate rises.
+        fine_tuning_steps: Steps K of a stage that starts from trained weights.
+        fine_tuning_rate: Largest learning rate r of such a stage.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+    --------
+
+    ::
+
+        >>> from sbi_multilevel import OneCycle
+        >>> cycle = OneCycle(num_steps=100, rate=6.0, warm_up=0.1)
+        >>> [round(cycle.factor(step, 100), 2) for step in (0, 9, 55, 99)]
+        [0.6, 6.0, 2.9, 0.01]
+    """
+
+    num_steps: int = 1_500
+    rate: float = 8.0
+    warm_up: float = 0.1
+    fine_tuning_steps: int = 300
+    fine_tuning_rate: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for name in ("num_steps", "rate", "fine_tuning_steps", "fine_tuning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, but is {getattr(self, name)}.")
+        if not 0 <= self.warm_up < 1:
+            raise ValueError(f"warm_up must be in [0, 1), but is {self.warm_up}.")
+
+    @property
+    def epoch_size(self) -> int:
+        """Largest number of steps between evaluations of the held-out loss."""
+        return math.ceil(self.num_steps / _NUM_EPOCHS)
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """Factor to the learning rate.
+
+        Args:
+            step: Steps that were taken before.
+            num_steps: Steps K of the cycle.
+        """
+        done, warm_up = (step + 1) / num_steps, self.warm_up
+        if done <= warm_up:
+            return self.rate * done / warm_up
+        decay = min((done - warm_up) / (1 - warm_up), 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * decay))
+        return self.rate * max(cosine, _MIN_FACTOR)
+
+
+def fine_tuning(schedule: OneCycle | None) -> OneCycle | None:
+    """The schedule of a stage that starts from trained weights."""
+    if schedule is None:
+        return None
+    steps, rate = schedule.fine_tuning_steps, schedule.fine_tuning_rate
+    return replace(schedule, num_steps=steps, rate=rate)
+
+
+@dataclass(eq=False)
+class Cycle:
+    """A schedule under way.
+
+    Args:
+        schedule: The schedule.
+        num_steps: Its steps.
+        epoch_size: Steps of an epoch.
+        is_cut: Whether these are fewer than the schedule has.
+        index: Steps that were taken.
+    """
+
+    schedule: OneCycle
+    num_steps: int
+    epoch_size: int
+    is_cut: bool = False
+    index: int = 0
+
+    @classmethod
+    def of(
+        cls, schedule: OneCycle, num_available: int, epoch_size: int, max_epochs: int
+    ) -> Cycle:
+        """The cycle of a stage.
+
+        Args:
+            schedule: The schedule.
+            num_available: Batches of a pass through all simulations.
+            epoch_size: Batches of an epoch.
+            max_epochs: Epochs at most.
+        """
+        wanted = math.ceil(max(schedule.num_steps, num_available) / epoch_size)
+        epochs = min(wanted, max_epochs)
+        return cls(schedule, epochs * epoch_size, epoch_size, epochs < wanted)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, also after an interruption."""
+        self.index = epoch * self.epoch_size
+
+    def is_finished(self, epoch: int) -> bool:
+        """Whether all steps were taken after so many epochs."""
+        return epoch * self.epoch_size >= self.num_steps
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Take a step at the learning rate of the schedule."""
+        factor = self.schedule.factor(self.index, self.num_steps)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * factor
+        optimizer.step()
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate
+        self.index += 1
