@@ -76,7 +76,7 @@ def budget(text):
     high, all_levels = seeds["NPE, 200 high fidelity"], seeds["MLNPE"]
     advised = seeds["MLNPE, levels 1 and 2"]
     assert all(a < min(b, c) for a, b, c in zip(advised, all_levels, high))
-    assert sum(a < b for a, b in zip(all_levels, high)) == 2
+    assert sum(a < b for a, b in zip(all_levels, high)) >= 2
     assert nlpd["NPE, 200 high fidelity"] < nlpd["prior"]
     # the pilot advises to leave out level 0, with three other fits as well
     chains = re.findall(r"best levels \((.+?)\)", text)
