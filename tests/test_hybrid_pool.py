@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from sbi_multilevel import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.methods.hybrid import OutputsGain
-from sbi_multilevel.methods.hybrid.pool import MapSelector, split_folds
+from sbi_multilevel.methods.hybrid.pool import MapSelector, limit_lower, split_folds
 
 KINDS = ("none", "shift", "full", "paired")
 
@@ -178,3 +180,15 @@ def test_low_fidelity_simulations_at_held_out_parameters_are_left_out():
 def test_the_gain_is_printed_with_its_error():
     text = str(OutputsGain(0.5, 0.1))
     assert "+0.50 ± 0.10 nats per simulation" in text and "shuffled" in text
+
+
+def test_a_random_subset_of_many_low_fidelity_simulations_is_used():
+    theta = torch.arange(50.0).reshape(-1, 1)
+    levels = (LevelSimulations(0, theta, theta), LevelSimulations(1, theta, theta))
+    simulations = MultilevelSimulations(levels)
+    assert limit_lower(simulations, 50, 0).num_simulations == (50, 50)
+    limited = limit_lower(simulations, 20, 0)
+    assert limited.num_simulations == (20, 50)
+    assert len(limited[0].theta.unique()) == 20
+    assert torch.equal(limited[0].theta, limited[0].x)
+    assert limited[0].theta.max() > 20  # not the first

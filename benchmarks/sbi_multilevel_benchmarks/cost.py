@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sbi.inference import NPE
+from sbi.inference.trainers._contracts import LossArgsNPE
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
@@ -22,38 +24,71 @@ from sbi_multilevel import (
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel_benchmarks.records import Table
 
+_ADJUSTMENTS = ("rescale_project", "none")
+_NUM_PER_EPOCH = 4_000  # simulations of a run of a few steps
+
 
 def step_costs(
     batch_sizes: tuple[int, ...] = (200, 2_000, 10_000),
-    models: tuple[str, ...] = ("nsf", "maf", "zuko_nsf"),
+    models: tuple[str, ...] = ("maf", "nsf", "zuko_nsf"),
+    repeats: int = 5,
 ) -> Table:
     """Milliseconds of a step of MLNPE and of NPE, and their ratio.
 
     Both train the same network on batches of the same size, with data loading, clipping
-    and the optimizer; MLNPE with two levels.
+    and the optimizer; MLNPE with two levels. Times are medians of CPU time over runs
+    that alternate between the methods.
 
     Args:
         batch_sizes: Simulations of a step.
         models: Names of networks.
+        repeats: Runs of each method.
     """
     rows = []
     for model in models:
         for size in batch_sizes:
-            plain = _seconds_per_step(None, model, size)
-            for adjustment in ("rescale_project", "none"):
-                config = MultilevelConfig(adjustment=adjustment)
-                ours = _seconds_per_step(config, model, size)
-                times = (
-                    f"{plain * 1e3:.1f}",
-                    f"{ours * 1e3:.1f}",
-                    f"{ours / plain:.2f}",
-                )
-                rows.append((model, adjustment, str(size), *times))
+            plain, *ours = step_seconds(model, size, _ADJUSTMENTS, repeats)
+            for adjustment, seconds in zip(_ADJUSTMENTS, ours, strict=True):
+                times = (f"{plain * 1e3:.1f}", f"{seconds * 1e3:.1f}")
+                ratio = f"{seconds / plain:.2f}"
+                rows.append((model, adjustment, str(size), *times, ratio))
     header = ("network", "adjustment", "batch size", "NPE, ms", "MLNPE, ms", "ratio")
     return Table(header, tuple(rows))
 
 
-def _seconds_per_step(config: MultilevelConfig | None, model: str, size: int) -> float:
+def step_seconds(
+    model: str, size: int, adjustments: tuple[str, ...], repeats: int
+) -> list[float]:
+    """Seconds of a step of NPE, and of MLNPE with each adjustment.
+
+    Args:
+        model: Name of the network.
+        size: Simulations of a step.
+        adjustments: Settings of `MultilevelConfig`.
+        repeats: Runs of each.
+    """
+    configs = [MultilevelConfig(adjustment=name) for name in adjustments]  # pyright: ignore[reportArgumentType]
+    runs = [_steps(config, model, size) for config in (None, *configs)]
+    return interleaved(runs, repeats)
+
+
+def interleaved(runs: list[Callable[[], float]], repeats: int) -> list[float]:
+    """Median of each of several measurements that alternate.
+
+    Other work on the machine then slows all of them down alike.
+
+    Args:
+        runs: Measurements, which return seconds.
+        repeats: How often each is called.
+    """
+    rounds = [[run() for run in runs] for _ in range(repeats)]
+    return [statistics.median(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+def _steps(
+    config: MultilevelConfig | None, model: str, size: int
+) -> Callable[[], float]:
+    """A measurement of the seconds of a step; of NPE for `None`."""
     torch.manual_seed(0)
     prior = BoxUniform(-torch.ones(4), torch.ones(4))
     options: dict[str, Any] = {
@@ -62,24 +97,25 @@ def _seconds_per_step(config: MultilevelConfig | None, model: str, size: int) ->
         "tracker": SilentTracker(),
         "show_progress_bars": False,
     }
-    steps = max(4, 2_000 // size)
     trainer = NPE(**options) if config is None else MLNPE(config=config, **options)
-    total = int(size * steps / 0.9) + 10
-    if config is None:
+    total = int(size * max(3, _NUM_PER_EPOCH // size) / 0.9) + 10
+    if isinstance(trainer, MLNPE):
+        trainer.append_multilevel_simulations(_two_levels(prior, total))
+    else:
         theta = prior.sample((total,))
         trainer.append_simulations(theta, _x(theta))
-    else:
-        trainer.append_multilevel_simulations(_two_levels(prior, total))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.train(training_batch_size=size, max_num_epochs=1)
         loader, _ = trainer.get_dataloaders(training_batch_size=size)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        trainer._train_epoch(loader, 5.0, _loss_args(trainer))
-        seconds.append((time.perf_counter() - start) / len(loader))
-    return statistics.median(seconds)
+    arguments = LossArgsNPE(calibration_kernel=lambda x: torch.ones(len(x)))
+
+    def seconds() -> float:
+        start = time.process_time()
+        trainer._train_epoch(loader, 5.0, arguments)
+        return (time.process_time() - start) / len(loader)
+
+    return seconds
 
 
 def _two_levels(prior: BoxUniform, total: int) -> MultilevelSimulations:
@@ -94,12 +130,3 @@ def _two_levels(prior: BoxUniform, total: int) -> MultilevelSimulations:
 
 def _x(theta: Tensor) -> Tensor:
     return torch.cat([theta, theta**2], dim=1) + 0.1 * torch.randn(len(theta), 8)
-
-
-def _loss_args(trainer: Any) -> Any:
-    from sbi.inference.trainers._contracts import LossArgsNPE
-
-    def kernel(x: Tensor) -> Tensor:
-        return torch.ones(len(x))
-
-    return LossArgsNPE(calibration_kernel=kernel)

@@ -19,7 +19,7 @@ TASKS: dict[str, TaskBuilder] = {}
 METHODS: dict[str, Method] = {}
 
 # first words of the command line other than tasks
-COMMANDS = ("allocation", "cost", "divergence", "overhead", "report")
+COMMANDS = ("allocation", "cost", "divergence", "overhead", "report", "speed")
 
 _plugins: set[Path] = set()
 

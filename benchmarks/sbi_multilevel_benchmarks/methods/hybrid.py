@@ -14,6 +14,8 @@ for _name, _config in {
     "hybrid-unrehearsed": HybridConfig(rehearsal=False),
     "hybrid-unmixed": HybridConfig(mix=False),
     "hybrid-scratch": HybridConfig(shared_start=False),
+    "hybrid-mixture": HybridConfig(distill=False),
+    "hybrid-constant": HybridConfig(schedule=None, distill=False),
 }.items():
     register_method(_name, MultilevelMethod(_config))
 register_method("high-hybrid", MultilevelMethod(HybridConfig(), high_only=True))

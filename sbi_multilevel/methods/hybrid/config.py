@@ -89,6 +89,9 @@ class HybridConfig(MethodConfig):
         num_members: Folds E, and networks of each component.
         shared_start: Whether members start from two networks trained on the pool, which
             halves the training time, rather than from scratch.
+        max_low: Simulations of each lower level that are used at most, a random subset
+            of more. A network is trained on draws of about 300 000 simulations, and
+            level maps need fewer, so that a larger pool takes memory only.
         rehearsal: Whether the pool keeps its share of the loss in fine-tuning.
         mix: Whether networks trained on high-fidelity simulations alone, and the prior,
             join the mixture.
@@ -123,6 +126,7 @@ class HybridConfig(MethodConfig):
     level_maps: tuple[str, ...] = BUILT_IN_MAPS
     num_members: int = 5
     shared_start: bool = True
+    max_low: int = 100_000
     rehearsal: bool = True
     mix: bool = True
     transform_tails: bool = True
@@ -143,6 +147,8 @@ class HybridConfig(MethodConfig):
                 f"num_members must be at least 2, but is {self.num_members}. Each "
                 "member holds out a fold that the other members are trained on."
             )
+        if self.max_low < 2:
+            raise ValueError(f"max_low must be at least 2, but is {self.max_low}.")
         if self.distill not in ("auto", True, False):
             raise ValueError(
                 f"distill must be True, False or 'auto', but is {self.distill!r}."

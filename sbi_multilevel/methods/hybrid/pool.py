@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.level_maps.arrays import LevelArrays
@@ -172,6 +173,27 @@ class MapSelector:
                 np.concatenate((mapped.x, high.x)),
             ).shuffled(self.seed)
         return pool, steps
+
+
+def limit_lower(
+    simulations: MultilevelSimulations, size: int, seed: int
+) -> MultilevelSimulations:
+    """The simulations with a random subset of lower levels that have more than `size`.
+
+    Args:
+        simulations: Simulations of all levels.
+        size: Simulations of each lower level at most.
+        seed: Seed of the subset.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    *lower, highest = simulations.levels
+    levels = [
+        level
+        if len(level) <= size
+        else level[torch.randperm(len(level), generator=generator)[:size]]
+        for level in lower
+    ]
+    return replace(simulations, levels=(*levels, highest))
 
 
 def split_folds(theta: np.ndarray, num_folds: int, seed: int) -> list[np.ndarray]:

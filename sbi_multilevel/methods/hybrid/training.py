@@ -23,6 +23,7 @@ from sbi_multilevel.methods.hybrid.pool import (
     LevelStep,
     MapSelector,
     fit_tails,
+    limit_lower,
     split_folds,
 )
 from sbi_multilevel.methods.hybrid.summary import (
@@ -174,8 +175,9 @@ def _select_maps(
     trainer: HybridTrainer, simulations: MultilevelSimulations, members: MemberTrainer
 ) -> list[LevelStep]:
     """The steps from each level to the next."""
-    selector = _selector(trainer, members)
-    pool, steps = selector.below_highest(simulations, trainer._config.num_members)
+    selector, config = _selector(trainer, members), trainer._config
+    simulations = limit_lower(simulations, config.max_low, members.seed)
+    pool, steps = selector.below_highest(simulations, config.num_members)
     return [*steps, selector.step(pool, members.high, members.folds)]
 
 

@@ -1,0 +1,85 @@
+"""The simulations of the command `speed`, and training on many of them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from sbi.utils import BoxUniform
+from torch import Tensor
+
+from sbi_multilevel import (
+    MFNPE,
+    MLNPE,
+    HybridNPE,
+    LevelSimulations,
+    MultilevelSimulations,
+)
+from sbi_multilevel.training.tracking import SilentTracker
+
+PRIOR = BoxUniform(-torch.ones(5), torch.ones(5))
+SCALED = {cls.__name__: cls for cls in (MFNPE, MLNPE, HybridNPE)}
+
+
+def simulations(num_low: int, num_high: int) -> MultilevelSimulations:
+    """Simulations of 5 parameters and 10 outputs, and pairs that share noise.
+
+    The lower level has another gain and an offset.
+    """
+    generator = torch.Generator().manual_seed(0)
+    linear, inner = torch.randn(2, 5, 10, generator=generator)
+
+    def high(theta: Tensor) -> Tensor:
+        noise = 0.1 * torch.randn(len(theta), 10)
+        return theta @ linear + 0.3 * (theta @ inner) ** 2 + noise
+
+    theta_low, theta_high = PRIOR.sample((num_low,)), PRIOR.sample((num_high,))
+    x_high = high(theta_high)
+    return MultilevelSimulations((
+        LevelSimulations(0, theta_low, 0.9 * high(theta_low) + 0.2),
+        LevelSimulations(1, theta_high, x_high, 0.9 * x_high + 0.2),
+    ))
+
+
+def cpu_seconds(run: Callable[[], Any]) -> float:
+    """CPU time of a call, without its warnings, e.g. of `max_num_epochs`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+
+
+def training_costs(name: str, counts: tuple[int, int]) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of a process that trains for two epochs a stage.
+
+    Args:
+        name: One of `SCALED`.
+        counts: Simulations of each level.
+    """
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_train_many, args=(name, counts, sender))
+    process.start()
+    sender.close()  # so that the end of a process that fails is noticed
+    seconds, peak = receiver.recv()
+    process.join()
+    return seconds, peak
+
+
+def _train_many(name: str, counts: tuple[int, int], sender: Connection) -> None:
+    torch.set_num_threads(1)
+    options = {"tracker": SilentTracker(), "show_progress_bars": False}
+    trainer = SCALED[name](PRIOR, **options)
+    trainer.append_multilevel_simulations(simulations(*counts))
+    seconds = cpu_seconds(partial(trainer.train, max_num_epochs=1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sender.send((seconds, peak / (2**20 if sys.platform == "darwin" else 2**10)))
