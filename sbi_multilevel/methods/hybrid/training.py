@@ -39,6 +39,7 @@ from sbi_multilevel.methods.hybrid.weights import (
     mixture_weights,
 )
 from sbi_multilevel.training.ensemble import warn_of_limit
+from sbi_multilevel.utils.seeds import seeded
 
 if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
@@ -60,40 +61,28 @@ def train_hybrid(
     Returns:
         The mixture, what was chosen, and the training, which has ended.
     """
-    config = trainer._config
-    components: dict[str, Component] = {}
-    steps: list[LevelStep] = []
-    prior = _proper_prior(trainer)
+    config, distillation = trainer._config, None
     members = _members(trainer, simulations, run)
-    folds, tails = members.folds, members.tails
-    total = _num_networks(config, len(folds), len(simulations))
+    total = _num_networks(config, len(members.folds), len(simulations))
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
         members = replace(members, bar=bar)
         members.check()
-        if len(simulations) > 1:
-            bar.set_description("Selecting level maps")
-            steps = _select_maps(trainer, simulations, members)
-            components[POOLED] = members.pooled(steps[-1])
-        if config.mix or not components:
-            components[ALONE] = members.alone()
-    if config.mix and prior is not None:
-        components[PRIOR] = members.prior(prior)
-
-    losses = {name: each.losses for name, each in components.items()}
-    weights = mixture_weights(losses) if config.mix else {next(iter(losses)): 1.0}
-    estimator = MixtureEstimator(
-        [each for name in weights for each in components[name].estimators],
-        torch.tensor(_shares(components, weights)),
-        trainer._target,
-        tails,
-        prior if PRIOR in weights else None,
-    )
-    estimator.to(trainer._device).eval()
-    training_folds = [members.training_folds(index) for index in range(len(folds))]
+        components, steps = _train_components(trainer, simulations, members)
+        losses = {name: each.losses for name, each in components.items()}
+        weights = mixture_weights(losses) if config.mix else {next(iter(losses)): 1.0}
+        estimator = MixtureEstimator(
+            [each for name in weights for each in components[name].estimators],
+            torch.tensor(_shares(components, weights)),
+            trainer._target,
+            members.tails,
+            trainer._prior if PRIOR in weights else None,
+        )
+        estimator.to(trainer._device).eval()
+        if config.distill and steps:
+            estimator, distillation = _distill(members, estimator, steps[-1])
+    training_folds = [members.training_folds(i) for i in range(len(members.folds))]
     summary = _summarize(components, weights, steps, training_folds)
-    if config.distill and steps:
-        estimator, distillation = _distill(members, estimator, steps[-1])
-        summary = replace(summary, distillation=distillation)
+    summary = replace(summary, distillation=distillation)
     runs = {name: each.runs for name, each in components.items() if each.runs}
     of_all = [each for by_name in runs.values() for each in by_name.values()]
     warn_of_limit(of_all, run.options["max_num_epochs"])
@@ -128,6 +117,25 @@ def estimate_gain(
     return size, outputs
 
 
+def _train_components(
+    trainer: HybridTrainer, simulations: MultilevelSimulations, members: MemberTrainer
+) -> tuple[dict[str, Component], list[LevelStep]]:
+    """The components of the mixture, and the steps between levels."""
+    config, prior = trainer._config, _proper_prior(trainer)
+    components: dict[str, Component] = {}
+    steps: list[LevelStep] = []
+    if len(simulations) > 1:
+        if members.bar is not None:
+            members.bar.set_description("Selecting level maps")
+        steps = _select_maps(trainer, simulations, members)
+        components[POOLED] = members.pooled(steps[-1])
+    if config.mix or not components:
+        components[ALONE] = members.alone()
+    if config.mix and prior is not None:
+        components[PRIOR] = members.prior(prior)
+    return components, steps
+
+
 def _distill(
     members: MemberTrainer, mixture: MixtureEstimator, step: LevelStep
 ) -> tuple[MixtureEstimator, Distillation]:
@@ -138,9 +146,10 @@ def _distill(
     given = pool[1] if mixture.target == "theta" else pool[0]
     has_prior = mixture.prior is not None
     shares = mixture.weights[:-1] if has_prior else mixture.weights
-    network, loss, error = distill(
-        members, mixture.members, shares / shares.sum(), given
-    )
+    with seeded(members.seed):
+        network, loss, error = distill(
+            members, mixture.members, shares / shares.sum(), given
+        )
     wanted = members.config.distill
     is_used = loss < MAX_LOSS if wanted == "auto" else math.isfinite(loss)
     if is_used:
