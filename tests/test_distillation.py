@@ -1,5 +1,6 @@
 """One network in place of a hybrid mixture, and interrupted trainings of a hybrid."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,15 @@ def test_the_mixture_is_kept_if_one_network_loses_too_much():
     found = inference.hybrid_summary.distillation
     assert found.is_used == (found.loss < 0.02)
     assert (len(inference._neural_net.members) == 1) == found.is_used
+
+
+def test_a_trained_hybrid_with_a_local_kernel_can_be_pickled():
+    inference = make()
+    inference.train(**BRIEF, calibration_kernel=lambda x: torch.ones(len(x)))
+    loaded = pickle.loads(pickle.dumps(inference))
+    assert str(loaded.hybrid_summary) == str(inference.hybrid_summary)
+    with pytest.raises(ValueError, match="was pickled"):
+        loaded.estimate_gain()
 
 
 def test_without_lower_levels_nothing_is_distilled():

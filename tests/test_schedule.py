@@ -106,7 +106,6 @@ def test_settings_out_of_range_are_refused(settings):
 
 @pytest.mark.slow
 def test_a_short_cycle_reaches_the_loss_of_many_epochs():
-    """Exact posterior of a linear-Gaussian task as the reference."""
     losses = {}
     for name, schedule in (("cycle", OneCycle(num_steps=600)), ("constant", None)):
         torch.manual_seed(1)

@@ -117,16 +117,6 @@ class MemberTrainer:
     run: HybridRun
     bar: tqdm | None = None
 
-    @property
-    def seed(self) -> int:
-        """Seed of the members."""
-        return self.run.seed
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Arguments of `train` for the members."""
-        return self.run.options
-
     @cached_property
     def high(self) -> LevelArrays:
         """The high-fidelity simulations as arrays."""
@@ -135,7 +125,7 @@ class MemberTrainer:
     @property
     def min_simulations(self) -> int:
         """Number that leaves two to train on, beside those held out."""
-        return math.ceil(2 / (1 - self.options["validation_fraction"]))
+        return math.ceil(2 / (1 - self.run.options["validation_fraction"]))
 
     def check(self) -> None:
         """Raise if a member has too few simulations to be trained on.
@@ -145,7 +135,7 @@ class MemberTrainer:
         """
         fewest = min(len(indices) for indices in self.outside_folds)
         if fewest < self.min_simulations:
-            fraction = self.options["validation_fraction"]
+            fraction = self.run.options["validation_fraction"]
             raise ValueError(
                 f"validation_fraction={fraction} and num_members="
                 f"{self.config.num_members} leave a member fewer than two of the "
@@ -193,7 +183,7 @@ class MemberTrainer:
             unseen = np.delete(self.high.theta, kept, axis=0)
             pool = step.map_low(self.high[kept], training_folds, unseen)
             trainers.append(self._plain(pool))
-        folds = [Fold(half, self.seed) for half in range(2)]
+        folds = [Fold(half, self.run.seed) for half in range(2)]
         return self._train(trainers, folds, "networks to start from")
 
     def alone(self) -> Component:
@@ -203,7 +193,7 @@ class MemberTrainer:
 
     def on_half(self) -> Component:
         """The same with half of the simulations."""
-        draw, trainers = np.random.default_rng(self.seed).permutation, []
+        draw, trainers = np.random.default_rng(self.run.seed).permutation, []
         for kept in self.outside_folds:
             half = draw(kept)[: max(len(kept) // 2, self.min_simulations)]
             trainers.append(self._plain(self.high[half]))
@@ -225,7 +215,7 @@ class MemberTrainer:
         student = self._member(config)
         student.append_lowfidelity_simulations(theta.cpu(), x.cpu())
         student.warm_start(first)
-        folds = [Fold(0, self.seed)]
+        folds = [Fold(0, self.run.seed)]
         (student,) = self._train([student], folds, "one network in place of all")
         return student.network
 
@@ -265,7 +255,7 @@ class MemberTrainer:
     def joined(self, *parts: LevelArrays) -> tuple[Tensor, Tensor]:
         """Theta and x for networks of several sets, in random order, on the device."""
         columns = [torch.cat(each) for each in zip(*map(self._columns, parts))]
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.run.seed)
         order = torch.randperm(len(columns[0]), generator=generator)
         theta, x = (each[order].to(self.trainer._device) for each in columns)
         return theta, x
@@ -290,14 +280,14 @@ class MemberTrainer:
             [trainers[index] for index in missing],
             [folds[index] for index in missing],
             None,
-            self.options,
+            self.run.options,
             keep,
         )
         return [finished[index] for index in range(len(trainers))]
 
     def _component(self, trainers: Sequence[MultilevelTrainer], what: str) -> Component:
         """Train, and compute the loss of each fold under its member."""
-        folds = [Fold(index, self.seed) for index in range(len(trainers))]
+        folds = [Fold(index, self.run.seed) for index in range(len(trainers))]
         trained = self._train(trainers, folds, what)
         networks = [member.network for member in trained]
         losses = torch.empty(len(self.high))

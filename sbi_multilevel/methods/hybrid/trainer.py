@@ -54,6 +54,7 @@ class HybridTrainer(MultilevelTrainer):
             ValueError: If the trainer is not trained, has no lower levels, or got more
                 simulations since.
         """
+        check_builder(self)
         run, summary = self._run, self.hybrid_summary
         if run is None or summary is None or not run.has_ended:
             raise ValueError("estimate_gain was called before training. Call `train`.")
@@ -69,7 +70,6 @@ class HybridTrainer(MultilevelTrainer):
                 f"simulations, but {simulations.num_simulations} have been appended. "
                 "Call `train` again."
             )
-        check_builder(self)
         # imported here, as it brings level maps and scikit-learn with it
         from sbi_multilevel.methods.hybrid.training import estimate_gain
 
@@ -77,6 +77,10 @@ class HybridTrainer(MultilevelTrainer):
         summary = replace(summary, effective_sample_size=size, outputs=outputs)
         self.hybrid_summary = summary
         return summary
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As the parent, which leaves out what a further training would need."""
+        return {**super().__getstate__(), "_run": None}
 
     def warm_start(self, source: WarmStart) -> Self:
         """Not available: members start from networks trained on mapped simulations.

@@ -146,7 +146,7 @@ def _distill(
     given = pool[1] if mixture.target == "theta" else pool[0]
     has_prior = mixture.prior is not None
     shares = mixture.weights[:-1] if has_prior else mixture.weights
-    with seeded(members.seed):
+    with seeded(members.run.seed):
         network, loss, error = distill(
             members, mixture.members, shares / shares.sum(), given
         )
@@ -177,7 +177,7 @@ def _members(
 
 def _selector(trainer: HybridTrainer, members: MemberTrainer) -> MapSelector:
     kinds = trainer._config.level_maps
-    return MapSelector(kinds, trainer._target, members.tails, members.seed)
+    return MapSelector(kinds, trainer._target, members.tails, members.run.seed)
 
 
 def _select_maps(
@@ -185,7 +185,7 @@ def _select_maps(
 ) -> list[LevelStep]:
     """The steps from each level to the next."""
     selector, config = _selector(trainer, members), trainer._config
-    simulations = limit_lower(simulations, config.max_low, members.seed)
+    simulations = limit_lower(simulations, config.max_low, members.run.seed)
     pool, steps = selector.below_highest(simulations, config.num_members)
     return [*steps, selector.step(pool, members.high, members.folds)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -45,9 +46,9 @@ _EARLIER = {
     "all_rounds": True,
     "num_coverage_simulations": 0,
 }
+_EARLIER_IN_CONFIG = {"schedule": None}
 # settings and values that had other names
 _RENAMED = {"recipe": "config", "num_coverage_rows": "num_coverage_simulations"}
-_ADDED_TO_CONFIG = {"schedule": None}
 _RENAMED_IN_CONFIG = {"Transfer(": "TransferConfig(", "'own'": "'standardize'"}
 
 
@@ -128,20 +129,27 @@ def _of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
     if "recipe" in settings:
         for before, after in _RENAMED_IN_CONFIG.items():
             config = config.replace(before, after)
-    return {**_EARLIER, **renamed, "config": with_sorted_fields(config)}
+    return {
+        **_EARLIER,
+        **renamed,
+        "config": with_sorted_fields(config, _EARLIER_IN_CONFIG),
+    }
 
 
-def with_sorted_fields(text: str) -> str:
+def with_sorted_fields(text: str, missing: Mapping[str, Any] | None = None) -> str:
     """The `repr` of a dataclass with its fields in alphabetical order.
 
     The order of fields may change between versions, and fields are added.
+
+    Args:
+        text: The `repr`.
+        missing: Values of fields that it may lack.
     """
     call = ast.parse(text, mode="eval").body
     assert isinstance(call, ast.Call)
     known = {each.arg for each in call.keywords}
-    for name, value in _ADDED_TO_CONFIG.items():
-        if name not in known:
-            call.keywords.append(ast.keyword(name, ast.Constant(value)))
+    for name in set(missing or ()) - known:
+        call.keywords.append(ast.keyword(name, ast.Constant((missing or {})[name])))
     call.keywords.sort(key=lambda each: each.arg or "")
     return ast.unparse(call)
 
