@@ -71,6 +71,11 @@ def write(path: str | os.PathLike, settings: dict[str, Any], state: RoundState) 
         "counters": (state.num_new, state.index, state.num_draws),
         "summary": state.summary,
     }
+    write_whole(path, content)
+
+
+def write_whole(path: str | os.PathLike, content: Any) -> None:
+    """Replace a file as a whole by tensors and plain values."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
@@ -108,7 +113,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
         pending = content["pending"]
         if pending is not None:
             pending = Proposals(**pending)
-            _check_proposals(pending)
+            check_proposals(pending)
         return _of_this_version(content["settings"]), {
             "networks": content["members"],
             "simulations": simulations,
@@ -187,7 +192,7 @@ def _check_numbers(content: dict[str, Any]) -> None:
         expect(is_valid, f"low_weights have the shape {tuple(weights.shape)}")
 
 
-def _check_proposals(proposals: Proposals) -> None:
+def check_proposals(proposals: Proposals) -> None:
     """Raise unless all columns have the same length, and indices are valid."""
     num = len(proposals.theta)
     columns = {"theta": proposals.theta, "weights": proposals.weights.unsqueeze(1)}

@@ -22,13 +22,14 @@ class Runner:
     """Simulates proposals.
 
     Args:
-        work: The simulators, that of level 1 and the one below or `None`.
+        work: The simulators, that of `level` and the one below or `None`.
         batch_size: Simulations per call of a simulator.
         num_workers: Workers of joblib.
         max_resampling: Failed simulations of a round that may be replaced; as many as
             the round has if `None`.
         checkpoint: File that holds the simulations, for the error message.
         after_batch: Called after every batch, e.g. to save the state.
+        level: The level of the simulations.
     """
 
     work: Work
@@ -37,6 +38,7 @@ class Runner:
     max_resampling: int | None
     checkpoint: str | os.PathLike | None
     after_batch: Callable[[], None]
+    level: int = 1
 
     def simulate(
         self,
@@ -91,7 +93,9 @@ class Runner:
         for first in range(0, len(missing), self.batch_size):
             indices = missing[first : first + self.batch_size]
             seeds = torch.tensor([derive_seed(seed, index) for index in indices])
-            tasks.append(Task(1, np.array(indices), proposals.theta[indices], seeds))
+            tasks.append(
+                Task(self.level, np.array(indices), proposals.theta[indices], seeds)
+            )
         return tasks
 
     def _too_many_failures(self, proposals: Proposals, limit: int, round_: int) -> str:

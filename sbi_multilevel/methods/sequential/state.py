@@ -102,14 +102,7 @@ class RoundState:
         Raises:
             ValueError: If the shapes differ.
         """
-        check_columns({"x": x}, 0)
-        if x.shape[1:] == self.x_o.shape:
-            self.x_o = self.x_o.unsqueeze(0)
-        if x.shape[1:] != self.x_o.shape[1:]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape[1:])} per simulation, but the observation "
-                f"x_o has {tuple(self.x_o.shape[1:])}. Summarise both in the same way."
-            )
+        self.x_o = matching_observation(x, self.x_o)
 
     def check_low_fidelity(self, low: LevelSimulations | None) -> None:
         """Raise unless low-fidelity simulations are those of earlier rounds.
@@ -123,6 +116,27 @@ class RoundState:
                 "by which levels are aligned. Call `append_lowfidelity_simulations` "
                 "with the same ones before resuming."
             )
+
+
+def matching_observation(x: Tensor, x_o: Tensor) -> Tensor:
+    """The observation, with the channel that outputs have if it lacks one.
+
+    Args:
+        x: Outputs, shape `(n, *x_shape)`.
+        x_o: The observation, shape `(1, *x_shape)`.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    check_columns({"x": x}, 0)
+    if x.shape[1:] == x_o.shape:
+        x_o = x_o.unsqueeze(0)
+    if x.shape[1:] != x_o.shape[1:]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape[1:])} per simulation, but the observation "
+            f"x_o has {tuple(x_o.shape[1:])}. Summarise both in the same way."
+        )
+    return x_o
 
 
 def check_theta(theta: Tensor, prior: Any) -> None:

@@ -1,0 +1,126 @@
+r"""Sequential NLE with several fidelities: rounds from the posterior.
+
+In round r theta is drawn from the posterior of the round before,
+
+.. math::
+
+    \theta \sim \hat p_r(\theta) \propto p(\theta)\, q_{r-1}(x_o \mid \theta), \qquad
+    \hat p_0 = p,
+
+and all levels are simulated: low-fidelity simulations densely, and pairs of the levels
+above. `HybridNLE` is trained from scratch on the simulations of all rounds. A
+likelihood is a density of x *given* theta, so that theta may follow any distribution,
+at each level another, and nothing is truncated, weighted or left out (Papamakarios,
+Sterratt, Murray 2019, *Sequential neural likelihood*). So are the level maps, which
+move x at fixed theta.
+
+What rounds change is where the likelihood is learned: with the same number of
+high-fidelity simulations, most of them are at parameters that explain the observation.
+What the posterior of a round misses is not simulated in the next one, but earlier
+rounds remain in training.
+
+Proposals are drawn by MCMC (`sbi.inference.MCMCPosterior`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sbi_multilevel.data.validation import check_observation
+from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.nle import HybridNLE
+from sbi_multilevel.methods.sequential.round_method import RoundMethod
+from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
+from sbi_multilevel.simulation.arguments import check_seed
+from sbi_multilevel.training.config import check_config
+from sbi_multilevel.utils.argument_types import check_types
+
+
+class MFSNLE(SimulatedRounds):
+    r"""Multifidelity sequential NLE: rounds of `HybridNLE` for one observation.
+
+    .. math::
+
+        q_r = \text{HybridNLE on draws from } \hat p_0, \dots, \hat p_r, \qquad
+        \hat p_{r+1}(\theta) \propto p(\theta)\, q_r(x_o \mid \theta)
+
+    See `sbi_multilevel.methods.sequential.mfsnle`. The steps and arguments of a run are
+    those of `HybridTSNPE`. In `run`, `num_simulations[0]` low-fidelity simulations are
+    made in each round.
+
+    Args:
+        prior: Prior over theta, with a density and a support.
+        x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
+        density_estimator: Name of a network, or a builder, as for `HybridNLE`.
+        config: Settings of `HybridNLE`.
+        mcmc_options: Arguments of `sbi.inference.MCMCPosterior`, e.g. `num_chains`.
+        seed: Seed of all random numbers here. The same seed, simulations and settings
+            give the same posterior, also after resuming.
+        train_options: Arguments of `HybridNLE.train`.
+
+    Attributes:
+        summary: As of `HybridTSNPE`; nothing is truncated, so that `acceptance_rate` is
+            1, `num_inside` counts all simulations, and `stopped` is "".
+
+    Raises:
+        TypeError: If `config` is that of another method.
+        ValueError: If the observation has NaN, or the prior has no density or support.
+
+    Reference: Papamakarios, Sterratt, Murray (2019), *Sequential neural likelihood:
+    fast likelihood-free inference with autoregressive flows*.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> from sbi_multilevel import MFSNLE, HybridConfig
+        >>> def coarse(theta, noise):
+        ...     return theta + 0.3 * noise
+        >>> def fine(theta, noise):
+        ...     return theta + 0.1 * theta**2 + 0.3 * noise
+        >>> inference = MFSNLE(
+        ...     BoxUniform(-torch.ones(1), torch.ones(1)),
+        ...     torch.zeros(1),
+        ...     density_estimator="mdn",
+        ...     config=HybridConfig(num_members=2, level_maps=("none", "shift")),
+        ...     mcmc_options={"num_chains": 5, "warmup_steps": 10, "thin": 1},
+        ...     train_options={"max_num_epochs": 500, "stop_after_epochs": 1},
+        ... )
+        >>> posterior = inference.run(
+        ...     (coarse, fine),
+        ...     num_simulations=(200, 20),
+        ...     num_rounds=2,
+        ...     noise=lambda n, generator: torch.randn(n, 1, generator=generator),
+        ...     show_progress_bars=False,
+        ... )
+        >>> posterior.sample((10,), show_progress_bars=False).shape
+        torch.Size([10, 1])
+    """
+
+    def __init__(
+        self,
+        prior: Any,
+        x_o: Tensor,
+        density_estimator: Any = "maf",
+        *,
+        config: HybridConfig | None = None,
+        mcmc_options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        train_options: Mapping[str, Any] | None = None,
+    ):
+        check_types(MFSNLE.__init__, locals(), but=("seed",))
+        check_seed(seed)
+        method = RoundMethod(
+            trainer_type=HybridNLE,
+            density_estimator=density_estimator,
+            config=check_config(config, HybridConfig, {}),
+            train_options=dict(train_options or {}),
+            mcmc_options=dict(mcmc_options or {}),
+        )
+        super().__init__(method, prior, check_observation(x_o), seed)

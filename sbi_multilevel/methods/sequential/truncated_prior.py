@@ -1,0 +1,241 @@
+r"""The prior, truncated several times: the regions are nested.
+
+After round r let :math:`q_r` be the density that was learned at the observation, and
+
+.. math::
+
+    R_0 = \text{the support of } p, \qquad
+    R_{r+1} = R_r \cap \{\theta : q_r(\theta \mid x_o) > \tau_r\},
+
+with :math:`\tau_r` such that the second set holds the mass :math:`1 - \epsilon` of the
+draws from :math:`q_r` that lie in :math:`R_r`. The prior is no component of
+:math:`q_r` here (`sbi_multilevel.estimators.mixture`), as the second set would be all
+of it otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import within_support
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_multilevel.data.validation import has_support
+from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.methods.sequential.truncation import Truncation
+from sbi_multilevel.utils.seeds import seeded
+
+_BLOCK = 10_000
+_NUM_DRAWS = 20_000  # from which the mass of a region is estimated
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The parameters at which a density exceeds a threshold.
+
+    Args:
+        estimator: Estimator of theta given x.
+        x_o: The observation, shape `(1, *x_shape)`.
+        threshold: The logarithm of the threshold.
+    """
+
+    estimator: ConditionalDensityEstimator
+    x_o: Tensor
+    threshold: float
+
+    def holds(self, theta: Tensor) -> Tensor:
+        """Whether the density at parameters `(n, d_theta)` exceeds it, shape `(n,)`."""
+        return log_density(self.estimator, theta, self.x_o) > self.threshold
+
+
+class TruncatedPrior(Distribution):
+    """The prior inside of all cuts, see the module; it can be pickled.
+
+    Args:
+        prior: The whole prior.
+        cuts: What is left out, in the order of rounds.
+        max_draws: Draws from the whole prior after which sampling stops with an error
+            if none was accepted.
+
+    Raises:
+        ValueError: If the prior cannot be sampled, or has no density or support.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> prior = TruncatedPrior(BoxUniform(torch.zeros(2), torch.ones(2)))
+        >>> prior.sample((3,)).shape, prior.acceptance
+        (torch.Size([3, 2]), 1.0)
+    """
+
+    def __init__(
+        self, prior: Any, cuts: Sequence[Cut] = (), max_draws: int = 1_000_000
+    ):
+        check_truncatable(prior)
+        self.whole, self.cuts, self.max_draws = prior, tuple(cuts), max_draws
+        super().__init__(prior.batch_shape, prior.event_shape, validate_args=False)
+
+    def cut(
+        self, estimator: Any, x_o: Tensor, truncation: Truncation
+    ) -> TruncatedPrior:
+        """This prior inside of the region of highest density of an estimator.
+
+        Args:
+            estimator: Estimator of theta given x; if the prior is a component of it,
+                that component is left out.
+            x_o: The observation, shape `(1, *x_shape)`.
+            truncation: How much of the mass is outside.
+
+        Raises:
+            RuntimeError: If all draws from the estimator lie outside of this prior.
+        """
+        estimator = parts_of(estimator)
+        shape, drawn = torch.Size((truncation.num_samples,)), []
+        with torch.no_grad():
+            for num in _blocks(shape[0]):
+                sample = estimator.sample(torch.Size((num,)), x_o)
+                drawn.append(sample.reshape(-1, *self.event_shape))
+        theta = torch.cat(drawn)
+        theta = theta[self.contains(theta)]
+        if len(theta) == 0:
+            raise RuntimeError(
+                f"None of {shape[0]} draws from the posterior of this round lies in "
+                "the truncated prior, so truncation keeps nothing. Use more "
+                "simulations per round, a larger epsilon in `Truncation`, or check "
+                "that the prior can produce this observation."
+            )
+        values = log_density(estimator, theta, x_o).sort().values
+        threshold = float(values[int(truncation.epsilon * len(values))])
+        # strictly above the threshold lies all but the lowest draw at least
+        cut = Cut(estimator, x_o, threshold)
+        return TruncatedPrior(self.whole, [*self.cuts, cut], self.max_draws)
+
+    def contains(self, theta: Tensor) -> Tensor:
+        """Whether parameters `(n, d_theta)` lie in the region, shape `(n,)`."""
+        if len(theta) == 0:
+            return torch.zeros(0, dtype=torch.bool)
+        inside = within_support(self.whole, theta)
+        for cut in self.cuts:
+            index = inside.nonzero()[:, 0]
+            inside[index] = cut.holds(theta[index])
+        return inside
+
+    @cached_property
+    def acceptance(self) -> float:
+        """Share of draws from the whole prior in the region, always the same draws.
+
+        Raises:
+            RuntimeError: If there are none.
+        """
+        if not self.cuts:
+            return 1.0
+        with seeded(0):
+            return self._draw(0, least=_NUM_DRAWS)[1]
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws, shape `(*sample_shape, d_theta)`.
+
+        Raises:
+            RuntimeError: If none of `max_draws` draws from the prior is in the region.
+        """
+        shape = torch.Size(sample_shape)
+        if not self.cuts:
+            return self.whole.sample(shape)
+        theta = self._draw(shape.numel())[0][: shape.numel()]
+        return theta.reshape(*shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, shape `(n,)`; -inf outside of the region."""
+        if not self.cuts:
+            return self.whole.log_prob(value)
+        flat = value.reshape(-1, *self.event_shape)
+        inside, total = self.contains(flat), flat.new_full((len(flat),), -torch.inf)
+        if inside.any():
+            total[inside] = self.whole.log_prob(flat[inside])
+        total = total - torch.tensor(self.acceptance).log()
+        return total.reshape(value.shape[:-1])
+
+    @property
+    def support(self) -> Any:
+        """The support of the whole prior, by which parameters are unconstrained."""
+        return self.whole.support
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the whole prior, by which sbi scales parameters without bounds."""
+        return self.whole.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """That of the whole prior, see `mean`."""
+        return self.whole.variance
+
+    def _draw(self, num: int, least: int = 0) -> tuple[Tensor, float]:
+        """At least `num` draws, and the share of draws from the prior accepted."""
+        kept, found, total = [], 0, 0
+        while found < max(num, 1) or total < least:
+            theta = self.whole.sample((_BLOCK,))
+            theta = theta[self.contains(theta)]
+            kept.append(theta)
+            found, total = found + len(theta), total + _BLOCK
+            if found == 0 and total >= self.max_draws:
+                raise RuntimeError(
+                    f"The truncated prior accepted 0 of {total} draws from the prior. "
+                    "Use a larger epsilon or max_draws in `Truncation`, more "
+                    "simulations per round, or check that the prior can produce this "
+                    "observation."
+                )
+        return torch.cat(kept), found / total
+
+
+def parts_of(estimator: Any) -> Any:
+    """An estimator without the prior among its components, with the same networks."""
+    if not isinstance(estimator, MixtureEstimator) or estimator.prior is None:
+        return estimator
+    weights = estimator.weights[:-1]
+    if not bool(weights.sum() > 0):
+        raise RuntimeError(
+            "The prior has all the weight of the posterior of this round, so that "
+            "nothing was learned to truncate it by. Use more simulations per round."
+        )
+    return MixtureEstimator(
+        estimator.members, weights, estimator.target, estimator.tails
+    ).eval()
+
+
+@torch.no_grad()
+def log_density(estimator: Any, theta: Tensor, x_o: Tensor) -> Tensor:
+    """Log density at parameters `(n, d_theta)` given one observation, shape `(n,)`."""
+    blocks = (part.unsqueeze(1) for part in theta.split(_BLOCK))
+    return torch.cat([estimator.log_prob(part, x_o)[:, 0] for part in blocks])
+
+
+def check_truncatable(prior: Any) -> None:
+    """Raise unless a prior has what truncation needs.
+
+    Raises:
+        ValueError: If not.
+    """
+    missing = [name for name in ("sample", "log_prob") if not hasattr(prior, name)]
+    if not missing and not has_support(prior):
+        missing = ["support"]
+    if missing:
+        raise ValueError(
+            f"prior is a {type(prior).__name__} without {' and '.join(missing)}, which "
+            "rounds need to draw from a part of it. Pass a distribution of PyTorch or "
+            "sbi, e.g. `BoxUniform(low, high)`."
+        )
+
+
+def _blocks(num: int) -> list[int]:
+    return [min(_BLOCK, num - first) for first in range(0, num, _BLOCK)]

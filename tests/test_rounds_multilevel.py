@@ -1,0 +1,401 @@
+"""Rounds of all levels: regions, steps, resuming, errors, and a known posterior."""
+
+import pickle
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from torch.distributions import Distribution
+
+from sbi_multilevel import (
+    MFSNLE,
+    MLTSNPE,
+    HybridConfig,
+    HybridTSNPE,
+    Truncation,
+    simulate_multilevel,
+)
+from sbi_multilevel.utils.seeds import seeded
+from tests import linear_gaussian as problem
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:.*simulations of round"),
+]
+COARSE, FINE = problem.SIMULATORS[0], problem.SIMULATORS[2]
+X_O = torch.tensor([0.4, -0.3])
+SMALL = HybridConfig(num_members=2, level_maps=("none", "shift"), distill=False)
+OPTIONS = {
+    "density_estimator": "mdn",
+    "truncation": Truncation(epsilon=1e-3, num_samples=2_000),
+    "train_options": {"max_num_epochs": 5, "learning_rate": 5e-3},
+}
+RUN = {"noise": problem.noise, "show_progress_bars": False}
+MCMC = {
+    "num_chains": 10,
+    "warmup_steps": 3,
+    "thin": 1,
+    "init_strategy_parameters": {"num_candidate_samples": 20},
+}
+BOTH = ((COARSE, FINE), (200, 20))
+
+
+def hybrid(prior=None, x_o=X_O, seed=1, **options):
+    options = {"config": SMALL, **OPTIONS, **options}
+    return HybridTSNPE(prior or problem.prior(), x_o, seed=seed, **options)
+
+
+def multilevel(seed=1, **options):
+    return MLTSNPE(problem.prior(), X_O, seed=seed, **{**OPTIONS, **options})
+
+
+def likelihood(seed=1, **options):
+    options = {
+        "density_estimator": "mdn",
+        "config": SMALL,
+        "mcmc_options": MCMC,
+        "train_options": OPTIONS["train_options"],
+        **options,
+    }
+    return MFSNLE(problem.prior(), X_O, seed=seed, **options)
+
+
+methods = pytest.mark.parametrize("make", (hybrid, multilevel, likelihood))
+truncating = pytest.mark.parametrize("make", (hybrid, multilevel))
+
+
+def step(inference, num_simulations=(150, 12), seed=0):
+    """A round by hand."""
+    if isinstance(inference, MFSNLE):
+        num_simulations = (50, 12)  # MCMC takes time
+    low, high = inference.propose(num_simulations)
+    torch.manual_seed(seed)
+    noise, of_low = torch.randn(len(high), 2), torch.randn(len(low), 2)
+    inference.append_lowfidelity_simulations(low, COARSE(low, of_low))
+    inference.append_multilevel_simulations(
+        high, FINE(high, noise), COARSE(high, noise), level=1
+    )
+    inference.train()
+    return low, high
+
+
+def samples(inference):
+    with seeded(0):  # MCMC draws from NumPy
+        posterior = inference.build_posterior()
+        return posterior.sample((20,), show_progress_bars=False)
+
+
+class Killed(KeyboardInterrupt):
+    pass
+
+
+def killing(simulator, after):
+    calls = []
+
+    def run(theta, noise):
+        calls.append(len(theta))
+        if len(calls) == after:
+            raise Killed
+        return simulator(theta, noise)
+
+    return run
+
+
+# ------------------------------------------------------------- rounds
+
+
+@methods
+def test_rounds_can_be_done_step_by_step(make):
+    inference = make()
+    for _ in range(2):
+        low, high = step(inference)
+        assert low.shape[1] == 2 and high.shape == (12, 2)
+        assert samples(inference).shape == (20, 2)
+    assert [high for _, high in inference.summary["num_simulations"]] == [12, 12]
+    first, second = inference.summary["acceptance_rate"]
+    assert first == 1.0 and (second == 1.0 if make is likelihood else 0 < second < 1)
+
+
+@methods
+def test_run_simulates_all_levels(make):
+    inference = make()
+    posterior = inference.run(*BOTH, num_rounds=2, **RUN)
+    assert posterior.sample((5,), show_progress_bars=False).shape == (5, 2)
+    (n_0, n_1), (m_0, m_1) = inference.summary["num_simulations"]
+    assert (n_0, n_1, m_1) == (200, 10, 10)
+    inside = inference.summary["num_inside"][1]
+    if make is likelihood:
+        assert m_0 == 200 and inside == [400, 20]
+    else:  # those of the first round that lie in the region are kept
+        assert 0 <= m_0 < 200 and inside[0] == 200 and 10 <= inside[1] <= 20
+    assert all(part.is_paired for part in inference._state.parts if part.level == 1)
+
+
+@truncating
+def test_regions_are_nested_and_hold_all_that_is_simulated(make):
+    inference, draws, regions = make(), problem.prior().sample((2_000,)), []
+    for round_ in range(3):
+        region = inference.truncated_prior
+        regions.append(region.contains(draws))
+        proposed = step(inference, seed=round_)
+        assert all(region.contains(theta).all() for theta in proposed)
+    for outer, inner in zip(regions, regions[1:]):
+        assert (outer | ~inner).all() and inner.sum() < outer.sum()
+    rates = inference.summary["acceptance_rate"]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_round_is_trained_on_draws_from_the_truncated_prior():
+    inference = hybrid()
+    step(inference, (600, 12))
+    step(inference, (300, 12))
+    region = inference.truncated_prior
+    used = torch.cat([p.theta for p in inference._state.parts_inside() if p.level == 0])
+    torch.manual_seed(1)
+    exact = region.sample((5_000,))
+    error = exact.std(0) * (1 / len(used) + 1 / len(exact)) ** 0.5
+    assert ((used.mean(0) - exact.mean(0)).abs() < 4 * error).all()
+    spread = used.std(0) / exact.std(0)
+    assert ((spread - 1).abs() < 4 / (2 * len(used)) ** 0.5).all()
+
+
+def test_the_truncated_prior_is_a_density():
+    inference = hybrid(prior=BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2)))
+    step(inference)
+    region = inference.truncated_prior
+    torch.manual_seed(0)
+    theta = inference.truncated_prior.whole.sample((20_000,))
+    log_prob = region.log_prob(theta)
+    inside = region.contains(theta)
+    assert (log_prob.isfinite() == inside).all()
+    total = (log_prob - region.whole.log_prob(theta)).exp().mean()
+    assert abs(total - 1) < 5 / (len(theta) * region.acceptance) ** 0.5
+    assert region.sample((2, 3)).shape == (2, 3, 2)
+
+
+def test_the_prior_component_plays_no_part_in_truncation():
+    inference = hybrid()
+    step(inference)
+    assert inference._state.fits[0].prior is not None
+    (cut,) = inference.truncated_prior.cuts
+    assert cut.estimator.prior is None
+    assert inference.truncated_prior.acceptance < 1
+
+
+def test_low_fidelity_simulations_from_the_prior_are_used_first():
+    low, pairs = problem.simulations((300, 12))
+    inference = hybrid().append_lowfidelity_simulations(low.theta, low.x)
+    inference.run(*BOTH, num_rounds=2, **RUN)
+    assert inference.summary["num_simulations"][0] == [300, 10]
+    assert inference.summary["num_inside"][0] == [300, 10]
+
+
+def test_simulations_of_a_store_are_appended_at_once(tmp_path):
+    simulations = simulate_multilevel(
+        (COARSE, FINE), problem.prior(), (100, 12), store=tmp_path / "s", **RUN
+    )
+    inference = hybrid().append_multilevel_simulations(simulations)
+    assert inference.num_inside == (100, 12)
+    inference.train()
+    assert inference.num_inside < (100, 12)
+
+
+def test_three_levels():
+    inference = multilevel()
+    inference.run(problem.SIMULATORS, (200, 24, 20), 2, **RUN)
+    assert [n[1:] for n in inference.summary["num_simulations"]] == [[12, 10]] * 2
+
+
+def test_a_region_that_is_not_reduced_ends_the_rounds(caplog):
+    # x does not depend on theta, so that the posterior is the prior
+    def blind(theta, noise):
+        return noise
+
+    inference = hybrid(truncation=Truncation(epsilon=0.0, num_samples=2_000))
+    inference.run((blind, blind), (200, 40), num_rounds=5, **RUN)
+    summary = inference.summary
+    assert "further rounds would simulate in the same region" in summary["stopped"]
+    assert summary["stopped"] in caplog.text
+    assert len(summary["log_score"]) < 5
+    assert sum(high for _, high in summary["num_simulations"]) == 40
+
+
+# ------------------------------------------------------------- seeds, pickles, files
+
+
+@methods
+def test_the_seed_determines_the_posterior(make):
+    runs = [make(seed=seed) for seed in (1, 1, 2)]
+    for inference in runs:
+        inference.run(*BOTH, num_rounds=2, **RUN)
+    first, same, other = map(samples, runs)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+@methods
+def test_rounds_can_be_pickled_between_steps(make):
+    inference = make()
+    step(inference)
+    copy = pickle.loads(pickle.dumps(inference))
+    assert torch.equal(samples(copy), samples(inference))
+    for each in (inference, copy):
+        step(each, seed=1)
+    assert torch.equal(samples(copy), samples(inference))
+
+
+@methods
+@pytest.mark.parametrize("after", (2, 4))
+def test_an_interrupted_run_resumes(make, after, tmp_path):
+    path = tmp_path / "run.pt"
+    options = {"simulation_batch_size": (200, 5), "checkpoint": path, **RUN}
+    fine = killing(FINE, after)
+    with pytest.raises(Killed):
+        make().run((COARSE, fine), (200, 20), 2, **options)
+    resumed, whole = make(), make()
+    resumed.run(*BOTH, num_rounds=2, **options)
+    whole.run(*BOTH, num_rounds=2, **RUN, simulation_batch_size=(200, 5))
+    assert torch.equal(samples(resumed), samples(whole))
+    assert str(resumed.summary) == str(whole.summary)
+
+
+@methods
+def test_a_saved_state_is_loaded_as_it_was(make, tmp_path):
+    inference = make()
+    step(inference)
+    inference.propose((3, 2))
+    inference.save(tmp_path / "state.pt")
+    loaded = make().load(tmp_path / "state.pt")
+    assert torch.equal(samples(loaded), samples(inference))
+    for ours, theirs in zip(loaded.propose((4, 2)), inference.propose((4, 2))):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path):
+    inference = hybrid()
+    step(inference)
+    inference.save(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="seed was 1, is 2"):
+        hybrid(seed=2).load(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="method was HybridNPE, is MLNPE"):
+        multilevel().load(tmp_path / "state.pt")
+    torch.save({"settings": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="fits is missing"):
+        hybrid().load(tmp_path / "other.pt")
+
+
+# ------------------------------------------------------------- errors
+
+
+def test_truncation_that_keeps_nothing_is_an_error():
+    inference = hybrid()
+    step(inference)
+    region = inference.truncated_prior
+    nowhere = type(region)(region.whole, region.cuts, max_draws=10_000)
+    object.__setattr__(nowhere.cuts[0], "threshold", float("inf"))
+    with pytest.raises(RuntimeError, match="accepted 0 of 10000 draws"):
+        nowhere.sample((1,))
+    with pytest.raises(RuntimeError, match="truncation keeps nothing"):
+        nowhere.cut(nowhere.cuts[0].estimator, inference.x_o, Truncation(0.1, 100))
+
+
+def test_a_round_whose_simulations_all_fail_is_an_error():
+    def failing(theta, noise):
+        raise OSError("no license")
+
+    with pytest.raises(RuntimeError, match="of round 1 failed.*no license"):
+        hybrid().run((COARSE, failing), (200, 20), 2, **RUN)
+
+
+def test_failed_simulations_are_replaced():
+    def fine(theta, noise):
+        x = FINE(theta, noise)
+        return torch.where(theta[:, :1] > 0.5, torch.nan, x)
+
+    inference = hybrid()
+    inference.run((COARSE, fine), (200, 20), 2, **RUN)
+    assert [n[1] for n in inference.summary["num_simulations"]] == [10, 10]
+    assert "NaN" in inference.summary["failures"][0][0]
+
+
+class WithoutSupport(Distribution):
+    def __init__(self):
+        super().__init__(torch.Size(), torch.Size((2,)), validate_args=False)
+
+    def sample(self, sample_shape=()):
+        return torch.zeros(*sample_shape, 2)
+
+    def log_prob(self, value):
+        return torch.zeros(len(value))
+
+
+@pytest.mark.parametrize(
+    ("prior", "lacks"),
+    ((WithoutSupport(), "support"), (object(), "sample and log_prob")),
+)
+def test_a_prior_that_cannot_be_truncated_is_an_error(prior, lacks):
+    with pytest.raises(ValueError, match=f"prior is a .* without {lacks}, which"):
+        HybridTSNPE(prior, X_O)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        (((COARSE, FINE), (200, 7), 2), "each round needs at least 4 of the highest"),
+        (((COARSE, FINE), (200,), 2), "simulators has 2 levels, num_simulations 1"),
+        (((FINE,), (200,), 2), "at least two, the lowest fidelity first"),
+        (((COARSE, FINE), (200, 20), 0), "num_rounds=0"),
+    ),
+)
+def test_numbers_that_do_not_fit_are_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hybrid().run(*arguments, **RUN)
+
+
+def test_too_few_simulations_in_the_region_are_an_error():
+    inference = hybrid()
+    with pytest.raises(RuntimeError, match="No simulations were appended"):
+        inference.train()
+    low, high = problem.simulations((100, 3))
+    inference.append_lowfidelity_simulations(low.theta, low.x)
+    with pytest.raises(ValueError, match="of level 0 alone"):
+        inference.train()
+    inference.append_multilevel_simulations(high.theta, high.x, high.x_coarse, level=1)
+    with pytest.raises(ValueError, match="Level 1 has 3 .* needs at least 4"):
+        inference.train()
+    with pytest.raises(RuntimeError, match="Nothing was trained yet"):
+        inference.build_posterior()
+
+
+def test_bad_arguments_are_errors():
+    with pytest.raises(ValueError, match="sample_with='sir'"):
+        hybrid(truncation=Truncation(sample_with="sir"))
+    with pytest.raises(ValueError, match="seed"):
+        hybrid(seed=-1)
+    with pytest.raises(TypeError, match="config"):
+        multilevel(config=SMALL)
+    with pytest.raises(ValueError, match="Ask for at least one"):
+        hybrid().propose((0, 0))
+    with pytest.raises(ValueError, match="x has shape"):
+        hybrid().append_lowfidelity_simulations(torch.zeros(3, 2), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="x is None and level is None"):
+        hybrid().append_multilevel_simulations(torch.zeros(3, 2))
+
+
+# ------------------------------------------------------------- a known posterior
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", (hybrid, multilevel, likelihood))
+def test_the_posterior_is_the_exact_one(make):
+    config = HybridConfig(num_members=3, distill=False)
+    options = {} if make is multilevel else {"config": config}
+    if make is likelihood:
+        options["mcmc_options"] = {"num_chains": 50, "warmup_steps": 50, "thin": 2}
+    inference = make(train_options={"learning_rate": 2e-3}, **options)
+    posterior = inference.run((COARSE, FINE), (2_000, 90), num_rounds=3, **RUN)
+    exact = problem.posterior(X_O)
+    torch.manual_seed(0)
+    drawn = posterior.sample((2_000,), show_progress_bars=False)
+    spread = exact.covariance_matrix.diagonal().sqrt()
+    assert ((drawn.mean(0) - exact.mean).abs() < 0.25 * spread).all()
+    assert ((drawn.std(0) / spread).log().abs() < 0.25).all()
