@@ -24,34 +24,12 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.multilevel import MultilevelConfig
     from sbi_multilevel.methods.nle import MFNLE, MLNLE, HybridNLE
     from sbi_multilevel.methods.npe import MFNPE, MLNPE, HybridNPE
-    from sbi_multilevel.methods.nre import (
-        MFBNRE,
-        MFNRE,
-        MFNRE_A,
-        MFNRE_C,
-        MLBNRE,
-        MLNRE,
-        MLNRE_A,
-        MLNRE_C,
-        HybridBNRE,
-        HybridNRE,
-        HybridNRE_A,
-        HybridNRE_C,
-    )
     from sbi_multilevel.methods.sequential.acquisition import Acquisition
     from sbi_multilevel.methods.sequential.hybrid_tsnpe import MLTSNPE, HybridTSNPE
     from sbi_multilevel.methods.sequential.mfsnle import MFSNLE
     from sbi_multilevel.methods.sequential.mftsnpe import MFTSNPE
     from sbi_multilevel.methods.sequential.truncation import Truncation
     from sbi_multilevel.methods.transfer import TransferConfig
-    from sbi_multilevel.methods.vector_fields import (
-        MFFMPE,
-        MFNPSE,
-        MLFMPE,
-        MLNPSE,
-        HybridFMPE,
-        HybridNPSE,
-    )
     from sbi_multilevel.simulate import simulate_multilevel
     from sbi_multilevel.simulation.accounting import TooManyFailures
     from sbi_multilevel.simulation.noise import vectorize_simulator
@@ -67,35 +45,17 @@ _MODULES = {
     "Advice": "allocation.advice",
     "BudgetedSimulations": "allocation.spending",
     "Ensemble": "training.ensemble",
-    "HybridBNRE": "methods.nre",
     "HybridConfig": "methods.hybrid.config",
-    "HybridFMPE": "methods.vector_fields",
     "HybridNLE": "methods.nle",
     "HybridNPE": "methods.npe",
-    "HybridNPSE": "methods.vector_fields",
-    "HybridNRE": "methods.nre",
-    "HybridNRE_A": "methods.nre",
-    "HybridNRE_C": "methods.nre",
     "HybridTSNPE": "methods.sequential.hybrid_tsnpe",
     "LevelSimulations": "data.simulations",
-    "MFBNRE": "methods.nre",
-    "MFFMPE": "methods.vector_fields",
     "MFNLE": "methods.nle",
     "MFNPE": "methods.npe",
-    "MFNPSE": "methods.vector_fields",
-    "MFNRE": "methods.nre",
-    "MFNRE_A": "methods.nre",
-    "MFNRE_C": "methods.nre",
     "MFSNLE": "methods.sequential.mfsnle",
     "MFTSNPE": "methods.sequential.mftsnpe",
-    "MLBNRE": "methods.nre",
-    "MLFMPE": "methods.vector_fields",
     "MLNLE": "methods.nle",
     "MLNPE": "methods.npe",
-    "MLNPSE": "methods.vector_fields",
-    "MLNRE": "methods.nre",
-    "MLNRE_A": "methods.nre",
-    "MLNRE_C": "methods.nre",
     "MLTSNPE": "methods.sequential.hybrid_tsnpe",
     "MultilevelConfig": "methods.multilevel",
     "MultilevelSimulations": "data.simulations",
