@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 from sbi_multilevel import (
     MFSNLE,
     MLTSNPE,
+    Acquisition,
     HybridConfig,
     HybridTSNPE,
     Truncation,
@@ -21,6 +22,7 @@ from tests import linear_gaussian as problem
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
     pytest.mark.filterwarnings("ignore:.*simulations of round"),
+    pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken"),
 ]
 COARSE, FINE = problem.SIMULATORS[0], problem.SIMULATORS[2]
 X_O = torch.tensor([0.4, -0.3])
@@ -61,6 +63,9 @@ def likelihood(seed=1, **options):
 
 
 methods = pytest.mark.parametrize("make", (hybrid, multilevel, likelihood))
+with_slow = pytest.mark.parametrize(
+    "make", (hybrid, multilevel, pytest.param(likelihood, marks=pytest.mark.slow))
+)
 truncating = pytest.mark.parametrize("make", (hybrid, multilevel))
 
 
@@ -220,10 +225,32 @@ def test_a_region_that_is_not_reduced_ends_the_rounds(caplog):
     assert sum(high for _, high in summary["num_simulations"]) == 40
 
 
+def test_active_points_are_those_of_largest_disagreement():
+    inference = likelihood(acquisition=Acquisition(share=0.25, pool_size=200))
+    step(inference)
+    low, high = inference.propose((8, 8))
+    (estimator,), x_o = inference._state.fits, inference.x_o
+    candidates = problem.prior().sample((500,))
+
+    def variance(theta):
+        each = [
+            q.log_prob(x_o.expand(len(theta), -1).unsqueeze(0), theta)[0].exp()
+            for q in estimator.members
+        ]
+        return (torch.stack(each) * problem.prior().log_prob(theta).exp()).var(0)
+
+    pending = inference._state.pending
+    assert pending[0].is_active.sum() == 0
+    assert pending[1].is_active.tolist() == [False] * 6 + [True] * 2
+    with torch.no_grad():
+        active, pool = variance(high[6:]), variance(candidates)
+    assert (active > pool.quantile(0.9)).all()  # 2 of 200
+
+
 # ------------------------------------------------------------- seeds, pickles, files
 
 
-@methods
+@with_slow
 def test_the_seed_determines_the_posterior(make):
     runs = [make(seed=seed) for seed in (1, 1, 2)]
     for inference in runs:
@@ -232,7 +259,7 @@ def test_the_seed_determines_the_posterior(make):
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-@methods
+@with_slow
 def test_rounds_can_be_pickled_between_steps(make):
     inference = make()
     step(inference)
@@ -243,7 +270,7 @@ def test_rounds_can_be_pickled_between_steps(make):
     assert torch.equal(samples(copy), samples(inference))
 
 
-@methods
+@with_slow
 @pytest.mark.parametrize("after", (2, 4))
 def test_an_interrupted_run_resumes(make, after, tmp_path):
     path = tmp_path / "run.pt"
@@ -258,7 +285,7 @@ def test_an_interrupted_run_resumes(make, after, tmp_path):
     assert str(resumed.summary) == str(whole.summary)
 
 
-@methods
+@with_slow
 def test_a_saved_state_is_loaded_as_it_was(make, tmp_path):
     inference = make()
     step(inference)
@@ -369,6 +396,8 @@ def test_too_few_simulations_in_the_region_are_an_error():
 def test_bad_arguments_are_errors():
     with pytest.raises(ValueError, match="sample_with='sir'"):
         hybrid(truncation=Truncation(sample_with="sir"))
+    with pytest.raises(ValueError, match="compares the members of a mixture"):
+        MFSNLE(problem.prior(), X_O, acquisition=Acquisition())
     with pytest.raises(ValueError, match="seed"):
         hybrid(seed=-1)
     with pytest.raises(TypeError, match="config"):

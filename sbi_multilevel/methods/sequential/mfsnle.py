@@ -19,6 +19,11 @@ high-fidelity simulations, most of them are at parameters that explain the obser
 What the posterior of a round misses is not simulated in the next one, but earlier
 rounds remain in training.
 
+With an `Acquisition`, part of the pairs of each round but the first are the points of
+a pool of prior draws where the members of the mixture disagree most about the
+observation, by the variance of :math:`p(\theta)\, q_e(x_o \mid \theta)`. They need no
+weights here.
+
 Proposals are drawn by MCMC (`sbi.inference.MCMCPosterior`).
 """
 
@@ -32,6 +37,7 @@ from torch import Tensor
 from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
+from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.round_method import RoundMethod
 from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
 from sbi_multilevel.simulation.arguments import check_seed
@@ -57,6 +63,8 @@ class MFSNLE(SimulatedRounds):
         density_estimator: Name of a network, or a builder, as for `HybridNLE`.
         config: Settings of `HybridNLE`.
         mcmc_options: Arguments of `sbi.inference.MCMCPosterior`, e.g. `num_chains`.
+        acquisition: How active points are chosen; none by default. Needs the members of
+            the mixture, `HybridConfig(distill=False)`.
         seed: Seed of all random numbers here. The same seed, simulations and settings
             give the same posterior, also after resuming.
         train_options: Arguments of `HybridNLE.train`.
@@ -67,7 +75,8 @@ class MFSNLE(SimulatedRounds):
 
     Raises:
         TypeError: If `config` is that of another method.
-        ValueError: If the observation has NaN, or the prior has no density or support.
+        ValueError: If the observation has NaN, the prior has no density or support, or
+            the settings do not fit.
 
     Reference: Papamakarios, Sterratt, Murray (2019), *Sequential neural likelihood:
     fast likelihood-free inference with autoregressive flows*.
@@ -111,16 +120,25 @@ class MFSNLE(SimulatedRounds):
         *,
         config: HybridConfig | None = None,
         mcmc_options: Mapping[str, Any] | None = None,
+        acquisition: Acquisition | None = None,
         seed: int = 0,
         train_options: Mapping[str, Any] | None = None,
     ):
         check_types(MFSNLE.__init__, locals(), but=("seed",))
         check_seed(seed)
+        config = check_config(config, HybridConfig, {})
+        if acquisition is not None and (config.distill or acquisition.correct):
+            raise ValueError(
+                f"acquisition={acquisition} with distill={config.distill}, but it "
+                "compares the members of a mixture, and likelihoods need no weights. "
+                "Use `Acquisition(correct=False)` and `HybridConfig(distill=False)`."
+            )
         method = RoundMethod(
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
-            config=check_config(config, HybridConfig, {}),
+            config=config,
             train_options=dict(train_options or {}),
             mcmc_options=dict(mcmc_options or {}),
+            acquisition=acquisition,
         )
         super().__init__(method, prior, check_observation(x_o), seed)

@@ -150,7 +150,7 @@ class MultilevelRounds:
             raise ValueError(f"num_simulations is {numbers}. Ask for at least one.")
         pending, thetas = self._state.pending, []
         for level, num in enumerate(numbers):
-            drawn = self._drawn(num, level)
+            drawn = self._drawn(num, level, is_active=True)
             thetas.append(drawn.theta)
             if level in pending:
                 pending[level].extend(drawn)
@@ -216,18 +216,30 @@ class MultilevelRounds:
     def _seed_of(self, stream: Stream, *key: int) -> int:
         return derive_seed(self._seed, stream, *key)
 
-    def _drawn(self, num: int, level: int) -> Proposals:
+    def _drawn(self, num: int, level: int, is_active: bool = False) -> Proposals:
         """Proposals of this round, from a seed of their own at each call."""
-        state = self._state
+        state, method = self._state, self._method
         key = state.index, level, state.num_draws
         state.num_draws += 1
         with seeded(self._seed_of(Stream.PROPOSALS, *key)):
-            if self._method.truncation is not None or not state.fits:
+            if method.truncation is not None or not state.fits or num == 0:
                 theta = state.prior.sample((num,))
-            else:
-                posterior = self.build_posterior()
-                theta = posterior.sample((num,), show_progress_bars=False)
-        return Proposals(theta, torch.ones(num), state.prior.acceptance)
+                return Proposals(theta, torch.ones(num), state.prior.acceptance)
+            chosen, acquisition = state.prior.sample((0,)), method.acquisition
+            if acquisition is not None and level > 0 and is_active:
+                round_ = 0 if acquisition.fixed_pool else state.index
+                chosen = method.most_disputed(
+                    acquisition.num_active(num),
+                    state.fits[-1],
+                    state.prior.whole,
+                    state.x_o,
+                    self._seed_of(Stream.POOL, round_, level, state.num_draws),
+                )
+            posterior = self.build_posterior()
+            drawn = posterior.sample((num - len(chosen),), show_progress_bars=False)
+        active = torch.arange(num) >= len(drawn)
+        theta = torch.cat([drawn, chosen])
+        return Proposals(theta, torch.ones(num), state.prior.acceptance, active)
 
     def _check_enough(self) -> None:
         """Raise unless each level has simulations in the region.

@@ -131,5 +131,6 @@ def settings_of(method: Any, seed: int, x_o: Tensor) -> dict[str, Any]:
         "method": method.trainer_type.__name__,
         "config": repr(method.config),
         "truncation": repr(method.truncation),
+        "acquisition": repr(method.acquisition),
         "train_options": repr(sorted(method.train_options.items())),
     }

@@ -24,6 +24,7 @@ from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.sequential.acquisition import Acquisition, disagreement
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.training.config import MethodConfig
@@ -62,6 +63,7 @@ class RoundMethod:
         truncation: How the prior is truncated; `None` for a likelihood, for which
             theta may follow any distribution, so that rounds draw from the posterior.
         mcmc_options: Arguments of `MCMCPosterior`, for a likelihood.
+        acquisition: How active points are chosen, for a likelihood.
     """
 
     trainer_type: type[MultilevelTrainer]
@@ -70,6 +72,7 @@ class RoundMethod:
     train_options: Mapping[str, Any]
     truncation: Truncation | None = None
     mcmc_options: Mapping[str, Any] | None = None
+    acquisition: Acquisition | None = None
 
     @property
     def min_simulations(self) -> int:
@@ -126,6 +129,34 @@ class RoundMethod:
             potential, proposal=prior, theta_transform=transform, **options
         )
         return posterior.set_default_x(x_o)
+
+    def most_disputed(
+        self, num: int, estimator: MixtureEstimator, prior: Any, x_o: Tensor, seed: int
+    ) -> Tensor:
+        """The points of a pool of prior draws at which the members disagree most.
+
+        Args:
+            num: How many.
+            estimator: A mixture of likelihoods.
+            prior: The whole prior.
+            x_o: The observation, shape `(1, *x_shape)`.
+            seed: Seed of the pool.
+
+        Returns:
+            Theta, shape `(num, d_theta)`.
+        """
+        assert self.acquisition is not None
+        with seeded(seed):
+            pool = prior.sample((self.acquisition.pool_size,))
+        parts = (
+            MixtureEstimator([each], torch.ones(1), "x", estimator.tails)
+            for each in estimator.members
+        )
+        at = x_o.expand(len(pool), *x_o.shape[1:]).unsqueeze(0)
+        with torch.no_grad():
+            log_probs = [prior.log_prob(pool) + q.log_prob(at, pool)[0] for q in parts]
+        scores = disagreement(torch.stack(log_probs), self.acquisition.on)
+        return pool[scores.argsort(descending=True, stable=True)[:num]]
 
     def restored(
         self, saved: Mapping[str, Any], prior: TruncatedPrior, x_o: Tensor

@@ -1,0 +1,98 @@
+"""Rounds that simulate all levels for each observation: HybridTSNPE and MLTSNPE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sbi_multilevel import MLTSNPE, HybridTSNPE, MultilevelSimulations
+from sbi_multilevel_benchmarks.fit import Fit
+from sbi_multilevel_benchmarks.registry import register_method
+
+NUM_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class MultilevelRoundsPosterior:
+    """Posterior whose rounds are run when an observation is first used.
+
+    Args:
+        rounds_type: The class of the rounds.
+        task: The task.
+        simulations: Draws from the prior; those of level 0 enter the first round, and
+            each observation has as many of its own as there are of the other levels.
+        seed: Seed of the rounds.
+    """
+
+    rounds_type: type[HybridTSNPE] | type[MLTSNPE]
+    task: Any
+    simulations: MultilevelSimulations
+    seed: int
+    _done: dict[bytes, tuple[Any, tuple[int, ...]]] = field(default_factory=dict)
+
+    def at(self, x: Tensor) -> Any:
+        """The posterior of sbi at an observation, shape `(1, *x_shape)`."""
+        key = x.numpy().tobytes()
+        if key not in self._done:
+            self._done[key] = self._run(x)
+        return self._done[key][0]
+
+    def sample(
+        self, sample_shape: tuple[int, ...], x: Tensor, show_progress_bars: bool = False
+    ) -> Tensor:
+        """Samples, as those of sbi's posteriors."""
+        return self.at(x).sample(sample_shape, show_progress_bars=show_progress_bars)
+
+    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Log density, as that of sbi's posteriors."""
+        return self.at(x).log_prob(theta)
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Runs of each simulator, the most of any observation."""
+        return tuple(
+            max(counts) for counts in zip(*(runs for _, runs in self._done.values()))
+        )
+
+    def _run(self, x: Tensor) -> tuple[Any, tuple[int, ...]]:
+        low = self.simulations[0]
+        inference = self.rounds_type(
+            self.task.prior, x, self.task.build_network(), seed=self.seed
+        ).append_lowfidelity_simulations(low.theta, low.x)
+        posterior = inference.run(
+            self.task.simulators,
+            self.simulations.num_simulations,
+            NUM_ROUNDS,
+            noise=self.task.noise,
+            show_progress_bars=False,
+        )
+        made = [sum(n) for n in zip(*inference.summary["num_simulations"])]
+        return posterior, tuple(n + above for n, above in zip(made, [*made[1:], 0]))
+
+
+@dataclass(frozen=True)
+class MultilevelRoundsMethod:
+    """Rounds at each observation of the task.
+
+    Each observation has as many high-fidelity simulations of its own as other methods
+    have for all observations, and low-fidelity ones in each round.
+
+    Args:
+        rounds_type: The class of the rounds.
+    """
+
+    needs_observations: ClassVar[bool] = True
+
+    rounds_type: type[HybridTSNPE] | type[MLTSNPE]
+
+    def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
+        posterior = MultilevelRoundsPosterior(self.rounds_type, task, simulations, seed)
+        for x_o in task.observations:  # so that their seconds count as training
+            posterior.at(x_o.unsqueeze(0))
+        return Fit(posterior, simulations[-1].x, 0, runs=posterior.runs)
+
+
+register_method("hybrid-tsnpe", MultilevelRoundsMethod(HybridTSNPE))
+register_method("ml-tsnpe", MultilevelRoundsMethod(MLTSNPE))
