@@ -164,8 +164,12 @@ def test_a_round_is_trained_on_draws_from_the_truncated_prior():
     assert ((spread - 1).abs() < 4 / (2 * len(used)) ** 0.5).all()
 
 
-def test_the_truncated_prior_is_a_density():
-    inference = hybrid(prior=BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2)))
+@pytest.mark.parametrize(
+    "prior", (problem.prior(), BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2)))
+)
+def test_the_truncated_prior_is_a_density(prior):
+    inference = hybrid(prior=prior)
+    step(inference)
     step(inference)
     region = inference.truncated_prior
     torch.manual_seed(0)
@@ -176,6 +180,10 @@ def test_the_truncated_prior_is_a_density():
     total = (log_prob - region.whole.log_prob(theta)).exp().mean()
     assert abs(total - 1) < 5 / (len(theta) * region.acceptance) ** 0.5
     assert region.sample((2, 3)).shape == (2, 3, 2)
+    # also where a uniform prior is drawn inside of a box
+    drawn, exact = region.sample((5_000,)), theta[inside]
+    error = exact.std(0) * (1 / 5_000 + 1 / len(exact)) ** 0.5
+    assert ((drawn.mean(0) - exact.mean(0)).abs() < 4 * error).all()
 
 
 def test_the_prior_component_plays_no_part_in_truncation():

@@ -36,9 +36,11 @@ from sbi_multilevel import (
     HybridConfig,
     HybridNPE,
     HybridTSNPE,
+    OneCycle,
     Truncation,
     simulate_multilevel,
 )
+from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.training.tracking import SilentTracker
 
 HOURS = torch.tensor([0.5, 1, 2, 4, 6, 9, 13, 24])
@@ -121,7 +123,8 @@ def divergence(posterior: Any, x_o: Tensor) -> float:
 
 
 def _config() -> HybridConfig:
-    return HybridConfig(num_members=3, distill=False)  # to save time
+    # to save time: half of the steps, and no distillation
+    return HybridConfig(schedule=OneCycle(num_steps=800), distill=False)
 
 
 def hybrid_npe(x_o: Tensor, seed: int) -> tuple[Any, dict]:
@@ -185,9 +188,11 @@ def _rounds(make: Callable, num_rounds: int) -> Callable:
             noise=noise,
             **QUIET,
         )
-        samples, log_p = exact_posterior(x_o)
+        samples, _ = exact_posterior(x_o)
         region = inference.truncated_prior
-        kept = region.contains(samples).float().mean() if region.cuts else 1.0
+        # of the region of the last round, without the one that follows from it
+        region = TruncatedPrior(region.whole, region.cuts[:-1])
+        kept = region.contains(samples).float().mean()
         summary = {k: v for k, v in inference.summary.items() if k != "failures"}
         return posterior, {**summary, "exact_mass_kept": float(kept)}
 
@@ -203,6 +208,7 @@ METHODS: dict[str, Callable[[Tensor, int], tuple[Any, dict]]] = {
     "mf-tsnpe": mf_tsnpe,
     "hybrid-tsnpe-2": _rounds(_hybrid, 2),
     "hybrid-tsnpe-3": _rounds(_hybrid, 3),
+    "hybrid-tsnpe-5": _rounds(_hybrid, 5),
     "ml-tsnpe-3": _rounds(MLTSNPE, 3),
 }
 

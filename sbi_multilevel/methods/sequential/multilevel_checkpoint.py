@@ -34,7 +34,7 @@ from sbi_multilevel.utils.files import check_state_dict, expect, read_state, und
 _KINDS = {
     "settings": dict,
     "fits": list,
-    "thresholds": list,
+    "cuts": list,
     "parts": list,
     "pending": dict,
     "num_new": dict,
@@ -55,7 +55,7 @@ def write(path: str | os.PathLike, settings: dict, state: MultilevelState) -> No
     content = {
         "settings": settings,
         "fits": [saved_as(fit) for fit in state.fits],
-        "thresholds": [cut.threshold for cut in state.prior.cuts],
+        "cuts": [(cut.threshold, cut.low, cut.high) for cut in state.prior.cuts],
         "parts": [vars(part) for part in state.parts],
         "pending": {level: vars(each) for level, each in state.pending.items()},
         "num_new": state.num_new,
@@ -105,8 +105,8 @@ def read(
         fits, prior = [], first.prior
         for index, saved in enumerate(content["fits"]):
             fits.append(method.restored(saved, prior, first.x_o))
-            if index < len(content["thresholds"]):
-                cut = Cut(parts_of(fits[-1]), first.x_o, content["thresholds"][index])
+            if index < len(content["cuts"]):
+                cut = Cut(parts_of(fits[-1]), first.x_o, *content["cuts"][index])
                 prior = TruncatedPrior(prior.whole, [*prior.cuts, cut], prior.max_draws)
         return replace(
             first,
@@ -127,10 +127,10 @@ def _check(content: dict[str, Any]) -> None:
         expect(check_saved(saved), "fits are no networks")
         for weights in saved["members"]:
             check_state_dict(weights)
-    numbers = content["thresholds"]
+    cuts = content["cuts"]
     expect(
-        len(numbers) in (0, len(fits)) and all(type(n) is float for n in numbers),
-        f"thresholds are {numbers!r:.60}",
+        len(cuts) in (0, len(fits)) and all(map(_is_cut, cuts)),
+        f"cuts are {cuts!r:.60}",
     )
     for name, kind in SUMMARY.items():
         values = summary.get(name)
@@ -151,6 +151,15 @@ def _check(content: dict[str, Any]) -> None:
         expect(
             is_valid and all(_has_tensors(c) for c in each), f"{name} are no columns"
         )
+
+
+def _is_cut(cut: Any) -> bool:
+    return (
+        isinstance(cut, tuple)
+        and len(cut) == 3
+        and isinstance(cut[0], float)
+        and all(isinstance(end, Tensor) for end in cut[1:])
+    )
 
 
 def _has_tensors(columns: dict[str, Any]) -> bool:
