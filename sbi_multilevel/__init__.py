@@ -24,12 +24,32 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.multilevel import MultilevelConfig
     from sbi_multilevel.methods.nle import MFNLE, MLNLE, HybridNLE
     from sbi_multilevel.methods.npe import MFNPE, MLNPE, HybridNPE
+    from sbi_multilevel.methods.nre import MFNRE, MLNRE, HybridNRE
+    from sbi_multilevel.methods.nre_variants import (
+        MFBNRE,
+        MFNRE_A,
+        MFNRE_C,
+        MLBNRE,
+        MLNRE_A,
+        MLNRE_C,
+        HybridBNRE,
+        HybridNRE_A,
+        HybridNRE_C,
+    )
     from sbi_multilevel.methods.sequential.acquisition import Acquisition
     from sbi_multilevel.methods.sequential.hybrid_tsnpe import MLTSNPE, HybridTSNPE
     from sbi_multilevel.methods.sequential.mfsnle import MFSNLE
     from sbi_multilevel.methods.sequential.mftsnpe import MFTSNPE
     from sbi_multilevel.methods.sequential.truncation import Truncation
     from sbi_multilevel.methods.transfer import TransferConfig
+    from sbi_multilevel.methods.vector_fields import (
+        MFFMPE,
+        MFNPSE,
+        MLFMPE,
+        MLNPSE,
+        HybridFMPE,
+        HybridNPSE,
+    )
     from sbi_multilevel.simulate import simulate_multilevel
     from sbi_multilevel.simulation.accounting import TooManyFailures
     from sbi_multilevel.simulation.noise import vectorize_simulator
@@ -45,17 +65,35 @@ _MODULES = {
     "Advice": "allocation.advice",
     "BudgetedSimulations": "allocation.spending",
     "Ensemble": "training.ensemble",
+    "HybridBNRE": "methods.nre_variants",
     "HybridConfig": "methods.hybrid.config",
+    "HybridFMPE": "methods.vector_fields",
     "HybridNLE": "methods.nle",
     "HybridNPE": "methods.npe",
+    "HybridNPSE": "methods.vector_fields",
+    "HybridNRE": "methods.nre",
+    "HybridNRE_A": "methods.nre_variants",
+    "HybridNRE_C": "methods.nre_variants",
     "HybridTSNPE": "methods.sequential.hybrid_tsnpe",
     "LevelSimulations": "data.simulations",
+    "MFBNRE": "methods.nre_variants",
+    "MFFMPE": "methods.vector_fields",
     "MFNLE": "methods.nle",
     "MFNPE": "methods.npe",
+    "MFNPSE": "methods.vector_fields",
+    "MFNRE": "methods.nre",
+    "MFNRE_A": "methods.nre_variants",
+    "MFNRE_C": "methods.nre_variants",
     "MFSNLE": "methods.sequential.mfsnle",
     "MFTSNPE": "methods.sequential.mftsnpe",
+    "MLBNRE": "methods.nre_variants",
+    "MLFMPE": "methods.vector_fields",
     "MLNLE": "methods.nle",
     "MLNPE": "methods.npe",
+    "MLNPSE": "methods.vector_fields",
+    "MLNRE": "methods.nre",
+    "MLNRE_A": "methods.nre_variants",
+    "MLNRE_C": "methods.nre_variants",
     "MLTSNPE": "methods.sequential.hybrid_tsnpe",
     "MultilevelConfig": "methods.multilevel",
     "MultilevelSimulations": "data.simulations",

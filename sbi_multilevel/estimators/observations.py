@@ -27,6 +27,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from sbi.inference.potentials.likelihood_based_potential import LikelihoodBasedPotential
+from sbi.inference.potentials.ratio_based_potential import RatioBasedPotential
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 
@@ -179,25 +180,50 @@ class WatchedEstimator(ConditionalDensityEstimator):
         return self.net.loss(input, condition, **kwargs)
 
 
-class WatchedPotential(LikelihoodBasedPotential):
-    """sbi's potential of a likelihood, which checks an observation when it is set.
+class _WatchedPotential:
+    """A potential of sbi that checks an observation when it is set.
 
     Args:
-        likelihood_estimator: As of sbi.
+        estimator: As of sbi.
         prior: As of sbi.
         device: As of sbi.
         watch: Checks observations.
     """
 
-    def __init__(self, likelihood_estimator, prior, device: str, watch: Watch):
+    def __init__(self, estimator, prior, device: str, watch: Watch):
         self._watch = watch
-        super().__init__(likelihood_estimator, prior, None, device)
+        super().__init__(estimator, prior, None, device)  # pyright: ignore[reportCallIssue]
 
     def set_x(self, x_o: Tensor | None, x_is_iid: bool | None = True) -> None:
         """Set the observation, as in sbi."""
-        super().set_x(x_o, x_is_iid)
+        super().set_x(x_o, x_is_iid)  # pyright: ignore[reportAttributeAccessIssue]
         if x_o is not None:
-            self._watch.check(self.x_o)
+            self._watch.check(self.x_o)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class WatchedPotential(_WatchedPotential, LikelihoodBasedPotential):
+    """sbi's potential of a likelihood, which checks an observation when it is set."""
+
+
+class WatchedRatioPotential(_WatchedPotential, RatioBasedPotential):
+    """sbi's potential of a ratio, which checks an observation when it is set."""
+
+
+class WatchingX(nn.Module):
+    """Checks the x that a network embeds, and returns it.
+
+    Args:
+        watch: Checks observations.
+    """
+
+    def __init__(self, watch: Watch):
+        super().__init__()
+        self._watch = watch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Check observations, shape `(..., *x_shape)`."""
+        self._watch.check(x)
+        return x
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,12 +34,14 @@ from torch import Tensor, nn
 
 from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.data.validation import transform_of
-from sbi_multilevel.level_maps import AffineMap, Moments
+from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
+from sbi_multilevel.estimators.reading import ReadsX, with_x_map
+from sbi_multilevel.level_maps import Moments
 
-Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
+Builder = Callable[[Tensor, Tensor], Any]  # builds an estimator of sbi
 
 
-class MappedEstimator(ConditionalDensityEstimator):
+class MappedEstimator(ReadsX, ConditionalDensityEstimator):
     """An estimator in unconstrained theta and aligned x.
 
     Args:
@@ -62,20 +64,12 @@ class MappedEstimator(ConditionalDensityEstimator):
         self.unconstrain = (
             None if unconstrain is None else CallableTransform(unconstrain)
         )
-        self.register_buffer("x_mean", moments.mean.clone())
-        self.register_buffer("x_std", moments.std.clone())
-        self.register_buffer("x_shift", torch.zeros_like(moments.mean))
-        self.register_buffer("x_scale", torch.ones_like(moments.std))
+        self.keep_moments(moments)
 
     @property
     def embedding_net(self) -> nn.Module | None:
         """The embedding network of the estimator."""
         return self.net.embedding_net
-
-    @property
-    def moments(self) -> Moments:
-        """Moments of the x that the estimator was built on."""
-        return Moments(self.x_mean, self.x_std)
 
     def refer_to(self, moments: Moments) -> MappedEstimator:
         """A copy whose x is to be aligned to other moments."""
@@ -83,14 +77,6 @@ class MappedEstimator(ConditionalDensityEstimator):
         copy.x_mean.copy_(moments.mean)
         copy.x_std.copy_(moments.std)
         return copy
-
-    def read_x_through(self, align: AffineMap | None) -> None:
-        """Set the map of x; `None` is the identity."""
-        one = torch.ones_like(self.x_scale)
-        scale = one if align is None else align.scale
-        shift = 0 * one if align is None else align.target - align.scale * align.source
-        self.x_scale.copy_(scale.expand_as(self.x_scale))
-        self.x_shift.copy_(shift.expand_as(self.x_shift))
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Negative log density of each sample, shape `(batch_dim,)`."""
@@ -134,72 +120,82 @@ class CheckedBuilder:
 
     Args:
         build: Builder of sbi, or of the user.
-        target: `"theta"` (NPE) or `"x"` (NLE).
+        target: `"theta"` (NPE, ratios) or `"x"` (NLE).
+        kind: What is to be built.
     """
 
     build: Builder
     target: Target
+    kind: NetworkKind = DENSITY
 
-    def __call__(self, theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+    def __call__(self, theta: Tensor, x: Tensor) -> Any:
         """Build one, see `MappedBuilder`.
 
         Raises:
-            TypeError: If what is built is no density estimator.
+            TypeError: If what is built is of another kind.
             ValueError: If nothing can be built, or its shapes are wrong.
         """
         shapes = theta.shape[1:], x.shape[1:]
         what = f"theta of shape {tuple(shapes[0])} and x of shape {tuple(shapes[1])}"
+        argument = self.kind.argument
         try:
             estimator = self.build(theta, x)
         except Exception as error:
             raise ValueError(
-                f"density_estimator could not build a network for {what}: "
+                f"{argument} could not build a network for {what}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        name = "posterior_nn" if self.target == "theta" else "likelihood_nn"
-        if not isinstance(estimator, ConditionalDensityEstimator):
+        wanted, builders = self.kind.estimator_type, self.kind.builders
+        if self.kind.is_density:
+            name = "posterior_nn" if self.target == "theta" else "likelihood_nn"
+            builders = f"`{name}(...)` of sbi"
+        if not isinstance(estimator, wanted):
             raise TypeError(
-                f"density_estimator builds a {type(estimator).__name__}, but must "
-                f"build a `ConditionalDensityEstimator`. Pass what `{name}(...)` of "
-                "sbi returns; flow matching, scores and ratios are not supported here."
+                f"{argument} builds a {type(estimator).__name__}, but must build a "
+                f"`{wanted.__name__}` here. Pass what {builders} returns, or use the "
+                "trainer of that network."
             )
         found = estimator.input_shape, estimator.condition_shape
         if found != (shapes if self.target == "theta" else shapes[::-1]):
             raise ValueError(
-                f"density_estimator builds a density over shape {tuple(found[0])} "
-                f"given shape {tuple(found[1])}, but the simulations have {what}. Pass "
-                f"what `{name}(...)` of sbi returns."
+                f"{argument} builds a network over shape {tuple(found[0])} given shape "
+                f"{tuple(found[1])}, but the simulations have {what}. Pass what "
+                f"{builders} returns."
             )
         return estimator
 
 
 @dataclass(frozen=True)
 class MappedBuilder:
-    """Builds a `MappedEstimator` around the estimators of another builder.
+    """Builds estimators that read x through a map, densities with a map of theta too.
 
     Args:
         build: Builder of sbi, e.g. from `posterior_nn`.
         target: `"theta"` (NPE) or `"x"` (NLE).
         prior: Prior whose transform makes theta unconstrained; `None` leaves theta as
             it is.
+        kind: What is built.
     """
 
     build: Builder
     target: Target
     prior: Any | None
+    kind: NetworkKind = DENSITY
 
-    def __call__(self, theta: Tensor, x: Tensor) -> MappedEstimator:
+    def __call__(self, theta: Tensor, x: Tensor) -> Any:
         """Build one.
 
         Args:
             theta: Parameters to z-score by, shape `(n, d)`.
             x: Outputs to z-score by, shape `(n, *x_shape)`.
         """
+        build = CheckedBuilder(self.build, self.target, self.kind)
+        if not self.kind.is_density:
+            return with_x_map(build(theta, x), Moments.of(x))
         mapped, transform = theta, None
         if self.prior is not None:
             transform = transform_of(self.prior).inv
             mapped = transform.inv(theta)
-        build = CheckedBuilder(self.build, self.target)
         estimator = build(mapped, x)
         if isinstance(estimator, MappedEstimator):  # the user wrapped it
             return self.build(theta, x)
@@ -211,11 +207,13 @@ class MappedBuilder:
         return MappedEstimator(estimator, self.target, transform, Moments.of(x))
 
 
-def mapped_builder(build: Builder, target: Target, prior: Any | None) -> Builder:
+def mapped_builder(
+    build: Builder, target: Target, prior: Any | None, kind: NetworkKind = DENSITY
+) -> Builder:
     """A `MappedBuilder`, or `build` itself if it is one: theta is mapped once only."""
     if isinstance(build, MappedBuilder):
         return build
-    return MappedBuilder(build, target, prior)
+    return MappedBuilder(build, target, prior, kind)
 
 
 def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:

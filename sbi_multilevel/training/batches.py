@@ -256,6 +256,25 @@ class LevelBatchSampler(Sampler[Tensor]):
                 yield order[start : start + size]
 
 
+@dataclass(frozen=True, eq=False)
+class SizedLoader:
+    """A loader of whole batches, with a nominal batch size.
+
+    Args:
+        loader: The loader.
+        batch_size: The batch size.
+    """
+
+    loader: DataLoader
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Sequence[Tensor]]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
 def stage_loaders(
     dataset: TermDataset,
     split: LevelSplit,
@@ -263,7 +282,7 @@ def stage_loaders(
     batch_size: int,
     options: dict,
 ) -> tuple[DataLoader, DataLoader]:
-    """Loaders of whole training batches, and of the held-out simulations in chunks.
+    """Loaders of whole training batches, and of chunks of the held-out simulations.
 
     Args:
         dataset: The simulations of all terms.
@@ -274,9 +293,18 @@ def stage_loaders(
     """
     options = {"batch_size": None, **options}
     sampler = LevelBatchSampler(dataset, split.train, batch_size, stage)
-    held_out = dataset.indices(split.validation, stage.terms)
-    chunks = held_out.split(batch_size) if len(held_out) > 0 else ()
+    chunks = _held_out_chunks(dataset, split.validation, batch_size, stage)
     return (
         DataLoader(dataset.dataset, sampler=sampler, **options),
         DataLoader(dataset.dataset, sampler=chunks, **options),
     )
+
+
+def _held_out_chunks(
+    dataset: TermDataset, held_out: Sequence[Tensor], batch_size: int, stage: Stage
+) -> list[Tensor]:
+    """Dataset indices of held-out simulations in chunks, pairs together."""
+    total = len(dataset.indices(held_out, stage.terms))
+    count = -(-total // batch_size)
+    parts = [level.tensor_split(count) for level in held_out] if count else []
+    return [dataset.indices(chunk, stage.terms) for chunk in zip(*parts)]

@@ -46,8 +46,9 @@ weights are kept.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,16 +70,30 @@ from sbi_multilevel.losses.multilevel import multilevel_terms
 from sbi_multilevel.training.schedule import Cycle
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
+from sbi_multilevel.utils.seeds import seeded
 
 # From so many simulations a step on, a forward pass a term costs less than backward
 # passes through one graph of all (`python -m sbi_multilevel_benchmarks cost`).
 _MIN_FOR_SEPARATE_PASSES = 1_000
+_SEED = 0  # of random losses of held-out simulations
 
 SampleLosses = Callable[[Sequence[Tensor]], Tensor]
+TermwiseLosses = Callable[[Sequence[Tensor]], dict[int, Tensor]]
 
 
 class NotFinite(SbiMultilevelError, ArithmeticError):
     """A loss or a gradient is not finite."""
+
+
+@contextlib.contextmanager
+def finite_losses() -> Iterator[None]:
+    """Raise `NotFinite` where sbi refuses a loss that is not finite."""
+    try:
+        yield
+    except ValueError as error:
+        if "NaN/Inf present" not in str(error):  # of sbi's `assert_all_finite`
+            raise
+        raise NotFinite(str(error)) from error
 
 
 @dataclass(eq=False)
@@ -92,6 +107,8 @@ class StageTraining:
         held_out: Batches of held-out simulations.
         losses: Loss of each simulation of a batch.
         cycle: How far the schedule is; `None` without one.
+        losses_by_term: The same for each term of a batch by its mark, if losses are
+            random: the sides of a pair have the same random numbers.
         has_diverged: Whether a loss or a gradient of the last epoch was not finite.
         parameters: The parameters that are trained in an epoch.
         layers: Computes the gradients of all terms in one backward pass; `None` where
@@ -106,6 +123,7 @@ class StageTraining:
     held_out: DataLoader
     losses: SampleLosses
     cycle: Cycle | None = None
+    losses_by_term: TermwiseLosses | None = None
     has_diverged: bool = False
     parameters: Sequence[Parameter] = ()
     layers: LayerGradients | None = None
@@ -126,6 +144,7 @@ class StageTraining:
         if [*map(id, trained)] != [*map(id, self.parameters)]:
             self.parameters = trained
             adjusts = several and self.stage.adjustment != "none"
+            adjusts = adjusts and self.losses_by_term is None
             count = len(self.stage.terms)
             self.layers = (
                 LayerGradients.of(network, trained, count) if adjusts else None
@@ -215,8 +234,12 @@ class StageTraining:
 
     def _term_losses(self, loader: DataLoader) -> TermLosses:
         """Losses of the held-out simulations of each term of the stage."""
-        with torch.no_grad():
-            parts = [(self.losses(batch), batch[-1]) for batch in loader]
+        if self.losses_by_term is None:
+            with torch.no_grad():
+                parts = [(self.losses(batch), batch[-1]) for batch in loader]
+        else:
+            with torch.no_grad(), seeded(_SEED):  # the same numbers in all epochs
+                parts = [_joined(self.losses_by_term(batch)) for batch in loader]
         values, marks = (torch.cat(column) for column in zip(*parts))
         return TermLosses.of(values, marks, self.stage.terms, self.positions)
 
@@ -234,6 +257,8 @@ class StageTraining:
         One pass over the whole batch and one over each term give the same values. With
         many simulations the second makes a backward pass for each term cheaper.
         """
+        if self.losses_by_term is not None:
+            return self._values_by_term(self.losses_by_term(batch), recorder)
         marks = batch[-1]
         layers = self.layers
         if layers is not None and layers.reads(marks, self.positions):
@@ -249,6 +274,15 @@ class StageTraining:
         terms = zip(self.stage.terms, parts, strict=True)
         return [term.weight * part.mean() for term, part in terms]
 
+    def _values_by_term(
+        self, losses: dict[int, Tensor], recorder: StepRecorder | None
+    ) -> list[Tensor]:
+        """The signed means of the terms, from their losses by mark."""
+        if recorder is not None:
+            recorder.keep_losses(*_joined(losses))
+        terms = zip(self.stage.terms, self.positions, strict=True)
+        return [term.weight * losses[mark].mean() for term, mark in terms]
+
     def _values_of_batch(
         self, batch: Sequence[Tensor], recorder: StepRecorder | None
     ) -> list[Tensor]:
@@ -258,3 +292,11 @@ class StageTraining:
             recorder.keep_losses(values, marks)
         weights = {p: t.weight for p, t in zip(self.positions, self.stage.terms)}
         return multilevel_terms(values, marks.to(values.device), weights)
+
+
+def _joined(losses: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Losses of all terms, and the mark of each."""
+    marks = [
+        torch.full_like(part, mark, dtype=torch.long) for mark, part in losses.items()
+    ]
+    return torch.cat(list(losses.values())), torch.cat(marks)

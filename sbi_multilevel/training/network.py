@@ -10,12 +10,14 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from sbi.neural_nets.factory import model_builders
+from sbi.neural_nets.estimators.base import ConditionalEstimator
 from torch import Tensor, nn
 
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.data.validation import has_support
+from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
+from sbi_multilevel.estimators.reading import with_x_map, without_x_map, x_reader
 from sbi_multilevel.estimators.transformed import (
     Builder,
     CheckedBuilder,
@@ -29,39 +31,21 @@ from sbi_multilevel.utils.files import check_state_dict, read_state, understood
 if TYPE_CHECKING:
     from sbi_multilevel.training.trainer import MultilevelTrainer
 
-WarmStart = ConditionalDensityEstimator | str | os.PathLike | Mapping[str, Tensor]
+WarmStart = ConditionalEstimator | str | os.PathLike | Mapping[str, Tensor]
 
 
 def is_unconstrained(
-    config: MethodConfig, target: Target, prior: Any, is_named: bool
+    config: MethodConfig,
+    target: Target,
+    prior: Any,
+    is_named: bool,
+    kind: NetworkKind = DENSITY,
 ) -> bool:
     """Whether theta is transformed to unconstrained space; see `builder_for`."""
-    if not config.maps_estimator or target == "x":
+    if not config.maps_estimator or target == "x" or not kind.is_density:
         return False
     wanted = is_named if config.unconstrained is None else config.unconstrained
     return wanted and has_support(prior)
-
-
-def check_named(density_estimator: Any) -> None:
-    """Raise unless it is the name of a network of sbi, or may be a builder.
-
-    Raises:
-        ValueError: If sbi has no network of this name.
-        TypeError: If it is neither.
-    """
-    names = sorted(model_builders)
-    if isinstance(density_estimator, str):
-        if density_estimator not in names:
-            raise ValueError(
-                f"density_estimator={density_estimator!r} is no network of sbi. Pass "
-                f"one of {names}, or what `posterior_nn` or `likelihood_nn` returns."
-            )
-    elif isinstance(density_estimator, nn.Module) or not callable(density_estimator):
-        raise TypeError(
-            f"density_estimator is a {type(density_estimator).__name__}, but must be "
-            f"one of {names}, or a function of (theta, x) that builds an estimator, "
-            "as `posterior_nn` or `likelihood_nn` returns it."
-        )
 
 
 def check_enough_to_train(split: LevelSplit) -> None:
@@ -82,17 +66,22 @@ def check_enough_to_train(split: LevelSplit) -> None:
 def check_builder(trainer: MultilevelTrainer) -> None:
     """Raise if a network has to be built, but a trainer came back from a pickle."""
     if trainer._build_neural_net is None:
-        name = type(trainer).__name__
+        name, argument = type(trainer).__name__, trainer._kind.argument
         raise ValueError(
-            "The trainer was pickled, and sbi leaves density_estimator out of the "
-            "pickle: a network cannot be built. Make a new trainer, "
-            f"`{name}(prior, density_estimator=...)`, and append the simulations to "
-            "it: those kept, or `multilevel_simulations` of this trainer."
+            f"The trainer was pickled, and sbi leaves {argument} out of the pickle: a "
+            "network cannot be built. Make a new trainer, "
+            f"`{name}(prior, {argument}=...)`, and append the simulations to it: those "
+            "kept, or `multilevel_simulations` of this trainer."
         )
 
 
 def builder_for(
-    config: MethodConfig, build: Builder, target: Target, prior: Any, is_named: bool
+    config: MethodConfig,
+    build: Builder,
+    target: Target,
+    prior: Any,
+    is_named: bool,
+    kind: NetworkKind = DENSITY,
 ) -> Builder:
     """The builder that a method needs, around the user's own.
 
@@ -102,11 +91,12 @@ def builder_for(
         target: `"theta"` (NPE) or `"x"` (NLE).
         prior: The prior.
         is_named: Whether the user passed the name of a network.
+        kind: What is built.
     """
     if not config.maps_estimator:
-        return CheckedBuilder(build, target)
-    transformed = is_unconstrained(config, target, prior, is_named)
-    return mapped_builder(build, target, prior if transformed else None)
+        return CheckedBuilder(build, target, kind)
+    transformed = is_unconstrained(config, target, prior, is_named, kind)
+    return mapped_builder(build, target, prior if transformed else None, kind)
 
 
 def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
@@ -133,10 +123,11 @@ def moments_of(network: Any, x: Tensor) -> Moments | None:
     Raises:
         ValueError: If they are those of other features.
     """
-    if isinstance(network, MappedEstimator):
-        mean, std = network.moments.mean, network.moments.std
-    elif isinstance(network, Mapping) and "x_mean" in network:
-        mean, std = network["x_mean"], network.get("x_std")
+    reader = x_reader(network)
+    if reader is not None:
+        mean, std = reader.moments.mean, reader.moments.std
+    elif isinstance(network, Mapping) and (key := _key_of_mean(network)):
+        mean, std = network[key], network.get(f"{key.removesuffix('mean')}std")
     else:
         return None
     found = [None if values is None else tuple(values.shape) for values in (mean, std)]
@@ -152,12 +143,12 @@ def moments_of(network: Any, x: Tensor) -> Moments | None:
 
 
 def start_from(
-    source: ConditionalDensityEstimator | Mapping[str, Tensor],
+    source: ConditionalEstimator | Mapping[str, Tensor],
     build: Builder,
     target: Target,
     theta: Tensor,
     x: Tensor,
-) -> MappedEstimator:
+) -> Any:
     """An estimator that starts from the weights of another.
 
     Args:
@@ -170,12 +161,12 @@ def start_from(
     Raises:
         ValueError: If the weights or the estimator do not fit the simulations.
     """
-    if isinstance(source, ConditionalDensityEstimator):
+    if isinstance(source, ConditionalEstimator):
         estimator = deepcopy(source)
     else:
         estimator = build(theta, x)
-        if isinstance(estimator, MappedEstimator) and "x_mean" not in source:
-            estimator = estimator.net  # weights of an estimator of sbi itself
+        if x_reader(estimator) is not None and _key_of_mean(source) is None:
+            estimator = without_x_map(estimator)  # weights of an estimator of sbi
         try:
             estimator.load_state_dict(source)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -196,9 +187,19 @@ def start_from(
                 f"but that of the simulations has {tuple(wanted)}. Pre-train on "
                 "simulations of this shape, or train from scratch."
             )
-    if isinstance(estimator, MappedEstimator):
+    if x_reader(estimator) is not None:
         return estimator
-    return MappedEstimator(estimator, target, None, Moments.of(x))
+    if isinstance(estimator, ConditionalDensityEstimator):
+        return MappedEstimator(estimator, target, None, Moments.of(x))
+    return with_x_map(estimator, Moments.of(x))
+
+
+def _key_of_mean(weights: Mapping[str, Tensor]) -> str | None:
+    """The key of the mean of x among the weights of a network."""
+    ends = (
+        f"{prefix}x_mean" for prefix in ("", "embedding_net_x.0.", "_embedding_net.0.")
+    )
+    return next((key for key in ends if key in weights), None)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.estimators.observations import TrainingRange
 from sbi_multilevel.training.batches import Fold, LevelSplit, TermDataset, stage_loaders
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.contrasts import Contrasts
 from sbi_multilevel.training.epochs import StageTraining
 from sbi_multilevel.training.network import WarmStart
 from sbi_multilevel.training.stages import Stage
@@ -48,6 +50,13 @@ class Layout:
     def indices(self, chosen: Sequence[Tensor]) -> Tensor:
         """Positions in the dataset of chosen simulations of the first stage."""
         return self.dataset.indices(chosen, self.stages[0].terms)
+
+    @cached_property
+    def contrasts(self) -> Contrasts:
+        """Parameters of all training simulations, for contrastive losses."""
+        dataset = self.dataset
+        training = dataset.indices(self.split.train, dataset.terms)
+        return Contrasts.of(dataset.columns[0][training])
 
     def counts_of(self, stage: Stage) -> tuple[int, ...]:
         """Simulations of the levels of a stage."""

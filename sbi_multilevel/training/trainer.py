@@ -27,18 +27,20 @@ from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.data.validation import check_inside, check_prior, transform_of
+from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
 from sbi_multilevel.estimators.observations import Watch, WatchedEstimator
-from sbi_multilevel.estimators.transformed import Builder, MappedEstimator
+from sbi_multilevel.estimators.reading import x_reader
+from sbi_multilevel.estimators.transformed import Builder
 from sbi_multilevel.training.appending import AppendingTrainer
 from sbi_multilevel.training.batches import LevelSplit
+from sbi_multilevel.training.common_noise import split_terms
 from sbi_multilevel.training.config import MethodConfig, check_config
-from sbi_multilevel.training.epochs import NotFinite, StageTraining
+from sbi_multilevel.training.epochs import NotFinite, StageTraining, finite_losses
 from sbi_multilevel.training.network import (
     WarmStart,
     builder_for,
     check_builder,
     check_enough_to_train,
-    check_named,
     frozen,
     is_unconstrained,
     moments_of,
@@ -66,6 +68,8 @@ class MultilevelTrainer(AppendingTrainer):
 
     _target: ClassVar[Target]
     _config_type: ClassVar[type[MethodConfig]]
+    _kind: ClassVar[NetworkKind] = DENSITY
+    _has_random_loss: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -78,9 +82,9 @@ class MultilevelTrainer(AppendingTrainer):
         self._plan = TrainingPlan()
         given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
         check_prior(given.get("prior"))
-        density_estimator = given.get("density_estimator", "maf")
-        check_named(density_estimator)
-        self._is_named = isinstance(density_estimator, str)
+        network = given.get(self._kind.argument, self._kind.default)
+        self._kind.check(network)
+        self._is_named = isinstance(network, str)
         super().__init__(*args, parameters=parameters, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -157,7 +161,9 @@ class MultilevelTrainer(AppendingTrainer):
                 dataloader_kwargs,
             )
         simulations = self._prepared_simulations()
-        if is_unconstrained(self._config, self._target, self._prior, self._is_named):
+        if is_unconstrained(
+            self._config, self._target, self._prior, self._is_named, self._kind
+        ):
             for level in simulations:
                 check_inside(self._prior, level)
         if not resume_training or plan.split is None:
@@ -212,6 +218,7 @@ class MultilevelTrainer(AppendingTrainer):
             self._target,
             self._prior,
             self._is_named,
+            self._kind,
         )
 
     def _initialize_neural_network(
@@ -305,6 +312,9 @@ class MultilevelTrainer(AppendingTrainer):
             held_out,
             partial(self._sample_losses, loss_args=loss_args),
             cycle,
+            partial(self._losses_by_term, loss_args=loss_args)
+            if self._has_random_loss
+            else None,
         )
 
     def _sample_losses(
@@ -312,23 +322,48 @@ class MultilevelTrainer(AppendingTrainer):
     ) -> Tensor:
         """The parent's loss of each simulation, times its weight."""
         arguments = {} if loss_args is None else {"loss_args": loss_args}
-        try:
+        with finite_losses():
             losses = self._get_losses(batch=batch[:3], **arguments)
-        except ValueError as error:
-            if "NaN/Inf present" not in str(error):  # of sbi's `assert_all_finite`
-                raise
-            raise NotFinite(str(error)) from error
         return losses * batch[3].to(losses.device)
+
+    def _losses_by_term(
+        self, batch: Sequence[Tensor], loss_args: LossArgs | None
+    ) -> dict[int, Tensor]:
+        """The same for each term, of a trainer with random losses."""
+        parts = split_terms(batch)
+        with finite_losses():
+            losses = self._random_losses(parts, loss_args)
+        return {m: each * parts[m][3].to(each.device) for m, each in losses.items()}
+
+    def _random_losses(
+        self, parts: Mapping[int, Sequence[Tensor]], loss_args: LossArgs | None
+    ) -> dict[int, Tensor]:
+        """The loss of each simulation of each term; see `with_common_noise`."""
+        raise NotImplementedError
+
+    def _options_of(self, loss_args: LossArgs | None) -> dict[str, Any]:
+        """The arguments of `train` that belong to the loss; sbi's defaults left out."""
+        kernel = getattr(loss_args, "calibration_kernel", None)
+        # that of sbi refers to this trainer; others make their own
+        is_default = (getattr(kernel, "__module__", None) or "").startswith("sbi.")
+        if kernel is None or is_default:
+            return {}
+        return {"calibration_kernel": kernel}
+
+    def _held_out_losses(self, network: Any, theta: Tensor, x: Tensor) -> Tensor:
+        """Negative log density of simulations under a trained network."""
+        given = (theta, x) if self._target == "theta" else (x, theta)
+        return network.loss(*given)
 
     def _read_x_of(self, stage: Stage | None) -> None:
         """Let the network read x as a stage aligns it; `None`: as it is.
 
         If nothing is aligned, the network reads x as before.
         """
-        network, dataset = self._neural_net, self._layout.dataset
-        if not isinstance(network, MappedEstimator) or not dataset.is_aligned:
+        reader, dataset = x_reader(self._neural_net), self._layout.dataset
+        if reader is None or not dataset.is_aligned:
             return
-        network.read_x_through(None if stage is None else dataset.x_map_of(stage))
+        reader.read_x_through(None if stage is None else dataset.x_map_of(stage))
 
     # Epochs
 
@@ -456,13 +491,16 @@ class MultilevelTrainer(AppendingTrainer):
             return None
         return Watch(self._plan.training_range)
 
+    def _watched(self, estimator: Any, watch: Watch) -> Any:
+        """An estimator that checks the observations it is given."""
+        return WatchedEstimator(estimator, watch)
+
     def _create_posterior(
         self, estimator: Any, prior: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """As the parent; the network checks the observations it is given."""
-        watch = self._watch
-        if watch is not None and self._target == "theta":
-            estimator = WatchedEstimator(estimator, watch)
+        if self._watch is not None:
+            estimator = self._watched(estimator, self._watch)
         try:
             return super()._create_posterior(estimator, prior, *args, **kwargs)
         except AssertionError:

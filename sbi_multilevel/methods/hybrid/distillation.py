@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -37,33 +39,36 @@ from torch import Tensor
 
 from sbi_multilevel.methods.hybrid.members import MemberTrainer
 
+if TYPE_CHECKING:
+    from sbi_multilevel.estimators.mixture import MixtureEstimator
+    from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
+
 MAX_LOSS = 0.02  # nats a simulation
 _NUM_DRAWS = 8  # from the mixture at each x
-_CHECKED_SHARE, _MAX_CHECKED = 0.1, 2_000
+_CHECKED_SHARE = 0.1
 _MIN_CONDITIONS = 20
 
 
 def distill(
-    members: MemberTrainer,
-    networks: Sequence[ConditionalDensityEstimator],
-    weights: Tensor,
-    conditions: Tensor,
-) -> tuple[ConditionalDensityEstimator, float, float]:
+    members: MemberTrainer, mixture: MixtureEstimator, conditions: Tensor
+) -> tuple[Any, float, float]:
     """Train one network on draws from a mixture.
 
     Args:
         members: Trains networks.
-        networks: The networks of the mixture.
-        weights: Weight of each, shape `(k,)`.
-        conditions: What the densities are conditioned on, shape `(n, *shape)`, in
-            random order.
+        mixture: The mixture.
+        conditions: What the densities are conditioned on, with transformed tails, shape
+            `(n, *shape)`, in random order.
 
     Returns:
         The network, its mean loss in log density relative to the mixture, in nats, and
         the standard error of that; infinite if there are too few conditions.
     """
-    first = networks[int(weights.argmax())]
-    num_checked = min(int(_CHECKED_SHARE * len(conditions)), _MAX_CHECKED)
+    owner, parts = members.trainer, _Parts.of(mixture, members.trainer)
+    conditions = conditions[: owner._max_distilled]
+    best = int(parts.weights[: len(parts.densities)].argmax())
+    first = owner._network_of(parts.densities[best])
+    num_checked = min(int(_CHECKED_SHARE * len(conditions)), owner._max_checked)
     if len(conditions) - num_checked < _MIN_CONDITIONS or num_checked < 2:
         return first, math.inf, math.inf
     checked, used = conditions.split([num_checked, len(conditions) - num_checked])
@@ -71,27 +76,59 @@ def distill(
     used, checked = (
         each.repeat(_NUM_DRAWS, *[1] * (each.ndim - 1)) for each in (used, checked)
     )
-    student = members.student(first, _draw(networks, weights, used), used)
-    drawn = _draw(networks, weights, checked)
+    student = members.student(first, parts.draw(used), used)
+    drawn = parts.draw(checked)
     with torch.no_grad():
-        log_densities = torch.stack([-each.loss(drawn, checked) for each in networks])
-        target = torch.logsumexp(log_densities + weights.log()[:, None], dim=0)
-        gaps = (target + student.loss(drawn, checked)).reshape(_NUM_DRAWS, count)
+        loss = owner._as_density(student).loss(drawn, checked)
+        gaps = (parts.log_prob(drawn, checked) + loss).reshape(_NUM_DRAWS, count)
     gaps = gaps.mean(dim=0)
     error = gaps.std() / math.sqrt(count)
     return student, float(gaps.mean()), float(error)
 
 
-def _draw(
-    networks: Sequence[ConditionalDensityEstimator], weights: Tensor, conditions: Tensor
-) -> Tensor:
-    """A draw from the mixture at each condition."""
-    chosen = torch.multinomial(weights, len(conditions), replacement=True)
-    drawn = conditions.new_empty(len(conditions), *networks[0].input_shape)
-    one = torch.Size((1,))
-    for index, network in enumerate(networks):
-        places = chosen == index
-        if places.any():
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The components of a mixture that one network takes the place of.
+
+    Args:
+        densities: The densities of the networks.
+        weights: Weight of each, shape `(k,)`; with a prior, its weight last.
+        prior: The prior, if the network takes its place, too.
+    """
+
+    densities: Sequence[ConditionalDensityEstimator]
+    weights: Tensor
+    prior: Any | None = None
+
+    @classmethod
+    def of(cls, mixture: MixtureEstimator, trainer: HybridTrainer) -> _Parts:
+        """The networks; the prior only where it cannot stay beside one network."""
+        weights = mixture.weights
+        if mixture.prior is not None and not trainer._needs_one_network:
+            weights = weights[:-1] / weights[:-1].sum()
+        prior = mixture.prior if trainer._needs_one_network else None
+        return cls(mixture.members, weights, prior)
+
+    def draw(self, conditions: Tensor) -> Tensor:
+        """A draw at each condition."""
+        chosen = torch.multinomial(self.weights, len(conditions), replacement=True)
+        drawn = conditions.new_empty(len(conditions), *self.densities[0].input_shape)
+        one = torch.Size((1,))
+        for index in chosen.unique().tolist():
+            places = chosen == index
+            if index == len(self.densities):
+                assert self.prior is not None
+                drawn[places] = self.prior.sample(torch.Size((int(places.sum()),)))
+                continue
             with torch.no_grad():
-                drawn[places] = network.sample(one, conditions[places])[0]
-    return drawn
+                density = self.densities[index]
+                drawn[places] = density.sample(one, conditions[places])[0]
+        return drawn
+
+    def log_prob(self, drawn: Tensor, conditions: Tensor) -> Tensor:
+        """Log density of draws, shape `(n,)`."""
+        values = [-each.loss(drawn, conditions) for each in self.densities]
+        if self.prior is not None:
+            values.append(self.prior.log_prob(drawn))
+        log_weights = self.weights.log()[:, None]
+        return torch.logsumexp(torch.stack(values) + log_weights, dim=0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.estimators.base import ConditionalEstimator
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -44,7 +44,7 @@ class Component:
         runs: Their trainings, and those of networks that they started from, by name.
     """
 
-    estimators: list[ConditionalDensityEstimator]
+    estimators: list[ConditionalEstimator]
     losses: np.ndarray
     num_epochs: float = 0.0
     runs: Mapping[str, tuple[TrainingRun, ...]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Trained:
         summary: `summary` of the trainer.
     """
 
-    network: ConditionalDensityEstimator
+    network: ConditionalEstimator
     summary: Mapping[str, Any]
 
 
@@ -200,8 +200,8 @@ class MemberTrainer:
         return self._component(trainers, "networks with half of the simulations")
 
     def student(
-        self, first: ConditionalDensityEstimator, inputs: Tensor, conditions: Tensor
-    ) -> ConditionalDensityEstimator:
+        self, first: ConditionalEstimator, inputs: Tensor, conditions: Tensor
+    ) -> ConditionalEstimator:
         """A network that is trained on draws from the mixture.
 
         Args:
@@ -235,7 +235,7 @@ class MemberTrainer:
         is_given = not isinstance(owner._prior, ImproperEmpirical)
         member = owner._member_type(
             owner._prior if is_given else None,
-            density_estimator=owner._build_neural_net,
+            **{owner._kind.argument: owner._build_neural_net},
             device=owner._device,
             config=config,
             tracker=SilentTracker(),
@@ -294,9 +294,8 @@ class MemberTrainer:
         for network, fold in zip(networks, self.folds):
             columns = self._columns(self.high[fold])
             columns = [column.to(self.trainer._device) for column in columns]
-            given = columns if self.trainer._target == "theta" else columns[::-1]
             with torch.no_grad():
-                losses[fold] = network.loss(*given).cpu()
+                losses[fold] = self.trainer._held_out_losses(network, *columns).cpu()
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
         runs = _runs("member", trained)
         return Component(networks, _finite(losses), float(np.mean(epochs)), runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from sbi.inference.trainers._contracts import (
     StartIndexContext,
     TrainConfig,
 )
+from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
@@ -21,6 +23,8 @@ from sbi_multilevel.training.network import WarmStart, check_builder
 from sbi_multilevel.training.trainer import MultilevelTrainer
 
 if TYPE_CHECKING:
+    from sbi_multilevel.estimators.mixture import MixtureEstimator
+    from sbi_multilevel.level_maps.tail_transform import TailTransform
     from sbi_multilevel.methods.hybrid.members import HybridRun
 
 _MIN_SIMULATIONS = 4
@@ -36,8 +40,54 @@ class HybridTrainer(MultilevelTrainer):
     _config_type = HybridConfig
     _member_type: ClassVar[type[MultilevelTrainer]]
 
+    _needs_one_network: ClassVar[bool] = False  # if there is no estimator of mixtures
+    _max_distilled: ClassVar[int | None] = None  # conditions to distill at, at most
+    _max_checked: ClassVar[int] = 2_000  # those at which the result is compared
+
     hybrid_summary: HybridSummary | None = None
     _run: HybridRun | None = None
+
+    @property
+    def _distills(self) -> bool:
+        """Whether one network is trained on draws from the mixture."""
+        return bool(self._config.distill)
+
+    def _mix(
+        self,
+        networks: Sequence[Any],
+        weights: Tensor,
+        tails: TailTransform | None,
+        has_prior: bool,
+    ) -> Any:
+        """The mixture of trained networks.
+
+        Args:
+            networks: The networks.
+            weights: Weight of each; with the prior, its weight last.
+            tails: Transform of the tails of x.
+            has_prior: Whether the prior is a component.
+        """
+        # imported here, as it brings level maps with it
+        from sbi_multilevel.estimators.mixture import MixtureEstimator
+
+        densities = [self._as_density(network) for network in networks]
+        prior = self._prior if has_prior else None
+        return MixtureEstimator(densities, weights, self._target, tails, prior)
+
+    def _as_density(self, network: Any) -> Any:
+        """A trained network as a density estimator."""
+        return network
+
+    def _network_of(self, density: Any) -> Any:
+        """The network of what `_as_density` returned."""
+        return density
+
+    def _in_place_of(self, mixture: MixtureEstimator, network: Any) -> Any:
+        """What is returned if one network takes the place of those of a mixture."""
+        weights, has_prior = mixture.weights, mixture.prior is not None
+        shares = weights[:-1] if has_prior else weights
+        parts = [shares.sum()[None], *([weights[-1:]] if has_prior else [])]
+        return self._mix([network], torch.cat(parts), mixture.tails, has_prior)
 
     def estimate_gain(self) -> HybridSummary:
         """Estimate the contribution of the lower levels, after training.
@@ -150,7 +200,10 @@ class HybridTrainer(MultilevelTrainer):
 
         layout = self._layout
         options = member_options(
-            train_config, loss_args, layout.batch_size, layout.loader_options
+            train_config,
+            self._options_of(loss_args),
+            layout.batch_size,
+            layout.loader_options,
         )
         run, counts = self._run, layout.simulations.num_simulations
         if run is None or not train_config.resume_training:

@@ -8,15 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from sbi.inference.trainers._contracts import TrainConfig
 from sbi.utils.sbiutils import ImproperEmpirical
 from tqdm.auto import tqdm
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
-from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.distillation import MAX_LOSS, distill
 from sbi_multilevel.methods.hybrid.members import Component, HybridRun, MemberTrainer
 from sbi_multilevel.methods.hybrid.pool import (
@@ -42,6 +40,7 @@ from sbi_multilevel.training.ensemble import warn_of_limit
 from sbi_multilevel.utils.seeds import seeded
 
 if TYPE_CHECKING:
+    from sbi_multilevel.estimators.mixture import MixtureEstimator
     from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
 
 
@@ -49,7 +48,7 @@ def train_hybrid(
     trainer: HybridTrainer,
     simulations: MultilevelSimulations,
     run: HybridRun,
-) -> tuple[MixtureEstimator, HybridSummary, HybridRun]:
+) -> tuple[Any, HybridSummary, HybridRun]:
     """Train all members and mix them.
 
     Args:
@@ -63,22 +62,21 @@ def train_hybrid(
     """
     config, distillation = trainer._config, None
     members = _members(trainer, simulations, run)
-    total = _num_networks(config, len(members.folds), len(simulations))
+    total = _num_networks(trainer, len(members.folds), len(simulations))
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
         members = replace(members, bar=bar)
         members.check()
         components, steps = _train_components(trainer, simulations, members)
         losses = {name: each.losses for name, each in components.items()}
         weights = mixture_weights(losses) if config.mix else {next(iter(losses)): 1.0}
-        estimator = MixtureEstimator(
+        estimator = trainer._mix(
             [each for name in weights for each in components[name].estimators],
             torch.tensor(_shares(components, weights)),
-            trainer._target,
             members.tails,
-            trainer._prior if PRIOR in weights else None,
+            has_prior=PRIOR in weights,
         )
         estimator.to(trainer._device).eval()
-        if config.distill and steps:
+        if steps and trainer._distills:
             estimator, distillation = _distill(members, estimator, steps[-1])
     training_folds = [members.training_folds(i) for i in range(len(members.folds))]
     summary = _summarize(components, weights, steps, training_folds)
@@ -138,30 +136,21 @@ def _train_components(
 
 def _distill(
     members: MemberTrainer, mixture: MixtureEstimator, step: LevelStep
-) -> tuple[MixtureEstimator, Distillation]:
+) -> tuple[Any, Distillation]:
     """One network in place of those of the mixture, if it loses little."""
     every = range(len(members.folds))
     pool = step.map_low(members.high, every, unseen=members.high.theta[:0])
     pool = members.joined(pool, members.high)
     given = pool[1] if mixture.target == "theta" else pool[0]
-    has_prior = mixture.prior is not None
-    shares = mixture.weights[:-1] if has_prior else mixture.weights
     with seeded(members.run.seed):
-        network, loss, error = distill(
-            members, mixture.members, shares / shares.sum(), given
-        )
+        network, loss, error = distill(members, mixture, given)
     wanted = members.config.distill
     is_used = loss < MAX_LOSS if wanted == "auto" else math.isfinite(loss)
-    if is_used:
-        weights = [shares.sum(), mixture.weights[-1]] if has_prior else [shares.sum()]
-        mixture = MixtureEstimator(
-            [network],
-            torch.stack(weights),
-            mixture.target,
-            members.tails,
-            mixture.prior,
-        ).to(given.device)
-    return mixture.eval(), Distillation(loss, error, is_used)
+    if is_used or members.trainer._needs_one_network:
+        estimator = members.trainer._in_place_of(mixture, network).to(given.device)
+    else:
+        estimator = mixture
+    return estimator.eval(), Distillation(loss, error, estimator is not mixture)
 
 
 def _members(
@@ -192,7 +181,7 @@ def _select_maps(
 
 def member_options(
     config: TrainConfig,
-    loss_args: LossArgs | None,
+    loss_options: Mapping[str, Any],
     batch_size: int,
     dataloader_kwargs: dict,
 ) -> dict[str, Any]:
@@ -200,12 +189,12 @@ def member_options(
 
     Args:
         config: What `train` of the user's trainer was called with.
-        loss_args: The same for the loss; a `calibration_kernel` is given x with
+        loss_options: The same for the loss; a `calibration_kernel` is given x with
             transformed tails.
         batch_size: The same for batches.
         dataloader_kwargs: The same for loaders.
     """
-    options = {
+    return {
         "training_batch_size": batch_size,
         "learning_rate": config.learning_rate,
         "validation_fraction": config.validation_fraction,
@@ -213,19 +202,15 @@ def member_options(
         "max_num_epochs": config.max_num_epochs,
         "clip_max_norm": config.clip_max_norm,
         "dataloader_kwargs": dataloader_kwargs,
+        **loss_options,
     }
-    kernel = getattr(loss_args, "calibration_kernel", None)
-    # that of sbi refers to the user's trainer; members make their own
-    if kernel is None or (getattr(kernel, "__module__", None) or "").startswith("sbi."):
-        return options
-    return {**options, "calibration_kernel": kernel}
 
 
-def _num_networks(config: HybridConfig, num_members: int, num_levels: int) -> int:
+def _num_networks(trainer: HybridTrainer, num_members: int, num_levels: int) -> int:
     """Number of networks that are trained."""
     if num_levels == 1:
         return num_members
-    students = int(bool(config.distill))
+    config, students = trainer._config, int(trainer._distills)
     return 2 * config.shared_start + (1 + config.mix) * num_members + students
 
 

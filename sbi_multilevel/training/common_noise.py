@@ -1,0 +1,67 @@
+r"""Random losses with the same random numbers for both sides of a pair.
+
+The loss of a ratio estimator depends on contrastive parameters, that of a vector field
+on a time and a noise. Let :math:`f_l(z)` be the loss of a simulation of level l with
+such random numbers z. Any coupling of them leaves the expectation of the telescoping
+sum as it is, but its variance contains
+
+.. math::
+
+    \mathrm{Var}\left[ f_l(z) - f_{l-1}(z') \right]
+    = \mathrm{Var}[f_l] + \mathrm{Var}[f_{l-1}] - 2\, \mathrm{Cov}[f_l(z), f_{l-1}(z')],
+
+which is small if :math:`z' = z`, as theta and the noise of the simulators are the same
+already. Both sides of a pair have the same theta, and therefore draw numbers of the
+same shapes: from the same state of the generator they are the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sbi_multilevel.utils.seeds import RandomState
+
+Columns = Sequence[Tensor]
+
+
+def split_terms(batch: Columns) -> dict[int, list[Tensor]]:
+    """The columns of a batch for each term.
+
+    Args:
+        batch: Columns of equal length, the last of which is the index of the term.
+    """
+    marks = batch[-1]
+    places = {m: (marks == m).nonzero()[:, 0] for m in marks.unique().tolist()}
+    return {m: [column[place] for column in batch] for m, place in places.items()}
+
+
+def with_common_noise(
+    parts: Mapping[int, Columns],
+    levels: Sequence[int],
+    evaluate: Callable[[Columns], Tensor],
+    device: str | torch.device = "cpu",
+) -> dict[int, Tensor]:
+    """Evaluate each term, with the same random numbers for all terms of a level.
+
+    Args:
+        parts: Columns of the simulations of each term, by its index; those of terms of
+            one level are in the same order.
+        levels: Level of each term.
+        evaluate: A random function, which returns a value for each simulation.
+        device: The device on which it draws random numbers, beside the CPU.
+
+    Returns:
+        The values by the index of the term.
+    """
+    found, states = {}, {}
+    for mark, columns in parts.items():
+        level = levels[mark]
+        if level in states:
+            states[level].restore()
+        else:
+            states[level] = RandomState.of(device)
+        found[mark] = evaluate(columns)
+    return found
