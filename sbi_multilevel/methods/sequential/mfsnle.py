@@ -126,17 +126,18 @@ class MFSNLE(SimulatedRounds):
     ):
         check_types(MFSNLE.__init__, locals(), but=("seed",))
         check_seed(seed)
-        config = check_config(config, HybridConfig, {})
-        if acquisition is not None and (config.distill or acquisition.correct):
+        checked = check_config(config, HybridConfig, {})
+        distill = getattr(checked, "distill", False)
+        if acquisition is not None and (distill or acquisition.correct):
             raise ValueError(
-                f"acquisition={acquisition} with distill={config.distill}, but it "
+                f"acquisition={acquisition} with distill={distill!r}, but it "
                 "compares the members of a mixture, and likelihoods need no weights. "
                 "Use `Acquisition(correct=False)` and `HybridConfig(distill=False)`."
             )
         method = RoundMethod(
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
-            config=config,
+            config=checked,
             train_options=dict(train_options or {}),
             mcmc_options=dict(mcmc_options or {}),
             acquisition=acquisition,
