@@ -68,7 +68,17 @@ _EPSILON, _NUM_SAMPLES = 1e-3, 20_000
 
 
 class _TruncatedRounds(SimulatedRounds):
-    """Rounds of a trainer of posteriors."""
+    """Rounds of a trainer of posteriors.
+
+    Args:
+        prior: Prior over theta, with a density and a support.
+        x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
+        density_estimator: Name of a network, or a builder, as for the trainer.
+        config: Settings of the trainer.
+        truncation: How the prior is truncated; `Truncation(1e-3, 20_000)` by default.
+        seed: Seed of all random numbers here.
+        train_options: Arguments of `train` of the trainer.
+    """
 
     _trainer_type: ClassVar[type[MultilevelTrainer]]
     _config_type: ClassVar[type[MethodConfig]]
