@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sbi_multilevel_benchmarks import report, speed
+from sbi_multilevel_benchmarks import families, report, speed
 from sbi_multilevel_benchmarks.allocation import allocation_table, run_allocations
 from sbi_multilevel_benchmarks.cost import step_costs
 from sbi_multilevel_benchmarks.divergence import (
@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(step_costs())
     elif first == "overhead":
         print(overheads())
+    elif first == "families":
+        families.main(given[1:])
     elif first == "speed":
         speed.main(given[1:])
     elif first == "allocation":

@@ -19,7 +19,15 @@ TASKS: dict[str, TaskBuilder] = {}
 METHODS: dict[str, Method] = {}
 
 # first words of the command line other than tasks
-COMMANDS = ("allocation", "cost", "divergence", "overhead", "report", "speed")
+COMMANDS = (
+    "allocation",
+    "cost",
+    "divergence",
+    "families",
+    "overhead",
+    "report",
+    "speed",
+)
 
 _plugins: set[Path] = set()
 
