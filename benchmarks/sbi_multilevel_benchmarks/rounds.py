@@ -203,8 +203,8 @@ def _hybrid(*arguments: Any, **options: Any) -> HybridTSNPE:
     return HybridTSNPE(*arguments, config=_config(), **options)
 
 
-def _narrow(*arguments: Any, **options: Any) -> HybridTSNPE:
-    truncation = Truncation(epsilon=1e-3, num_samples=20_000)
+def _wide(*arguments: Any, **options: Any) -> HybridTSNPE:
+    truncation = Truncation(epsilon=1e-4, num_samples=20_000)
     return _hybrid(*arguments, truncation=truncation, **options)
 
 
@@ -214,7 +214,7 @@ METHODS: dict[str, Callable[[Tensor, int], tuple[Any, dict]]] = {
     "hybrid-tsnpe-2": _rounds(_hybrid, 2),
     "hybrid-tsnpe-3": _rounds(_hybrid, 3),
     "hybrid-tsnpe-5": _rounds(_hybrid, 5),
-    "hybrid-tsnpe-3-epsilon-1e-3": _rounds(_narrow, 3),
+    "hybrid-tsnpe-3-epsilon-1e-4": _rounds(_wide, 3),
     "ml-tsnpe-3": _rounds(MLTSNPE, 3),
 }
 

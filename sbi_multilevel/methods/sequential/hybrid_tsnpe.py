@@ -64,7 +64,7 @@ from sbi_multilevel.training.config import MethodConfig, check_config
 from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.argument_types import check_types
 
-_EPSILON, _NUM_SAMPLES = 1e-4, 20_000
+_EPSILON, _NUM_SAMPLES = 1e-3, 20_000
 
 
 class _TruncatedRounds(SimulatedRounds):
@@ -75,7 +75,7 @@ class _TruncatedRounds(SimulatedRounds):
         x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
         density_estimator: Name of a network, or a builder, as for the trainer.
         config: Settings of the trainer.
-        truncation: How the prior is truncated; `Truncation(1e-4, 20_000)` by default.
+        truncation: How the prior is truncated; `Truncation(1e-3, 20_000)` by default.
         seed: Seed of all random numbers here.
         train_options: Arguments of `train` of the trainer.
     """
@@ -129,7 +129,7 @@ class HybridTSNPE(_TruncatedRounds):
         x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
         density_estimator: Name of a network, or a builder, as for `HybridNPE`.
         config: Settings of `HybridNPE`.
-        truncation: How the prior is truncated; `Truncation(1e-4, 20_000)` by default.
+        truncation: How the prior is truncated; `Truncation(1e-3, 20_000)` by default.
         seed: Seed of all random numbers here. The same seed, simulations and settings
             give the same posterior, also after resuming.
         train_options: Arguments of `HybridNPE.train`.
