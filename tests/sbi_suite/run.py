@@ -1,4 +1,6 @@
-"""Runs sbi's own tests with `MLNPE` in place of `NPE` and `MLNLE` in place of `NLE`.
+"""Runs sbi's own tests with multilevel trainers in place of their parents.
+
+`MLNPE` takes the place of `NPE`, and so on for likelihoods, ratios and vector fields.
 
 The tests come with sbi's source distribution on PyPI, of the version installed here.
 It is downloaded to a folder that git ignores; nothing of it is part of this package.
@@ -21,6 +23,10 @@ FILES = (
     "linearGaussian_mdn_test.py",
     "linearGaussian_snle_test.py",
     "linearGaussian_snpe_test.py",
+    "linearGaussian_snre_test.py",
+    "linearGaussian_vector_field_test.py",
+    "posterior_parameters_test.py",
+    "training_dataclasses_test.py",
     "save_and_load_test.py",
 )
 # asserts that a warning says "NPE_C"; ours says "MLNPE", the name of the class

@@ -1,17 +1,21 @@
 """Pytest plugin: sbi's own tests with our classes in their parents' place.
 
-With `-p sbi_swap_plugin`, `from sbi.inference import NPE` gives `MLNPE`, and `NLE`
-gives `MLNLE`, under every name and path of the two. See `run.py`.
+With `-p sbi_swap_plugin`, `from sbi.inference import NPE` gives `MLNPE`, and so on for
+each trainer of sbi that a multilevel trainer derives from, under every name and path of
+it. See `run.py`.
 """
 
-import sbi.inference
-import sbi.inference.trainers.nle
-import sbi.inference.trainers.npe
+import sbi.inference as sbi_trainers
+from sbi.inference.trainers import nle, npe, nre, vfpe
 
-from sbi_multilevel import MLNLE, MLNPE
+import sbi_multilevel
 
-SWAPPED = {sbi.inference.NPE: MLNPE, sbi.inference.NLE: MLNLE}
-MODULES = (sbi.inference, sbi.inference.trainers.npe, sbi.inference.trainers.nle)
+FAMILIES = ("NPE", "NLE", "NRE", "NRE_A", "NRE_C", "BNRE", "FMPE", "NPSE")
+SWAPPED = {
+    getattr(sbi_trainers, name): getattr(sbi_multilevel, f"ML{name}")
+    for name in FAMILIES
+}
+MODULES = (sbi_trainers, npe, nle, nre, vfpe)
 
 
 def pytest_configure() -> None:

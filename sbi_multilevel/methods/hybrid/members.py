@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sbi_multilevel.training.trainer import MultilevelTrainer
 
 _MAX_LOSS = 1e6  # the loss where the density of a network is not finite
+_MAX_RESTARTS = 3  # of a network whose held-out loss is worse than that of its twin
+_NUM_ERRORS, _MIN_GAP = 5.0, 0.1  # by so many standard errors, and nats
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,11 @@ class Trained:
 
     network: ConditionalEstimator
     summary: Mapping[str, Any]
+
+    @property
+    def last_run(self) -> TrainingRun:
+        """Its last training."""
+        return training_runs(self.summary)[-1]
 
 
 # trained networks by what they are for, and by member
@@ -175,6 +182,10 @@ class MemberTrainer:
         is selected by and fitted to the remaining folds, so that no member starts from
         a network that depends on its fold. Simulations of the pool that a member holds
         out for early stopping may have been trained on in its start.
+
+        A network that was initialized badly is trained again, from other weights. E.g.
+        the autoregressive flows of nflows do not condition a feature that all random
+        permutations put first.
         """
         trainers = []
         for half in range(2):
@@ -183,8 +194,20 @@ class MemberTrainer:
             unseen = np.delete(self.high.theta, kept, axis=0)
             pool = step.map_low(self.high[kept], training_folds, unseen)
             trainers.append(self._plain(pool))
-        folds = [Fold(half, self.run.seed) for half in range(2)]
-        return self._train(trainers, folds, "networks to start from")
+        what, seed = "networks to start from", self.run.seed
+        starts = self._train(trainers, [Fold(0, seed), Fold(1, seed)], what)
+        for attempt in range(1, 1 + _MAX_RESTARTS):
+            worse = _stuck(starts)
+            if worse is None:
+                break
+            fold, name = Fold(worse + 2 * attempt, seed), f"{what}, {attempt} again"
+            (other,) = self._train([trainers[worse]], [fold], name)
+            if (
+                other.best.best_validation_loss
+                < starts[worse].best.best_validation_loss
+            ):
+                starts[worse] = other
+        return starts
 
     def alone(self) -> Component:
         """Networks trained on high-fidelity simulations alone."""
@@ -299,6 +322,16 @@ class MemberTrainer:
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
         runs = _runs("member", trained)
         return Component(networks, _finite(losses), float(np.mean(epochs)), runs)
+
+
+def _stuck(starts: Sequence[Trained]) -> int | None:
+    """The one of two networks whose held-out loss is far above that of the other."""
+    runs = [start.last_run for start in starts]
+    losses = [run.best_validation_loss for run in runs]
+    errors = [float(np.nanmin(run.validation_error)) for run in runs]
+    gap = losses[1] - losses[0]
+    is_clear = abs(gap) > max(_NUM_ERRORS * math.hypot(*errors), _MIN_GAP)
+    return int(gap > 0) if is_clear else None
 
 
 def _runs(name: str, trained: Sequence[Trained]) -> dict[str, tuple[TrainingRun, ...]]:
