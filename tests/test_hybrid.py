@@ -1,6 +1,7 @@
 """Hybrid methods: what members are trained on, and what the mixture is."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -16,6 +17,7 @@ from sbi_multilevel import (
     HybridNPE,
     LevelSimulations,
     MultilevelSimulations,
+    OneCycle,
     Truncation,
     train_ensemble,
 )
@@ -537,3 +539,49 @@ def test_good_low_fidelity_helps_and_useless_low_fidelity_does_no_harm():
     assert scores["good"] > scores["useless"] + 0.1
     # log score of the prior, which is uniform on [-1, 1]
     assert scores["useless"] > -np.log(2)
+
+
+class Blind(torch.nn.Module):
+    """An embedding that keeps nothing of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return 0 * self.layer(x)
+
+
+@dataclass(frozen=True)
+class SometimesBlind:
+    """Builds networks, half of which do not see x, and writes down which."""
+
+    log: Path
+
+    def __call__(self, theta, x):
+        is_blind = bool(torch.rand(()) < 0.5)
+        with self.log.open("a") as file:
+            file.write(f"{is_blind:d}\n")
+        embedding = Blind() if is_blind else torch.nn.Linear(2, 2)
+        return posterior_nn("mdn", z_score_x="none", embedding_net=embedding)(theta, x)
+
+
+def test_a_start_that_learns_nothing_is_trained_again(tmp_path):
+    schedule = OneCycle(num_steps=200, fine_tuning_steps=20)
+    config = replace(QUICK, mix=False, level_maps=("none",), schedule=schedule)
+    simulations = simulated(n_low=2_000)
+    for seed in range(10):
+        log = tmp_path / f"{seed}.txt"
+        network = SometimesBlind(log)
+        trainer = trained(
+            HybridNPE, simulations, config, network, seed=seed, options={}
+        )
+        first = log.read_text().split()[:2]
+        if sorted(first) == ["0", "1"]:
+            break
+    else:
+        pytest.fail("no seed has one network of two that does not see x")
+    runs = trainer.hybrid_summary.runs["with lower levels"]
+    losses = [runs[f"start {i}"][-1].best_validation_loss for i in (1, 2)]
+    # x determines theta up to noise: without it the loss is 0.8 nats higher
+    assert abs(losses[0] - losses[1]) < 0.4

@@ -69,6 +69,11 @@ class Trained:
         """Its last training."""
         return training_runs(self.summary)[-1]
 
+    @property
+    def held_out_loss(self) -> float:
+        """The held-out loss of its weights."""
+        return self.last_run.best_validation_loss
+
 
 # trained networks by what they are for, and by member
 Finished = dict[str, dict[int, Trained]]
@@ -202,10 +207,7 @@ class MemberTrainer:
                 break
             fold, name = Fold(worse + 2 * attempt, seed), f"{what}, {attempt} again"
             (other,) = self._train([trainers[worse]], [fold], name)
-            if (
-                other.best.best_validation_loss
-                < starts[worse].best.best_validation_loss
-            ):
+            if other.held_out_loss < starts[worse].held_out_loss:
                 starts[worse] = other
         return starts
 
@@ -326,10 +328,8 @@ class MemberTrainer:
 
 def _stuck(starts: Sequence[Trained]) -> int | None:
     """The one of two networks whose held-out loss is far above that of the other."""
-    runs = [start.last_run for start in starts]
-    losses = [run.best_validation_loss for run in runs]
-    errors = [float(np.nanmin(run.validation_error)) for run in runs]
-    gap = losses[1] - losses[0]
+    errors = [float(np.nanmin(start.last_run.validation_error)) for start in starts]
+    gap = starts[1].held_out_loss - starts[0].held_out_loss
     is_clear = abs(gap) > max(_NUM_ERRORS * math.hypot(*errors), _MIN_GAP)
     return int(gap > 0) if is_clear else None
 
