@@ -16,7 +16,7 @@ from sbi_multilevel.losses.contrastive import (
 )
 from sbi_multilevel.training.common_noise import split_terms, with_common_noise
 from sbi_multilevel.training.contrasts import Contrasts
-from tests.linear_gaussian import SilentTracker, prior
+from tests.linear_gaussian import SilentTracker, prior, simulations
 
 
 class _FixedLogits:
@@ -154,3 +154,48 @@ def test_terms_keep_the_order_of_the_batch():
         1: [0, 3],
         2: [2, 4],
     }
+
+
+# ------------------------------------------------- the telescoping loss of ratios
+
+
+def losses_of(classifier, contrasts, count, same_noise=True):
+    """Losses of NRE-B of fine and coarse sides of pairs, at fixed weights."""
+    pairs = simulations((10, 10, count), seed=7)[2]
+    assert pairs.x_coarse is not None
+    marks = torch.arange(2).repeat_interleave(count)
+    x = torch.cat([pairs.x, pairs.x_coarse])
+    parts = split_terms([pairs.theta.repeat(2, 1), x, marks])
+
+    def evaluate(part):
+        own, x = part[:2]
+        every = torch.cat([own[:, None], contrasts.draw(own, 4)], dim=1)
+        given = x[:, None].expand(-1, 5, -1)
+        return softmax_loss(classifier(torch.cat([every, given], dim=2))[..., 0])
+
+    levels = [2, 2] if same_noise else [2, 1]
+    with torch.no_grad():
+        found = with_common_noise(parts, levels, evaluate)
+    return found[0], found[1]
+
+
+def test_the_telescoping_loss_of_ratios_is_unbiased_and_has_a_small_variance():
+    torch.manual_seed(0)
+    classifier = torch.nn.Sequential(
+        torch.nn.Linear(4, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)
+    )
+    for parameter in classifier.parameters():
+        parameter.data.mul_(2)
+    contrasts = Contrasts.of(prior().sample((5_000,)))
+    count = 4_000
+    fine, coarse = losses_of(classifier, contrasts, count)
+    # base: independent simulations of the level below, with contrasts of their own
+    _, base = losses_of(classifier, contrasts, count, same_noise=False)
+    telescoping = base.mean() + (fine - coarse).mean()
+    direct, _ = losses_of(classifier, contrasts, count, same_noise=False)
+    terms = (base, fine - coarse, direct)
+    error = math.sqrt(sum(float(each.var()) / count for each in terms))
+    assert abs(float(telescoping - direct.mean())) < 4 * error
+
+    independent = losses_of(classifier, contrasts, count, same_noise=False)
+    assert (fine - coarse).var() < 0.2 * (independent[0] - independent[1]).var()

@@ -12,6 +12,7 @@ from sbi.inference import BNRE, FMPE, NPSE, NRE_A, NRE_B, NRE_C
 from sbi.inference.posteriors import MCMCPosterior, VectorFieldPosterior
 from sbi.neural_nets import classifier_nn, posterior_flow_nn, posterior_score_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
+from scipy.stats import kstest
 from torch.distributions import kl_divergence
 
 import sbi_multilevel as sml
@@ -24,6 +25,7 @@ from sbi_multilevel import (
     TransferConfig,
     train_ensemble,
 )
+from sbi_multilevel.estimators.vector_field_density import VectorFieldDensity
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulate, simulations
 
 PARENTS = {"NRE": NRE_B, "NRE_A": NRE_A, "NRE_C": NRE_C, "BNRE": BNRE}
@@ -342,3 +344,37 @@ def test_proposals_are_refused(method, family):
         trainer.append_multilevel_simulations(
             rows.theta, rows.x, level=0, proposal=proposal
         )
+
+
+def test_a_network_that_is_not_trained_is_refused():
+    with pytest.raises(ValueError, match="density_estimator='tabpfn' is a network"):
+        sml.MLNPE(prior(), density_estimator="tabpfn")
+
+
+# ------------------------------------------------------------- calibration
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ("NRE", "FMPE", "NPSE"))
+def test_posteriors_of_hybrids_are_calibrated(family):
+    """Ranks of true parameters among posterior samples are uniform."""
+    torch.manual_seed(0)
+    sims = simulations((3_000, 300, 100))
+    trainer = make("Hybrid", family, sims, config=HybridConfig(level_maps=("paired",)))
+    network = trainer.train(training_batch_size=200).eval()
+    theta = prior().sample((200,))
+    x = simulate(theta, torch.randn(200, 2), level=2)
+    candidates = prior().sample((20_000,))
+    ranks = torch.empty(200, 2)
+    for index in range(200):
+        given = x[index].expand(len(candidates), -1)
+        if family == "NRE":
+            with torch.no_grad():
+                weights = network(candidates, given).softmax(0)
+            draws = candidates[torch.multinomial(weights, 200)]
+        else:
+            draws = VectorFieldDensity(network).sample(torch.Size((200,)), x[[index]])
+            draws = draws[:, 0]
+        ranks[index] = (draws < theta[index]).float().mean(dim=0)
+    for column in ranks.T:
+        assert kstest(column.numpy(), "uniform").statistic < 2.0 / 200**0.5

@@ -102,7 +102,7 @@ def _benchmark(given: Sequence[str]) -> None:
         for task in options.tasks
         for n in options.num_simulations
         or [get_task(task, options.data).num_simulations]
-        for method in options.methods
+        for method in _available(options.methods)
         for seed in _seeds(options)
     ]
     journal = Journal(options.out, _command(given))
@@ -120,6 +120,18 @@ def _benchmark(given: Sequence[str]) -> None:
     for group in by_title(done_now).values():
         print(table(group))
     _exit_if_failed(failures)
+
+
+def _available(methods: Sequence[str]) -> list[str]:
+    """The methods that can run here; others are named with the reason."""
+    available = []
+    for name in methods:
+        why_skipped = getattr(METHODS[name], "why_skipped", lambda: None)()
+        if why_skipped is None:
+            available.append(name)
+        else:
+            print(f"{name} is skipped: {why_skipped}", file=sys.stderr, flush=True)
+    return available
 
 
 def _allocate(given: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from sbi_multilevel_benchmarks import __main__ as command_line
 from sbi_multilevel_benchmarks import posterior_task
 from sbi_multilevel_benchmarks.fit import Mixture
 from sbi_multilevel_benchmarks.journal import read_records
-from sbi_multilevel_benchmarks.methods import per_observation, transfer
+from sbi_multilevel_benchmarks.methods import per_observation, pfn, transfer
 from sbi_multilevel_benchmarks.registry import METHODS, TASKS, get_task
 from sbi_multilevel_benchmarks.run import Run, check_method, fit, run_all, run_one
 from sbi_multilevel_benchmarks.tasks.ou_transfer import OUTransfer
@@ -22,8 +22,9 @@ from sbi_multilevel_benchmarks.tasks.ou_transfer import OUTransfer
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 COUNTS = (60, 20)
 POINTWISE = {"c2st", "mmd", "nltp", "nrmse"}
-RUNS_ON_POSTERIORS = [m for m in METHODS if not m.startswith("ml-paper")]
-PER_OBSERVATION = [m for m in METHODS if hasattr(METHODS[m], "needs_observations")]
+TRAINED = [m for m in METHODS if m != "npe-pfn"]  # which needs weights
+RUNS_ON_POSTERIORS = [m for m in TRAINED if not m.startswith("ml-paper")]
+PER_OBSERVATION = [m for m in TRAINED if hasattr(METHODS[m], "needs_observations")]
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +270,9 @@ def test_the_command_line_evaluates_posteriors(tmp_path, capsys):
     assert [r["runs"] for r in records] == [[60, 20]] * 2 + [[60, 30]] * 2
     lines, _ = capsys.readouterr().out.split("| task")
     assert [json.loads(line) for line in lines.splitlines()] == records
+
+
+def test_a_method_that_cannot_run_is_skipped_with_the_reason(monkeypatch, capsys):
+    monkeypatch.setattr(pfn, "find_spec", lambda name: None)
+    command_line.main(["ou3", "--methods", "npe-pfn", "--seeds", "1"])
+    assert "npe-pfn is skipped: the package tabpfn" in capsys.readouterr().err

@@ -48,6 +48,12 @@ class NetworkKind:
             TypeError: If it is neither.
         """
         names, name = list(self.names), self.argument
+        if network == "tabpfn":
+            raise ValueError(
+                f"{name}='tabpfn' is a network that is not trained, so that there is "
+                "nothing to transfer to it. Pass one of "
+                f"{names}, or use `NPE_PFN` of sbi on one level."
+            )
         if isinstance(network, str):
             if network not in names:
                 raise ValueError(
@@ -65,7 +71,7 @@ class NetworkKind:
 DENSITY = NetworkKind(
     "density_estimator",
     "maf",
-    tuple(sorted(model_builders)),
+    tuple(sorted(set(model_builders) - {"tabpfn"})),
     "`posterior_nn` or `likelihood_nn`",
     ConditionalDensityEstimator,
 )
