@@ -114,14 +114,15 @@ def main_table(full: bool = False) -> Table:
     """The table of all tasks.
 
     Args:
-        full: Whether to add calibration, minutes and all metrics of a task.
+        full: Whether to add calibration, minutes, all metrics of a task, and more than
+            two numbers of simulations.
     """
     results, rows, seen = Results.of_files(), [], set()
     for line in LINES:
         if not full and line.task in seen:
             continue
         seen.add(line.task)
-        for index, counts in enumerate(line.counts):
+        for index, counts in enumerate(line.counts if full else line.counts[:2]):
             rows.append(_row(results, line, counts, index == 0, full))
     extra = ("TARP area", "SBC", "minutes") if full else ()
     return Table(

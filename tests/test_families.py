@@ -39,7 +39,12 @@ SHORT = HybridConfig(
 )
 SMALL = (200, 40, 30)
 
-family = pytest.mark.parametrize("family", tuple(PARENTS))
+slow = {"NRE_A", "BNRE", "NPSE"}
+FAMILIES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in PARENTS
+]
+
+family = pytest.mark.parametrize("family", FAMILIES)
 single = pytest.mark.parametrize("method", ("ML", "MF"))
 every = pytest.mark.parametrize("method", ("ML", "MF", "Hybrid"))
 pytestmark = [
@@ -123,7 +128,7 @@ def test_the_loss_decreases(method, family):
     assert losses[-5:].mean() < losses[:5].mean()
 
 
-@pytest.mark.parametrize("family", ("NRE", "BNRE", "NPSE"))
+@pytest.mark.parametrize("family", ("NRE", "BNRE", "FMPE"))
 @pytest.mark.parametrize(
     "config",
     [
@@ -207,7 +212,7 @@ def test_pickling(method, family):
 
 
 @every
-@pytest.mark.parametrize("family", ("NRE", "NRE_C", "FMPE", "NPSE"))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_posteriors_are_those_of_sbi(method, family):
     trainer = make(method, family)
     train(trainer)

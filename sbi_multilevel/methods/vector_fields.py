@@ -277,10 +277,13 @@ class HybridFMPE(_HybridVectorField, FMPE):
 
         >>> import torch
         >>> from sbi.utils import BoxUniform
-        >>> from sbi_multilevel import HybridConfig, HybridFMPE
+        >>> from sbi_multilevel import HybridConfig, HybridFMPE, OneCycle
         >>> prior = BoxUniform(-torch.ones(1), torch.ones(1))
         >>> theta_low, theta_high = prior.sample((300,)), prior.sample((20,))
-        >>> config = HybridConfig(num_members=2, level_maps=("none", "shift"))
+        >>> schedule = OneCycle(num_steps=100, fine_tuning_steps=30)  # an example
+        >>> config = HybridConfig(
+        ...     num_members=2, level_maps=("none", "shift"), schedule=schedule
+        ... )
         >>> inference = HybridFMPE(prior, config=config, show_progress_bars=False)
         >>> inference = inference.append_lowfidelity_simulations(
         ...     theta_low, theta_low + torch.randn(300, 1)
@@ -421,10 +424,13 @@ class HybridNPSE(_HybridVectorField, NPSE):
 
         >>> import torch
         >>> from sbi.utils import BoxUniform
-        >>> from sbi_multilevel import HybridConfig, HybridNPSE
+        >>> from sbi_multilevel import HybridConfig, HybridNPSE, OneCycle
         >>> prior = BoxUniform(-torch.ones(1), torch.ones(1))
         >>> theta_low, theta_high = prior.sample((300,)), prior.sample((20,))
-        >>> config = HybridConfig(num_members=2, level_maps=("none", "shift"))
+        >>> schedule = OneCycle(num_steps=100, fine_tuning_steps=30)  # an example
+        >>> config = HybridConfig(
+        ...     num_members=2, level_maps=("none", "shift"), schedule=schedule
+        ... )
         >>> inference = HybridNPSE(prior, config=config, show_progress_bars=False)
         >>> inference = inference.append_lowfidelity_simulations(
         ...     theta_low, theta_low + torch.randn(300, 1)

@@ -54,6 +54,7 @@ average Bayesian predictive distributions*); the combination is ours.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.schedule import OneCycle
 from sbi_multilevel.training.stages import Stage, Term
 
-_STUDENT_STEPS, _STUDENT_RATE = 800, 2.0
+_STUDENT_STEPS, _STUDENT_RATE = 8 / 3, 2.0  # steps relative to fine-tuning
 _HALF_WEIGHT = 50  # high-fidelity simulations with the weight of the whole pool
 
 
@@ -172,9 +173,9 @@ class HybridConfig(MethodConfig):
     def student_config(self) -> TransferConfig:
         """Settings of the network that is trained on draws from the mixture."""
         # draws are many, so that it cannot overfit, and all are used
-        schedule = OneCycle(
-            fine_tuning_steps=_STUDENT_STEPS, fine_tuning_rate=_STUDENT_RATE
-        )
+        own = self.schedule or OneCycle()
+        num_steps = math.ceil(_STUDENT_STEPS * own.fine_tuning_steps)
+        schedule = OneCycle(fine_tuning_steps=num_steps, fine_tuning_rate=_STUDENT_RATE)
         return replace(self.plain_config, schedule=schedule, early_stopping=False)
 
     @property
