@@ -64,6 +64,14 @@ class LevelArrays:
         """The simulations in random order."""
         return self[np.random.default_rng(seed).permutation(len(self))]
 
+    def followed_by(self, other: LevelArrays) -> LevelArrays:
+        """These simulations, then others; paired if both are."""
+        coarse = None
+        if self.x_coarse is not None and other.x_coarse is not None:
+            coarse = np.concatenate((self.x_coarse, other.x_coarse))
+        theta = np.concatenate((self.theta, other.theta))
+        return LevelArrays(theta, np.concatenate((self.x, other.x)), coarse)
+
     def first(self, count: int) -> LevelArrays:
         """The first `count` simulations, or all if there are fewer."""
         return self if len(self) <= count else self[np.arange(count)]

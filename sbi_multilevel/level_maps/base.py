@@ -33,6 +33,8 @@ class LevelMapKind(Protocol):
         max_features: Largest number of features of x.
         min_simulations: Smallest number of high-fidelity simulations, of which some are
             held out.
+        is_local: Whether the fit at a theta depends on simulations nearby, so that
+            others at theta outside of the support of the prior can be added.
 
     Example:
     --------
@@ -57,6 +59,7 @@ class LevelMapKind(Protocol):
     needs_pairs: bool = False
     max_features: float = math.inf
     min_simulations: int = 4
+    is_local: bool = False
 
     def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> LevelMap:
         """Fit a map.

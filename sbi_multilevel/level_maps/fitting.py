@@ -22,7 +22,7 @@ features (`sbi_multilevel.level_maps.base.LevelMapKind`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -60,11 +60,14 @@ class MapFitter:
         low: Low-fidelity simulations.
         tails: Transform of the tails of x; `None` where all are light.
         seed: Seed of the noise in paired maps.
+        elsewhere: Pairs at theta outside of the support of the prior, to which local
+            kinds of map are fitted as well.
     """
 
     low: LevelArrays
     tails: TailTransform | None = None
     seed: int = 0
+    elsewhere: LevelArrays | None = None
 
     def fit(self, choice: MapChoice, high: LevelArrays) -> LevelMap:
         """Fit a map, from x to x whatever the space that it acts in.
@@ -83,6 +86,8 @@ class MapFitter:
                 "simulations have no x_coarse. Leave it out, or append pairs."
             )
         high = high.shuffled(self.seed)  # not all of them may be used
+        if kind.is_local and self.elsewhere is not None:
+            high = high.followed_by(self.elsewhere)
         if not choice.transforms_tails or self.tails is None:
             return kind.fit(self.low, high, self.seed)
         forward = self.forward_tails
@@ -102,7 +107,7 @@ class MapFitter:
             theta: Parameters, shape `(m, d_theta)`, see `LevelArrays.apart_from`.
         """
         low = self.low.apart_from(theta)
-        return self if low is self.low else MapFitter(low, self.tails, self.seed)
+        return self if low is self.low else replace(self, low=low)
 
     def candidates(
         self, kinds: Sequence[str], high: LevelArrays

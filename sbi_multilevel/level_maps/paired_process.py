@@ -70,6 +70,7 @@ class PairedProcess(LevelMapKind):
     name = "paired_process"
     needs_pairs = True
     max_features = 12
+    is_local = True
 
     def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> GaussianProcessMap:
         """Fit processes to pairs, to a subset if they are many."""

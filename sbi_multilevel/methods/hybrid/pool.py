@@ -94,12 +94,15 @@ class MapSelector:
         target: `"theta"` (NPE) or `"x"` (NLE).
         tails: Transform of the tails of x; `None` if none are heavy.
         seed: Seed of the noise in maps.
+        elsewhere: By level, pairs outside of the support of the prior, to which local
+            kinds of map are fitted as well.
     """
 
     kinds: Sequence[str]
     target: Target
     tails: TailTransform | None = field(compare=False)
     seed: int
+    elsewhere: Mapping[int, LevelArrays] = field(default_factory=dict, compare=False)
 
     def step(
         self,
@@ -107,6 +110,7 @@ class MapSelector:
         high: LevelArrays,
         folds: Sequence[np.ndarray],
         scorer: MapScorer | None = None,
+        level: int | None = None,
     ) -> LevelStep:
         """Score maps from `low` to `high` by each fold.
 
@@ -115,8 +119,10 @@ class MapSelector:
             high: The simulations of the level.
             folds: Indices of the simulations of each fold.
             scorer: What scores maps; chosen here if `None`.
+            level: The level of `high`, to find pairs elsewhere; `None` for none.
         """
-        fitter = MapFitter(low, self.tails, self.seed)
+        elsewhere = None if level is None else self.elsewhere.get(level)
+        fitter = MapFitter(low, self.tails, self.seed, elsewhere)
         maps, scores = fitter.candidates(self.kinds, high), {}
         if len(maps) > 1:  # with one map there is nothing to choose
             scorer = scorer or choose_scorer(fitter, high, self.target)
@@ -166,7 +172,7 @@ class MapSelector:
         for level in list(simulations)[1:-1]:
             high = LevelArrays.of(level)
             folds = split_folds(high.theta, num_folds, self.seed)
-            steps.append(self.step(pool, high, folds))
+            steps.append(self.step(pool, high, folds, level=level.level))
             mapped = steps[-1].map_low(high, range(len(folds)), unseen=high.theta[:0])
             pool = LevelArrays(
                 np.concatenate((mapped.theta, high.theta)),

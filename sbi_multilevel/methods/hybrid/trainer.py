@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.training.network import WarmStart, check_builder
@@ -46,6 +46,7 @@ class HybridTrainer(MultilevelTrainer):
 
     hybrid_summary: HybridSummary | None = None
     _run: HybridRun | None = None
+    _map_pairs: tuple[LevelSimulations, ...] = ()
 
     @property
     def _distills(self) -> bool:
@@ -88,6 +89,42 @@ class HybridTrainer(MultilevelTrainer):
         shares = weights[:-1] if has_prior else weights
         parts = [shares.sum()[None], *([weights[-1:]] if has_prior else [])]
         return self._mix([network], torch.cat(parts), mixture.tails, has_prior)
+
+    def append_map_simulations(
+        self, theta: Tensor, x: Tensor, x_coarse: Tensor, level: int
+    ) -> Self:
+        """Store pairs that level maps are fitted to, and nothing else is trained on.
+
+        Theta may lie outside of the support of the prior, e.g. of a truncated prior.
+        Kinds of level map that are local, as Gaussian processes are, are fitted to them
+        as well.
+
+        Args:
+            theta: Parameters, shape `(n, d_theta)`.
+            x: Outputs of the simulator of `level`, shape `(n, *x_shape)`.
+            x_coarse: Outputs of the simulator of `level - 1` at the same theta and
+                noise, shape `(n, *x_shape)`.
+            level: Their level, at least 1.
+
+        Returns:
+            The trainer (so that calls can be chained).
+
+        Raises:
+            ValueError: If they do not fit each other, or there are such pairs already.
+        """
+        if level < 1:
+            raise ValueError(
+                f"level={level} was passed, but pairs are of level 1 or above. Pass "
+                "the level of x."
+            )
+        if level in {part.level for part in self._map_pairs}:
+            raise ValueError(
+                f"Pairs of level={level} were appended to fit maps before. Pass all of "
+                "them at once, to a new trainer."
+            )
+        pairs = LevelSimulations(level, theta, x, x_coarse)
+        self._map_pairs = (*self._map_pairs, pairs)
+        return self
 
     def estimate_gain(self) -> HybridSummary:
         """Estimate the contribution of the lower levels, after training.

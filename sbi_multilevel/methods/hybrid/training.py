@@ -165,8 +165,13 @@ def _members(
 
 
 def _selector(trainer: HybridTrainer, members: MemberTrainer) -> MapSelector:
-    kinds = trainer._config.level_maps
-    return MapSelector(kinds, trainer._target, members.tails, members.run.seed)
+    return MapSelector(
+        trainer._config.level_maps,
+        trainer._target,
+        members.tails,
+        members.run.seed,
+        {part.level: LevelArrays.of(part) for part in trainer._map_pairs},
+    )
 
 
 def _select_maps(
@@ -176,7 +181,8 @@ def _select_maps(
     selector, config = _selector(trainer, members), trainer._config
     simulations = limit_lower(simulations, config.max_low, members.run.seed)
     pool, steps = selector.below_highest(simulations, config.num_members)
-    return [*steps, selector.step(pool, members.high, members.folds)]
+    level = len(simulations) - 1
+    return [*steps, selector.step(pool, members.high, members.folds, level=level)]
 
 
 def member_options(

@@ -21,10 +21,12 @@ and their selection, folds and stacking weights therefore hold without a correct
 the terms of the telescoping sum of `MLNPE` are expectations over the same
 :math:`\tilde p_r`.
 
-*Why rounds help.* A level map is fitted to the high-fidelity simulations in the
-region, where the difference of the levels is nearly constant, or linear in theta. From
-the whole prior the same number of simulations would have to determine this difference
-everywhere.
+*Why rounds help.* A level map has to be known in the region only, where the difference
+of the levels is nearly constant, or linear in theta. From the whole prior the same
+number of simulations would have to determine this difference everywhere. A Gaussian
+process is fitted to the pairs outside of the region as well, as a regression of the
+difference on theta and x is valid for any distribution of theta. With a few dozen pairs
+in all, this can decide whether its error is below the noise of x or above.
 
 *The prior component.* The truncated prior is a component of the mixture of a hybrid,
 with a weight of about :math:`1/(n + 1)` or more. It plays no part in the next region.

@@ -180,7 +180,10 @@ class MultilevelRounds:
         self._check_enough()
         with seeded(self._seed_of(Stream.TRAINING, state.index)):
             fit = method.fit(
-                state.prior, state.parts_inside(), None if state.index else state.x_o
+                state.prior,
+                state.parts_inside(),
+                None if state.index else state.x_o,
+                state.parts_outside(),
             )
         prior = state.prior
         if method.truncation is not None:

@@ -83,6 +83,11 @@ class MultilevelState:
         chosen = (part[self.prior.contains(part.theta)] for part in self.parts)
         return [part for part in chosen if len(part) > 0]
 
+    def parts_outside(self) -> list[LevelSimulations]:
+        """The simulations of earlier rounds outside of the region."""
+        chosen = (part[~self.prior.contains(part.theta)] for part in self.parts)
+        return [part for part in chosen if len(part) > 0]
+
     def num_inside(self) -> tuple[int, ...]:
         """Their number at each level, the lowest first."""
         counts = [0] * (self.highest + 1)

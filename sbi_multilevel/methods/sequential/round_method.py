@@ -9,6 +9,7 @@ used as it is.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
 from sbi_multilevel.methods.sequential.acquisition import Acquisition, disagreement
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.methods.sequential.truncation import Truncation
@@ -84,6 +86,7 @@ class RoundMethod:
         prior: TruncatedPrior,
         parts: Sequence[LevelSimulations],
         x_o: Tensor | None = None,
+        outside: Sequence[LevelSimulations] = (),
     ) -> RoundFit:
         """Train from scratch.
 
@@ -92,12 +95,22 @@ class RoundMethod:
             parts: Simulations in the region.
             x_o: The observation; a warning is given if it lies far outside of the
                 simulations. `None` for no such check.
+            outside: Pairs of earlier rounds outside of the region, to which a hybrid
+                fits level maps.
         """
         trainer = self._trainer(self.trainer_type, prior, self.config)
         for part in sorted(parts, key=lambda each: each.level):
             trainer.append_multilevel_simulations(
                 part.theta, part.x, part.x_coarse, level=part.level
             )
+        if isinstance(trainer, HybridTrainer):
+            for part in merged_pairs(outside):
+                trainer.append_map_simulations(
+                    part.theta,
+                    part.x,
+                    part.x_coarse,  # pyright: ignore[reportArgumentType]
+                    part.level,
+                )
         estimator = trainer.train(**self.train_options)  # pyright: ignore[reportAttributeAccessIssue]
         if x_o is not None and trainer._watch is not None:
             trainer._watch.check(x_o)
@@ -209,6 +222,23 @@ class RoundMethod:
     def __setstate__(self, state: dict[str, Any]) -> None:
         builder = cloudpickle.loads(state["density_estimator"])
         vars(self).update(state, density_estimator=builder)
+
+
+def merged_pairs(parts: Sequence[LevelSimulations]) -> list[LevelSimulations]:
+    """One part for each level of those that are paired."""
+    by_level: dict[int, list[LevelSimulations]] = defaultdict(list)
+    for part in parts:
+        if part.x_coarse is not None:
+            by_level[part.level].append(part)
+    return [
+        LevelSimulations(
+            level,
+            torch.cat([each.theta for each in some]),
+            torch.cat([each.x for each in some]),
+            torch.cat([each.x_coarse for each in some]),  # pyright: ignore
+        )
+        for level, some in sorted(by_level.items())
+    ]
 
 
 def saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
