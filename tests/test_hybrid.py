@@ -585,3 +585,14 @@ def test_a_start_that_learns_nothing_is_trained_again(tmp_path):
     losses = [runs[f"start {i}"][-1].best_validation_loss for i in (1, 2)]
     # x determines theta up to noise: without it the loss is 0.8 nats higher
     assert abs(losses[0] - losses[1]) < 0.4
+
+
+def test_pairs_for_level_maps_are_kept_and_checked():
+    theta = 4 * torch.ones(6, 1)  # outside of the prior
+    pairs = (theta, torch.randn(6, 2), torch.randn(6, 2))
+    trainer = make().append_map_simulations(*pairs, level=1)
+    trainer.train(**BRIEF)
+    with pytest.raises(ValueError, match="level=1 were appended to fit maps before"):
+        trainer.append_map_simulations(*pairs, level=1)
+    with pytest.raises(ValueError, match="level=0 was passed"):
+        make().append_map_simulations(*pairs, level=0)

@@ -13,6 +13,7 @@ from sklearn.gaussian_process.kernels import (
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import level_map_kind
+from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.process import Kernel, Process, posterior_loss
 from tests.gaussian_simulations import (
     HIGH_SHIFT,
@@ -243,3 +244,37 @@ def test_leave_one_out_residuals_are_those_of_refits():
         mean, deviation = fit.predict(inputs[[row]], return_std=True)
         expected.append((targets[row] - mean[0]) / deviation[0])
     assert np.allclose(process.left_out(), expected, rtol=1e-6)
+
+
+# ------------------------------------------------------------- pairs elsewhere
+
+
+def of_region(n, low, high, seed):
+    """Levels that differ by a wave in theta, on a part of its range."""
+    rng = np.random.default_rng(seed)
+    theta = rng.uniform(low, high, (n, 1))
+    x_low = theta + 0.1 * rng.normal(size=(n, 1))
+    return LevelArrays(theta, x_low + np.sin(2 * theta), x_low)
+
+
+@pytest.mark.parametrize("kind", ["paired_process", "paired", "shift"])
+def test_pairs_outside_of_the_region_help_maps_that_are_local(kind):
+    inside, test = of_region(5, 0.0, 0.6, 0), of_region(500, 0.0, 0.6, 1)
+    outside = of_region(40, -2.0, 2.0, 2)
+    low = LevelArrays(test.theta, test.x_coarse)
+    choice, errors = MapChoice(kind), []
+    for elsewhere in (None, outside):
+        level_map = MapFitter(low, elsewhere=elsewhere).fit(choice, inside)
+        moved = level_map(low.theta, low.x)
+        errors.append(np.abs(moved - test.x).mean())
+    if kind == "paired_process":
+        assert errors[1] < 0.5 * errors[0]
+    else:
+        assert errors[1] == errors[0]
+
+
+def test_pairs_elsewhere_stay_where_low_fidelity_simulations_are_left_out():
+    low, outside = of_region(20, 0.0, 0.6, 0), of_region(4, -2.0, 2.0, 2)
+    fitter = MapFitter(low, elsewhere=outside).apart_from(low.theta[:3])
+    assert len(fitter.low) == 17
+    assert fitter.elsewhere is outside

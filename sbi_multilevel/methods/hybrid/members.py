@@ -328,6 +328,8 @@ class MemberTrainer:
 
 def _stuck(starts: Sequence[Trained]) -> int | None:
     """The one of two networks whose held-out loss is far above that of the other."""
+    if not all(start.last_run.converged for start in starts):
+        return None  # of networks that were hardly trained, losses differ anyway
     errors = [float(np.nanmin(start.last_run.validation_error)) for start in starts]
     gap = starts[1].held_out_loss - starts[0].held_out_loss
     is_clear = abs(gap) > max(_NUM_ERRORS * math.hypot(*errors), _MIN_GAP)
