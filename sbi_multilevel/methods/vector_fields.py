@@ -15,7 +15,10 @@ and hence the same input and the same target: only :math:`x_l` and :math:`x_{l-1
 differ (`sbi_multilevel.training.common_noise`).
 
 Held-out losses are evaluated at fixed times, as in sbi, and with the same noise in all
-epochs, so that epochs can be compared.
+epochs, so that epochs can be compared. They improve slowly for hundreds of epochs. The
+default settings therefore have a schedule of learning rates, `OneCycle()`, which ends
+training after a fixed number of steps; with `schedule=None` early stopping is that of
+sbi.
 
 A hybrid needs densities of the high-fidelity simulations for its weights, and has them
 from the probability flow, one differential equation for each simulation and network
@@ -53,6 +56,7 @@ from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.common_noise import with_common_noise
 from sbi_multilevel.training.repeats import checks_repeats
+from sbi_multilevel.training.schedule import OneCycle
 from sbi_multilevel.training.trainer import MultilevelTrainer
 
 
@@ -61,6 +65,7 @@ class _VectorField(MultilevelTrainer):
 
     _target = "theta"
     _has_random_loss = True
+    _schedule = OneCycle()
 
     def _train_epoch(
         self,
@@ -178,7 +183,8 @@ class MLFMPE(_VectorField, FMPE):
         summary_writer: Deprecated by sbi; use `tracker`.
         tracker: Where metrics go; by default TensorBoard, in the folder `sbi-logs`.
         show_progress_bars: Whether to show progress.
-        config: The settings of the method; `MultilevelConfig()` by default.
+        config: The settings of the method; `MultilevelConfig(schedule=OneCycle())` by
+            default.
         parameters: Names of the columns of theta that each level has, as for `MLNPE`.
 
     Raises:
@@ -325,7 +331,8 @@ class MLNPSE(_VectorField, NPSE):
         summary_writer: Deprecated by sbi; use `tracker`.
         tracker: Where metrics go; by default TensorBoard, in the folder `sbi-logs`.
         show_progress_bars: Whether to show progress.
-        config: The settings of the method; `MultilevelConfig()` by default.
+        config: The settings of the method; `MultilevelConfig(schedule=OneCycle())` by
+            default.
         parameters: Names of the columns of theta that each level has, as for `MLNPE`.
 
     Raises:

@@ -49,7 +49,7 @@ from sbi_multilevel.training.network import (
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
 from sbi_multilevel.training.preparing import prepare, with_spread
-from sbi_multilevel.training.schedule import Cycle
+from sbi_multilevel.training.schedule import Cycle, OneCycle
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import TrainingLog
 
@@ -70,6 +70,7 @@ class MultilevelTrainer(AppendingTrainer):
     _config_type: ClassVar[type[MethodConfig]]
     _kind: ClassVar[NetworkKind] = DENSITY
     _has_random_loss: ClassVar[bool] = False
+    _schedule: ClassVar[OneCycle | None] = None  # of the default settings, if any
 
     def __init__(
         self,
@@ -78,6 +79,8 @@ class MultilevelTrainer(AppendingTrainer):
         parameters: Mapping[int, Sequence[str]] | None = None,
         **kwargs: Any,
     ):
+        if config is None and self._schedule is not None:
+            config = type(self)._config_type(schedule=self._schedule)
         self._config = check_config(config, type(self)._config_type, kwargs)
         self._plan = TrainingPlan()
         given = inspect.signature(type(self)).bind(*args, **kwargs).arguments
