@@ -7,12 +7,19 @@ After round r let :math:`q_r` be the density that was learned at the observation
     R_0 = \text{the support of } p, \qquad
     R_{r+1} = R_r \cap B_r \cap \{\theta : q_r(\theta \mid x_o) > \tau_r\},
 
-with :math:`\tau_r` such that the last set holds the mass :math:`1 - \epsilon` of the
-draws from :math:`q_r` that lie in :math:`R_r`, and :math:`B_r` the box of the draws in
-it, longer by a tenth at both ends of each side. The prior is no component of
-:math:`q_r` here (`sbi_multilevel.estimators.mixture`), as the last set would be all of
-it otherwise. The box saves time: the density is evaluated inside of it alone, and draws
-from a uniform prior are drawn inside of it.
+and :math:`B_r` a box around the last set. Let :math:`\tau` be the threshold above which
+the mass :math:`1 - \epsilon` of the draws from :math:`q_r` in :math:`R_r` lies, and m
+the largest of their densities. A density that was learned from a few high-fidelity
+simulations is often too narrow, and what is cut is lost. The region is therefore wider
+by the factor :math:`s = 1.25` in each direction,
+
+.. math:: \log \tau_r = \log m - s^2 (\log m - \log \tau),
+
+which is exact if :math:`q_r` is Gaussian, and the box likewise.
+
+The prior is no component of :math:`q_r` here (`sbi_multilevel.estimators.mixture`), as
+the last set would be all of it otherwise. The box saves time: the density is evaluated
+inside of it alone, and draws from a uniform prior are drawn inside of it.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ from sbi_multilevel.utils.seeds import seeded
 
 _BLOCK = 10_000
 _NUM_DRAWS = 20_000  # from which the mass of a region is estimated
-_MARGIN = 0.1  # of the side of a box
+_WIDENING = 1.25  # of a region, in each direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +142,9 @@ class TruncatedPrior(Distribution):
                 "nothing. Use more simulations per round."
             )
         low, high = inside.amin(dim=0), inside.amax(dim=0)
-        margin = _MARGIN * (high - low)
+        margin = (_WIDENING - 1) / 2 * (high - low)
+        top = float(values.max())
+        threshold = top - _WIDENING**2 * (top - threshold)
         cut = Cut(estimator, x_o, threshold, low - margin, high + margin)
         return TruncatedPrior(self.whole, [*self.cuts, cut], self.max_draws)
 
