@@ -24,9 +24,10 @@ FILES = (
     "linearGaussian_snle_test.py",
     "linearGaussian_snpe_test.py",
     "linearGaussian_snre_test.py",
-    "linearGaussian_vector_field_test.py",
-    "posterior_parameters_test.py",
-    "training_dataclasses_test.py",
+    # the others take many minutes
+    "linearGaussian_vector_field_test.py::test_vfinference_with_different_models",
+    "linearGaussian_vector_field_test.py"
+    "::test_fmpe_time_dependent_z_scoring_integration",
     "save_and_load_test.py",
 )
 # asserts that a warning says "NPE_C"; ours says "MLNPE", the name of the class
