@@ -2,7 +2,7 @@ r"""How a network reads x: through an affine map that training sets.
 
 Transfer pre-trains a network on low-fidelity x, and brings high-fidelity x to its scale
 (`sbi_multilevel.level_maps.affine`). The map :math:`x' = a + b\,x` belongs to the
-network. A density has it in `sbi_multilevel.estimators.transformed.MappedEstimator`,
+network. A density has it in `sbi_multilevel.estimators.transformed`,
 with the change of volume. For ratios and vector fields it precedes the embedding of x:
 the likelihood-to-evidence ratio does not depend on the scale of x,
 

@@ -28,7 +28,7 @@ replacement; a level with 20 pairs would have 19. All simulations must therefore
 draws from the prior.
 
 The penalty of BNRE is the square of an expectation, whose estimate is the square of the
-telescoping sum (`sbi_multilevel.losses.contrastive.balance_penalties`).
+telescoping sum (`sbi_multilevel.losses.contrastive`).
 
 `HybridNRE` mixes ratios after they are normalized over draws from the prior
 (`sbi_multilevel.estimators.mixture_ratio`). Their weights depend on the posterior
