@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import Target
+from sbi_multilevel.estimators.reading import KeepsTails
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 
 Posterior = TypeVar("Posterior")
 
 
-class MixtureEstimator(ConditionalDensityEstimator):
+class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
     """See the module.
 
     Args:
@@ -51,9 +52,6 @@ class MixtureEstimator(ConditionalDensityEstimator):
     """
 
     weights: Tensor
-    tail_center: Tensor | None
-    tail_scale: Tensor | None
-    tail_delta: Tensor | None
 
     def __init__(
         self,
@@ -77,9 +75,7 @@ class MixtureEstimator(ConditionalDensityEstimator):
                 "prior is a density of theta, but target='x'. Leave the prior out."
             )
         self.target: Target = target
-        for name in ("center", "scale", "delta"):
-            column = None if tails is None else getattr(tails, name)
-            self.register_buffer(f"tail_{name}", column)
+        self.keep_tails(tails)
         self.prior = prior
         self.register_buffer("weights", weights / weights.sum())
 
@@ -100,17 +96,14 @@ class MixtureEstimator(ConditionalDensityEstimator):
         return self
 
     @property
-    def tails(self) -> TailTransform | None:
-        """The transform of the tails of x."""
-        columns = self.tail_center, self.tail_scale, self.tail_delta
-        if any(column is None for column in columns):
-            return None
-        return TailTransform(*columns)  # pyright: ignore[reportArgumentType]
-
-    @property
     def members(self) -> list[ConditionalDensityEstimator]:
         """The estimators, without the prior."""
         return list(self.net)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def member_weights(self) -> Tensor:
+        """Weight of each estimator; their sum is below 1 if the prior has a weight."""
+        return self.weights[: len(self.members)]
 
     def without_prior(self) -> MixtureEstimator:
         """A copy without the prior among its components; ratios of weights stay.
@@ -125,7 +118,7 @@ class MixtureEstimator(ConditionalDensityEstimator):
     def _leave_out_prior(self) -> None:
         if self.prior is None:
             return
-        weights = self.weights[:-1]
+        weights = self.member_weights
         if not bool(weights.sum() > 0):
             raise ValueError(
                 f"weights={self.weights.tolist()} give the prior all the weight, so no "

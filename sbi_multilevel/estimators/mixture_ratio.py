@@ -25,12 +25,13 @@ import torch
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import Tensor, nn
 
+from sbi_multilevel.estimators.reading import KeepsTails
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 
 _CHUNK = 200_000  # pairs of theta and x in one pass
 
 
-class MixtureRatio(RatioEstimator):
+class MixtureRatio(KeepsTails, RatioEstimator):
     """See the module.
 
     Args:
@@ -64,22 +65,13 @@ class MixtureRatio(RatioEstimator):
             )
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("reference", reference)
-        for name in ("center", "scale", "delta"):
-            column = None if tails is None else getattr(tails, name)
-            self.register_buffer(f"tail_{name}", column)
+        self.keep_tails(tails)
         self._last: tuple[Tensor, Tensor] | None = None
 
     @property
     def members(self) -> list[RatioEstimator]:
         """The ratio estimators."""
         return list(self.net)  # pyright: ignore[reportArgumentType, reportReturnType]
-
-    @property
-    def tails(self) -> TailTransform | None:
-        """The transform of the tails of x."""
-        if self.tail_center is None:
-            return None
-        return TailTransform(self.tail_center, self.tail_scale, self.tail_delta)  # pyright: ignore[reportArgumentType]
 
     def unnormalized_log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
         """Log ratio, shapes as in `RatioEstimator.unnormalized_log_ratio`."""

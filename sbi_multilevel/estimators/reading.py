@@ -73,7 +73,25 @@ class XMap(ReadsX):
         return self.x_shift + self.x_scale * x
 
 
-class TailMap(nn.Module):
+class KeepsTails(nn.Module):
+    """A module with a transform of the tails of x, on its device and in its weights."""
+
+    def keep_tails(self, tails: TailTransform | None) -> None:
+        """Register the transform; `None` leaves x as it is."""
+        for name in ("center", "scale", "delta"):
+            column = None if tails is None else getattr(tails, name)
+            self.register_buffer(f"tail_{name}", column)
+
+    @property
+    def tails(self) -> TailTransform | None:
+        """The transform of the tails of x."""
+        columns = self.tail_center, self.tail_scale, self.tail_delta
+        if any(column is None for column in columns):
+            return None
+        return TailTransform(*columns)  # pyright: ignore[reportArgumentType]
+
+
+class TailMap(KeepsTails):
     """The transform of the tails of x as a module that precedes the embedding of x.
 
     Args:
@@ -82,12 +100,11 @@ class TailMap(nn.Module):
 
     def __init__(self, tails: TailTransform):
         super().__init__()
-        for name in ("center", "scale", "delta"):
-            self.register_buffer(name, getattr(tails, name))
+        self.keep_tails(tails)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x, shape `(..., *x_shape)`."""
-        return TailTransform(self.center, self.scale, self.delta)(x)  # pyright: ignore[reportArgumentType]
+        return self.tails(x)  # pyright: ignore[reportOptionalCall]
 
 
 def with_x_map(estimator: nn.Module, moments: Moments) -> nn.Module:

@@ -103,11 +103,10 @@ class _Parts:
     @classmethod
     def of(cls, mixture: MixtureEstimator, trainer: HybridTrainer) -> _Parts:
         """The networks; the prior only where it cannot stay beside one network."""
-        weights = mixture.weights
-        if mixture.prior is not None and not trainer._needs_one_network:
-            weights = weights[:-1] / weights[:-1].sum()
-        prior = mixture.prior if trainer._needs_one_network else None
-        return cls(mixture.members, weights, prior)
+        if trainer._needs_one_network:
+            return cls(mixture.members, mixture.weights, mixture.prior)
+        weights = mixture.member_weights
+        return cls(mixture.members, weights / weights.sum())
 
     def draw(self, conditions: Tensor) -> Tensor:
         """A draw at each condition."""

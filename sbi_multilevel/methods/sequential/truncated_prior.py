@@ -241,7 +241,7 @@ def parts_of(estimator: Any) -> Any:
     """An estimator without the prior among its components, with the same networks."""
     if not isinstance(estimator, MixtureEstimator) or estimator.prior is None:
         return estimator
-    weights = estimator.weights[:-1]
+    weights = estimator.member_weights
     if not bool(weights.sum() > 0):
         raise RuntimeError(
             "The prior has all the weight of the posterior of this round, so that "
