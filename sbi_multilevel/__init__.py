@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
     from sbi_multilevel.estimators.mixture import without_prior
     from sbi_multilevel.estimators.transformed import unconstrained
+    from sbi_multilevel.methods.fmpe import MFFMPE, MLFMPE, HybridFMPE
     from sbi_multilevel.methods.hybrid.config import HybridConfig
     from sbi_multilevel.methods.multilevel import MultilevelConfig
     from sbi_multilevel.methods.nle import MFNLE, MLNLE, HybridNLE
     from sbi_multilevel.methods.npe import MFNPE, MLNPE, HybridNPE
+    from sbi_multilevel.methods.npse import MFNPSE, MLNPSE, HybridNPSE
     from sbi_multilevel.methods.nre import MFNRE, MLNRE, HybridNRE
     from sbi_multilevel.methods.nre_variants import (
         MFBNRE,
@@ -42,14 +44,6 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.sequential.mftsnpe import MFTSNPE
     from sbi_multilevel.methods.sequential.truncation import Truncation
     from sbi_multilevel.methods.transfer import TransferConfig
-    from sbi_multilevel.methods.vector_fields import (
-        MFFMPE,
-        MFNPSE,
-        MLFMPE,
-        MLNPSE,
-        HybridFMPE,
-        HybridNPSE,
-    )
     from sbi_multilevel.simulate import simulate_multilevel
     from sbi_multilevel.simulation.accounting import TooManyFailures
     from sbi_multilevel.simulation.noise import vectorize_simulator
@@ -67,30 +61,30 @@ _MODULES = {
     "Ensemble": "training.ensemble",
     "HybridBNRE": "methods.nre_variants",
     "HybridConfig": "methods.hybrid.config",
-    "HybridFMPE": "methods.vector_fields",
+    "HybridFMPE": "methods.fmpe",
     "HybridNLE": "methods.nle",
     "HybridNPE": "methods.npe",
-    "HybridNPSE": "methods.vector_fields",
+    "HybridNPSE": "methods.npse",
     "HybridNRE": "methods.nre",
     "HybridNRE_A": "methods.nre_variants",
     "HybridNRE_C": "methods.nre_variants",
     "HybridTSNPE": "methods.sequential.hybrid_tsnpe",
     "LevelSimulations": "data.simulations",
     "MFBNRE": "methods.nre_variants",
-    "MFFMPE": "methods.vector_fields",
+    "MFFMPE": "methods.fmpe",
     "MFNLE": "methods.nle",
     "MFNPE": "methods.npe",
-    "MFNPSE": "methods.vector_fields",
+    "MFNPSE": "methods.npse",
     "MFNRE": "methods.nre",
     "MFNRE_A": "methods.nre_variants",
     "MFNRE_C": "methods.nre_variants",
     "MFSNLE": "methods.sequential.mfsnle",
     "MFTSNPE": "methods.sequential.mftsnpe",
     "MLBNRE": "methods.nre_variants",
-    "MLFMPE": "methods.vector_fields",
+    "MLFMPE": "methods.fmpe",
     "MLNLE": "methods.nle",
     "MLNPE": "methods.npe",
-    "MLNPSE": "methods.vector_fields",
+    "MLNPSE": "methods.npse",
     "MLNRE": "methods.nre",
     "MLNRE_A": "methods.nre_variants",
     "MLNRE_C": "methods.nre_variants",

@@ -12,6 +12,7 @@ from sbi_multilevel.training.batches import (
     LevelSplit,
     TermDataset,
     batch_sizes,
+    stage_loaders,
 )
 from sbi_multilevel.training.stages import Stage, Term
 from tests.linear_gaussian import simulations
@@ -128,3 +129,19 @@ def test_batches_of_a_rehearsing_stage_hold_rows_of_all_its_levels():
             known = sims[level].x
             for row in x[marks == position]:
                 assert (known == row).all(dim=1).any()
+
+
+@pytest.mark.parametrize("batch_size", (7, 40, 1_000))
+def test_held_out_pairs_are_in_one_chunk_in_the_same_order(batch_size):
+    sims = simulations((100, 30, 20))
+    split = LevelSplit.random(sims.num_simulations, 0.4)
+    dataset = TermDataset.of(sims, split, MultilevelConfig())
+    _, held_out = stage_loaders(dataset, split, STAGE, batch_size, {})
+    terms = list(zip(STAGE.terms, dataset.positions(STAGE.terms)))
+    seen = 0
+    for theta, *_, marks in held_out:
+        seen += len(marks)
+        for level in (1, 2):
+            fine, coarse = (theta[marks == p] for t, p in terms if t.level == level)
+            assert torch.equal(fine, coarse)
+    assert seen == 40 + 2 * 12 + 2 * 8

@@ -128,6 +128,13 @@ def test_the_loss_decreases(method, family):
     assert losses[-5:].mean() < losses[:5].mean()
 
 
+@single
+@pytest.mark.parametrize("family", ("FMPE", "NPSE"))
+def test_vector_fields_have_a_schedule_by_default(method, family):
+    assert make(method, family)._config.schedule == OneCycle()
+    assert make(method, "NRE")._config.schedule is None
+
+
 @pytest.mark.parametrize("family", ("NRE", "BNRE", "FMPE"))
 @pytest.mark.parametrize(
     "config",

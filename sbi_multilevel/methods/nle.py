@@ -14,11 +14,9 @@ outputs.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sbi.inference import NLE
 
-from sbi_multilevel.estimators.observations import Watch, WatchedPotential
+from sbi_multilevel.estimators.observations import WatchedPotential
 from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.transfer import TransferConfig
@@ -30,20 +28,7 @@ class _Likelihood(MultilevelTrainer):
     """What likelihoods have in common."""
 
     _target = "x"
-
-    def _watched(self, estimator: Any, watch: Watch) -> Any:
-        """The estimator; the potential checks observations."""
-        return estimator
-
-    def _get_potential_function(self, prior: Any, estimator: Any) -> Any:
-        """As the parent; the potential checks the observations it is given."""
-        potential, transform = super()._get_potential_function(  # pyright: ignore[reportAbstractUsage]
-            prior, estimator
-        )
-        watch = self._watch
-        if watch is not None:
-            potential = WatchedPotential(estimator, prior, potential.device, watch)
-        return potential, transform
+    _watched_potential = WatchedPotential
 
 
 class MLNLE(_Likelihood, NLE):

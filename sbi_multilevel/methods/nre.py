@@ -62,7 +62,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sbi_multilevel.estimators.kinds import RATIO
-from sbi_multilevel.estimators.observations import Watch, WatchedRatioPotential
+from sbi_multilevel.estimators.observations import WatchedRatioPotential
 from sbi_multilevel.losses.contrastive import (
     balance_penalties,
     binary_loss,
@@ -87,6 +87,7 @@ class RatioTrainer(MultilevelTrainer):
     _target = "theta"
     _kind = RATIO
     _has_random_loss = True
+    _watched_potential = WatchedRatioPotential
 
     def append_weighted_simulations(self, theta: Tensor, x: Tensor, weights: Tensor):
         """Not available: contrastive parameters are draws from the prior.
@@ -162,23 +163,9 @@ class RatioTrainer(MultilevelTrainer):
 
     def _reference(self) -> Tensor:
         """Parameters of training simulations, which are draws from the prior."""
-        theta = torch.cat([level.theta for level in self._check_trainable()])
+        theta = torch.cat([level.theta for level in self._layout.simulations])
         step = max(len(theta) // _NUM_REFERENCE, 1)
         return theta[::step][:_NUM_REFERENCE].to(self._device)
-
-    def _watched(self, estimator: Any, watch: Watch) -> Any:
-        """The estimator; the potential checks observations."""
-        return estimator
-
-    def _get_potential_function(self, prior: Any, estimator: Any) -> Any:
-        """As the parent; the potential checks the observations it is given."""
-        potential, transform = super()._get_potential_function(  # pyright: ignore[reportAbstractUsage]
-            prior, estimator
-        )
-        watch = self._watch
-        if watch is not None:
-            potential = WatchedRatioPotential(estimator, prior, potential.device, watch)
-        return potential, transform
 
 
 def _num_contrasts(loss_args: Any) -> int:

@@ -71,6 +71,8 @@ class MultilevelTrainer(AppendingTrainer):
     _kind: ClassVar[NetworkKind] = DENSITY
     _has_random_loss: ClassVar[bool] = False
     _schedule: ClassVar[OneCycle | None] = None  # of the default settings, if any
+    # the potential that checks observations, where the network is not given them
+    _watched_potential: ClassVar[type | None] = None
 
     def __init__(
         self,
@@ -496,7 +498,19 @@ class MultilevelTrainer(AppendingTrainer):
 
     def _watched(self, estimator: Any, watch: Watch) -> Any:
         """An estimator that checks the observations it is given."""
+        if self._watched_potential is not None:
+            return estimator
         return WatchedEstimator(estimator, watch)
+
+    def _get_potential_function(self, prior: Any, estimator: Any) -> Any:
+        """As the parent; the potential may check the observations it is given."""
+        potential, transform = super()._get_potential_function(  # pyright: ignore[reportAbstractUsage]
+            prior, estimator
+        )
+        if self._watch is not None and self._watched_potential is not None:
+            arguments = estimator, prior, potential.device, self._watch
+            potential = self._watched_potential(*arguments)
+        return potential, transform
 
     def _create_posterior(
         self, estimator: Any, prior: Any, *args: Any, **kwargs: Any

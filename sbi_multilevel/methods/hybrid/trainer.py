@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sbi_multilevel.level_maps.tail_transform import TailTransform
     from sbi_multilevel.methods.hybrid.members import HybridRun
 
-_MIN_SIMULATIONS = 4
+MIN_SIMULATIONS = 4
 
 
 class HybridTrainer(MultilevelTrainer):
@@ -85,10 +85,10 @@ class HybridTrainer(MultilevelTrainer):
 
     def _in_place_of(self, mixture: MixtureEstimator, network: Any) -> Any:
         """What is returned if one network takes the place of those of a mixture."""
-        weights, has_prior = mixture.weights, mixture.prior is not None
-        shares = weights[:-1] if has_prior else weights
-        parts = [shares.sum()[None], *([weights[-1:]] if has_prior else [])]
-        return self._mix([network], torch.cat(parts), mixture.tails, has_prior)
+        of_networks = mixture.member_weights
+        of_prior = mixture.weights[len(of_networks) :]
+        weights = torch.cat([of_networks.sum()[None], of_prior])
+        return self._mix([network], weights, mixture.tails, len(of_prior) > 0)
 
     def append_map_simulations(
         self, theta: Tensor, x: Tensor, x_coarse: Tensor, level: int
@@ -231,6 +231,8 @@ class HybridTrainer(MultilevelTrainer):
             return super()._run_training_loop(
                 train_loader, val_loader, train_config, loss_args, summarization_kwargs
             )
+        if self.hybrid_summary is None:
+            self._neural_net = None  # an interrupted training leaves no network
         # imported here, as it brings level maps and scikit-learn with it
         from sbi_multilevel.methods.hybrid.members import HybridRun
         from sbi_multilevel.methods.hybrid.training import member_options, train_hybrid
@@ -280,9 +282,9 @@ def _check_enough(low_fidelity: set[int], simulations: MultilevelSimulations) ->
             f"Only lower levels were appended, up to level {high.level}. Append "
             "simulations of the highest level by `append_simulations`, or pairs."
         )
-    if len(high) < _MIN_SIMULATIONS:
+    if len(high) < MIN_SIMULATIONS:
         raise ValueError(
             f"The highest level has {len(high)} simulations, but a hybrid needs at "
-            f"least {_MIN_SIMULATIONS}, as it holds some out twice. Simulate more, or "
+            f"least {MIN_SIMULATIONS}, as it holds some out twice. Simulate more, or "
             "use a transfer trainer (`MFNPE`, `MFNLE`)."
         )
