@@ -8,6 +8,7 @@ from sbi.utils import BoxUniform
 
 from sbi_multilevel import MFNPE, MFTSNPE, Acquisition, Truncation
 from tests import linear_gaussian as problem
+from tests.interrupted import Killed, killing
 from tests.linear_gaussian import SilentTracker
 from tests.test_trainers import weights
 
@@ -41,22 +42,6 @@ def simulate(theta):
 
 ACTIVE = {"num_members": 2, "acquisition": Acquisition(pool_size=50)}
 settings = pytest.mark.parametrize("options", ({}, ACTIVE), ids=("single", "active"))
-
-
-class Killed(KeyboardInterrupt):
-    pass
-
-
-def killing(simulator, after):
-    calls = []
-
-    def run(theta, noise):
-        calls.append(len(theta))
-        if len(calls) == after:
-            raise Killed
-        return simulator(theta, noise)
-
-    return run
 
 
 # ------------------------------------------------------------- rounds

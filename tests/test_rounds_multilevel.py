@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 import torch
+from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
 from sbi_multilevel import (
     MFSNLE,
@@ -16,8 +17,11 @@ from sbi_multilevel import (
     Truncation,
     simulate_multilevel,
 )
+from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.utils.seeds import seeded
 from tests import linear_gaussian as problem
+from tests.interrupted import Killed, killing
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
@@ -88,22 +92,6 @@ def samples(inference):
     with seeded(0):  # MCMC draws from NumPy
         posterior = inference.build_posterior()
         return posterior.sample((20,), show_progress_bars=False)
-
-
-class Killed(KeyboardInterrupt):
-    pass
-
-
-def killing(simulator, after):
-    calls = []
-
-    def run(theta, noise):
-        calls.append(len(theta))
-        if len(calls) == after:
-            raise Killed
-        return simulator(theta, noise)
-
-    return run
 
 
 # ------------------------------------------------------------- rounds
@@ -443,3 +431,39 @@ def test_the_posterior_is_the_exact_one(make, tolerance):
     spread = exact.covariance_matrix.diagonal().sqrt()
     assert ((drawn.mean(0) - exact.mean).abs() < tolerance * spread).all()
     assert ((drawn.std(0) / spread).log().abs() < 0.25).all()
+
+
+class Bell(MixtureEstimator):
+    """The density of a normal distribution with a standard deviation of 0.1."""
+
+    def __init__(self):
+        net = posterior_nn("mdn")(torch.randn(50, 1), torch.randn(50, 1))
+        super().__init__([net], torch.ones(1), "theta")
+
+    def log_prob(self, input, condition, **kwargs):
+        return Normal(0.0, 0.1).log_prob(input)[..., 0]
+
+    def sample(self, sample_shape, condition, **kwargs):
+        return 0.1 * torch.randn(*sample_shape, len(condition), 1)
+
+
+def test_regions_are_wider_than_those_of_highest_density():
+    torch.manual_seed(0)
+    prior = TruncatedPrior(BoxUniform(-torch.ones(1), torch.ones(1)))
+    truncation = Truncation(epsilon=0.05, num_samples=50_000)
+    region = prior.cut(Bell(), torch.zeros(1, 1), truncation)
+    theta = torch.linspace(-1, 1, 20_001)[:, None]
+    half_width = theta[region.contains(theta)].max()
+    # 1.96 standard deviations hold 95 %
+    assert half_width == pytest.approx(1.25 * 0.196, rel=0.03)
+
+
+def test_a_round_knows_which_simulations_are_in_its_region():
+    inference = hybrid()
+    step(inference, (300, 12))
+    step(inference, (100, 12))
+    state, region = inference._state, inference.truncated_prior
+    inside = [region.contains(part.theta) for part in state.parts]
+    assert sum(map(len, state.parts_inside())) == sum(int(m.sum()) for m in inside)
+    assert sum(map(len, state.parts_outside())) == sum(int((~m).sum()) for m in inside)
+    assert all(region.contains(part.theta).all() for part in state.parts_inside())

@@ -300,11 +300,12 @@ def merge_levels(parts: Iterable[LevelSimulations]) -> MultilevelSimulations:
     for part in parts:
         by_level[part.level].append(part)
     return MultilevelSimulations(
-        tuple(_merged(by_level[level]) for level in sorted(by_level))
+        tuple(merged(by_level[level]) for level in sorted(by_level))
     )
 
 
-def _merged(parts: Sequence[LevelSimulations]) -> LevelSimulations:
+def merged(parts: Sequence[LevelSimulations]) -> LevelSimulations:
+    """All simulations of one level; paired only if all `parts` are."""
     if len(parts) == 1:
         return parts[0]
     coarse = [part.x_coarse for part in parts if part.x_coarse is not None]

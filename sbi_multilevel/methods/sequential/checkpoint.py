@@ -165,7 +165,7 @@ def explained(path: str | os.PathLike) -> contextlib.AbstractContextManager[None
         "path",
         path,
         "the state of a run",
-        "Pass a file that `MFTSNPE.save` wrote, or another path to start from scratch.",
+        "Pass a file that `save` wrote, or another path to start from scratch.",
     )
 
 

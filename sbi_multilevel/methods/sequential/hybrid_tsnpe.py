@@ -89,12 +89,14 @@ class _TruncatedRounds(SimulatedRounds):
         self,
         prior: Any,
         x_o: Tensor,
-        density_estimator: Any,
-        config: MethodConfig | None,
-        truncation: Truncation | None,
-        seed: int,
-        train_options: Mapping[str, Any] | None,
+        density_estimator: Any = "maf",
+        *,
+        config: MethodConfig | None = None,
+        truncation: Truncation | None = None,
+        seed: int = 0,
+        train_options: Mapping[str, Any] | None = None,
     ):
+        check_types(_TruncatedRounds.__init__, locals(), but=("seed",))
         check_seed(seed)
         truncation = truncation or Truncation(_EPSILON, _NUM_SAMPLES)
         if truncation.sample_with != "rejection":
@@ -184,22 +186,6 @@ class HybridTSNPE(_TruncatedRounds):
 
     _trainer_type, _config_type = HybridNPE, HybridConfig
 
-    def __init__(
-        self,
-        prior: Any,
-        x_o: Tensor,
-        density_estimator: Any = "maf",
-        *,
-        config: HybridConfig | None = None,
-        truncation: Truncation | None = None,
-        seed: int = 0,
-        train_options: Mapping[str, Any] | None = None,
-    ):
-        check_types(HybridTSNPE.__init__, locals(), but=("seed",))
-        super().__init__(
-            prior, x_o, density_estimator, config, truncation, seed, train_options
-        )
-
 
 class MLTSNPE(_TruncatedRounds):
     r"""Rounds of `MLNPE` in nested regions of the prior, for one observation.
@@ -251,19 +237,3 @@ class MLTSNPE(_TruncatedRounds):
     """
 
     _trainer_type, _config_type = MLNPE, MultilevelConfig
-
-    def __init__(
-        self,
-        prior: Any,
-        x_o: Tensor,
-        density_estimator: Any = "maf",
-        *,
-        config: MultilevelConfig | None = None,
-        truncation: Truncation | None = None,
-        seed: int = 0,
-        train_options: Mapping[str, Any] | None = None,
-    ):
-        check_types(MLTSNPE.__init__, locals(), but=("seed",))
-        super().__init__(
-            prior, x_o, density_estimator, config, truncation, seed, train_options
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.methods.sequential.checkpoint import (
     check_proposals,
     check_settings,
+    explained,
     write_whole,
 )
 from sbi_multilevel.methods.sequential.multilevel_state import SUMMARY, MultilevelState
@@ -29,7 +29,7 @@ from sbi_multilevel.methods.sequential.truncated_prior import (
     TruncatedPrior,
     parts_of,
 )
-from sbi_multilevel.utils.files import check_state_dict, expect, read_state, understood
+from sbi_multilevel.utils.files import check_state_dict, expect, read_state
 
 _KINDS = {
     "settings": dict,
@@ -85,14 +85,14 @@ def read(
             else.
         OSError: If it cannot be read.
     """
-    with _explained(path):
+    with explained(path):
         content = read_state(Path(path))
         expect(isinstance(content, dict), f"it holds a {type(content).__name__}")
         for name, kind in _KINDS.items():
             found = type(content.get(name, ...))
             expect(issubclass(found, kind), f"{name} is missing, or a {found.__name__}")
     check_settings(content["settings"], settings, path)
-    with _explained(path):
+    with explained(path):
         _check(content)
         first = MultilevelState(state.x_o, TruncatedPrior(state.prior.whole))
         for columns in content["parts"]:
@@ -165,13 +165,4 @@ def _is_cut(cut: Any) -> bool:
 def _has_tensors(columns: dict[str, Any]) -> bool:
     return isinstance(columns.get("theta"), Tensor) and columns["theta"].dtype == (
         torch.float32
-    )
-
-
-def _explained(path: str | os.PathLike) -> contextlib.AbstractContextManager[None]:
-    return understood(
-        "path",
-        path,
-        "the state of a run",
-        "Pass a file that `save` wrote, or another path to start from scratch.",
     )

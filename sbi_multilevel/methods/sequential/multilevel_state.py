@@ -52,6 +52,8 @@ class MultilevelState:
         default_factory=lambda: {name: [] for name in SUMMARY}
     )
     stopped: str = ""
+    # whether the simulations of each part are in the region, computed once a state
+    _inside: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     @property
     def index(self) -> int:
@@ -80,20 +82,26 @@ class MultilevelState:
 
     def parts_inside(self) -> list[LevelSimulations]:
         """The simulations inside the region of the current round."""
-        chosen = (part[self.prior.contains(part.theta)] for part in self.parts)
+        chosen = (part[mask] for part, mask in zip(self.parts, self._masks()))
         return [part for part in chosen if len(part) > 0]
 
     def parts_outside(self) -> list[LevelSimulations]:
         """The simulations of earlier rounds outside of the region."""
-        chosen = (part[~self.prior.contains(part.theta)] for part in self.parts)
+        chosen = (part[~mask] for part, mask in zip(self.parts, self._masks()))
         return [part for part in chosen if len(part) > 0]
 
     def num_inside(self) -> tuple[int, ...]:
         """Their number at each level, the lowest first."""
         counts = [0] * (self.highest + 1)
-        for part in self.parts_inside():
-            counts[part.level] += len(part)
+        for part, mask in zip(self.parts, self._masks()):
+            counts[part.level] += int(mask.sum())
         return tuple(counts)
+
+    def _masks(self) -> list[Tensor]:
+        """For each part, whether its simulations are in the region."""
+        new = self.parts[len(self._inside) :]
+        self._inside += [self.prior.contains(part.theta) for part in new]
+        return self._inside
 
     def ended(
         self, fit: MixtureEstimator, log_score: float, prior: TruncatedPrior

@@ -9,7 +9,6 @@ used as it is.
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,11 @@ from sbi.inference.potentials import likelihood_estimator_based_potential
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
-from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.data.simulations import LevelSimulations, merged
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
-from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
+from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS, HybridTrainer
 from sbi_multilevel.methods.sequential.acquisition import Acquisition, disagreement
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.methods.sequential.truncation import Truncation
@@ -79,7 +78,7 @@ class RoundMethod:
     @property
     def min_simulations(self) -> int:
         """Simulations of the highest level that a round needs at least."""
-        return 4
+        return MIN_SIMULATIONS
 
     def fit(
         self,
@@ -104,12 +103,14 @@ class RoundMethod:
                 part.theta, part.x, part.x_coarse, level=part.level
             )
         if isinstance(trainer, HybridTrainer):
-            for part in merged_pairs(outside):
+            pairs = [part for part in outside if part.is_paired]
+            for level in sorted({part.level for part in pairs}):
+                part = merged([each for each in pairs if each.level == level])
                 trainer.append_map_simulations(
                     part.theta,
                     part.x,
                     part.x_coarse,  # pyright: ignore[reportArgumentType]
-                    part.level,
+                    level,
                 )
         estimator = trainer.train(**self.train_options)  # pyright: ignore[reportAttributeAccessIssue]
         if x_o is not None and trainer._watch is not None:
@@ -222,23 +223,6 @@ class RoundMethod:
     def __setstate__(self, state: dict[str, Any]) -> None:
         builder = cloudpickle.loads(state["density_estimator"])
         vars(self).update(state, density_estimator=builder)
-
-
-def merged_pairs(parts: Sequence[LevelSimulations]) -> list[LevelSimulations]:
-    """One part for each level of those that are paired."""
-    by_level: dict[int, list[LevelSimulations]] = defaultdict(list)
-    for part in parts:
-        if part.x_coarse is not None:
-            by_level[part.level].append(part)
-    return [
-        LevelSimulations(
-            level,
-            torch.cat([each.theta for each in some]),
-            torch.cat([each.x for each in some]),
-            torch.cat([each.x_coarse for each in some]),  # pyright: ignore
-        )
-        for level, some in sorted(by_level.items())
-    ]
 
 
 def saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
