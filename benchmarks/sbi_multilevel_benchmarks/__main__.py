@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif first == "overhead":
         print(overheads())
     elif first == "families":
-        families.main(given[1:])
+        _compare_families(given)
     elif first == "speed":
         speed.main(given[1:])
     elif first == "allocation":
@@ -165,6 +165,28 @@ def _count_divergences(given: Sequence[str]) -> None:
     _exit_if_failed(failures)
 
 
+def _compare_families(given: Sequence[str]) -> None:
+    parser = _parser("Train all families on a linear-Gaussian task.")
+    parser.add_argument("command", choices=["families"])
+    parser.add_argument(
+        "--only", nargs="+", choices=families.FAMILIES, default=families.FAMILIES
+    )
+    methods = tuple(families.METHODS)
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
+    options = parser.parse_args(given)
+    journal = Journal(options.out, _command(given))
+    records = families.run_families(
+        _seeds(options),
+        options.workers,
+        journal.records,
+        options.only,
+        options.methods,
+    )
+    failures = _write(journal, records)
+    print(families.family_table(journal.records))
+    _exit_if_failed(failures)
+
+
 def _write(journal: Journal, records: Iterable[Record]) -> list[Record]:
     """Add records to the journal as runs end, and return those of failures."""
     failures = []
@@ -181,7 +203,8 @@ def _exit_if_failed(failures: Sequence[Record]) -> None:
         return
     print(f"{len(failures)} runs failed; the same command runs them again:")
     for record in failures:
-        names = ("task", "method", "scheme", "stopping", "num_simulations")
+        names = ("task", "family", "method", "approach", "scheme", "stopping")
+        names += ("num_simulations",)
         run = " ".join(str(record[name]) for name in names if name in record)
         print(f"  {run} seed {record['seed']}: {record['error']}")
     raise SystemExit(1)

@@ -15,12 +15,9 @@ default settings, `ml`, `mf` and `hybrid` are those of this package with theirs,
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sbi.inference
@@ -32,7 +29,6 @@ import sbi_multilevel
 from sbi_multilevel import MultilevelSimulations, simulate_multilevel
 from sbi_multilevel.estimators.vector_field_density import VectorFieldDensity
 from sbi_multilevel.training.tracking import SilentTracker
-from sbi_multilevel_benchmarks.journal import Journal
 from sbi_multilevel_benchmarks.pool import run_records
 from sbi_multilevel_benchmarks.records import Record, Table, over_seeds
 from sbi_multilevel_benchmarks.run import quiet
@@ -185,15 +181,22 @@ def _divergence(network: Any, family: str, x: Tensor) -> float:
 
 
 def run_families(
-    runs: Sequence[FamilyRun], num_workers: int, before: Sequence[Record]
+    seeds: Sequence[int],
+    num_workers: int = 1,
+    before: Sequence[Record] = (),
+    families: Sequence[str] = FAMILIES,
+    methods: Sequence[str] = tuple(METHODS),
 ) -> Iterator[Record]:
     """Records of runs as they end, failures included.
 
     Args:
-        runs: The runs.
+        seeds: Seeds.
         num_workers: Processes, each of one thread.
         before: Records of earlier runs, which are not repeated.
+        families: Some of `FAMILIES`.
+        methods: Some of `METHODS`.
     """
+    runs = [FamilyRun(f, m, seed) for seed in seeds for f in families for m in methods]
     done = [_key(record) for record in before if "kl" in record]
     missing = [[run] for run in runs if _key(run.identity) not in done]
     return run_records(run_family, missing, num_workers)
@@ -221,37 +224,3 @@ def family_table(records: Sequence[Record]) -> Table:
 
 def _key(record: Record) -> tuple[str, str, int]:
     return record["family"], record["approach"], record["seed"]
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run `python -m sbi_multilevel_benchmarks families --seeds 5 --out FILE`.
-
-    Raises:
-        SystemExit: With code 1 if a run failed.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m sbi_multilevel_benchmarks families",
-        description="Train all families on a linear-Gaussian task.",
-    )
-    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES)
-    parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS)
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
-    runs = [
-        FamilyRun(family, method, seed)
-        for seed in range(options.seeds)
-        for family in options.only
-        for method in options.methods
-    ]
-    journal = Journal(options.out, f"families {' '.join(arguments)}")
-    failed = 0
-    for record in run_families(runs, options.workers, journal.records):
-        print(json.dumps(journal.append(record)), flush=True)
-        failed += "error" in record
-    print(family_table(journal.records))
-    if failed:
-        raise SystemExit(1)

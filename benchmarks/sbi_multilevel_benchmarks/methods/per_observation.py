@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,8 +25,38 @@ _BATCH_SIZE = 1_000  # simulations do not depend on it
 
 
 @dataclass(frozen=True)
-class RoundsPosterior:
-    """Posterior whose rounds are run when an observation is first used.
+class ObservationPosterior(ABC):
+    """Posterior whose rounds are run when an observation is first used."""
+
+    _posteriors: dict[bytes, Any] = field(
+        default_factory=dict, init=False, repr=False, kw_only=True
+    )
+
+    @abstractmethod
+    def _run(self, x: Tensor) -> Any:
+        """Run the rounds at an observation, shape `(1, *x_shape)`."""
+
+    def at(self, x: Tensor) -> Any:
+        """The posterior of sbi at an observation, shape `(1, *x_shape)`."""
+        key = x.numpy().tobytes()
+        if key not in self._posteriors:
+            self._posteriors[key] = self._run(x)
+        return self._posteriors[key]
+
+    def sample(
+        self, sample_shape: tuple[int, ...], x: Tensor, show_progress_bars: bool = False
+    ) -> Tensor:
+        """Samples, as those of sbi's posteriors."""
+        return self.at(x).sample(sample_shape, show_progress_bars=show_progress_bars)
+
+    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Log density, as that of sbi's posteriors."""
+        return self.at(x).log_prob(theta)
+
+
+@dataclass(frozen=True)
+class RoundsPosterior(ObservationPosterior):
+    """Posterior of MF-TSNPE at each observation.
 
     Args:
         task: The task.
@@ -44,24 +75,6 @@ class RoundsPosterior:
     config: TransferConfig
     acquisition: Acquisition | None
     seed: int
-    _posteriors: dict[bytes, Any] = field(default_factory=dict)
-
-    def at(self, x: Tensor) -> Any:
-        """The posterior of sbi at an observation, shape `(1, *x_shape)`."""
-        key = x.numpy().tobytes()
-        if key not in self._posteriors:
-            self._posteriors[key] = self._run(x)
-        return self._posteriors[key]
-
-    def sample(
-        self, sample_shape: tuple[int, ...], x: Tensor, show_progress_bars: bool = False
-    ) -> Tensor:
-        """Samples, as those of sbi's posteriors."""
-        return self.at(x).sample(sample_shape, show_progress_bars=show_progress_bars)
-
-    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Log density, as that of sbi's posteriors."""
-        return self.at(x).log_prob(theta)
 
     def _run(self, x: Tensor) -> Any:
         inference = MFTSNPE(

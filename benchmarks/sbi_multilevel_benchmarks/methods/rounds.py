@@ -9,14 +9,15 @@ from torch import Tensor
 
 from sbi_multilevel import MLTSNPE, HybridTSNPE, MultilevelSimulations
 from sbi_multilevel_benchmarks.fit import Fit
+from sbi_multilevel_benchmarks.methods.per_observation import ObservationPosterior
 from sbi_multilevel_benchmarks.registry import register_method
 
 NUM_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class MultilevelRoundsPosterior:
-    """Posterior whose rounds are run when an observation is first used.
+class MultilevelRoundsPosterior(ObservationPosterior):
+    """Posterior of rounds of all levels at each observation.
 
     Args:
         rounds_type: The class of the rounds.
@@ -30,33 +31,14 @@ class MultilevelRoundsPosterior:
     task: Any
     simulations: MultilevelSimulations
     seed: int
-    _done: dict[bytes, tuple[Any, tuple[int, ...]]] = field(default_factory=dict)
-
-    def at(self, x: Tensor) -> Any:
-        """The posterior of sbi at an observation, shape `(1, *x_shape)`."""
-        key = x.numpy().tobytes()
-        if key not in self._done:
-            self._done[key] = self._run(x)
-        return self._done[key][0]
-
-    def sample(
-        self, sample_shape: tuple[int, ...], x: Tensor, show_progress_bars: bool = False
-    ) -> Tensor:
-        """Samples, as those of sbi's posteriors."""
-        return self.at(x).sample(sample_shape, show_progress_bars=show_progress_bars)
-
-    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Log density, as that of sbi's posteriors."""
-        return self.at(x).log_prob(theta)
+    _runs: list[tuple[int, ...]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def runs(self) -> tuple[int, ...]:
         """Runs of each simulator, the most of any observation."""
-        return tuple(
-            max(counts) for counts in zip(*(runs for _, runs in self._done.values()))
-        )
+        return tuple(max(counts) for counts in zip(*self._runs))
 
-    def _run(self, x: Tensor) -> tuple[Any, tuple[int, ...]]:
+    def _run(self, x: Tensor) -> Any:
         low = self.simulations[0]
         inference = self.rounds_type(
             self.task.prior, x, self.task.build_network(), seed=self.seed
@@ -69,7 +51,8 @@ class MultilevelRoundsPosterior:
             show_progress_bars=False,
         )
         made = [sum(n) for n in zip(*inference.summary["num_simulations"])]
-        return posterior, tuple(n + above for n, above in zip(made, [*made[1:], 0]))
+        self._runs.append(tuple(n + above for n, above in zip(made, [*made[1:], 0])))
+        return posterior
 
 
 @dataclass(frozen=True)
