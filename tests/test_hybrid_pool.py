@@ -77,7 +77,7 @@ def test_without_pairs_the_dependence_on_theta_has_a_gain():
 
 
 def test_the_control_has_the_same_scorer(monkeypatch):
-    """A jump in x needs trees, which would not be chosen by shuffled outputs."""
+    """A jump in x needs networks, which would not be chosen by shuffled outputs."""
     draw = np.random.default_rng(0)
     theta = draw.uniform(-1, 1, size=(2_100, 1))
     coarse = np.where(theta > 0.3, 4.0, 0.0) + 0.3 * draw.normal(size=theta.shape)
@@ -86,7 +86,7 @@ def test_the_control_has_the_same_scorer(monkeypatch):
     folds = split_folds(high.theta, 5, 0)
     selector = MapSelector(("none", "paired", "paired_process"), "x", None, 0)
     step = selector.step(low, high, folds)
-    assert step.scorer is not None and step.scorer.trees is not None
+    assert step.scorer is not None and step.scorer.features is not None
     own = selector.gain_from_outputs(replace(step, scorer=None), high, folds)
     monkeypatch.setattr("sbi_multilevel.methods.hybrid.pool.choose_scorer", None)
     gained = selector.gain_from_outputs(step, high, folds)

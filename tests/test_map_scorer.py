@@ -1,4 +1,4 @@
-"""Features by boosted trees, and when map scores use them."""
+"""Features of theta by networks, and when map scores use them."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
 )
 from sbi_multilevel.level_maps.selection.scorer import MapScorer
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
-from sbi_multilevel.level_maps.selection.trees import Trees, part_of
+from sbi_multilevel.level_maps.selection.theta_features import ThetaFeatures, part_of
 from tests.gaussian_simulations import low_simulations, scaled_simulations
 
 both = pytest.mark.parametrize("target", ("theta", "x"))
@@ -33,23 +33,19 @@ def switching_simulations(n, seed, move=lambda x: x):
 
 def scored(low, choices, high, folds, target):
     scorer = choose_scorer(MapFitter(low), high, target)
-    return score_maps(MapFitter(low), choices, high, folds, scorer)
+    return score_maps(MapFitter(low), choices, high, folds, scorer)[0]
 
 
-# ------------------------------------------------------------- trees
+# ------------------------------------------------------------- features
 
 
-def test_trees_fit_a_switch_and_a_scale_that_quadratics_miss():
+def test_networks_fit_a_switch_and_a_scale_that_quadratics_miss():
     generator = np.random.default_rng(0)
     theta = generator.uniform(-1, 1, size=(3_000, 1))
     noise = generator.normal(size=(3_000, 1))
     scale = np.where(theta > 0.5, 3.0, 0.3)
     sims = LevelArrays(theta, np.hstack((switch(theta), scale * noise)))
-    trees = features_of(sims)
-    places = np.array([[0.2], [0.4], [0.6]])
-    columns = trees(places)
-    # the mean of the second feature is quadratic in theta
-    assert list(trees.parts[1].mean.trees) == [0]
+    columns = features_of(sims)(np.array([[0.2], [0.4], [0.6]]))
     mean, log_scale = columns[:, 0], columns[:, -1]
     # in standard deviations of what a quadratic leaves
     assert mean[1] - mean[0] > 0.5
@@ -57,33 +53,32 @@ def test_trees_fit_a_switch_and_a_scale_that_quadratics_miss():
 
 
 def features_of(sims):
-    trees = Trees.fit(sims)
-    assert trees is not None
-    return trees
+    features = ThetaFeatures.fit(sims)
+    assert features is not None
+    return features
 
 
 @pytest.fixture
 def always(monkeypatch):
-    """Trees are used whatever they gain."""
-    for name in ("_MIN_GAIN", "_MIN_TOTAL_GAIN"):
-        monkeypatch.setattr(
-            f"sbi_multilevel.level_maps.selection.trees.{name}", -np.inf
-        )
+    """Networks are used whatever they gain."""
+    monkeypatch.setattr(
+        "sbi_multilevel.level_maps.selection.theta_features._MIN_GAIN", -np.inf
+    )
 
 
-def test_features_are_of_trees_that_were_not_fitted_to_the_simulation(always):
+def test_features_are_of_networks_that_were_not_fitted_to_the_simulation(always):
     generator = np.random.default_rng(0)
-    sims = LevelArrays(generator.normal(size=(600, 2)), generator.normal(size=(600, 1)))
-    trees = features_of(sims)
-    features = trees(sims.theta)
-    for part, fitted in enumerate(trees.parts):
+    sims = LevelArrays(generator.normal(size=(600, 8)), generator.normal(size=(600, 1)))
+    networks = features_of(sims)
+    features = networks(sims.theta)
+    for part, fitted in enumerate(networks.networks):
         own = part_of(sims.theta) == part
         assert 150 < own.sum() < 250
         assert np.allclose(features[own], fitted(sims.theta[own]))
         others = fitted(sims.theta[~own])[:, 0]
         remembered = np.corrcoef(others, sims.x[~own, 0])[0, 1]
         assert remembered > 0.25  # so these must not be used
-    # x is noise: trees not fitted to it cannot predict it
+    # x is noise: networks not fitted to it cannot predict it
     assert np.corrcoef(features[:, 0], sims.x[:, 0])[0, 1] < 0.2
 
 
@@ -107,8 +102,8 @@ def test_parts_have_about_the_same_size(values):
     assert len(sizes) == 3 and (np.abs(sizes - 1_000) < 130).all()
 
 
-def test_no_trees_are_used_where_quadratics_suffice():
-    assert Trees.fit(low_simulations(1_500)) is None
+def test_no_networks_are_used_where_quadratics_suffice():
+    assert ThetaFeatures.fit(low_simulations(1_500)) is None
 
 
 # ------------------------------------------------------------- the scorer
@@ -120,17 +115,17 @@ def test_quadratics_are_used_where_they_suffice(target, seed):
     order = np.random.default_rng(seed).permutation(1_500)
     sims = low_simulations(1_500)[order]
     scorer = MapScorer.chosen(sims, target)
-    assert scorer.trees is None
+    assert scorer.features is None
     assert scorer.inputs(sims.theta) is sims.theta
     scaled = scaled_simulations(1_500, lambda theta: 0.5 * theta, seed)
-    assert MapScorer.chosen(scaled, target).trees is None
+    assert MapScorer.chosen(scaled, target).features is None
 
 
 @both
-def test_trees_are_used_where_a_simulator_switches(target):
+def test_networks_are_used_where_a_simulator_switches(target):
     sims, fresh = switching_simulations(2_000, 0), switching_simulations(1_500, 1)
     scorer = MapScorer.chosen(sims, target)
-    assert scorer.trees is not None
+    assert scorer.features is not None
     quadratic = MapScorer(target)
     means = []
     for each in (scorer, quadratic):
@@ -145,21 +140,21 @@ def test_trees_are_used_where_a_simulator_switches(target):
 
 
 def test_quadratics_are_used_for_few_parameters():
-    assert MapScorer.chosen(switching_simulations(199, 0), "x").trees is None
-    assert MapScorer.chosen(switching_simulations(600, 0), "x").trees is not None
+    assert MapScorer.chosen(switching_simulations(199, 0), "x").features is None
+    assert MapScorer.chosen(switching_simulations(600, 0), "x").features is not None
     sims = switching_simulations(600, 0)
     for theta in (np.zeros_like(sims.theta), sims.theta.round(1)):
-        assert MapScorer.chosen(LevelArrays(theta, sims.x), "x").trees is None
+        assert MapScorer.chosen(LevelArrays(theta, sims.x), "x").features is None
 
 
-def test_the_best_map_at_a_switch_is_found_with_trees(monkeypatch):
+def test_the_best_map_at_a_switch_is_found_with_networks(monkeypatch):
     low = switching_simulations(4_000, 0)
     low = LevelArrays(low.theta, low.x)
     high = switching_simulations(60, 1, lambda x: 1.5 * x)
     folds = np.array_split(np.arange(60), 5)
     none, shift, paired = (MapChoice(kind) for kind in ("none", "shift", "paired"))
     gains = []
-    for least in (0.1, np.inf):  # with trees, and without
+    for least in (0.1, np.inf):  # with networks, and without
         monkeypatch.setattr(
             "sbi_multilevel.level_maps.selection.scorer._MIN_GAIN", least
         )
@@ -174,7 +169,7 @@ def test_scores_are_the_same_each_time_whatever_the_threads(threads):
     low, high = switching_simulations(800, 0), switching_simulations(20, 1)
     folds = np.array_split(np.arange(20), 4)
     choices = [MapChoice("none"), MapChoice("shift")]
-    assert choose_scorer(MapFitter(low), high, "x").trees is not None
+    assert choose_scorer(MapFitter(low), high, "x").features is not None
     first = scored(low, choices, high, folds, "x")
     with threadpool_limits(threads, user_api="openmp"):
         again = scored(low, choices, high, folds, "x")
@@ -182,11 +177,11 @@ def test_scores_are_the_same_each_time_whatever_the_threads(threads):
         assert np.array_equal(first[choice], again[choice])
 
 
-def test_with_trees_means_are_linear_in_the_features():
+def test_with_networks_means_are_linear_in_the_features():
     sims = switching_simulations(600, 0)
     scorer = MapScorer.chosen(sims, "x")
     inputs = scorer.inputs(sims.theta)
-    assert inputs.shape == (600, 2 + 1)  # theta, its square, and a mean
+    assert inputs.shape == (600, 2 + 2)  # theta, its square, a mean and a log scale
     own = LevelArrays(inputs, sims.x)
     expected = SyntheticLikelihood.fit(own, degree=1).log_likelihood(own)
     assert np.array_equal(scorer.scores(own, own), expected)
@@ -199,23 +194,23 @@ def test_simulations_that_nothing_can_be_fitted_to_are_no_error(scale):
     low, high = switching_simulations(400, 0), switching_simulations(20, 1)
     low, high = (LevelArrays(sims.theta, scale * sims.x) for sims in (low, high))
     folds = np.array_split(np.arange(20), 4)
-    assert choose_scorer(MapFitter(low), high, "x").trees is None
+    assert choose_scorer(MapFitter(low), high, "x").features is None
     with np.errstate(all="ignore"):
         scores = scored(low, [MapChoice("none"), MapChoice("shift")], high, folds, "x")
     assert all(len(each) == 20 for each in scores.values())
 
 
-def test_trees_are_not_fitted_at_the_parameters_of_high_fidelity(monkeypatch):
+def test_networks_are_not_fitted_at_the_parameters_of_high_fidelity(monkeypatch):
     low = switching_simulations(500, 0)
     high = LevelArrays(low.theta[:20], 2 * low.x[:20], low.x[:20])
     learned_from = []
-    fit = Trees.fit.__func__
+    fit = ThetaFeatures.fit.__func__
 
     def recorded(cls, sims):
         learned_from.append(sims.theta)
         return fit(cls, sims)
 
-    monkeypatch.setattr(Trees, "fit", classmethod(recorded))
+    monkeypatch.setattr(ThetaFeatures, "fit", classmethod(recorded))
     folds = np.array_split(np.arange(20), 4)
     scored(low, [MapChoice("none")], high, folds, "x")
     (theta,) = learned_from

@@ -33,7 +33,7 @@ def choices_of(*kinds):
 
 def scored(fitter, choices, high, folds, target):
     scorer = choose_scorer(fitter, high, target)
-    return score_maps(fitter, choices, high, folds, scorer)
+    return score_maps(fitter, choices, high, folds, scorer)[0]
 
 
 def mean_scores(low, high, kinds, target, num_folds=4, tails=None):
@@ -202,7 +202,66 @@ def scores_of(*means, num_simulations=40):
 
 
 def test_the_best_map_is_that_of_the_highest_mean():
-    assert best_map(scores_of(-2.0, 0.0, -1.5)) == MapChoice("shift")
+    assert best_map(scores_of(-2.0, 0.0, -1.5), {}) == MapChoice("shift")
+
+
+def test_of_maps_that_use_pairs_the_one_that_predicts_pairs_takes_part():
+    none, *pairs = choices_of("none", "paired", "paired_quadratic", "paired_process")
+    size = np.ones((40, 2))
+    # the product over features counts: 0.8, 1 and 1.2
+    errors = [size * [0.2, 4.0], size * [1.0, 1.0], size * [0.4, 3.0]]
+    errors = dict(zip(pairs, errors))
+    scores = dict(
+        zip((none, *pairs), np.array([[0.0], [0.1], [2.0], [3.0]]) + size[:, 0])
+    )
+    assert best_map(scores, errors) == MapChoice("paired")
+    scores[none] = scores[none] + 0.2
+    assert best_map(scores, errors) == MapChoice("none")
+    scores[pairs[0]] = scores[pairs[0]] - np.inf  # it could not be fitted
+    assert best_map(scores, errors) == MapChoice("paired_quadratic")
+
+
+def test_errors_of_pairs_are_ranked_probability_scores():
+    """Of normal noise that neither theta nor x_coarse tells: sigma / sqrt(pi)."""
+    generator = np.random.default_rng(0)
+    theta, coarse = generator.normal(size=(2, 500, 1))
+    scale = np.array([0.5, 2.0])
+    x = coarse + theta + scale * generator.normal(size=(500, 2))
+    high = LevelArrays(theta, x, np.repeat(coarse, 2, axis=1))
+    low = LevelArrays(theta, high.x_coarse)
+    folds = np.array_split(np.arange(500), 5)
+    choices, fitter = choices_of("none", "paired"), MapFitter(low)
+    scorer = choose_scorer(fitter, high, "x")
+    _, errors = score_maps(fitter, choices, high, folds, scorer)
+    assert list(errors) == [MapChoice("paired")]
+    (error,) = errors.values()
+    gap = error.mean(axis=0) - scale / np.sqrt(np.pi)
+    assert error.shape == (500, 2)
+    assert (np.abs(gap) < 4 * error.std(axis=0) / np.sqrt(500)).all()
+
+
+def test_errors_are_infinite_where_a_map_cannot_be_fitted(broken_map):
+    low, high = level(100, 0, correlated(0.0)), level(20, 1, correlated(0.0))
+    high = LevelArrays(high.theta, high.x, high.x)
+    folds = np.array_split(np.arange(20), 4)
+    choices, fitter = choices_of("none", broken_map), MapFitter(low)
+    scorer = choose_scorer(fitter, high, "x")
+    scores, errors = score_maps(fitter, choices, high, folds, scorer)
+    assert np.isposinf(errors[choices[1]]).all()
+    assert best_map(scores, errors) == MapChoice("none")
+
+
+@pytest.fixture
+def broken_map():
+    class Broken(LevelMapKind):
+        name, needs_pairs = "broken", True
+
+        def fit(self, low, high, seed):
+            raise np.linalg.LinAlgError
+
+    LEVEL_MAPS["broken"] = Broken()
+    yield "broken"
+    del LEVEL_MAPS["broken"]
 
 
 def test_a_map_that_could_not_be_fitted_is_not_chosen():
@@ -210,9 +269,9 @@ def test_a_map_that_could_not_be_fitted_is_not_chosen():
     row = next(iter(scores))
     scores[row] = scores[row].copy()
     scores[row][3] = -np.inf
-    assert best_map(scores) == MapChoice("full")
+    assert best_map(scores, {}) == MapChoice("full")
     all_broken = {choice: np.full(20, -np.inf) for choice in scores}
-    assert best_map(all_broken) == MapChoice("none")
+    assert best_map(all_broken, {}) == MapChoice("none")
 
 
 # ------------------------------------------- what the simulations allow

@@ -11,7 +11,7 @@ The posterior of :math:`l_j`, b and :math:`\sigma^2` is maximized in their logar
 with :math:`\log l_j \sim N(\log 20, 1)`: the evidence of few targets alone is often
 greatest at short length scales that predict badly. The best amplitude a is known in
 closed form. The gradient needs one matrix product for all length scales, so that a fit
-is ten times as fast as with the kernels of scikit-learn. At most 100 targets are used
+is ten times as fast as with the kernels of scikit-learn. At most 200 targets are used
 for it; all are conditioned on.
 
 Reference: Rasmussen and Williams (2006), *Gaussian processes for machine learning*,
@@ -33,7 +33,7 @@ _PRIOR_LENGTH, _PRIOR_SPREAD = 20.0, 1.0  # of logarithms
 _START_LINEAR, _LINEAR = 1.0, (1e-6, 1e2)
 _START_NOISE, _NOISE = 0.1, (1e-8, 1e3)
 _OPTIONS = {"maxiter": 30, "ftol": 1e-7}
-_MAX_FITTED = 100
+_MAX_FITTED = 200
 _TINY = 1e-12
 
 

@@ -16,6 +16,23 @@ and s the log score of a high-fidelity simulation under the synthetic likelihood
 mapped ones (`sbi_multilevel.level_maps.selection.scorer`). At most 500 high-fidelity
 simulations are scored, under at most 20 000 mapped ones, by 64 principal components
 where x has more features.
+
+Of maps that use pairs only one takes part, the one that predicts the high-fidelity side
+of held-out pairs best from the other side,
+
+.. math::
+
+    \hat T_\text{paired} = \operatorname{argmin}_T \sum_j \log \sum_k \sum_{i \in F_k}
+    \mathrm{CRPS}\bigl(T_{-k}(x_{L, i}, \theta_i)_j,\; x_{ij}\bigr) .
+
+The continuous ranked probability score is proper, and these maps all have the same
+inputs. By the chain rule, the divergence of mapped from high-fidelity x given theta is
+at most that given theta *and* low-fidelity x, which pairs show directly, without a
+model of x given theta: differences between maps that are lost in the error of a
+synthetic likelihood are plain there.
+
+Reference: Gneiting and Raftery (2007), *Strictly proper scoring rules, prediction, and
+estimation*, section 4.2.
 """
 
 from __future__ import annotations
@@ -27,6 +44,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.level_maps.base import LevelMap, level_map_kind
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.regression import varies
 from sbi_multilevel.level_maps.selection.scorer import MapScorer
@@ -37,6 +55,10 @@ if TYPE_CHECKING:
 _MAX_HELD_OUT = 500  # simulations that are scored
 _MAX_MAPPED = 20_000  # simulations that a synthetic likelihood is fitted to
 _MAX_FEATURES = 64  # of x in scores
+_NUM_DRAWS = 64  # of a map at the lower side of a pair
+_TINY = 1e-12
+
+Scores = dict[MapChoice, np.ndarray]
 
 
 def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapScorer:
@@ -63,7 +85,7 @@ def score_maps(
     high: LevelArrays,
     folds: Sequence[np.ndarray],
     scorer: MapScorer,
-) -> dict[MapChoice, np.ndarray]:
+) -> tuple[Scores, Scores]:
     """Score each map by held-out simulations, all with transformed tails.
 
     Args:
@@ -74,30 +96,36 @@ def score_maps(
         scorer: As returned by `choose_scorer`.
 
     Returns:
-        For each map the score of each held-out simulation, in nats, higher is better:
-        all folds one after the other, of large folds the first simulations; -inf for a
-        map that cannot be fitted.
+        For each map the score of each held-out simulation, in nats, higher is better,
+        shape `(n,)`, and for each map that uses pairs the ranked probability score of
+        each feature, lower is better, shape `(n, k)`: all folds one after the other, of
+        large folds the first simulations. A map that cannot be fitted has scores of
+        -inf.
     """
-    scores: dict[MapChoice, list[np.ndarray]] = {choice: [] for choice in choices}
+    scores: dict[MapChoice, list] = {choice: [] for choice in choices}
+    errors: dict[MapChoice, list] = {c: [] for c in choices if _uses_pairs(c)}
     for fold, index in zip(folds, held_out_to_score(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
-        held_out = high[index]
-        held_out = LevelArrays(
-            scorer.inputs(held_out.theta), scorer.outputs(held_out.x)
-        )
+        pairs = high[index]
+        held_out = LevelArrays(scorer.inputs(pairs.theta), scorer.outputs(pairs.x))
         unseen = fitter.apart_from(high.theta[fold])
         low = unseen.low.first(_MAX_MAPPED)
         simulations = LevelArrays(low.of_theta(scorer.inputs), low.x)
         for choice in choices:
+            error = np.full(held_out.x.shape, np.inf)
             try:
-                mapped = unseen.fit(choice, high[others])(low.theta, low.x)
-                outputs = simulations.with_x(scorer.outputs(mapped))
-                score = scorer.scores(outputs, held_out)
+                level_map = unseen.fit(choice, high[others])
+                outputs = scorer.outputs(level_map(low.theta, low.x))
+                score = scorer.scores(simulations.with_x(outputs), held_out)
+                if choice in errors:
+                    error = _ranked_probability_scores(level_map, pairs, scorer.outputs)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or whose outputs are infinite
                 score = np.full(len(held_out), -np.inf)
             scores[choice].append(np.nan_to_num(score, nan=-np.inf))
-    return {choice: np.concatenate(parts) for choice, parts in scores.items()}
+            if choice in errors:
+                errors[choice].append(np.where(np.isnan(error), np.inf, error))
+    return _joined(scores), _joined(errors)
 
 
 def held_out_to_score(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -105,14 +133,50 @@ def held_out_to_score(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [fold[: _MAX_HELD_OUT // len(folds)] for fold in folds]
 
 
-def best_map(scores: Mapping[MapChoice, np.ndarray]) -> MapChoice:
+def best_map(
+    scores: Mapping[MapChoice, np.ndarray], errors: Mapping[MapChoice, np.ndarray]
+) -> MapChoice:
     """The map of the highest mean score; `"none"` where no map could be fitted.
 
     Args:
         scores: Scores of held-out simulations, as returned by `score_maps`.
+        errors: Errors of the maps that use pairs, of which the best takes part.
     """
     known = {c: each.mean() for c, each in scores.items() if np.isfinite(each).all()}
+    paired = {
+        c: np.log(each.mean(axis=0)).sum() for c, each in errors.items() if c in known
+    }
+    if paired:
+        best = min(paired, key=lambda c: paired[c])
+        known = {c: known[c] for c in known if c == best or c not in paired}
     return max(known, key=lambda c: known[c]) if known else MapChoice("none")
+
+
+def _uses_pairs(choice: MapChoice) -> bool:
+    return level_map_kind(choice.kind).needs_pairs
+
+
+def _joined(parts: Mapping[MapChoice, Sequence[np.ndarray]]) -> Scores:
+    return {choice: np.concatenate(each) for choice, each in parts.items()}
+
+
+def _ranked_probability_scores(
+    level_map: LevelMap,
+    pairs: LevelArrays,
+    outputs: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Score of the map of each x_coarse by x, shape `(n, k)`, from random draws."""
+    assert pairs.x_coarse is not None
+    theta, coarse = (
+        np.repeat(each, _NUM_DRAWS, axis=0) for each in (pairs.theta, pairs.x_coarse)
+    )
+    draws = outputs(level_map(theta, coarse))
+    draws = np.sort(draws.reshape(len(pairs), _NUM_DRAWS, -1), axis=1)
+    distances = np.abs(draws - outputs(pairs.x)[:, np.newaxis]).mean(axis=1)
+    ranks = 2 * np.arange(1, _NUM_DRAWS + 1) - _NUM_DRAWS - 1
+    # half the mean distance between two draws
+    spreads = np.einsum("r,nrk->nk", ranks, draws) / _NUM_DRAWS**2
+    return np.maximum(distances - spreads, _TINY)
 
 
 def _compression(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

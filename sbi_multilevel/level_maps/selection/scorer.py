@@ -8,13 +8,12 @@ scorers. Both are the synthetic likelihood of
 that are
 
 - quadratic in theta, or
-- linear in the features of `sbi_multilevel.level_maps.selection.trees`: quadratic
-  features and predictions of boosted trees for what those leave.
+- linear in quadratic features and in the outputs of networks for what those leave
+  (`sbi_multilevel.level_maps.selection.theta_features`).
 
 The second is used if it predicts held-out low-fidelity simulations better, by a tenth
-of a nat a simulation and by two standard errors. Most trees are not even fitted where
-the first ones gain next to nothing. High-fidelity simulations are not used for that,
-and fewer than 200 parameters are too few for trees. Trees are fitted to
+of a nat a simulation and by two standard errors. High-fidelity simulations are not used
+for that, and fewer than 200 parameters are too few for networks. Networks are fitted to
 simulations that are not mapped: maps that bend them much, e.g. where the switch of the
 high-fidelity simulator is at another theta, are scored less precisely than maps that
 shift or scale.
@@ -30,12 +29,12 @@ import numpy as np
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
-from sbi_multilevel.level_maps.selection.trees import Trees
+from sbi_multilevel.level_maps.selection.theta_features import ThetaFeatures
 
 if TYPE_CHECKING:
     from sbi_multilevel.data.simulations import Target
 
-_MIN_PARAMETERS = 200  # that trees are fitted to
+_MIN_PARAMETERS = 200  # that networks are fitted to
 _MAX_LEFT_OUT = 500
 _MAX_SIMULATIONS = 20_000  # that the two are compared by
 _MIN_GAIN = 0.1  # nats a simulation
@@ -52,12 +51,12 @@ class MapScorer:
     Args:
         target: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
         outputs: Function from x, shape `(n, k)`, to the features in scores.
-        trees: Features of theta; `None` if means and log scales are quadratic.
+        features: Features of theta; `None` if means and log scales are quadratic.
     """
 
     target: Target
     outputs: Callable[[np.ndarray], np.ndarray] = _identity
-    trees: Trees | None = None
+    features: ThetaFeatures | None = None
 
     @classmethod
     def chosen(
@@ -78,10 +77,10 @@ class MapScorer:
             return plain
         low = low.with_x(outputs(low.x))
         try:
-            trees = Trees.fit(low)
-            if trees is None:
+            features = ThetaFeatures.fit(low)
+            if features is None:
                 return plain
-            flexible = cls(target, outputs, trees)
+            flexible = cls(target, outputs, features)
             gain = flexible._left_out(low) - plain._left_out(low)
         except (np.linalg.LinAlgError, ValueError):
             return plain  # e.g. where x overflows
@@ -91,7 +90,7 @@ class MapScorer:
 
     def inputs(self, theta: np.ndarray) -> np.ndarray:
         """What means and log scales are regressed on, in the place of theta."""
-        return theta if self.trees is None else self.trees.joined(theta)
+        return theta if self.features is None else self.features.joined(theta)
 
     def scores(self, mapped: LevelArrays, held_out: LevelArrays) -> np.ndarray:
         """Log score of each held-out simulation, in nats, shape `(n,)`.
@@ -101,7 +100,8 @@ class MapScorer:
             held_out: High-fidelity simulations that the map was not fitted to,
             likewise.
         """
-        model = SyntheticLikelihood.fit(mapped, degree=2 if self.trees is None else 1)
+        degree = 2 if self.features is None else 1
+        model = SyntheticLikelihood.fit(mapped, degree)
         if self.target == "x":
             return model.log_likelihood(held_out)
         return model.log_posterior_ratio(held_out, mapped.theta)

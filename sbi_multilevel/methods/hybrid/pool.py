@@ -31,6 +31,8 @@ class LevelStep:
         candidates: The maps to choose from.
         scores: Held-out score of each simulation of the level under each map, fold by
             fold, in nats, higher is better; empty if there is one map only.
+        errors: The same for maps that use pairs: errors of each feature, lower is
+            better (`sbi_multilevel.level_maps.selection.cross_validation`).
         num_scored: Number of simulations of each fold that have scores.
         scorer: What computed the scores; `None` if there is one map only.
     """
@@ -38,6 +40,7 @@ class LevelStep:
     fitter: MapFitter
     candidates: tuple[MapChoice, ...]
     scores: Mapping[MapChoice, np.ndarray]
+    errors: Mapping[MapChoice, np.ndarray]
     num_scored: tuple[int, ...]
     scorer: MapScorer | None
 
@@ -57,7 +60,11 @@ class LevelStep:
         if not self.scores:
             return self.candidates[0]
         kept = np.concatenate([self.scored_folds[fold] for fold in folds])
-        return best_map({c: scores[kept] for c, scores in self.scores.items()})
+        of_kept = (
+            {choice: each[kept] for choice, each in values.items()}
+            for values in (self.scores, self.errors)
+        )
+        return best_map(*of_kept)
 
     def held_out_scores(self) -> np.ndarray:
         """Score of each simulation under the map with the best score in other folds."""
@@ -123,12 +130,12 @@ class MapSelector:
         """
         elsewhere = None if level is None else self.elsewhere.get(level)
         fitter = MapFitter(low, self.tails, self.seed, elsewhere)
-        maps, scores = fitter.candidates(self.kinds, high), {}
+        maps, scores, errors = fitter.candidates(self.kinds, high), {}, {}
         if len(maps) > 1:  # with one map there is nothing to choose
             scorer = scorer or choose_scorer(fitter, high, self.target)
-            scores = score_maps(fitter, maps, high, folds, scorer)
+            scores, errors = score_maps(fitter, maps, high, folds, scorer)
         num_scored = tuple(len(fold) for fold in held_out_to_score(folds))
-        return LevelStep(fitter, maps, scores, num_scored, scorer)
+        return LevelStep(fitter, maps, scores, errors, num_scored, scorer)
 
     def gain_from_outputs(
         self, step: LevelStep, high: LevelArrays, folds: Sequence[np.ndarray]
