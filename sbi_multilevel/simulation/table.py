@@ -210,6 +210,13 @@ class LevelTable:
         seconds = self._read("seconds", rows)
         return np.nansum(seconds, axis=0), np.isfinite(seconds).sum(axis=0)
 
+    def theta_and_seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Theta of finished simulations, and the seconds of both sides, where known."""
+        rows = self.rows_with(Status.OK, Status.INVALID)
+        theta, seconds = self._read("theta", rows), self._read("seconds", rows)
+        known = np.isfinite(seconds).any(axis=1)
+        return theta[known], np.nansum(seconds[known], axis=1)
+
     def total_seconds(self) -> float:
         """Seconds spent by all simulations, including failed ones."""
         return float(

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.simulation.accounting import measured_costs, summary
 from sbi_multilevel.simulation.arguments import simulations_per_level
@@ -57,6 +60,22 @@ class OpenStore:
         """Mean seconds (or recorded cost) of one run of each simulator, if known."""
         return measured_costs(self.tables)
 
+    def costs_of(self, level: int) -> tuple[Tensor, Tensor]:
+        """Theta and cost of each finished simulation of a level, if known.
+
+        The cost is in seconds, or as recorded; of a pair it is that of both sides. A
+        batch shares its time equally: simulate in batches of one for the cost of each.
+
+        Args:
+            level: The level.
+
+        Returns:
+            Theta, shape `(n, d_theta)`, and costs, shape `(n,)`.
+        """
+        check_types(OpenStore.costs_of, locals())
+        columns = self._table(level).theta_and_seconds()
+        return torch.as_tensor(columns[0]), torch.as_tensor(columns[1])
+
     def failures(self) -> list[FailedSimulation]:
         """Simulations that failed or timed out, with the reasons."""
         return [failure for table in self.tables for failure in table.failures()]
@@ -105,7 +124,16 @@ class OpenStore:
         check_types(OpenStore.batches, locals())
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, but is {batch_size}.")
-        return valid_blocks(self.tables[level], size=batch_size)
+        return valid_blocks(self._table(level), size=batch_size)
+
+    def _table(self, level: int) -> LevelTable:
+        tables = self.tables
+        if not 0 <= level < len(tables):
+            raise ValueError(
+                f"level={level} is not in the store, whose levels are 0 to "
+                f"{len(tables) - 1}."
+            )
+        return tables[level]
 
     def _writing(self, wait: float | None = None) -> contextlib.AbstractContextManager:
         if not self._is_writable:
