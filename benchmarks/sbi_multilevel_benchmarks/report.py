@@ -15,6 +15,7 @@ import pandas
 
 from sbi_multilevel_benchmarks.allocation import allocation_table
 from sbi_multilevel_benchmarks.journal import read_records
+from sbi_multilevel_benchmarks.leaderboard import BEST, EQUAL, boards
 from sbi_multilevel_benchmarks.plots import draw, png
 from sbi_multilevel_benchmarks.records import (
     FEW_SEEDS,
@@ -46,6 +47,10 @@ th { border-bottom: 2px solid #444; }
 td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
 code { overflow-wrap: anywhere; }
+th button { font: inherit; font-weight: bold; border: 0; background: none; padding: 0;
+  cursor: pointer; }
+th[aria-sort=ascending] button::after { content: " \\25B2"; }
+th[aria-sort=descending] button::after { content: " \\25BC"; }
 </style>
 </head>
 <body>
@@ -56,9 +61,36 @@ over test points. $few marks fewer than $seeds seeds. All methods of a task have
 same simulations, noise, network and test points. <em>Cost</em> is the cost of the
 simulations of a method, in the unit of the task; where each observation has simulations
 of its own, of those for one observation. An oracle is NPE or NLE on a large number of
-high-fidelity simulations; a dotted line is a method that needs none.</p>
+high-fidelity simulations; a dotted line is a method that needs none. In tables of all
+tasks, $best marks the lowest value of a row and $equal those within the standard error
+of the difference, oracles apart. A click on the head of a column sorts a table.</p>
 <ul>$contents</ul>
 $sections
+<script>
+const number = cell => parseFloat(cell.textContent.replace("\u2212", "-"));
+for (const table of document.querySelectorAll("table")) {
+  table.querySelectorAll("thead th").forEach((head, index) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const sign = head.ariaSort === "ascending" ? -1 : 1;
+      table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const rows = [...table.tBodies[0].rows];
+      rows.sort((one, two) => {
+        const [a, b] = [one.cells[index], two.cells[index]];
+        const [x, y] = [number(a), number(b)];
+        if (isNaN(x) && isNaN(y))
+          return sign * a.textContent.localeCompare(b.textContent);
+        if (isNaN(x) || isNaN(y)) return isNaN(x) ? 1 : -1;  // missing values are last
+        return sign * (x - y);
+      });
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
+</script>
 </body>
 </html>
 """)
@@ -94,8 +126,9 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
         Path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sections = {}
-    for title, group in by_title(cells(records)).items():
+    given = cells(records)
+    sections = {title: _html(board) for title, board in boards(given).items()}
+    for title, group in by_title(given).items():
         picture = png(draw(group))
         (folder / f"{_anchor(title)}.png").write_bytes(picture)
         sections[title] = _task_body(title, group, picture, finished(records))
@@ -124,6 +157,8 @@ def _page(sections: dict[str, str]) -> str:
     return PAGE.substitute(
         few=FEW_SEEDS,
         seeds=MIN_SEEDS,
+        best=BEST,
+        equal=EQUAL,
         contents="".join(links),
         sections="".join(bodies),
     )
