@@ -1,4 +1,4 @@
-"""Methods that simulate for each observation: MF-TSNPE and multifidelity ABC."""
+"""Methods that simulate for each observation: TSNPE, MF-TSNPE, multifidelity ABC."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+from sbi.inference import NPE
+from sbi.utils import RestrictedPrior, get_density_thresholder
 from torch import Tensor
 
 from sbi_multilevel import (
@@ -15,6 +18,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
     TransferConfig,
 )
+from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.fit import Fit
 from sbi_multilevel_benchmarks.methods.transfer import NUM_MEMBERS, pretrain_all
 from sbi_multilevel_benchmarks.mf_abc import MFABCPosterior
@@ -22,6 +26,7 @@ from sbi_multilevel_benchmarks.registry import register_method
 
 NUM_ROUNDS = 5
 _BATCH_SIZE = 1_000  # simulations do not depend on it
+_EPSILON, _NUM_SUPPORT = 1e-4, 10_000  # of the truncation of TSNPE
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,54 @@ class RoundsMethod:
         return Fit(posterior, simulations[-1].x, epochs, before, runs)
 
 
+@dataclass(frozen=True)
+class TSNPEPosterior(ObservationPosterior):
+    """Posterior of sbi's TSNPE on high-fidelity simulations alone.
+
+    Args:
+        task: The task.
+        num_simulations: High-fidelity simulations for each observation.
+        seed: Seed of the rounds.
+    """
+
+    task: Any
+    num_simulations: int
+    seed: int
+
+    def _run(self, x: Tensor) -> Any:
+        task, proposal = self.task, self.task.prior
+        noise = torch.Generator().manual_seed(self.seed)
+        inference = NPE(task.prior, task.build_network(), show_progress_bars=False)
+        rounds = torch.arange(self.num_simulations).chunk(NUM_ROUNDS)
+        with seeded(self.seed):
+            for index, part in enumerate(rounds):
+                theta = proposal.sample((len(part),))
+                outputs = task.simulators[-1](theta, task.noise(len(part), noise))
+                inference.append_simulations(theta, outputs.float())
+                inference.train(force_first_round_loss=True)
+                posterior = inference.build_posterior().set_default_x(x)
+                if index + 1 < len(rounds):
+                    accepts = get_density_thresholder(posterior, _EPSILON, _NUM_SUPPORT)
+                    proposal = RestrictedPrior(
+                        task.prior, accepts, sample_with="rejection"
+                    )
+        return posterior
+
+
+class TSNPEMethod:
+    """TSNPE at each observation, without low-fidelity simulations."""
+
+    needs_observations = True
+
+    def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
+        count = len(simulations[-1])
+        posterior = TSNPEPosterior(task, count, seed)
+        for x_o in task.observations:  # so that their seconds count as training
+            posterior.at(x_o.unsqueeze(0))
+        runs = tuple([0] * (len(simulations) - 1) + [count])
+        return Fit(posterior, simulations[-1].x, 0, runs=runs)
+
+
 class ABCMethod:
     """Multifidelity ABC, with high-fidelity simulations for each observation."""
 
@@ -162,6 +215,7 @@ def _recorded(on: str) -> Acquisition:
 
 
 register_method("mf-abc", ABCMethod())
+register_method("tsnpe", TSNPEMethod())
 register_method("mf-tsnpe", RoundsMethod())
 # active points are where the members of an ensemble disagree
 register_method("mf-tsnpe-ensemble", RoundsMethod(None, NUM_MEMBERS))
