@@ -13,7 +13,10 @@ from torch.distributions import MultivariateNormal
 from sbi_multilevel import (
     MFNPE,
     MLNPE,
+    HybridConfig,
     HybridNPE,
+    HybridNRE,
+    OneCycle,
     SimulationStore,
     simulate_multilevel,
 )
@@ -164,13 +167,29 @@ def weighted_simulations(cost):
     return inference, inference.weighted(simulations)
 
 
-@pytest.mark.parametrize("method", (MFNPE, MLNPE))
-def test_trainers_use_the_weights(method):
+SMALL = HybridConfig(
+    num_members=2,
+    level_maps=("none", "shift"),
+    distill=False,
+    schedule=OneCycle(num_steps=300, fine_tuning_steps=100),
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    (
+        (MFNPE, {}),
+        pytest.param(MLNPE, {}, marks=pytest.mark.slow),
+        (HybridNPE, {"config": SMALL}),
+    ),
+    ids=("MFNPE", "MLNPE", "HybridNPE"),
+)
+def test_trainers_use_the_weights(method, options):
     """At an x without information the posterior is the prior, not the proposal."""
     prior = BoxUniform(-torch.ones(1), torch.ones(1))
     inference = CostAwareProposal(prior, lambda theta: 10 ** (2 * theta[:, 0]))
     simulations = simulate_multilevel(
-        2 * (lambda theta, noise: noise,),
+        (lambda theta, noise: noise, lambda theta, noise: 1.1 * noise),
         inference,
         (4_000, 1_000),
         noise=lambda n, generator: torch.randn(n, 1, generator=generator),
@@ -181,7 +200,10 @@ def test_trainers_use_the_weights(method):
     for given in (simulations, inference.weighted(simulations)):
         with seeded(0):
             trainer = method(
-                prior, posterior_nn("mdn", num_components=3), show_progress_bars=False
+                prior,
+                posterior_nn("mdn", num_components=3),
+                show_progress_bars=False,
+                **options,
             )
             trainer.append_multilevel_simulations(given)
             estimator = trainer.train(max_num_epochs=40, learning_rate=5e-3)
@@ -199,11 +221,11 @@ def test_weights_are_those_of_theta_at_each_level():
         inference.weighted(weighted)
 
 
-def test_hybrids_refuse_weights():
+def test_ratios_refuse_weights():
     _, weighted = weighted_simulations(lambda theta: theta[:, 0].exp())
-    trainer = HybridNPE(problem.prior(), show_progress_bars=False)
+    trainer = HybridNRE(problem.prior(), show_progress_bars=False)
     with pytest.raises(ValueError, match="weights"):
-        trainer.append_multilevel_simulations(weighted).train()
+        trainer.append_multilevel_simulations(weighted)
 
 
 # ------------------------------------------------------------- measured costs

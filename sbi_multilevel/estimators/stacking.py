@@ -28,7 +28,9 @@ _MAX_STEPS, _TOLERANCE = 10_000, 1e-10
 
 
 def stacking_weights(
-    log_densities: np.ndarray, pseudo_counts: Sequence[float]
+    log_densities: np.ndarray,
+    pseudo_counts: Sequence[float],
+    importance: np.ndarray | None = None,
 ) -> np.ndarray:
     """Weights of the components.
 
@@ -36,6 +38,8 @@ def stacking_weights(
         log_densities: Held-out log density of each simulation under each component,
             shape `(n, k)`; `-inf` is allowed, but not under all components.
         pseudo_counts: :math:`a_k`, one a component.
+        importance: Weight of each simulation in the sum, shape `(n,)`, with mean 1;
+            `None` for equal weights.
 
     Returns:
         Weights, shape `(k,)`.
@@ -56,6 +60,8 @@ def stacking_weights(
         with np.errstate(divide="ignore"):
             joint = log_densities + np.log(weights)
         shares = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+        if importance is not None:
+            shares *= importance[:, None]
         updated = shares.sum(axis=0) + counts
         updated /= updated.sum()
         if np.abs(updated - weights).max() < _TOLERANCE:

@@ -23,20 +23,25 @@ class LevelArrays:
         x: Outputs, shape `(n, k)`.
         x_coarse: Outputs of the level below at the same theta and noise, shape
             `(n, k)`; `None` where simulations are not paired.
+        weights: Weight of each simulation, shape `(n,)`, with mean 1; `None` for equal
+            weights. Maps, which are fitted given theta, do not depend on them.
     """
 
     theta: np.ndarray
     x: np.ndarray
     x_coarse: np.ndarray | None = None
+    weights: np.ndarray | None = None
     _known: dict[Callable, Any] = field(default_factory=dict, init=False, repr=False)
     _known_of_theta: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, simulations: LevelSimulations) -> LevelArrays:
         """The simulations of a level, x flattened."""
-        coarse = simulations.x_coarse
+        coarse, weights = simulations.x_coarse, None
+        if simulations.weights is not None:
+            weights = simulations.loss_weights.detach().cpu().double().numpy()
         columns = _flat(simulations.theta), _flat(simulations.x)
-        return cls(*columns, None if coarse is None else _flat(coarse))
+        return cls(*columns, None if coarse is None else _flat(coarse), weights)
 
     def cached(self, function: Callable[[LevelArrays], Result]) -> Result:
         """`function(self)`, computed once: maps of several kinds and folds share it."""
@@ -53,7 +58,7 @@ class LevelArrays:
 
     def with_x(self, x: np.ndarray, x_coarse: np.ndarray | None = None) -> LevelArrays:
         """Other outputs at the same theta, with what is known of theta."""
-        return LevelArrays(self.theta, x, x_coarse, self._known_of_theta)
+        return LevelArrays(self.theta, x, x_coarse, self.weights, self._known_of_theta)
 
     def map_x(self, function: Callable[[np.ndarray], np.ndarray]) -> LevelArrays:
         """The same with a function of x and x_coarse in their place."""
@@ -69,8 +74,16 @@ class LevelArrays:
         coarse = None
         if self.x_coarse is not None and other.x_coarse is not None:
             coarse = np.concatenate((self.x_coarse, other.x_coarse))
+        weights = None
+        if self.weights is not None or other.weights is not None:
+            weights = np.concatenate((self.all_weights, other.all_weights))
         theta = np.concatenate((self.theta, other.theta))
-        return LevelArrays(theta, np.concatenate((self.x, other.x)), coarse)
+        return LevelArrays(theta, np.concatenate((self.x, other.x)), coarse, weights)
+
+    @property
+    def all_weights(self) -> np.ndarray:
+        """Weight of each simulation, shape `(n,)`."""
+        return np.ones(len(self)) if self.weights is None else self.weights
 
     def first(self, count: int) -> LevelArrays:
         """The first `count` simulations, or all if there are fewer."""
@@ -98,7 +111,8 @@ class LevelArrays:
 
     def __getitem__(self, index: np.ndarray) -> LevelArrays:
         coarse = None if self.x_coarse is None else self.x_coarse[index]
-        return LevelArrays(self.theta[index], self.x[index], coarse)
+        weights = None if self.weights is None else self.weights[index]
+        return LevelArrays(self.theta[index], self.x[index], coarse, weights)
 
 
 def bit_patterns(values: np.ndarray) -> np.ndarray:

@@ -61,6 +61,7 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.kinds import RATIO
 from sbi_multilevel.estimators.observations import WatchedRatioPotential
 from sbi_multilevel.losses.contrastive import (
@@ -79,6 +80,10 @@ from sbi_multilevel.training.repeats import checks_repeats
 from sbi_multilevel.training.trainer import MultilevelTrainer
 
 _NUM_REFERENCE = 1_000  # draws from the prior that normalize a ratio
+_NO_WEIGHTS = (
+    "weights were passed, but ratio estimation needs simulations at draws from the "
+    "prior, as it draws contrastive parameters from theirs. Use `MFNPE` or `HybridNPE`."
+)
 
 
 class RatioTrainer(MultilevelTrainer):
@@ -95,10 +100,14 @@ class RatioTrainer(MultilevelTrainer):
         Raises:
             ValueError: Always.
         """
-        raise ValueError(
-            "weights were passed, but ratio estimation needs simulations at draws from "
-            "the prior, as it draws contrastive parameters from theirs. Use `MFNPE`."
-        )
+        raise ValueError(_NO_WEIGHTS)
+
+    def _check_appended(
+        self, parts: list[LevelSimulations], data_device: str | None
+    ) -> None:
+        if any(part.weights is not None for part in parts):
+            raise ValueError(_NO_WEIGHTS)
+        super()._check_appended(parts, data_device)
 
     def get_dataloaders(
         self, *args: Any, **kwargs: Any

@@ -110,7 +110,8 @@ def score_maps(
         held_out = LevelArrays(scorer.inputs(pairs.theta), scorer.outputs(pairs.x))
         unseen = fitter.apart_from(high.theta[fold])
         low = unseen.low.first(_MAX_MAPPED)
-        simulations = LevelArrays(low.of_theta(scorer.inputs), low.x)
+        inputs = low.of_theta(scorer.inputs)
+        simulations = LevelArrays(inputs, low.x, weights=low.weights)
         for choice in choices:
             error = np.full(held_out.x.shape, np.inf)
             try:
@@ -134,18 +135,23 @@ def held_out_to_score(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def best_map(
-    scores: Mapping[MapChoice, np.ndarray], errors: Mapping[MapChoice, np.ndarray]
+    scores: Mapping[MapChoice, np.ndarray],
+    errors: Mapping[MapChoice, np.ndarray],
+    weights: np.ndarray | None = None,
 ) -> MapChoice:
     """The map of the highest mean score; `"none"` where no map could be fitted.
 
     Args:
         scores: Scores of held-out simulations, as returned by `score_maps`.
         errors: Errors of the maps that use pairs, of which the best takes part.
+        weights: Weight of each simulation, shape `(n,)`; `None` for equal weights.
     """
-    known = {c: each.mean() for c, each in scores.items() if np.isfinite(each).all()}
-    paired = {
-        c: np.log(each.mean(axis=0)).sum() for c, each in errors.items() if c in known
-    }
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.average(values, axis=0, weights=weights)
+
+    known = {c: mean(each) for c, each in scores.items() if np.isfinite(each).all()}
+    paired = {c: np.log(mean(errors[c])).sum() for c in errors if c in known}
     if paired:
         best = min(paired, key=lambda c: paired[c])
         known = {c: known[c] for c in known if c == best or c not in paired}

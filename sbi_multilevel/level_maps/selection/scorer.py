@@ -104,11 +104,12 @@ class MapScorer:
         model = SyntheticLikelihood.fit(mapped, degree)
         if self.target == "x":
             return model.log_likelihood(held_out)
-        return model.log_posterior_ratio(held_out, mapped.theta)
+        return model.log_posterior_ratio(held_out, mapped.theta, mapped.weights)
 
     def _left_out(self, low: LevelArrays) -> np.ndarray:
         """Scores of the first simulations under the later ones."""
         num_left_out = min(_MAX_LEFT_OUT, len(low) // 5)
-        low = LevelArrays(low.of_theta(self.inputs), low.x)
+        inputs = low.of_theta(self.inputs)
+        low = LevelArrays(inputs, low.x, weights=low.weights)
         left_out, others = np.split(np.arange(len(low)), [num_left_out])
         return self.scores(low[others], low[left_out])

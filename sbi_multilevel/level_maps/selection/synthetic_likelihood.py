@@ -116,24 +116,31 @@ class SyntheticLikelihood:
         return self.log_prob(simulations.x, simulations.theta)
 
     def log_posterior_ratio(
-        self, simulations: LevelArrays, prior: np.ndarray
+        self,
+        simulations: LevelArrays,
+        prior: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> np.ndarray:
         """Log of posterior over prior at the theta of each simulation, shape `(n,)`.
 
         Args:
             simulations: The simulations.
             prior: Draws from the prior in random order, shape `(m, d)`.
+            weights: Weight of each draw, shape `(m,)`, if they are from another
+                density; `None` for equal weights.
         """
         prior = prior[:_NUM_PRIOR]
+        weights = None if weights is None else weights[:_NUM_PRIOR]
+        total = len(prior) if weights is None else weights.sum()
         moments = self._moments(prior)
         x = simulations.x[:, np.newaxis]
         size = max(1, _MAX_ENTRIES // moments[0].size)
         evidence = [
-            logsumexp(self._log_prob(x[rows], *moments), axis=1)
+            logsumexp(self._log_prob(x[rows], *moments), axis=1, b=weights)
             for rows in blocks(len(x), size)
         ]
         likelihood = self.log_likelihood(simulations)
-        return likelihood - np.concatenate(evidence) + np.log(len(prior))
+        return likelihood - np.concatenate(evidence) + np.log(total)
 
 
 def _log_densities(z: np.ndarray) -> np.ndarray:

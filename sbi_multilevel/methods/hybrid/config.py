@@ -194,16 +194,7 @@ class HybridConfig(MethodConfig):
         return (Stage(tuple(Term(level) for level in range(num_levels))),)
 
     def arrange(self, parts: Sequence[LevelSimulations]) -> MultilevelSimulations:
-        """The simulations as they are, paired where all of a level are.
-
-        Raises:
-            ValueError: If simulations have weights, which level maps do not support.
-        """
-        if any(part.weights is not None for part in parts):
-            raise ValueError(
-                "Simulations with weights were appended, but hybrid methods fit level "
-                "maps to draws from the prior. Use `MFNPE`."
-            )
+        """The simulations as they are, paired where all of a level are."""
         highest = max(part.level for part in parts)
         for level in range(1, highest + 1):
             pairs = {part.is_paired for part in parts if part.level == level}

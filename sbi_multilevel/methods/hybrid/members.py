@@ -15,7 +15,7 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.data.simulations import LevelSimulations, merge_levels
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
@@ -172,8 +172,7 @@ class MemberTrainer:
             member = self._member(self.config.member_config(len(kept)))
             unseen = self.high.theta[self.folds[index]]
             pool = step.map_low(self.high[kept], self.training_folds(index), unseen)
-            member.append_lowfidelity_simulations(*self._columns(pool))
-            member.append_simulations(*self._columns(self.high[kept]))
+            self._append(member, pool, self.high[kept])
             if starts:
                 member.warm_start(starts[index % len(starts)].network)
             trainers.append(member)
@@ -252,7 +251,23 @@ class MemberTrainer:
     def _plain(self, simulations: LevelArrays) -> MultilevelTrainer:
         """A trainer with simulations of one level."""
         member = self._member(self.config.plain_config)
-        return member.append_lowfidelity_simulations(*self._columns(simulations))
+        self._append(member, simulations)
+        return member
+
+    def _append(self, member: MultilevelTrainer, *levels: LevelArrays) -> None:
+        """Append simulations of level 0, and of level 1 if there are two."""
+        if all(level.weights is None for level in levels):
+            low, *high = map(self._columns, levels)
+            member.append_lowfidelity_simulations(*low)
+            for columns in high:
+                member.append_simulations(*columns)
+            return
+        parts = []
+        for index, level in enumerate(levels):
+            theta, x = self._columns(level)
+            weights = torch.as_tensor(level.all_weights).to(theta)
+            parts.append(LevelSimulations(index, theta, x, weights=weights))
+        member.append_multilevel_simulations(merge_levels(parts))
 
     def _member(self, config: TransferConfig) -> MultilevelTrainer:
         owner = self.trainer

@@ -33,6 +33,7 @@ class LevelStep:
             fold, in nats, higher is better; empty if there is one map only.
         errors: The same for maps that use pairs: errors of each feature, lower is
             better (`sbi_multilevel.level_maps.selection.cross_validation`).
+        weights: Weight of each simulation that has scores; `None` for equal weights.
         num_scored: Number of simulations of each fold that have scores.
         scorer: What computed the scores; `None` if there is one map only.
     """
@@ -41,6 +42,7 @@ class LevelStep:
     candidates: tuple[MapChoice, ...]
     scores: Mapping[MapChoice, np.ndarray]
     errors: Mapping[MapChoice, np.ndarray]
+    weights: np.ndarray | None
     num_scored: tuple[int, ...]
     scorer: MapScorer | None
 
@@ -64,7 +66,7 @@ class LevelStep:
             {choice: each[kept] for choice, each in values.items()}
             for values in (self.scores, self.errors)
         )
-        return best_map(*of_kept)
+        return best_map(*of_kept, None if self.weights is None else self.weights[kept])
 
     def held_out_scores(self) -> np.ndarray:
         """Score of each simulation under the map with the best score in other folds."""
@@ -89,7 +91,7 @@ class LevelStep:
         """
         fitter = self.fitter.apart_from(unseen)
         low, level_map = fitter.low, fitter.fit(self.choice(folds), high)
-        return LevelArrays(low.theta, level_map(low.theta, low.x))
+        return LevelArrays(low.theta, level_map(low.theta, low.x), weights=low.weights)
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,10 @@ class MapSelector:
         if len(maps) > 1:  # with one map there is nothing to choose
             scorer = scorer or choose_scorer(fitter, high, self.target)
             scores, errors = score_maps(fitter, maps, high, folds, scorer)
-        num_scored = tuple(len(fold) for fold in held_out_to_score(folds))
-        return LevelStep(fitter, maps, scores, errors, num_scored, scorer)
+        scored = held_out_to_score(folds)
+        weights = None if high.weights is None else high.weights[np.concatenate(scored)]
+        num_scored = tuple(len(fold) for fold in scored)
+        return LevelStep(fitter, maps, scores, errors, weights, num_scored, scorer)
 
     def gain_from_outputs(
         self, step: LevelStep, high: LevelArrays, folds: Sequence[np.ndarray]
@@ -156,14 +160,14 @@ class MapSelector:
         if not step.scores:
             return None
         draw, low = np.random.default_rng(self.seed), step.fitter.low
-        shuffled = LevelArrays(low.theta, draw.permutation(low.x))
+        shuffled = LevelArrays(low.theta, draw.permutation(low.x), weights=low.weights)
         coarse = None if high.x_coarse is None else draw.permutation(high.x_coarse)
-        control = self.step(
-            shuffled, LevelArrays(high.theta, high.x, coarse), folds, step.scorer
-        )
+        control = self.step(shuffled, high.with_x(high.x, coarse), folds, step.scorer)
         gain = step.held_out_scores() - control.held_out_scores()
         if not np.isfinite(gain).all():
             return None
+        if step.weights is not None:
+            gain = gain * step.weights / step.weights.mean()
         error = gain.std(ddof=1) / np.sqrt(len(gain))
         return OutputsGain(float(gain.mean()), float(error))
 
@@ -181,10 +185,8 @@ class MapSelector:
             folds = split_folds(high.theta, num_folds, self.seed)
             steps.append(self.step(pool, high, folds, level=level.level))
             mapped = steps[-1].map_low(high, range(len(folds)), unseen=high.theta[:0])
-            pool = LevelArrays(
-                np.concatenate((mapped.theta, high.theta)),
-                np.concatenate((mapped.x, high.x)),
-            ).shuffled(self.seed)
+            high = replace(high, x_coarse=None)
+            pool = mapped.followed_by(high).shuffled(self.seed)
         return pool, steps
 
 

@@ -68,7 +68,9 @@ def train_hybrid(
         members.check()
         components, steps = _train_components(trainer, simulations, members)
         losses = {name: each.losses for name, each in components.items()}
-        weights = mixture_weights(losses) if config.mix else {next(iter(losses)): 1.0}
+        weights = {next(iter(losses)): 1.0}
+        if config.mix:
+            weights = mixture_weights(losses, members.high.weights)
         estimator = trainer._mix(
             [each for name in weights for each in components[name].estimators],
             torch.tensor(_shares(components, weights)),
@@ -111,7 +113,9 @@ def estimate_gain(
     total = len(members.folds)
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
         on_half = replace(members, bar=bar).on_half()
-    size = mixture_sample_size(run.losses, on_half.losses, members.folds)
+    size = mixture_sample_size(
+        run.losses, on_half.losses, members.folds, members.high.weights
+    )
     return size, outputs
 
 

@@ -21,7 +21,9 @@ _MIN_WEIGHT = 0.02  # of networks, which take time to evaluate; the prior takes 
 Losses = Mapping[str, np.ndarray]
 
 
-def mixture_weights(losses: Losses) -> dict[str, float]:
+def mixture_weights(
+    losses: Losses, importance: np.ndarray | None = None
+) -> dict[str, float]:
     r"""Stacking weights of the components, if they improve the held-out log score.
 
     The first component has all weight but :math:`1 / (n + 1)`, which the prior has,
@@ -30,14 +32,18 @@ def mixture_weights(losses: Losses) -> dict[str, float]:
 
     Args:
         losses: Held-out losses of each component by name, each of shape `(n,)`.
+        importance: Weight of each simulation, shape `(n,)`, with mean 1; `None` for
+            equal weights.
     """
     log_densities = -np.stack(list(losses.values()), axis=1)
     names, count = list(losses), len(log_densities)
     plain = np.zeros(len(names))
     plain[names.index(PRIOR) if PRIOR in names else 0] = 1 / (count + 1)
     plain[0] += 1 - plain.sum()
-    stacked = stacking_weights(log_densities, [_PSEUDO_COUNT] * len(names))
+    stacked = stacking_weights(log_densities, [_PSEUDO_COUNT] * len(names), importance)
     gain = _mixture(log_densities, stacked) - _mixture(log_densities, plain)
+    if importance is not None:
+        gain = gain * importance
     is_better = gain.mean() > gain.std() / np.sqrt(count)
     weights = dict(zip(names, (stacked if is_better else plain).tolist()))
     if POOLED in weights and weights[ALONE] < _MIN_WEIGHT:
@@ -46,7 +52,10 @@ def mixture_weights(losses: Losses) -> dict[str, float]:
 
 
 def mixture_sample_size(
-    losses: Losses, on_half: np.ndarray, folds: Sequence[np.ndarray]
+    losses: Losses,
+    on_half: np.ndarray,
+    folds: Sequence[np.ndarray],
+    importance: np.ndarray | None = None,
 ) -> EffectiveSampleSize:
     """Effective sample size of the mixture, relative to that without lower levels.
 
@@ -55,10 +64,14 @@ def mixture_sample_size(
         on_half: Those of networks trained on half of the high-fidelity simulations
             alone, shape `(n,)`.
         folds: Indices of the simulations of each fold.
+        importance: Weight of each simulation, shape `(n,)`, with mean 1; `None` for
+            equal weights.
     """
     without = {name: each for name, each in losses.items() if name != POOLED}
     half = {**without, ALONE: on_half}
-    of_mixtures = [_held_out_losses(each, folds) for each in (losses, without, half)]
+    of_mixtures = [
+        _held_out_losses(each, folds, importance) for each in (losses, without, half)
+    ]
     return effective_sample_size(*of_mixtures, num_high=len(on_half))
 
 
@@ -66,13 +79,18 @@ def _mixture(log_densities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return logsumexp(log_densities, axis=1, b=weights)
 
 
-def _held_out_losses(losses: Losses, folds: Sequence[np.ndarray]) -> np.ndarray:
+def _held_out_losses(
+    losses: Losses, folds: Sequence[np.ndarray], importance: np.ndarray | None
+) -> np.ndarray:
     """Losses under the mixture whose weights are those of the other folds."""
     table = -np.stack(list(losses.values()), axis=1)
     mixed = np.empty(len(table))
     for fold in folds:
         others = np.setdiff1d(np.arange(len(table)), fold)
-        weights = mixture_weights({name: each[others] for name, each in losses.items()})
+        weights = mixture_weights(
+            {name: each[others] for name, each in losses.items()},
+            None if importance is None else importance[others],
+        )
         values = np.array([weights.get(name, 0.0) for name in losses])
         mixed[fold] = -_mixture(table[fold], values)
-    return mixed
+    return mixed if importance is None else mixed * importance
