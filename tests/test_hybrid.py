@@ -495,13 +495,6 @@ def test_four_high_fidelity_simulations_are_enough():
         lambda: make().warm_start({}),
         lambda: train_ensemble(make()),
         lambda: trained().train(resume_training=True, force_first_round_loss=True),
-        lambda: (
-            make()
-            .append_weighted_simulations(
-                torch.zeros(3, 1), torch.ones(3, 2), torch.ones(3)
-            )
-            .train()
-        ),
         lambda: HybridConfig(num_members=1),
         lambda: HybridConfig(level_maps=("paired", "magic")),
         lambda: HybridConfig(level_maps="paired"),
