@@ -1,0 +1,1 @@
+"""A layer-5 pyramidal cell: its morphology, simulator, summaries, and stored runs."""

@@ -1,0 +1,136 @@
+"""Simulations that are run once, and read afterwards.
+
+A folder holds one store (`SimulationStore`) per seed, and the settings they depend on:
+
+.. code-block:: text
+
+    l5pc-<hash of the settings>/
+      settings.json
+      pairs-0.zarr     simulations of all levels with root seed 0
+      high-10000.zarr  simulations of the highest level alone
+
+A simulation depends on the root seed, its level and its number alone. So a smaller
+number of simulations is the beginning of a larger one, and those of different seeds are
+independent. The simulations are the same as without a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from sbi_multilevel import MultilevelSimulations, simulate_multilevel
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
+from sbi_multilevel.simulation.tasks import Status
+from sbi_multilevel.storage import SimulationStore, layout
+
+BATCH_SIZE = 64  # simulations that are written together
+
+
+def settings_folder(root: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """The folder of the stores of these settings; it is made, with the settings in it.
+
+    Args:
+        root: Folder of all settings.
+        name: Beginning of the name of the folder.
+        settings: All that the simulations depend on, except seeds; plain values.
+    """
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = root / f"{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.json"
+    if not file.exists():
+        file.write_text(text + "\n")
+    return folder
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Valid simulations of a few levels, from a store if there is one.
+
+    Args:
+        simulators: One per level.
+        prior: Prior over theta.
+        noise: Draws the noise.
+        costs: Cost of a run of each simulator.
+        show_progress_bars: Whether to show the progress of simulations that are run.
+    """
+
+    simulators: Sequence[Simulator]
+    prior: Any
+    noise: NoiseSampler
+    costs: tuple[float, ...]
+    show_progress_bars: bool = False
+
+    def first(
+        self, num_simulations: Sequence[int], seed: int, store: Path | None
+    ) -> MultilevelSimulations:
+        """The first valid simulations of each level; those that are missing are run.
+
+        Invalid ones are replaced by the next draws from the prior.
+
+        Args:
+            num_simulations: Number of valid simulations of each level.
+            seed: Root seed.
+            store: The store, or `None` to keep simulations in memory.
+        """
+        asked = planned = tuple(num_simulations)
+        while True:
+            found = self._planned(planned, seed, store)
+            missing = [n - valid for n, valid in zip(asked, found.num_simulations)]
+            if max(missing) <= 0:
+                break
+            planned = tuple(n + max(0, m) for n, m in zip(planned, missing))
+        levels = tuple(level[torch.arange(n)] for level, n in zip(found.levels, asked))
+        return MultilevelSimulations(levels, self.costs)
+
+    def _planned(
+        self, planned: tuple[int, ...], seed: int, store: Path | None
+    ) -> MultilevelSimulations:
+        """The valid ones among the first simulations of each level."""
+        if store is None:
+            return self._run(planned, seed, None)
+        found = self._read(planned, store)
+        if found is None:
+            store.parent.mkdir(parents=True, exist_ok=True)
+            # another process may run the same simulations, and is waited for
+            with FileLock(f"{store}.run.lock"):
+                found = self._read(planned, store) or self._run(planned, seed, store)
+        return found
+
+    def _read(
+        self, planned: tuple[int, ...], path: Path
+    ) -> MultilevelSimulations | None:
+        """Stored simulations, `None` if some are missing; the store is not locked."""
+        if not layout.is_store(path):
+            return None
+        store = SimulationStore.open(path, read_only=True)
+        tables = store.tables
+        if any(n > len(table) for n, table in zip(planned, tables)):
+            return None
+        if any(t.counts(n)[Status.PENDING] for n, t in zip(planned, tables)):
+            return None
+        return store.to_simulations(planned, costs=self.costs)
+
+    def _run(
+        self, planned: tuple[int, ...], seed: int, store: Path | None
+    ) -> MultilevelSimulations:
+        return simulate_multilevel(
+            self.simulators,
+            self.prior,
+            planned,
+            noise=self.noise,
+            seed=seed,
+            simulation_batch_size=BATCH_SIZE,
+            costs=self.costs,
+            store=store,
+            show_progress_bars=self.show_progress_bars,
+        )
