@@ -1,0 +1,1 @@
+"""Networks with plastic synapses: parameters, mean field, spiking network."""
