@@ -1,4 +1,4 @@
-"""Hybrids of weighted simulations: a weight of two is a simulation that occurs twice."""
+"""Weighted simulations in hybrids: a weight of two is a simulation made twice."""
 
 import numpy as np
 import pytest
