@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
@@ -215,3 +216,14 @@ def test_networks_are_not_fitted_at_the_parameters_of_high_fidelity(monkeypatch)
     scored(low, [MapChoice("none")], high, folds, "x")
     (theta,) = learned_from
     assert len(theta) == 480 and not np.isin(theta, high.theta).any()
+
+
+def test_features_do_not_depend_on_the_default_type():
+    sims = switching_simulations(600, 0)
+    plain = features_of(sims)(sims.theta)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(features_of(sims)(sims.theta), plain)
+    finally:
+        torch.set_default_dtype(before)

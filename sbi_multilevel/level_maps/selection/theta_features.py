@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,8 @@ _MAX_SIMULATIONS = 10_000  # that networks are fitted to
 _HIDDEN, _NUM_LAYERS = 128, 3
 _RATE, _BATCH, _EPOCHS, _MIN_STEPS = 5e-3, 200, 20, 200
 _MAX_RESIDUAL, _MIN_SIZE = 10.0, 0.01  # in standard deviations
+# whatever the defaults of the user
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 _MIN_GAIN = 0.03  # nats a simulation, of the first network over quadratics
 
 
@@ -141,7 +144,7 @@ class Network:
         residuals = rows.x - design.predict(mean)
         scale = spread(residuals)
         inputs = _standardized(features, rows.theta)
-        targets = torch.tensor(residuals / scale, dtype=torch.float32)
+        targets = torch.tensor(residuals / scale, **_PLAIN)
         network = _train(inputs, targets.clamp(-_MAX_RESIDUAL, _MAX_RESIDUAL))
         left = residuals - scale * _outputs(network, inputs)[:, : len(scale)]
         return cls(mean, design.fit(log_sizes(left)), scale, network)
@@ -177,7 +180,7 @@ class Network:
 
 def _standardized(features: Pipeline, theta: np.ndarray) -> Tensor:
     """Theta as the scaler of polynomials returns it."""
-    return torch.tensor(features[0].transform(theta), dtype=torch.float32)
+    return torch.tensor(features[0].transform(theta), **_PLAIN)
 
 
 @torch.no_grad()
@@ -189,16 +192,17 @@ def _train(inputs: Tensor, targets: Tensor) -> nn.Module:
     """A network that minimizes the loss of the module."""
     layers, width = [], inputs.shape[1]
     for _ in range(_NUM_LAYERS):
-        layers += [nn.Linear(width, _HIDDEN), nn.ReLU()]
+        layers += [nn.Linear(width, _HIDDEN, **_PLAIN), nn.ReLU()]
         width = _HIDDEN
-    network = nn.Sequential(*layers, nn.Linear(width, 2 * targets.shape[1]))
+    layers.append(nn.Linear(width, 2 * targets.shape[1], **_PLAIN))
+    network = nn.Sequential(*layers)
     optimizer = torch.optim.Adam(network.parameters(), _RATE, fused=True)
     num_steps = max(_MIN_STEPS, _EPOCHS * len(inputs) // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, _RATE, total_steps=num_steps
     )
     for _ in range(num_steps):
-        batch = torch.randint(len(inputs), (_BATCH,))
+        batch = torch.randint(len(inputs), (_BATCH,), device="cpu")
         mean, log_scale = network(inputs[batch]).chunk(2, dim=1)
         left = targets[batch] - mean
         sizes = (left.detach().abs() + _MIN_SIZE).log()
