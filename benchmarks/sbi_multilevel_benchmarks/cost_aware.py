@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sbi_multilevel_benchmarks.cost_aware", description=__doc__
     )
-    parser.add_argument("--tasks", nargs="+", default=["lotka-volterra"])
+    parser.add_argument("--tasks", nargs="+", default=["lotka-volterra", "heat"])
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--output", type=Path, required=True)

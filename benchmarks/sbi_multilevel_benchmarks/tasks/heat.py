@@ -29,7 +29,9 @@ The modes of this system are :math:`\cos(\pi k (j - 1/2) h)` with decay rates :m
 \kappa \sin^2(\pi k h / 2) / h^2` (Strang 1999, SIAM Review 41, 135: the discrete cosine
 transform), so that time is not discretised. Sensors interpolate linearly between the
 centers of cells. The error of both is :math:`O(h^2)`. The cost is that of the dense
-transform, :math:`n^2`.
+transform, :math:`n^2`. `cost_of` is that of a common solver instead, which depends on
+theta: an explicit scheme is stable with steps of at most :math:`h^2 / (2 \kappa)`, so
+it takes :math:`2 \kappa n^2` of them until time 1.
 
 The solution is a function of theta, so the likelihood of level 1 is Gaussian, and the
 posterior is sampled on a grid.
@@ -134,6 +136,16 @@ class Heat(PosteriorTask):
     def noise(n: int, generator: torch.Generator) -> Tensor:
         """Errors of the sensors, shape `(n, 15)`."""
         return torch.randn(n, len(SENSORS) * len(TIMES), generator=generator)
+
+    @staticmethod
+    def cost_of(theta: Tensor, noise: Tensor) -> Tensor:
+        """Steps of an explicit scheme on the cells of level 1, shape `(n,)`.
+
+        Args:
+            theta: Parameters, shape `(n, 3)`.
+            noise: Errors of the sensors, on which the cost does not depend.
+        """
+        return 2 * 10 ** theta[:, 0] * NUM_CELLS[1] ** 2 * TIMES[-1]
 
     def reference(self, index: int) -> Tensor:
         return self.exact_posterior(self.observations[index], self.num_samples)
