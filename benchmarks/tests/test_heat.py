@@ -122,7 +122,7 @@ def test_the_exact_posterior_is_narrower_than_the_prior_and_has_the_truth():
 
 def test_the_cost_is_the_number_of_stable_explicit_steps():
     """The fastest mode of an explicit scheme neither grows nor oscillates for longer."""
-    theta = Heat.prior.sample((5,))
-    steps = Heat.cost_of(theta, Heat.noise(5, torch.Generator()))
+    theta = heat.Heat.prior.sample((5,))
+    steps = heat.Heat.cost_of(theta, heat.Heat.noise(5, torch.Generator()))
     fastest = 4 * 10 ** theta[:, 0] * 64**2  # decay rate of the fastest mode, at most
     assert torch.allclose(fastest / steps, torch.tensor(2.0))  # |1 - rate dt| = 1
