@@ -121,7 +121,7 @@ def test_the_exact_posterior_is_narrower_than_the_prior_and_has_the_truth():
 
 
 def test_the_cost_is_the_number_of_stable_explicit_steps():
-    """The fastest mode of an explicit scheme neither grows nor oscillates for longer."""
+    """At the limit of stability the fastest mode changes its sign in each step."""
     theta = heat.Heat.prior.sample((5,))
     steps = heat.Heat.cost_of(theta, heat.Heat.noise(5, torch.Generator()))
     fastest = 4 * 10 ** theta[:, 0] * 64**2  # decay rate of the fastest mode, at most
