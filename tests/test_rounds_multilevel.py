@@ -245,6 +245,49 @@ def test_active_points_are_those_of_largest_disagreement():
     assert (active > pool.quantile(0.9)).all()  # 2 of 200
 
 
+ACTIVE = Acquisition(share=0.25, pool_size=100, correct=True)
+
+
+def test_active_points_of_a_region_have_weights():
+    inference = hybrid(acquisition=ACTIVE)
+    step(inference)
+    assert all(part.weights is None for part in inference._state.parts)
+    low, high = inference.propose((50, 8))
+    pending = inference._state.pending
+    assert pending[0].is_active.sum() == 0 and (pending[0].weights == 1).all()
+    active = pending[1].is_active
+    assert active.tolist() == [False] * 6 + [True] * 2
+    assert inference.truncated_prior.contains(high).all()
+    # 1 / (1 - a), and 1 / (1 - a + a M / k) where the members disagree most
+    passive, acquired = 1 / 0.75, 1 / (0.75 + 0.25 * 100 / 2)
+    weights = pending[1].weights
+    assert torch.allclose(weights[active], torch.tensor(acquired), rtol=1e-4)
+    assert torch.allclose(weights[~active].max(), torch.tensor(passive), rtol=1e-4)
+    with pytest.raises(ValueError, match="not proposed in this round"):
+        inference.append_multilevel_simulations(high + 1e-3, high, high, level=1)
+    kept = torch.tensor([7, 0, 3])
+    x = problem.simulate(high, torch.zeros(8, 2), level=2)
+    inference.append_multilevel_simulations(high[kept], x[kept], x[kept] + 0.1, level=1)
+    assert torch.equal(inference._state.parts[-1].weights, weights[kept])
+
+
+def test_a_run_with_active_points_trains_on_weights_and_resumes(tmp_path):
+    path = tmp_path / "run.pt"
+    inference = hybrid(acquisition=ACTIVE)
+    options = {**RUN, "num_rounds": 2}
+    posterior = inference.run(*BOTH, checkpoint=path, **options)
+    pairs = [part for part in inference._state.parts if part.level == 1]
+    assert [part.weights is not None for part in pairs] == [False, True]
+    again = hybrid(acquisition=ACTIVE).load(path)
+    saved = [part for part in again._state.parts if part.level == 1]
+    assert torch.equal(saved[1].weights, pairs[1].weights)
+    theta = torch.zeros(1, 2)
+    restored = again.build_posterior()
+    assert torch.equal(restored.log_prob(theta), posterior.log_prob(theta))
+    with pytest.raises(ValueError, match="acquisition"):
+        hybrid().load(path)
+
+
 # ------------------------------------------------------------- seeds, pickles, files
 
 
@@ -396,6 +439,12 @@ def test_bad_arguments_are_errors():
         hybrid(truncation=Truncation(sample_with="sir"))
     with pytest.raises(ValueError, match="compares the members of a mixture"):
         MFSNLE(problem.prior(), X_O, acquisition=Acquisition())
+    with pytest.raises(ValueError, match="gives active points no weights"):
+        hybrid(acquisition=Acquisition())
+    with pytest.raises(ValueError, match="there is one network"):
+        multilevel(acquisition=ACTIVE)
+    with pytest.raises(ValueError, match="there is one network"):
+        hybrid(acquisition=ACTIVE, config=HybridConfig())
     with pytest.raises(ValueError, match="seed"):
         hybrid(seed=-1)
     with pytest.raises(TypeError, match="config"):

@@ -21,6 +21,14 @@ and their selection, folds and stacking weights therefore hold without a correct
 the terms of the telescoping sum of `MLNPE` are expectations over the same
 :math:`\tilde p_r`.
 
+*Active points.* With an `Acquisition`, part of the pairs of each round but the first
+are the points of a pool of draws from the truncated prior where the members of the
+mixture disagree most about the observation. They are no draws from the truncated
+prior: simulations have the importance weights of
+`sbi_multilevel.methods.sequential.acquisition`, with :math:`Z = 1` as the pool lies in
+the region. Active points have small weights, :math:`1 / (1 - \alpha + \alpha M / k)`,
+in losses and scores, but level maps, which are fitted given theta, use them fully.
+
 *Why rounds help.* A level map has to be known in the region only, where the difference
 of the levels is nearly constant, or linear in theta. From the whole prior the same
 number of simulations would have to determine this difference everywhere. A Gaussian
@@ -58,6 +66,7 @@ from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.npe import MLNPE, HybridNPE
+from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.round_method import RoundMethod
 from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
 from sbi_multilevel.methods.sequential.truncation import Truncation
@@ -78,6 +87,7 @@ class _TruncatedRounds(SimulatedRounds):
         density_estimator: Name of a network, or a builder, as for the trainer.
         config: Settings of the trainer.
         truncation: How the prior is truncated; `Truncation(1e-3, 20_000)` by default.
+        acquisition: How active points are chosen; `None` for none.
         seed: Seed of all random numbers here.
         train_options: Arguments of `train` of the trainer.
     """
@@ -93,6 +103,7 @@ class _TruncatedRounds(SimulatedRounds):
         *,
         config: MethodConfig | None = None,
         truncation: Truncation | None = None,
+        acquisition: Acquisition | None = None,
         seed: int = 0,
         train_options: Mapping[str, Any] | None = None,
     ):
@@ -105,14 +116,39 @@ class _TruncatedRounds(SimulatedRounds):
                 "approximately, but simulations of all rounds are used as draws from "
                 "one truncated prior. Use sample_with='rejection'."
             )
+        config = check_config(config, self._config_type, {})
+        _check_acquisition(acquisition, config)
         method = RoundMethod(
             trainer_type=self._trainer_type,
             density_estimator=density_estimator,
-            config=check_config(config, self._config_type, {}),
+            config=config,
             train_options=dict(train_options or {}),
             truncation=truncation,
+            acquisition=acquisition,
         )
         super().__init__(method, prior, check_observation(x_o), seed)
+
+
+def _check_acquisition(acquisition: Acquisition | None, config: MethodConfig) -> None:
+    """Raise unless active points have weights, and there are members to compare.
+
+    Raises:
+        ValueError: If not.
+    """
+    if acquisition is None:
+        return
+    if not acquisition.correct:
+        raise ValueError(
+            f"acquisition={acquisition} gives active points no weights, but all "
+            "simulations are used as draws from one truncated prior. Use "
+            "`Acquisition(correct=True)`."
+        )
+    if not isinstance(config, HybridConfig) or config.distill:
+        raise ValueError(
+            f"acquisition={acquisition} compares the members of a mixture, but "
+            "there is one network. Use `HybridTSNPE` with "
+            "`config=HybridConfig(distill=False)`."
+        )
 
 
 class HybridTSNPE(_TruncatedRounds):
@@ -134,6 +170,8 @@ class HybridTSNPE(_TruncatedRounds):
         density_estimator: Name of a network, or a builder, as for `HybridNPE`.
         config: Settings of `HybridNPE`.
         truncation: How the prior is truncated; `Truncation(1e-3, 20_000)` by default.
+        acquisition: How active points are chosen, with `correct=True`; none by default.
+            Needs the members of the mixture, `HybridConfig(distill=False)`.
         seed: Seed of all random numbers here. The same seed, simulations and settings
             give the same posterior, also after resuming.
         train_options: Arguments of `HybridNPE.train`.

@@ -13,9 +13,11 @@ from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.data.validation import check_level
-from sbi_multilevel.methods.sequential.multilevel_state import (
-    MultilevelState,
+from sbi_multilevel.methods.sequential.acquisition import (
+    Acquisition,
+    importance_weights,
 )
+from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
 from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.round_method import RoundMethod
 from sbi_multilevel.methods.sequential.settings import Stream
@@ -125,7 +127,7 @@ class MultilevelRounds:
             num_new=dict(self._state.num_new),
         )
         for part in new:
-            state.append(part)
+            state.append(self._weighted(part))
         self._state = state
         return self
 
@@ -219,30 +221,65 @@ class MultilevelRounds:
     def _seed_of(self, stream: Stream, *key: int) -> int:
         return derive_seed(self._seed, stream, *key)
 
+    def _weighted(self, part: LevelSimulations) -> LevelSimulations:
+        """Simulations with the weights of their proposals, if these have active points.
+
+        Raises:
+            ValueError: If some were not proposed, so that their weights are unknown.
+        """
+        pending = self._state.pending.get(part.level)
+        if self._is_likelihood or pending is None or not pending.is_active.any():
+            return part
+        weights = pending.weights_of(part.theta)
+        columns = part.theta, part.x, part.x_coarse, weights
+        return LevelSimulations.trusted(part.level, *columns)
+
+    @property
+    def _is_likelihood(self) -> bool:
+        """Whether theta may follow any distribution."""
+        return self._method.truncation is None
+
     def _drawn(self, num: int, level: int, is_active: bool = False) -> Proposals:
         """Proposals of this round, from a seed of their own at each call."""
         state, method = self._state, self._method
         key = state.index, level, state.num_draws
         state.num_draws += 1
         with seeded(self._seed_of(Stream.PROPOSALS, *key)):
-            if method.truncation is not None or not state.fits or num == 0:
-                theta = state.prior.sample((num,))
-                return Proposals(theta, torch.ones(num), state.prior.acceptance)
-            chosen, acquisition = state.prior.sample((0,)), method.acquisition
-            if acquisition is not None and level > 0 and is_active:
-                round_ = 0 if acquisition.fixed_pool else state.index
-                chosen = method.most_disputed(
-                    acquisition.num_active(num),
-                    state.fits[-1],
-                    state.prior.whole,
-                    state.x_o,
-                    self._seed_of(Stream.POOL, round_, level, state.num_draws),
-                )
-            posterior = self.build_posterior()
-            drawn = posterior.sample((num - len(chosen),), show_progress_bars=False)
-        active = torch.arange(num) >= len(drawn)
-        theta = torch.cat([drawn, chosen])
-        return Proposals(theta, torch.ones(num), state.prior.acceptance, active)
+            is_active = is_active and level > 0 and num > 0 and bool(state.fits)
+            if is_active and method.acquisition is not None:
+                return self._with_active(num, level, method.acquisition)
+            theta = self._passive(num)
+        return Proposals(theta, torch.ones(num), state.prior.acceptance)
+
+    def _passive(self, num: int) -> Tensor:
+        """Draws from the truncated prior, or of a likelihood from the posterior."""
+        if not self._is_likelihood or not self._state.fits or num == 0:
+            return self._state.prior.sample((num,))
+        return self.build_posterior().sample((num,), show_progress_bars=False)
+
+    def _with_active(self, num: int, level: int, acquisition: Acquisition) -> Proposals:
+        """Proposals some of which are active points, the last ones."""
+        state, method = self._state, self._method
+        round_ = state.index
+        if acquisition.fixed_pool and self._is_likelihood:
+            round_ = 0  # regions differ, so that their pools do
+        seed = self._seed_of(Stream.POOL, round_, level, state.num_draws)
+        prior = state.prior.whole if self._is_likelihood else state.prior
+        pool, num_active = method.pool(prior, seed), acquisition.num_active(num)
+        passive = self._passive(num - num_active)
+        scores = method.disagreement(
+            torch.cat([pool, passive]), state.fits[-1], state.prior.whole, state.x_o
+        )
+        of_pool, of_passive = scores.split([len(pool), len(passive)])
+        chosen = of_pool.argsort(descending=True, stable=True)[:num_active]
+        weights = torch.ones(num)
+        if acquisition.correct:
+            everywhere = torch.ones(num, dtype=torch.bool)  # in the region
+            of_all = torch.cat([of_passive, of_pool[chosen]])
+            weights = importance_weights(everywhere, of_all, of_pool, 1.0, num_active)
+        theta = torch.cat([passive, pool[chosen]])
+        active = torch.arange(num) >= len(passive)
+        return Proposals(theta, weights, state.prior.acceptance, active)
 
     def _check_enough(self) -> None:
         """Raise unless each level has simulations in the region.

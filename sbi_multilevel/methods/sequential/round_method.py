@@ -20,7 +20,7 @@ from sbi.inference.potentials import likelihood_estimator_based_potential
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
-from sbi_multilevel.data.simulations import LevelSimulations, merged
+from sbi_multilevel.data.simulations import LevelSimulations, merge_levels, merged
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
@@ -64,7 +64,7 @@ class RoundMethod:
         truncation: How the prior is truncated; `None` for a likelihood, for which
             theta may follow any distribution, so that rounds draw from the posterior.
         mcmc_options: Arguments of `MCMCPosterior`, for a likelihood.
-        acquisition: How active points are chosen, for a likelihood.
+        acquisition: How active points are chosen.
     """
 
     trainer_type: type[MultilevelTrainer]
@@ -98,10 +98,7 @@ class RoundMethod:
                 fits level maps.
         """
         trainer = self._trainer(self.trainer_type, prior, self.config)
-        for part in sorted(parts, key=lambda each: each.level):
-            trainer.append_multilevel_simulations(
-                part.theta, part.x, part.x_coarse, level=part.level
-            )
+        trainer.append_multilevel_simulations(merge_levels(parts))
         if isinstance(trainer, HybridTrainer):
             pairs = [part for part in outside if part.is_paired]
             for level in sorted({part.level for part in pairs}):
@@ -144,33 +141,44 @@ class RoundMethod:
         )
         return posterior.set_default_x(x_o)
 
-    def most_disputed(
-        self, num: int, estimator: MixtureEstimator, prior: Any, x_o: Tensor, seed: int
+    def disagreement(
+        self, theta: Tensor, estimator: MixtureEstimator, prior: Any, x_o: Tensor
     ) -> Tensor:
-        """The points of a pool of prior draws at which the members disagree most.
+        """Disagreement of the members about the observation, up to a common factor.
 
         Args:
-            num: How many.
-            estimator: A mixture of likelihoods.
+            theta: Parameters, shape `(n, d_theta)`.
+            estimator: A mixture.
             prior: The whole prior.
             x_o: The observation, shape `(1, *x_shape)`.
-            seed: Seed of the pool.
 
         Returns:
-            Theta, shape `(num, d_theta)`.
+            Scores, shape `(n,)`.
+        """
+        assert self.acquisition is not None
+        target = estimator.target
+        at = x_o.expand(len(theta), *x_o.shape[1:])
+        log_probs = []
+        with torch.no_grad():
+            for member in estimator.members:
+                q = MixtureEstimator([member], torch.ones(1), target, estimator.tails)
+                if target == "x":
+                    log_prob = prior.log_prob(theta) + q.log_prob(at[None], theta)[0]
+                else:
+                    log_prob = q.log_prob(theta[None], at)[0]
+                log_probs.append(log_prob)
+        return disagreement(torch.stack(log_probs), self.acquisition.on)
+
+    def pool(self, prior: Any, seed: int) -> Tensor:
+        """Draws from a prior that active points are chosen from.
+
+        Args:
+            prior: The prior.
+            seed: Seed of the pool.
         """
         assert self.acquisition is not None
         with seeded(seed):
-            pool = prior.sample((self.acquisition.pool_size,))
-        parts = (
-            MixtureEstimator([each], torch.ones(1), "x", estimator.tails)
-            for each in estimator.members
-        )
-        at = x_o.expand(len(pool), *x_o.shape[1:]).unsqueeze(0)
-        with torch.no_grad():
-            log_probs = [prior.log_prob(pool) + q.log_prob(at, pool)[0] for q in parts]
-        scores = disagreement(torch.stack(log_probs), self.acquisition.on)
-        return pool[scores.argsort(descending=True, stable=True)[:num]]
+            return prior.sample((self.acquisition.pool_size,))
 
     def restored(
         self, saved: Mapping[str, Any], prior: TruncatedPrior, x_o: Tensor
