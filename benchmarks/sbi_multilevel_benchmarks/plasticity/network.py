@@ -44,13 +44,15 @@ full networks are published with the code of Krouglova et al., logs of the rates
 and I neurons with 512 + 128 neurons have correlations of 0.91 and 0.97 with those
 published, and rates are lower by 14 and 12 % (medians; 45 s, in place of 120 s).
 
-Synapses are updated by events, neurons by steps. This module needs numba, and is
-imported only to simulate.
+Synapses are updated by events, neurons by steps. Without numba this module can be
+imported, but functions are a hundred times slower: the task needs numba.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,7 +69,13 @@ from sbi_multilevel_benchmarks.plasticity.state import (
     resting,
 )
 
-njit = importlib.import_module("numba").njit
+
+def _as_it_is(function: Callable) -> Callable:
+    return function
+
+
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+njit = importlib.import_module("numba").njit if _HAS_NUMBA else _as_it_is
 
 DELAY = 8  # steps
 E_EXC, E_INH, THRESHOLD = 0.0, -0.080, -0.050  # V
