@@ -44,14 +44,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -63,8 +59,6 @@ from sbi_multilevel.utils.seeds import seeded
 Cost = Callable[[Tensor], Tensor]
 
 _LOW_QUANTILE = 0.01
-_PENALTIES = np.logspace(-3, 4, 22)
-_MIN_FITTED = 10
 
 
 class CostAwareProposal(Distribution):
@@ -241,81 +235,6 @@ class CostAwareProposal(Distribution):
 
     def _g_of(self, theta: Tensor) -> Tensor:
         return self._g(self._costs(theta)).to(theta.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class FittedCost:
-    """A cost that was learned from measured ones, see `fit_cost`.
-
-    Args:
-        log_cost: Regression of the logarithm of the cost on theta.
-        factor: Mean of the cost over the exponential of the regression.
-        lowest: Lowest cost that is returned.
-        highest: Highest cost that is returned.
-    """
-
-    log_cost: Pipeline
-    factor: float
-    lowest: float
-    highest: float
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """Cost at each theta, shape `(n,)`.
-
-        Args:
-            theta: Parameters, shape `(n, d_theta)`.
-        """
-        predicted = self.log_cost.predict(theta.detach().cpu().double().numpy())
-        costs = self.factor * np.exp(predicted)
-        costs = np.clip(costs, self.lowest, self.highest)
-        return torch.as_tensor(costs, device=theta.device)
-
-
-def fit_cost(theta: Tensor, costs: Tensor) -> FittedCost:
-    """Learn the cost as a function of theta.
-
-    A ridge regression of the logarithm on quadratic polynomials of theta, with the
-    penalty chosen by leave-one-out, corrected so that the mean cost is that measured.
-
-    Args:
-        theta: Parameters of finished simulations, shape `(n, d_theta)`.
-        costs: Cost of each, e.g. seconds, shape `(n,)`; `SimulationStore.costs_of`
-            reads them.
-
-    Raises:
-        ValueError: If the shapes do not fit, costs are not positive, or there are fewer
-            than ten.
-
-    Example:
-    --------
-
-    ::
-
-        >>> theta = torch.rand(100, 2)
-        >>> cost = fit_cost(theta, (3 * theta[:, 0]).exp())
-        >>> bool(abs(cost(torch.tensor([[0.5, 0.1]])) / 4.48 - 1) < 0.05)
-        True
-    """
-    check_types(fit_cost, locals())
-    if theta.ndim != 2 or costs.shape != theta.shape[:1]:
-        raise ValueError(
-            f"costs has the shape {tuple(costs.shape)}, but theta "
-            f"{tuple(theta.shape)}. Pass one cost for each theta."
-        )
-    if len(theta) < _MIN_FITTED or not bool(((costs > 0) & costs.isfinite()).all()):
-        raise ValueError(
-            f"costs must be at least {_MIN_FITTED} positive, finite numbers, but are "
-            f"{len(costs)}, the lowest {float(costs.min()) if len(costs) else None}. "
-            "Leave out failed simulations, or simulate more."
-        )
-    inputs, measured = theta.cpu().double().numpy(), costs.cpu().double().numpy()
-    features = PolynomialFeatures(2, include_bias=False)
-    model = make_pipeline(StandardScaler(), features, RidgeCV(_PENALTIES))
-    model.fit(inputs, np.log(measured))
-    factor = measured.mean() / np.exp(model.predict(inputs)).mean()
-    return FittedCost(
-        model, float(factor), float(measured.min()), float(measured.max())
-    )
 
 
 def _check_numbers(exponent: float, max_ratio: float, num_draws: int) -> None:
