@@ -267,10 +267,12 @@ class MultilevelRounds:
         prior = state.prior.whole if self._is_likelihood else state.prior
         pool, num_active = method.pool(prior, seed), acquisition.num_active(num)
         passive = self._passive(num - num_active)
+        # weights need both in one call: scores are known up to a factor of the call
+        scored = torch.cat([pool, passive]) if acquisition.correct else pool
         scores = method.disagreement(
-            torch.cat([pool, passive]), state.fits[-1], state.prior.whole, state.x_o
+            scored, state.fits[-1], state.prior.whole, state.x_o
         )
-        of_pool, of_passive = scores.split([len(pool), len(passive)])
+        of_pool, of_passive = scores[: len(pool)], scores[len(pool) :]
         chosen = of_pool.argsort(descending=True, stable=True)[:num_active]
         weights = torch.ones(num)
         if acquisition.correct:
