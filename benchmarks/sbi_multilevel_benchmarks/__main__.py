@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from sbi_multilevel_benchmarks.divergence import (
     divergence_table,
     run_divergences,
 )
-from sbi_multilevel_benchmarks.journal import Journal
+from sbi_multilevel_benchmarks.journal import Journal, command_of
 from sbi_multilevel_benchmarks.overhead import overheads
 from sbi_multilevel_benchmarks.records import (
     Record,
@@ -255,16 +254,7 @@ def _seeds(options: argparse.Namespace) -> range:
 
 
 def _command(given: Sequence[str]) -> str:
-    """The command line for the record, without paths of the machine."""
-    words: list[str] = []
-    for word in given:
-        option, equals, _ = word.partition("=")
-        if words and words[-1] in ("--data", "--out", "--plugin"):
-            word = "FILE"
-        elif equals and option in ("--data", "--out", "--plugin"):
-            word = f"{option}=FILE"
-        words.append(word)
-    return f"{PROGRAM} {shlex.join(words)}"
+    return command_of(PROGRAM, given)
 
 
 if __name__ == "__main__":

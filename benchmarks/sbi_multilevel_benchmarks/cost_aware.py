@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from sbi_multilevel import MFNPE, OneCycle, TransferConfig
 from sbi_multilevel.allocation import CostAwareProposal, fit_cost
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel.utils.seeds import seeded
+from sbi_multilevel_benchmarks.journal import Journal, command_of
 from sbi_multilevel_benchmarks.records import Record, Table, over_seeds
 from sbi_multilevel_benchmarks.registry import get_task
 from sbi_multilevel_benchmarks.run import quiet
 
+PROGRAM = "python -m sbi_multilevel_benchmarks.cost_aware"
 METHODS = ("prior", "cost-aware")
 BUDGETS = (0.5, 0.7, 1.0)  # relative
 _NUM_FULL = 1_000  # draws from the prior that the budget 1 pays on average
@@ -159,32 +163,21 @@ def cost_table(records: Sequence[Record]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the records that a file lacks, and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sbi_multilevel_benchmarks.cost_aware", description=__doc__
-    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["lotka-volterra", "heat"])
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    records: list[Record] = []
-    if options.output.exists():
-        lines = options.output.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-    known = {_key(record) for record in records}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    for task in options.tasks:
-        for seed in range(options.seeds):
-            for budget in options.budgets:
-                for method in METHODS:
-                    if (task, method, budget, seed) in known:
-                        continue
-                    records.append(run_one(task, method, budget, seed))
-                    line = json.dumps(records[-1])
-                    with options.output.open("a", encoding="utf-8") as file:
-                        file.write(line + "\n")
-                    print(line, flush=True)
-    print(cost_table(records))
+    options = parser.parse_args(given)
+    journal = Journal(options.output, command_of(PROGRAM, given))
+    known = {_key(record) for record in journal.records}
+    wanted = product(options.tasks, range(options.seeds), options.budgets, METHODS)
+    for task, seed, budget, method in wanted:
+        if (task, method, budget, seed) not in known:
+            record = journal.append(run_one(task, method, budget, seed))
+            print(json.dumps(record), flush=True)
+    print(cost_table(journal.records))
 
 
 def _key(record: Record) -> tuple[str, str, float, int]:

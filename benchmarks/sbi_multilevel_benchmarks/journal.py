@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
 from sbi_multilevel_benchmarks.records import Record, fault_of
 
+_FILES = ("--data", "--out", "--output", "--plugin")
 PACKAGES = ("sbi_multilevel", "sbi", "torch", "nflows", "zuko", "numpy")
 
 
@@ -49,6 +52,24 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         return record
+
+
+def command_of(program: str, given: Sequence[str]) -> str:
+    """The command line for the record, without paths of the machine.
+
+    Args:
+        program: The command.
+        given: Its arguments.
+    """
+    words: list[str] = []
+    for word in given:
+        option, equals, _ = word.partition("=")
+        if words and words[-1] in _FILES:
+            word = "FILE"
+        elif equals and option in _FILES:
+            word = f"{option}=FILE"
+        words.append(word)
+    return f"{program} {shlex.join(words)}"
 
 
 def provenance(command: str) -> Record:

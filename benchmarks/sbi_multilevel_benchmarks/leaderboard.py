@@ -123,13 +123,15 @@ def _text(value: Summary | None, star: str) -> str:
 
 
 def _main(cell: Cell) -> Summary | None:
-    of_metric = cell.metrics.get(cell.metric)
-    return None if of_metric is None else of_metric["mean"]
+    return _metric(cell, cell.metric)
 
 
 def _calibration(cell: Cell) -> Summary | None:
-    of_metric = cell.metrics.get(CALIBRATION)
-    return None if of_metric is None else of_metric["mean"]
+    return _metric(cell, CALIBRATION)
+
+
+def _metric(cell: Cell, name: str) -> Summary | None:
+    return cell.metrics[name]["mean"] if name in cell.metrics else None
 
 
 def _seconds(cell: Cell) -> Summary | None:

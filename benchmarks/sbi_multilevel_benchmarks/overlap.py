@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import sys
 import time
 from collections import defaultdict
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel_benchmarks.fit import Fit, runs_of
-from sbi_multilevel_benchmarks.journal import Journal
+from sbi_multilevel_benchmarks.journal import Journal, command_of
 from sbi_multilevel_benchmarks.partial_pairs import (
     check_overlap,
     fit_unpaired,
@@ -44,7 +43,7 @@ from sbi_multilevel_benchmarks.pool import run_records
 from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 from sbi_multilevel_benchmarks.records import Record, Table, joined, over_seeds
 from sbi_multilevel_benchmarks.registry import METHODS, TASKS, get_task
-from sbi_multilevel_benchmarks.run import Run, evaluation, quiet
+from sbi_multilevel_benchmarks.run import Run, effort, evaluation, quiet
 from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 PROGRAM = "python -m sbi_multilevel_benchmarks.overlap"
@@ -102,16 +101,7 @@ def run_overlap(run: OverlapRun) -> Record:
         errors = evaluation(task, result)
         if not isinstance(task, PosteriorTask):
             errors |= variances(task, result.evaluated, run.share, run.seed)
-    runs = result.runs or ()
-    return {
-        **run.identity,
-        **errors,
-        "runs": list(runs),
-        "cost": sum(n * cost for n, cost in zip(runs, task.costs)),
-        "seconds": round(seconds, 1),
-        "epochs": result.num_epochs,
-        "threads": torch.get_num_threads(),
-    }
+    return {**run.identity, **errors, **effort(task, result, seconds)}
 
 
 def fit_overlapping(task: BenchmarkTask, run: OverlapRun) -> Fit:
@@ -222,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     for run in runs[:: options.seeds]:  # errors of arguments are raised first
         run.build_task()
-    journal = Journal(options.out, f"{PROGRAM} {shlex.join(_without_paths(given))}")
+    journal = Journal(options.out, command_of(PROGRAM, given))
     failures = 0
     for record in run_overlaps(runs, options.workers, journal.records):
         record = journal.append(record)
@@ -260,16 +250,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="file of JSON lines, a record each")
     return parser
-
-
-def _without_paths(given: Sequence[str]) -> list[str]:
-    """The words of the command line for the record."""
-    words: list[str] = []
-    for word in given:
-        if words and words[-1] == "--out":
-            word = "FILE"
-        words.append("--out=FILE" if word.startswith("--out=") else word)
-    return words
 
 
 if __name__ == "__main__":

@@ -149,10 +149,13 @@ def run_one(run: Run) -> Record:
         result = fit(run.method, task, run.num_simulations, run.seed)
         seconds = time.perf_counter() - start + result.seconds_before
         evaluated = evaluation(task, result)
+    return {**run.identity, **evaluated, **effort(task, result, seconds)}
+
+
+def effort(task: BenchmarkTask, result: Fit, seconds: float) -> Record:
+    """The part of a record with the runs of simulators, their cost, and the time."""
     runs = result.runs or ()
     return {
-        **run.identity,
-        **evaluated,
         "runs": list(runs),
         "cost": sum(n * cost for n, cost in zip(runs, task.costs)),
         "seconds": round(seconds, 1),
