@@ -9,6 +9,10 @@ As in Hikida et al. (2025), Section 5.2, with the network of their code.
 
 The observed steps are a Gaussian Markov chain, so the exact posterior is known up to a
 constant; it is sampled on a grid for the C2ST.
+
+`ou-start` has a fourth parameter, the start :math:`x_0 \in [0, 4]`, which level 0 does
+not depend on: Hikida et al. (2025), Appendix B.3.1. Their code has
+:math:`\gamma \in [0.5, 1.5]` there.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from torch import Tensor
 from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.calibration import calibration_of_network
 from sbi_multilevel_benchmarks.metrics import c2st, posterior_density
+from sbi_multilevel_benchmarks.posterior_task import sample_density
 from sbi_multilevel_benchmarks.registry import register_task
 from sbi_multilevel_benchmarks.task import BenchmarkTask
 
@@ -33,14 +38,14 @@ OBSERVED = (0, 3, 9, 31, 99)
 
 def stationary(theta: Tensor, noise: Tensor) -> Tensor:
     """Level 0: independent draws from the stationary law."""
-    gamma, mu, sigma = theta.unsqueeze(-1).unbind(dim=1)
+    gamma, mu, sigma, _ = (column.unsqueeze(-1) for column in _columns(theta))
     return mu + sigma / torch.sqrt(2 * gamma) * noise[:, OBSERVED]
 
 
 def process(theta: Tensor, noise: Tensor) -> Tensor:
     """Level 1: Euler steps."""
-    gamma, mu, sigma = theta.unbind(dim=1)
-    x, path = torch.full_like(mu, START), []
+    gamma, mu, sigma, x = _columns(theta)
+    path = []
     for t in range(NUM_STEPS):
         x = x + gamma * (mu - x) * STEP + sigma * STEP**0.5 * noise[:, t]
         path.append(x)
@@ -49,9 +54,9 @@ def process(theta: Tensor, noise: Tensor) -> Tensor:
 
 def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
     """Exact log likelihood of one observation `x`, shape `(5,)`, at each theta."""
-    gamma, mu, sigma = theta.unbind(dim=1)
+    gamma, mu, sigma, start = _columns(theta)
     decay = 1 - gamma * STEP
-    previous, last = torch.full_like(mu, START), -1
+    previous, last = start, -1
     total = torch.zeros_like(mu)
     for step, value in zip(OBSERVED, x):
         n = step - last
@@ -60,6 +65,14 @@ def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
         total += torch.distributions.Normal(mean, variance.sqrt()).log_prob(value)
         previous, last = value.expand_as(mu), step
     return total
+
+
+def _columns(theta: Tensor) -> list[Tensor]:
+    """Gamma, mu, sigma and the start, which is fixed if theta has three columns."""
+    columns = list(theta.unbind(dim=1))
+    if len(columns) == 3:
+        columns.append(torch.full_like(columns[0], START))
+    return columns
 
 
 class OrnsteinUhlenbeck(BenchmarkTask):
@@ -116,6 +129,27 @@ class OrnsteinUhlenbeck(BenchmarkTask):
             return grid[chosen] + width * (torch.rand(num_samples, 3) - 0.5)
 
 
+class StartedOrnsteinUhlenbeck(OrnsteinUhlenbeck):
+    """The process with its start as a fourth parameter."""
+
+    name = "ou-start"
+    num_simulations = (1_000, 100)
+    prior = BoxUniform(
+        torch.tensor([0.1, 0.1, 0.1, 0.0]), torch.tensor([1.0, 3.0, 0.6, 4.0])
+    )
+
+    def exact_posterior(self, x_o: Tensor, num_samples: int, size: int = 28) -> Tensor:
+        """Samples of the exact posterior, see `sample_density`."""
+        support = self.prior.support.base_constraint
+        return sample_density(
+            lambda theta: log_likelihood(theta, x_o.double()),
+            support.lower_bound,
+            support.upper_bound,
+            num_samples,
+            size,
+        )
+
+
 def unrelated(theta: Tensor, noise: Tensor) -> Tensor:
     """Level 0 without information: normals around 2, independent of level 1."""
     return START + noise[:, NUM_STEPS:]
@@ -133,4 +167,5 @@ class UselessOrnsteinUhlenbeck(OrnsteinUhlenbeck):
 
 
 register_task("ou", lambda data: OrnsteinUhlenbeck())
+register_task("ou-start", lambda data: StartedOrnsteinUhlenbeck())
 register_task("ou-useless", lambda data: UselessOrnsteinUhlenbeck())
