@@ -86,8 +86,8 @@ def check_method(method: str, task: BenchmarkTask) -> None:
     """Raise if a method cannot run on a task.
 
     Raises:
-        ValueError: If the method needs observations, or settings of the reference code,
-            that the task does not have.
+        ValueError: If the method needs observations, a level, or settings of the
+            reference code, that the task does not have.
     """
     is_posterior_task = isinstance(task, PosteriorTask)
     needs_observations = getattr(METHODS[method], "needs_observations", False)
@@ -96,6 +96,13 @@ def check_method(method: str, task: BenchmarkTask) -> None:
             f"method={method!r} infers one observation after another, but task="
             f"{task.name!r} evaluates density estimators, without observations. Choose "
             "a task that evaluates posteriors, or another method."
+        )
+    level = getattr(METHODS[method], "level", None)
+    if level is not None and level > task.highest_level:
+        raise ValueError(
+            f"method={method!r} simulates level {level}, but the highest level of task="
+            f"{task.name!r} is {task.highest_level}. Choose 'equal-cost', or a task "
+            "with more levels."
         )
     needs_settings = getattr(METHODS[method], "needs_paper_settings", False)
     if needs_settings and is_posterior_task:

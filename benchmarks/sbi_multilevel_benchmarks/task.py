@@ -37,6 +37,11 @@ class BenchmarkTask(ABC):
     simulators: tuple[Callable, ...]
     costs: tuple[float, ...]
 
+    @property
+    def highest_level(self) -> int:
+        """Number of the highest level, 1 if there are two."""
+        return len(self.costs) - 1
+
     @staticmethod
     @abstractmethod
     def noise(n: int, generator: Any) -> Any:
@@ -85,14 +90,26 @@ class BenchmarkTask(ABC):
         )
 
     def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Theta and x of the highest level alone, independent of `simulate`.
+        """Theta and x of the highest level alone, see `simulate_level`.
 
         Args:
             num_simulations: Number of simulations.
             seed: Root seed.
         """
+        return self.simulate_level(self.highest_level, num_simulations, seed)
+
+    def simulate_level(
+        self, level: int, num_simulations: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Theta and x of one level alone, independent of `simulate`.
+
+        Args:
+            level: The level, 0 for the lowest fidelity.
+            num_simulations: Number of simulations.
+            seed: Root seed.
+        """
         simulations = simulate_multilevel(
-            self.simulators[-1:],
+            self.simulators[level : level + 1],
             self.prior,
             (num_simulations,),
             noise=self.noise,

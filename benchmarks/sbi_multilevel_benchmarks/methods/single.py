@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from sbi.inference import NLE, NPE
 from torch import Tensor
@@ -14,7 +14,7 @@ from sbi_multilevel_benchmarks.registry import register_method
 from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 
-def _train(task: BenchmarkTask, theta: Tensor, x: Tensor, level: int = -1) -> Fit:
+def _train(task: BenchmarkTask, theta: Tensor, x: Tensor, level: int) -> Fit:
     trainer = {"nle": NLE, "npe": NPE}[task.family](
         task.prior,
         density_estimator=task.build_network(),
@@ -23,36 +23,47 @@ def _train(task: BenchmarkTask, theta: Tensor, x: Tensor, level: int = -1) -> Fi
     )
     estimator = trainer.append_simulations(theta, x).train()
     epochs = trainer.summary["epochs_trained"][-1]
-    return Fit(
-        evaluated(task, [estimator]), x, epochs, runs=runs_at(level, len(x), task)
-    )
+    trained_on = x if level == task.highest_level else x[:0]
+    runs = runs_at(level, len(x), task)
+    return Fit(evaluated(task, [estimator]), trained_on, epochs, runs=runs)
 
 
 def high(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """NPE or NLE on the high-fidelity simulations of the pairs."""
-    return _train(task, simulations[-1].theta, simulations[-1].x)
+    return _train(task, simulations[-1].theta, simulations[-1].x, task.highest_level)
 
 
 def low(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """NPE or NLE on the simulations of level 0."""
-    fit = _train(task, simulations[0].theta, simulations[0].x, level=0)
-    return replace(fit, trained_on=simulations[0].x[:0])
+    return _train(task, simulations[0].theta, simulations[0].x, level=0)
 
 
 def oracle(task: BenchmarkTask, simulations: MultilevelSimulations, seed: int) -> Fit:
     """NPE or NLE on as many high-fidelity simulations as it takes to be near exact."""
-    return _train(task, *task.simulate_high(task.oracle_size, seed))
+    return _train(task, *task.simulate_high(task.oracle_size, seed), task.highest_level)
 
 
-def equal_cost(
-    task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
-) -> Fit:
-    """NPE or NLE on high-fidelity simulations of the cost of all simulations."""
-    affordable = int((simulations.total_cost or 0.0) // task.costs[-1])
-    return _train(task, *task.simulate_high(affordable, seed))
+@dataclass(frozen=True)
+class EqualCost:
+    """NPE or NLE on simulations of one level of the cost of all simulations.
+
+    Args:
+        level: The level, 0 for the lowest fidelity; `None` for the highest.
+    """
+
+    level: int | None = None
+
+    def __call__(
+        self, task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
+    ) -> Fit:
+        level = task.highest_level if self.level is None else self.level
+        affordable = int((simulations.total_cost or 0.0) // task.costs[level])
+        return _train(task, *task.simulate_level(level, affordable, seed), level)
 
 
 register_method("high", high)
 register_method("low", low)
-register_method("equal-cost", equal_cost)
+register_method("equal-cost", EqualCost())
+register_method("equal-cost-0", EqualCost(0))
+register_method("equal-cost-1", EqualCost(1))
 register_method("oracle", oracle)

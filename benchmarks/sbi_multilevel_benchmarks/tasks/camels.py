@@ -105,10 +105,17 @@ class Camels(BenchmarkTask):
             self.costs,
         )
 
-    def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
+    def simulate_level(
+        self, level: int, num_simulations: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
         """The last simulations, so that the first are left for the test set."""
+        if num_simulations > len(self._theta):
+            raise ValueError(
+                f"num_simulations={num_simulations} of level {level} are more than the "
+                f"{len(self._theta)} of the file. Choose smaller numbers."
+            )
         last = self._order(seed).flip(0)[:num_simulations]
-        return self._theta[last], self._high[last]
+        return self._theta[last], (self._low, self._high)[level][last]
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict:
         """NLPD at all simulations not trained on."""

@@ -212,9 +212,12 @@ class L5PC(PosteriorTask):
         )
         return runs.first(num_simulations, seed, self._store(f"pairs-{seed}"))
 
-    def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        runs = Runs(self.simulators[-1:], self.prior, self.noise, self.costs[-1:])
-        store = self._store(f"high-{seed}")
+    def simulate_level(
+        self, level: int, num_simulations: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        one = slice(level, level + 1)
+        runs = Runs(self.simulators[one], self.prior, self.noise, self.costs[one])
+        store = self._store(f"{('low', 'high')[level]}-{seed}")
         found = runs.first((num_simulations,), seed + 1_000_000, store)
         return found[0].theta, found[0].x
 

@@ -231,6 +231,14 @@ class OUReverse(OUTransfer):
         low = LevelSimulations(0, low.theta[:, :2], low.x)
         return MultilevelSimulations((low, high), self.costs)
 
+    def simulate_level(
+        self, level: int, num_simulations: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        if level == 1:
+            return super().simulate_level(level, num_simulations, seed)
+        (low,) = self.simulate_levels((num_simulations,), seed + 1_000_000)
+        return low.theta[:, :2], low.x
+
 
 class OUPublished(OUTransfer):
     """Two parameters, with the simulations and posterior samples of the paper.

@@ -182,13 +182,18 @@ class PlasticityTask(PosteriorTask):
         high = LevelSimulations(1, theta, x, x_coarse)
         return MultilevelSimulations((low, high), self.costs)
 
-    def simulate_high(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Theta and x of plausible networks, independent of `simulate`.
+    def simulate_level(
+        self, level: int, num_simulations: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Theta and x of mean fields or plausible networks, independent of `simulate`.
 
         Args:
+            level: The level.
             num_simulations: Number of simulations.
             seed: Root seed.
         """
+        if level == 0:
+            return super().simulate_level(level, num_simulations, seed)
         return self._plausible(num_simulations, seed + 1_000_000)
 
     def _plausible(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
