@@ -55,7 +55,8 @@ th[aria-sort=descending] button::after { content: " \\25BC"; }
 </head>
 <body>
 <h1>Benchmark of sbi_multilevel</h1>
-<p>Lower is better, except for <em>atc</em>, which is 0 at best. A value is the mean
+<p>Lower is better, except for <em>atc</em>, which is 0 at best, and
+<em>coverage_50</em> and <em>coverage_90</em>, 0.5 and 0.9 at best. A value is the mean
 over test points, as mean ± standard error over seeds; <em>median</em> is the median
 over test points. $few marks fewer than $seeds seeds. All methods of a task have the
 same simulations, noise, network and test points. <em>Cost</em> is the cost of the
