@@ -86,7 +86,8 @@ def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[floa
         float(kstest(column.numpy() / _NUM_SAMPLES, "uniform").statistic)
         for column in ranks.T
     ]
-    with seeded(1), torch.no_grad():
+    with seeded(1), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         samples = posterior.sample_batched(
             (_NUM_SAMPLES,), x=x, show_progress_bars=False
         )

@@ -18,6 +18,7 @@ from sbi_multilevel_benchmarks.tasks import ou_transfer as ou
 
 DENSITY_TASKS = ("camels", "g-and-k", "toggle-switch", "ou", "ou-useless")
 DENSITY_TASKS += ("camels-shuffled", "g-and-k-useless")
+DENSITY_TASKS += ("g-and-k-posterior", "ou-start")
 # networks take seconds: test_plasticity.py has a contract of its own
 POSTERIOR_TASKS = [
     name
@@ -84,6 +85,9 @@ def test_posterior_tasks_keep_the_contract(task):
     assert torch.isfinite(task.prior.log_prob(task.true_theta)).all()
     theta, x = task.simulate_high(8, seed=1)
     assert x.shape == (8, *task.observations.shape[1:]) and len(theta) == 8
+    theta, x = task.simulate_level(0, 8, seed=1)
+    assert x.shape == (8, *task.observations.shape[1:])
+    assert theta.shape == (8, *task.true_theta.shape[1:])
 
 
 @UNLIKE

@@ -12,6 +12,7 @@ from sbi_multilevel_benchmarks.plots import arrange, draw, png
 from sbi_multilevel_benchmarks.records import (
     cells,
     failed,
+    fault_of,
     finished,
     over_seeds,
     table,
@@ -102,6 +103,20 @@ def test_a_table_is_sorted_and_marks_few_seeds(records):
         *("5", "2.200 ± 0.071", "1.100 ± 0.035"),
         *("210", "3"),
     )
+
+
+def test_records_without_coverage_are_read_with_those_that_have_it(tmp_path):
+    covered = {"coverage_50": {"mean": 0.4, "median": 0.4}}
+    given = [_record("ml", seed, 1.0) for seed in range(3)]
+    given[2]["metrics"] |= covered
+    given.append(_record("high", 0, 2.0))
+    assert [fault_of(record) for record in given] == [None] * 4
+    (high, ml) = cells(given)
+    assert list(high.metrics) == ["gap"]
+    assert ml.metrics["gap"]["mean"].num_seeds == 3
+    assert ml.metrics["coverage_50"]["mean"].num_seeds == 1
+    assert "coverage_50 (mean)" in table([high, ml]).header
+    assert "coverage_90" in write_report(given, tmp_path).read_text()
 
 
 def test_missing_metrics_are_dashes_and_the_main_metric_is_first():
