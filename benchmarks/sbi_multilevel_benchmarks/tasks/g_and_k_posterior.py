@@ -12,7 +12,8 @@ x is
 estimates of location, scale, skewness and kurtosis: those of Prangle (2020), "gk: An R
 package for the g-and-k and generalised g-and-h distributions". As in Hikida et al.
 (2025), Section 5.1, with the network of the paper; that of their code has 32 hidden
-features.
+features. Their code standardizes each of the 1 000 draws by its own mean and standard
+deviation over simulations before it computes the statistics, which is not done here.
 """
 
 from __future__ import annotations
