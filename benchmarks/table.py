@@ -1,6 +1,6 @@
-"""Prints the tables of the README, and with `--full` of docs/results/hybrid.md.
+"""Prints the tables of the README and of docs/results: hybrid.md, papers.md.
 
-A test compares both pages with the tables.
+A test compares the pages with the tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sbi_multilevel_benchmarks.journal import read_records
+from sbi_multilevel_benchmarks.papers.experiment import EXPERIMENTS
 from sbi_multilevel_benchmarks.records import MIN_SEEDS, Cell, Record, Table, cells
+from sbi_multilevel_benchmarks.reproduce import overview, published_table
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = {"plain": "high", "multilevel": "ml", "transfer": "mf", "hybrid": "hybrid"}
@@ -78,9 +80,10 @@ class Results:
     """Cells of the records, by task, numbers of simulations and method."""
 
     def __init__(self, records: Iterable[Record]) -> None:
+        self.records = list(records)
         self._cells = {
             (each.task, each.num_simulations, each.method): each
-            for each in cells(records)
+            for each in cells(self.records)
             if each.observations is None
         }
 
@@ -172,6 +175,18 @@ def parts_table() -> Table:
     return Table(("", *titles), tuple(rows))
 
 
+def papers_tables() -> tuple[Table, ...]:
+    """Figures and tables of each paper, and published values beside ours."""
+    experiments = list(EXPERIMENTS.values())
+    papers = dict.fromkeys(each.name.partition(":")[0] for each in experiments)
+    records = Results.of_files().records
+    records = [each for each in records if each.get("observations") is None]
+    return (
+        *(overview(e for e in experiments if e.name.startswith(p)) for p in papers),
+        published_table(experiments, records),
+    )
+
+
 def _counted(counts: tuple[int, ...]) -> str:
     return " + ".join(f"{count:,}".replace(",", " ") for count in counts)
 
@@ -216,10 +231,14 @@ def _is_best(results: Results, line: Line, counts: tuple[int, ...]) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all metrics and columns")
-    full = parser.parse_args(arguments).full
-    print(main_table(full))
-    if full:
+    parser.add_argument("--full", action="store_true", help="the tables of hybrid.md")
+    parser.add_argument("--papers", action="store_true", help="those of papers.md")
+    options = parser.parse_args(arguments)
+    if options.papers:
+        print(*papers_tables(), sep="\n\n")
+        return
+    print(main_table(options.full))
+    if options.full:
         print(f"\n{useless_table()}\n\n{parts_table()}")
 
 

@@ -69,6 +69,12 @@ def test_tables_agree_with_the_records(tables):
     assert [str(table) for table in made if str(table) not in text] == []
 
 
+def test_figures_of_the_papers_agree_with_the_page(tables):
+    text = (ROOT / "docs" / "results" / "papers.md").read_text("utf-8")
+    missing = [str(each) for each in tables.papers_tables() if str(each) not in text]
+    assert missing == []
+
+
 @pytest.fixture
 def tables():
     path = ROOT / "benchmarks" / "table.py"

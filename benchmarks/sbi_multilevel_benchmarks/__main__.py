@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from sbi_multilevel_benchmarks import families, report, speed
+from sbi_multilevel_benchmarks import families, report, reproduce, speed
 from sbi_multilevel_benchmarks.allocation import allocation_table, run_allocations
 from sbi_multilevel_benchmarks.cost import step_costs
 from sbi_multilevel_benchmarks.divergence import (
@@ -30,10 +29,12 @@ from sbi_multilevel_benchmarks.registry import (
     COMMANDS,
     METHODS,
     TASKS,
+    get_method,
     get_task,
     load_plugin,
+    split_name,
 )
-from sbi_multilevel_benchmarks.run import Run, run_all
+from sbi_multilevel_benchmarks.run import Run, missing, run_all
 
 PROGRAM = "python -m sbi_multilevel_benchmarks"
 
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(overheads())
     elif first == "families":
         _compare_families(given)
+    elif first == "reproduce":
+        _exit_if_failed(reproduce.main(given[1:]))
     elif first == "speed":
         speed.main(given[1:])
     elif first == "allocation":
@@ -69,13 +72,14 @@ def _benchmark(given: Sequence[str]) -> None:
     parser = _parser("Train methods, and evaluate them on tasks.")
     parser.epilog = (
         f"Tasks: {', '.join(TASKS)}. Methods: {', '.join(METHODS)}. "
-        f"Other commands: {', '.join(COMMANDS)}."
+        f"Other commands: {', '.join(COMMANDS)}. Options of a task or a method follow "
+        "its name, as in blob:size=64 or mf-tsnpe:epsilon=1e-4."
     )
-    parser.add_argument("tasks", nargs="+", choices=TASKS, metavar="TASK")
+    parser.add_argument("tasks", nargs="+", type=_one_of(TASKS), metavar="TASK")
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=METHODS,
+        type=_one_of(METHODS),
         default=["high", "ml"],
         metavar="METHOD",
         help="high and ml by default",
@@ -105,15 +109,9 @@ def _benchmark(given: Sequence[str]) -> None:
         for seed in _seeds(options)
     ]
     journal = Journal(options.out, _command(given))
-    done = {key(record) for record in finished(journal.records)}
-    missing = [run for run in runs if key(run.identity) not in done]
-    if len(missing) < len(runs):
-        num_done = len(runs) - len(missing)
-        print(f"{num_done} runs were done before.", file=sys.stderr, flush=True)
-    # errors of arguments are raised before anything is run
-    for run in {(r.task, r.method, r.num_simulations): r for r in missing}.values():
-        run.build_task()
-    failures = _write(journal, run_all(missing, options.workers, plugins))
+    failures = journal.extend(
+        run_all(missing(runs, journal.records), options.workers, plugins)
+    )
     requested = {key(run.identity) for run in runs}
     done_now = cells(r for r in finished(journal.records) if key(r) in requested)
     for group in by_title(done_now).values():
@@ -125,7 +123,7 @@ def _available(methods: Sequence[str]) -> list[str]:
     """The methods that can run here; others are named with the reason."""
     available = []
     for name in methods:
-        why_skipped = getattr(METHODS[name], "why_skipped", lambda: None)()
+        why_skipped = getattr(get_method(name), "why_skipped", lambda: None)()
         if why_skipped is None:
             available.append(name)
         else:
@@ -139,7 +137,7 @@ def _allocate(given: Sequence[str]) -> None:
     options = parser.parse_args(given)
     journal = Journal(options.out, _command(given))
     records = run_allocations(_seeds(options), options.workers, journal.records)
-    failures = _write(journal, records)
+    failures = journal.extend(records)
     print(allocation_table(journal.records))
     _exit_if_failed(failures)
 
@@ -159,7 +157,7 @@ def _count_divergences(given: Sequence[str]) -> None:
     records = run_divergences(
         _seeds(options), options.workers, journal.records, options.stopping
     )
-    failures = _write(journal, records)
+    failures = journal.extend(records)
     print(divergence_table(journal.records))
     _exit_if_failed(failures)
 
@@ -181,20 +179,9 @@ def _compare_families(given: Sequence[str]) -> None:
         options.only,
         options.methods,
     )
-    failures = _write(journal, records)
+    failures = journal.extend(records)
     print(families.family_table(journal.records))
     _exit_if_failed(failures)
-
-
-def _write(journal: Journal, records: Iterable[Record]) -> list[Record]:
-    """Add records to the journal as runs end, and return those of failures."""
-    failures = []
-    for record in records:
-        record = journal.append(record)
-        print(json.dumps(record), flush=True)
-        if "error" in record:
-            failures.append(record)
-    return failures
 
 
 def _exit_if_failed(failures: Sequence[Record]) -> None:
@@ -243,6 +230,22 @@ def _plugins(given: Sequence[str]) -> list[str]:
     for plugin in plugins:
         load_plugin(plugin)
     return plugins
+
+
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
+    """Type of an argument that is one of these names, with options if any."""
+
+    def check(text: str) -> str:
+        try:
+            base, _ = split_name(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        if base not in names:
+            known = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {known}")
+        return text
+
+    return check
 
 
 def _counts(text: str) -> tuple[int, ...]:

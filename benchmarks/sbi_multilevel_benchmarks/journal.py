@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +52,16 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         return record
+
+    def extend(self, records: Iterable[Record]) -> list[Record]:
+        """Append and print records as runs end, and return those of failures."""
+        failures = []
+        for record in records:
+            record = self.append(record)
+            print(json.dumps(record), flush=True)
+            if "error" in record:
+                failures.append(record)
+        return failures
 
 
 def command_of(program: str, given: Sequence[str]) -> str:

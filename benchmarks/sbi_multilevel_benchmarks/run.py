@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import time
 import warnings
 from collections import defaultdict
@@ -19,8 +20,8 @@ from sbi_multilevel_benchmarks.fit import Fit, runs_of
 from sbi_multilevel_benchmarks.metrics import summarize
 from sbi_multilevel_benchmarks.pool import run_records
 from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
-from sbi_multilevel_benchmarks.records import Record
-from sbi_multilevel_benchmarks.registry import METHODS, get_task
+from sbi_multilevel_benchmarks.records import Record, finished, key
+from sbi_multilevel_benchmarks.registry import get_method, get_task
 from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 
@@ -89,22 +90,22 @@ def check_method(method: str, task: BenchmarkTask) -> None:
         ValueError: If the method needs observations, a level, or settings of the
             reference code, that the task does not have.
     """
-    is_posterior_task = isinstance(task, PosteriorTask)
-    needs_observations = getattr(METHODS[method], "needs_observations", False)
+    how, is_posterior_task = get_method(method), isinstance(task, PosteriorTask)
+    needs_observations = getattr(how, "needs_observations", False)
     if needs_observations and not is_posterior_task:
         raise ValueError(
             f"method={method!r} infers one observation after another, but task="
             f"{task.name!r} evaluates density estimators, without observations. Choose "
             "a task that evaluates posteriors, or another method."
         )
-    level = getattr(METHODS[method], "level", None)
+    level = getattr(how, "level", None)
     if level is not None and level > task.highest_level:
         raise ValueError(
             f"method={method!r} simulates level {level}, but the highest level of task="
             f"{task.name!r} is {task.highest_level}. Choose 'equal-cost', or a task "
             "with more levels."
         )
-    needs_settings = getattr(METHODS[method], "needs_paper_settings", False)
+    needs_settings = getattr(how, "needs_paper_settings", False)
     if needs_settings and is_posterior_task:
         raise ValueError(
             f"method={method!r} needs the settings of the reference code of ML-NPE, "
@@ -127,7 +128,7 @@ def fit(method: str, task: BenchmarkTask, n: tuple[int, ...], seed: int) -> Fit:
     check_method(method, task)
     simulations = task.simulate(n, seed)
     torch.manual_seed(seed)
-    result = METHODS[method](task, simulations, seed)
+    result = get_method(method)(task, simulations, seed)
     return replace(result, runs=result.runs or runs_of(simulations))
 
 
@@ -169,6 +170,26 @@ def effort(task: BenchmarkTask, result: Fit, seconds: float) -> Record:
         "epochs": result.num_epochs,
         "threads": torch.get_num_threads(),
     }
+
+
+def missing(runs: Sequence[Run], records: Sequence[Record]) -> list[Run]:
+    """The runs without a record of success.
+
+    Args:
+        runs: The runs.
+        records: Records, failures included.
+
+    Raises:
+        ValueError: If one of them cannot run, before anything is run.
+    """
+    done = {key(record) for record in finished(records)}
+    left = [run for run in runs if key(run.identity) not in done]
+    if len(left) < len(runs):
+        num_done = len(runs) - len(left)
+        print(f"{num_done} runs were done before.", file=sys.stderr, flush=True)
+    for run in {(r.task, r.method, r.num_simulations): r for r in left}.values():
+        run.build_task()
+    return left
 
 
 def run_all(

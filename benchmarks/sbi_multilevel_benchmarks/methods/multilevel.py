@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sbi_multilevel import (
     HybridConfig,
@@ -35,17 +35,23 @@ class MultilevelMethod:
     def __call__(
         self, task: BenchmarkTask, simulations: MultilevelSimulations, seed: int
     ) -> Fit:
-        high = simulations[-1]
+        trainer = self.build(task, simulations)
+        estimator = trainer.train(**self.train_options(task, simulations))
+        epochs = trainer.summary["epochs_trained"][-1]
+        return Fit(evaluated(task, [estimator]), simulations[-1].x, epochs)
+
+    def build(self, task: BenchmarkTask, simulations: MultilevelSimulations) -> Any:
+        """An untrained trainer with the simulations."""
         if self.high_only:
-            level = LevelSimulations(0, high.theta, high.x)
+            level = LevelSimulations(0, simulations[-1].theta, simulations[-1].x)
             simulations = MultilevelSimulations((level,))
         trainer = build_trainer(task, self.config)
-        trainer.append_multilevel_simulations(simulations)
-        estimator = trainer.train(**self._options(task, simulations))
-        epochs = trainer.summary["epochs_trained"][-1]
-        return Fit(evaluated(task, [estimator]), high.x, epochs)
+        return trainer.append_multilevel_simulations(simulations)
 
-    def _options(self, task: BenchmarkTask, simulations: MultilevelSimulations) -> dict:
+    def train_options(
+        self, task: BenchmarkTask, simulations: MultilevelSimulations
+    ) -> dict:
+        """Arguments of the trainer's `train`."""
         return {}
 
 
@@ -58,7 +64,9 @@ class PaperMethod(MultilevelMethod):
 
     needs_paper_settings: ClassVar[bool] = True
 
-    def _options(self, task: BenchmarkTask, simulations: MultilevelSimulations) -> dict:
+    def train_options(
+        self, task: BenchmarkTask, simulations: MultilevelSimulations
+    ) -> dict:
         return {
             "training_batch_size": 2 * sum(simulations.num_simulations),
             "learning_rate": 1e-4,

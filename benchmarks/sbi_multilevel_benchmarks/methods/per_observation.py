@@ -17,6 +17,7 @@ from sbi_multilevel import (
     LevelSimulations,
     MultilevelSimulations,
     TransferConfig,
+    Truncation,
 )
 from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.fit import Fit
@@ -71,6 +72,8 @@ class RoundsPosterior(ObservationPosterior):
         config: Settings of fine-tuning.
         acquisition: How active points are chosen; `None` for no active points.
         seed: Seed of the rounds.
+        num_rounds: Number of rounds.
+        epsilon: Mass of the posterior outside of the truncated prior.
     """
 
     task: Any
@@ -80,6 +83,8 @@ class RoundsPosterior(ObservationPosterior):
     config: TransferConfig
     acquisition: Acquisition | None
     seed: int
+    num_rounds: int
+    epsilon: float
 
     def _run(self, x: Tensor) -> Any:
         inference = MFTSNPE(
@@ -89,6 +94,7 @@ class RoundsPosterior(ObservationPosterior):
             config=self.config,
             num_members=len(self.pretrained),
             acquisition=self.acquisition,
+            truncation=Truncation(self.epsilon),
             num_coverage_simulations=0,
             seed=self.seed,
         ).warm_start(list(self.pretrained))
@@ -96,7 +102,7 @@ class RoundsPosterior(ObservationPosterior):
         return inference.run(
             self.task.simulators[-1],
             self.num_simulations,
-            NUM_ROUNDS,
+            self.num_rounds,
             noise=self.task.noise,
             simulation_batch_size=_BATCH_SIZE,
             show_progress_bars=False,
@@ -115,6 +121,8 @@ class RoundsMethod:
         num_members: Networks.
         config: Settings of fine-tuning.
         shared_pretraining: Whether all networks start from the same pre-trained one.
+        num_rounds: Number of rounds.
+        epsilon: Mass of the posterior outside of the truncated prior.
     """
 
     needs_observations: ClassVar[bool] = True
@@ -123,6 +131,8 @@ class RoundsMethod:
     num_members: int = 1
     config: TransferConfig = TransferConfig()
     shared_pretraining: bool = False
+    num_rounds: int = NUM_ROUNDS
+    epsilon: float = 1e-6
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
         num_networks = 1 if self.shared_pretraining else self.num_members
@@ -136,6 +146,8 @@ class RoundsMethod:
             self.config,
             self.acquisition,
             seed,
+            self.num_rounds,
+            self.epsilon,
         )
         for x_o in task.observations:  # so that their seconds count as training
             posterior.at(x_o.unsqueeze(0))

@@ -147,4 +147,4 @@ def _draw(trials: int, p: Tensor, generator: torch.Generator) -> Tensor:
     return torch.binomial(torch.full_like(p, trials), p, generator=generator) / trials
 
 
-register_task("blob", lambda data: GaussianBlob())
+register_task("blob", lambda data, *, size=LOW_SIDE: GaussianBlob(size))

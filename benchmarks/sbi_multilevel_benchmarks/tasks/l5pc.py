@@ -249,4 +249,9 @@ class L5PC(PosteriorTask):
         return None if self.folder is None else self.folder / f"{name}.zarr"
 
 
-register_task("l5pc", lambda data: L5PC(data))
+register_task(
+    "l5pc",
+    lambda data, *, current="section-4.2", num_observations=100: L5PC(
+        data, current, num_observations=num_observations
+    ),
+)

@@ -301,6 +301,10 @@ register_task("ou3", lambda data: OUTransfer(3))
 register_task("ou4", lambda data: OUTransfer(4))
 register_task("ou2-published", lambda data: OUPublished(data))
 register_task("ou-reverse", lambda data: OUReverse())
+register_task(
+    "ou2-delta",
+    lambda data, *, delta=0.5, reversed_order=False: OUPerturbed(delta, reversed_order),
+)
 register_task("ou2-delta0.1", lambda data: OUPerturbed(0.1))
 register_task("ou2-delta1", lambda data: OUPerturbed(1.0))
 register_task("ou2-delta1-reversed", lambda data: OUPerturbed(1.0, reversed_order=True))

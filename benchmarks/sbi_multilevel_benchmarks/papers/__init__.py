@@ -1,0 +1,1 @@
+"""Figures and tables of both papers: what runs them, and what was published."""
