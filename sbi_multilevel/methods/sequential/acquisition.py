@@ -35,12 +35,15 @@ which makes the loss that of the truncated prior.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.methods.sequential.truncation import QuietPosterior
 from sbi_multilevel.utils.argument_types import check_field_types
 
 Score = Literal["density", "log_density"]
@@ -162,3 +165,64 @@ def importance_weights(
     acquired = (scores > lowest) + (scores == lowest) * (num_active - above) / tied
     raised = alpha * acceptance * len(pool_scores) / num_active * acquired
     return is_inside / (1 - alpha + raised)
+
+
+def propose_active(
+    num: int,
+    acquisition: Acquisition,
+    draw: Callable[[int], Proposals],
+    draw_pool: Callable[[], Tensor],
+    score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    inside: Callable[[Tensor], Tensor] = lambda theta: torch.ones(len(theta)),
+    acceptance: Callable[[], float] = lambda: 1.0,
+) -> Proposals:
+    """Draws from the truncated prior, then active points.
+
+    Args:
+        num: Number of proposals.
+        acquisition: How active points are chosen.
+        draw: Draws from the truncated prior.
+        draw_pool: Draws what they are chosen from, shape `(M, d_theta)`.
+        score: Disagreement at such draws, which only weights need, and at the pool,
+            known up to one factor.
+        inside: Whether parameters lie in the region; all of them by default.
+        acceptance: Share Z of the pool that does.
+    """
+    num_active = acquisition.num_active(num)
+    passive = draw(num - num_active)
+    if num_active == 0:
+        return passive
+    pool = draw_pool()
+    of_passive, of_pool = score(passive.theta, pool)
+    chosen = of_pool.argsort(descending=True, stable=True)[:num_active]
+    theta, weights = torch.cat([passive.theta, pool[chosen]]), torch.ones(num)
+    if acquisition.correct:
+        scores = torch.cat([of_passive, of_pool[chosen]])
+        weights = importance_weights(
+            inside(theta), scores, of_pool, acceptance(), num_active
+        )
+    active = torch.arange(num) >= num - num_active
+    return Proposals(theta, weights, passive.acceptance, active)
+
+
+def disagreement_at(posterior: Any, theta: Tensor, on: Score) -> Tensor:
+    """Variance over the members of an ensemble posterior at its default x."""
+    log_probs = [QuietPosterior(one).log_prob(theta) for one in posterior.posteriors]
+    return disagreement(torch.stack(log_probs), on)
+
+
+def active_share(
+    theta: Tensor, proposals: Proposals, posterior: Any, on: Score
+) -> tuple[float, Tensor]:
+    """Share of active points among proposals, and which draws could be such.
+
+    Args:
+        theta: Draws from the prior, shape `(n, d_theta)`.
+        proposals: The proposals, with active points.
+        posterior: Ensemble posterior that these were chosen by.
+        on: What the variance is taken of.
+    """
+    active = proposals.theta[proposals.is_active]
+    scores = disagreement_at(posterior, torch.cat([theta, active]), on)
+    lowest = scores[len(theta) :].min()
+    return len(active) / len(proposals.theta), scores[: len(theta)] >= lowest

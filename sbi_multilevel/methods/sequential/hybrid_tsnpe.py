@@ -81,15 +81,7 @@ _EPSILON, _NUM_SAMPLES = 1e-3, 20_000
 class _TruncatedRounds(SimulatedRounds):
     """Rounds of a trainer of posteriors.
 
-    Args:
-        prior: Prior over theta, with a density and a support.
-        x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
-        density_estimator: Name of a network, or a builder, as for the trainer.
-        config: Settings of the trainer.
-        truncation: How the prior is truncated; `Truncation(1e-3, 20_000)` by default.
-        acquisition: How active points are chosen; `None` for none.
-        seed: Seed of all random numbers here.
-        train_options: Arguments of `train` of the trainer.
+    Arguments and errors are those of `HybridTSNPE`.
     """
 
     _trainer_type: ClassVar[type[MultilevelTrainer]]
@@ -119,14 +111,16 @@ class _TruncatedRounds(SimulatedRounds):
         config = check_config(config, self._config_type, {})
         _check_acquisition(acquisition, config)
         method = RoundMethod(
+            prior=prior,
             trainer_type=self._trainer_type,
             density_estimator=density_estimator,
             config=config,
             train_options=dict(train_options or {}),
             truncation=truncation,
             acquisition=acquisition,
+            seed=seed,
         )
-        super().__init__(method, prior, check_observation(x_o), seed)
+        super().__init__(method, check_observation(x_o))
 
 
 def _check_acquisition(acquisition: Acquisition | None, config: MethodConfig) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.observations import Watch
-from sbi_multilevel.methods.sequential.settings import RoundSettings, Stream
+from sbi_multilevel.methods.sequential.checkpoint import network_from
+from sbi_multilevel.methods.sequential.fine_tuning_state import FineTuningState
+from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
 from sbi_multilevel.training.batches import Fold
-from sbi_multilevel.training.config import MethodConfig
-from sbi_multilevel.training.ensemble import train_ensemble, train_members
-from sbi_multilevel.training.network import WarmStart, start_from
-from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel.training.ensemble import (
+    train_ensemble,
+    train_members,
+    trainer_state,
+)
+from sbi_multilevel.training.network import WarmStart
 from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.seeds import seeded
 
@@ -40,9 +42,13 @@ class RoundTrainer:
         pretraining: The trainer that holds the low-fidelity simulations.
     """
 
-    def __init__(self, trainer_type: type[MultilevelTrainer], settings: RoundSettings):
+    def __init__(
+        self, trainer_type: type[MultilevelTrainer], settings: FineTuningSettings
+    ):
         self._trainer_type, self._settings = trainer_type, settings
-        self.pretraining = self._trainer(settings.config, settings.parameters)
+        self.pretraining = settings.trainer(
+            trainer_type, settings.config, parameters=settings.parameters
+        )
 
     @property
     def has_low_fidelity(self) -> bool:
@@ -82,27 +88,24 @@ class RoundTrainer:
 
     def fine_tune(
         self,
-        networks: Networks | None,
-        simulations: Sequence[LevelSimulations],
+        state: FineTuningState,
         low: LevelSimulations | None,
         low_weights: Tensor | None,
-        round_: int,
-        x_o: Tensor,
     ) -> Networks:
         """Train each network on high-fidelity simulations.
 
+        Outputs of the level below, where there are any, are trained on first. In the
+        first round a warning is given if the observation lies far outside of x.
+
         Args:
-            networks: Where to start; from scratch if `None`.
-            simulations: High-fidelity simulations; outputs of the level below, where
-                there are any, are trained on first.
+            state: The state, with the networks to start from and the simulations.
             low: Low-fidelity simulations.
             low_weights: Their weights, by which levels are aligned; `None` for no
                 alignment.
-            round_: The round, from 0.
-            x_o: The observation; in the first round a warning is given if it lies far
-                outside the simulations.
         """
         settings, config = self._settings, self._settings.config
+        networks, round_ = state.networks, state.index
+        simulations = state.parts if settings.all_rounds else state.new_simulations
         starts: Sequence[Any] = networks or [None] * settings.num_members
         if low is None or low_weights is None:
             config = replace(config, alignment=None)  # pyright: ignore[reportCallIssue]
@@ -111,7 +114,7 @@ class RoundTrainer:
             starts = [network.refer_to(moments) for network in networks]  # pyright: ignore
         trainers = []
         for network in starts:
-            trainer = self._trainer(config)
+            trainer = settings.trainer(self._trainer_type, config)
             if network is not None:
                 trainer.warm_start(network)
             for part in simulations:
@@ -128,7 +131,7 @@ class RoundTrainer:
         trained = train_members(trainers, folds, settings.num_workers, options)
         training_range = trained[0]._plan.training_range
         if round_ == 0 and training_range is not None:
-            Watch(training_range).check(x_o)
+            Watch(training_range).check(state.x_o)
         return [trainer._neural_net for trainer in trained]
 
     def network_from(
@@ -145,25 +148,16 @@ class RoundTrainer:
             template: A network that the weights fit; what the builder returns if
                 `None`.
         """
-        build = self._trainer(self._settings.config)._network_builder
+        settings, target = self._settings, self._trainer_type._target
+        build = settings.trainer(self._trainer_type, settings.config)._network_builder
         if template is not None:
             build = lambda theta, x: deepcopy(template)
-        target, prior = self._trainer_type._target, self._settings.prior
-        with seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of random x, which only has the shape
-            theta = prior.sample((100,))
-            x = x_o + torch.randn(100, *x_o.shape[1:])
-            return start_from(source, build, target, theta, x).eval().cpu()
+        return network_from(source, build, target, settings.prior, x_o).eval().cpu()
 
-    def _trainer(
-        self, config: MethodConfig, parameters: Any = None
-    ) -> MultilevelTrainer:
-        """A trainer of one member, without simulations."""
-        return self._trainer_type(
-            self._settings.prior,
-            self._settings.density_estimator,
-            config=config,
-            parameters=parameters,
-            tracker=SilentTracker(),
-            show_progress_bars=False,
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        pretraining = trainer_state(self.pretraining)
+        return {**vars(self), "pretraining": pretraining}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        RoundTrainer.__init__(self, state["_trainer_type"], state["_settings"])
+        vars(self.pretraining).update(state["pretraining"])

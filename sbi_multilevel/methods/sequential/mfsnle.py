@@ -135,11 +135,14 @@ class MFSNLE(SimulatedRounds):
                 "Use `Acquisition(correct=False)` and `HybridConfig(distill=False)`."
             )
         method = RoundMethod(
+            prior=prior,
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
             config=checked,
             train_options=dict(train_options or {}),
+            truncation=None,
             mcmc_options=dict(mcmc_options or {}),
             acquisition=acquisition,
+            seed=seed,
         )
-        super().__init__(method, prior, check_observation(x_o), seed)
+        super().__init__(method, check_observation(x_o))

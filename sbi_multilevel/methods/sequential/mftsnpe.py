@@ -48,24 +48,32 @@ inference*.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from sbi.inference import DirectPosterior, EnsemblePosterior
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.npe import MFNPE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.rounds import Rounds
-from sbi_multilevel.methods.sequential.settings import RoundSettings
+from sbi_multilevel.methods.sequential.checkpoint import read
+from sbi_multilevel.methods.sequential.fine_tuning_rounds import FineTuningRounds
+from sbi_multilevel.methods.sequential.runner import Runner
+from sbi_multilevel.methods.sequential.settings import FineTuningSettings
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.methods.transfer import TransferConfig
-from sbi_multilevel.simulation.arguments import check_seed
+from sbi_multilevel.simulation.arguments import check_seed, per_level
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
+from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.training.config import check_config
 from sbi_multilevel.utils.argument_types import check_types
 
 
-class MFTSNPE(Rounds):
+class MFTSNPE(FineTuningRounds):
     r"""Multifidelity truncated sequential NPE: the posterior of one observation.
 
     Call `propose`, `append_simulations` and `train` in each round, with simulations
@@ -163,7 +171,7 @@ class MFTSNPE(Rounds):
     ):
         check_types(MFTSNPE.__init__, locals(), but=("seed",))
         check_seed(seed)
-        settings = RoundSettings(
+        settings = FineTuningSettings(
             prior=prior,
             density_estimator=density_estimator,
             config=check_config(config, TransferConfig, {}),
@@ -179,3 +187,92 @@ class MFTSNPE(Rounds):
             train_options={"force_first_round_loss": True, **(train_options or {})},
         )
         super().__init__(settings, check_observation(x_o))
+
+    def run(
+        self,
+        simulator: Simulator | tuple[Simulator, Simulator],
+        num_simulations: int,
+        num_rounds: int = 5,
+        *,
+        noise: NoiseSampler | None = None,
+        simulation_batch_size: int = 1,
+        num_workers: int = 1,
+        max_resampling: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        show_progress_bars: bool = True,
+    ) -> DirectPosterior | EnsemblePosterior:
+        """Propose, simulate and train in all rounds.
+
+        Args:
+            simulator: The highest simulator, of theta and noise as in
+                `simulate_multilevel`, or a pair `(coarse, fine)` to simulate both on
+                the same theta and noise.
+            num_simulations: High-fidelity simulations in all rounds together.
+            num_rounds: Number of rounds.
+            noise: Noise sampler, as in `simulate_multilevel`; seeds by default.
+            simulation_batch_size: Simulations per call of a simulator, after which the
+                state is saved.
+            num_workers: Processes that simulate at the same time.
+            max_resampling: Failed simulations (an exception, NaN or inf) of a round
+                that may be replaced by others from the same proposal; as many as the
+                round has by default.
+            checkpoint: File to save the state to, after every batch of simulations and
+                every training. If it exists, the run resumes from it.
+            show_progress_bars: Whether to show progress.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            RuntimeError: If more simulations fail than may be replaced.
+            ValueError: If the checkpoint is of a run with other settings.
+        """
+        check_types(MFTSNPE.run, locals())
+        if num_rounds < 1 or num_simulations < 2 * num_rounds:
+            raise ValueError(
+                f"num_simulations={num_simulations} in num_rounds={num_rounds} rounds, "
+                "but each round needs at least 2. Ask for fewer rounds."
+            )
+        batches = per_level(simulation_batch_size, num_levels=1) * 2
+        if (num_new := self._state.num_appended) > 0:
+            raise RuntimeError(
+                f"{num_new} simulations of this round were appended by hand. Call "
+                "`train()` first, so that `run` begins with a new round."
+            )
+        if checkpoint is not None and Path(checkpoint).exists():
+            self._resume(checkpoint)
+        if self._state.networks is None:
+            self._pretrain()
+            if checkpoint is not None:
+                self.save(checkpoint)
+        coarse, fine = simulator if isinstance(simulator, tuple) else (None, simulator)
+        runner = Runner(
+            Work((coarse, fine), noise),
+            batches,
+            num_workers,
+            max_resampling,
+            checkpoint,
+        )
+        least, rest = divmod(num_simulations, num_rounds)
+
+        def sizes() -> dict[int, int]:
+            index = self._state.index
+            return {1: least + (index < rest)} if index < num_rounds else {}
+
+        def done() -> int:
+            simulated = sum(len(each.outputs) for each in self._state.pending.values())
+            return sum(self.summary["num_simulations"]) + simulated
+
+        bar = tqdm(total=num_simulations, disable=not show_progress_bars)
+        self._simulate_rounds(runner, sizes, bar, done)
+        return self.build_posterior()
+
+    def _resume(self, path: str | os.PathLike) -> None:
+        """Load a checkpoint, unless this object is further."""
+        if self._state.index == 0 and not self._state.pending:
+            self.load(path)
+        elif read(path, self._state.KINDS)["counters"][1] != self._state.index:
+            raise ValueError(
+                f"checkpoint={str(path)!r} is of another round than this object. "
+                "Resume from it in a new object, or name another file."
+            )

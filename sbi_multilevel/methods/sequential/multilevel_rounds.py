@@ -8,46 +8,45 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from sbi.inference import DirectPosterior, MCMCPosterior
+from sbi.inference.potentials import likelihood_estimator_based_potential
 from torch import Tensor
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.data.validation import check_level
-from sbi_multilevel.methods.sequential.acquisition import (
-    Acquisition,
-    importance_weights,
-)
+from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
+from sbi_multilevel.methods.sequential.acquisition import propose_active
 from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
 from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.round_method import RoundMethod
+from sbi_multilevel.methods.sequential.rounds import Rounds
 from sbi_multilevel.methods.sequential.settings import Stream
-from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
+from sbi_multilevel.methods.sequential.truncated_prior import (
+    Cut,
+    TruncatedPrior,
+    parts_of,
+)
 from sbi_multilevel.simulation.arguments import simulations_per_level
-from sbi_multilevel.utils.seeds import derive_seed, seeded
+from sbi_multilevel.utils.files import expect
+from sbi_multilevel.utils.seeds import seeded
 
 _LOG = logging.getLogger(__name__)
 _MAX_KEPT = 0.9  # of a region: if more is kept, further rounds would draw from the same
 
 
-class MultilevelRounds:
+class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
     """Sequential inference with simulations of all levels in each round.
 
     Args:
         method: How a round trains, and what its networks are used for.
-        prior: The prior.
         x_o: The observation, shape `(1, *x_shape)`.
-        seed: Seed of all random numbers.
     """
 
-    def __init__(self, method: RoundMethod, prior: Any, x_o: Tensor, seed: int):
+    def __init__(self, method: RoundMethod, x_o: Tensor):
         max_draws = method.truncation.max_draws if method.truncation else 1
-        self._method, self._seed = method, seed
-        self._state = MultilevelState(x_o, TruncatedPrior(prior, (), max_draws))
-
-    @property
-    def x_o(self) -> Tensor:
-        """The observation, shape `(1, *x_shape)`."""
-        return self._state.x_o
+        prior = TruncatedPrior(method.prior, (), max_draws)
+        super().__init__(method, MultilevelState(x_o, prior=prior))
 
     @property
     def truncated_prior(self) -> TruncatedPrior:
@@ -121,15 +120,7 @@ class MultilevelRounds:
                 )
             check_level(level)
             new = [LevelSimulations(level, theta, x, x_coarse)]
-        state = replace(
-            self._state,
-            parts=[*self._state.parts],
-            num_new=dict(self._state.num_new),
-        )
-        for part in new:
-            state.append(self._weighted(part))
-        self._state = state
-        return self
+        return self._append(new)
 
     def propose(self, num_simulations: Sequence[int]) -> tuple[Tensor, ...]:
         """Parameters to simulate next, for each level.
@@ -150,15 +141,7 @@ class MultilevelRounds:
         numbers = simulations_per_level(num_simulations, least=0)
         if sum(numbers) == 0:
             raise ValueError(f"num_simulations is {numbers}. Ask for at least one.")
-        pending, thetas = self._state.pending, []
-        for level, num in enumerate(numbers):
-            drawn = self._drawn(num, level, is_active=True)
-            thetas.append(drawn.theta)
-            if level in pending:
-                pending[level].extend(drawn)
-            elif num > 0:
-                pending[level] = drawn
-        return tuple(thetas)
+        return self._propose(dict(enumerate(numbers)))
 
     def train(self) -> Any:
         """Train on all simulations in the region, which ends the round.
@@ -173,35 +156,29 @@ class MultilevelRounds:
                 truncation keeps nothing.
             ValueError: If there are too few simulations in the region.
         """
-        state, method = self._state, self._method
+        state, method = self._state, self._settings
         if not any(state.num_new.values()):
             raise RuntimeError(
                 "No simulations were appended since the last training. Simulate the "
                 "parameters of `propose()` and append them."
             )
         self._check_enough()
-        with seeded(self._seed_of(Stream.TRAINING, state.index)):
-            fit = method.fit(
-                state.prior,
-                state.parts_inside(),
-                None if state.index else state.x_o,
-                state.parts_outside(),
-            )
-        prior = state.prior
+        with seeded(method.seed_of(Stream.TRAINING, state.index)):
+            estimator, score = method.fit(state)
+        prior, stopped = state.prior, state.stopped
         if method.truncation is not None:
-            with seeded(self._seed_of(Stream.REGION, state.index)):
-                prior = prior.cut(fit.estimator, state.x_o, method.truncation)
-        ended = state.ended(fit.estimator, fit.log_score, prior)
-        kept = prior.acceptance / state.prior.acceptance
-        if method.truncation is not None and state.index > 0 and kept > _MAX_KEPT:
-            stopped = (
-                f"Round {ended.index} left {kept:.0%} of the region of the prior, so "
-                "that further rounds would simulate in the same region."
-            )
-            _LOG.warning(stopped)
-            ended = replace(ended, stopped=stopped)
-        self._state = ended
-        return fit.estimator
+            with seeded(method.seed_of(Stream.REGION, state.index)):
+                prior = prior.cut(estimator, state.x_o, method.truncation)
+            kept = prior.acceptance / state.prior.acceptance
+            if state.index > 0 and kept > _MAX_KEPT:
+                stopped = (
+                    f"Round {state.index + 1} left {kept:.0%} of the region of the "
+                    "prior, so that further rounds would simulate in the same region."
+                )
+                _LOG.warning(stopped)
+        ended, fits = state.ended(state.entries(score)), [*state.fits, estimator]
+        self._state = replace(ended, prior=prior, fits=fits, stopped=stopped)
+        return estimator
 
     def build_posterior(self) -> Any:
         """sbi's posterior with the observation as its default x.
@@ -212,76 +189,63 @@ class MultilevelRounds:
         state = self._state
         if not state.fits:
             raise RuntimeError("Nothing was trained yet. Call `train` or `run` first.")
-        return self._method.build_posterior(
-            state.fits[-1], state.prior.whole, state.x_o
+        estimator, prior, x_o = state.fits[-1], self._settings.prior, state.x_o
+        if not self._settings.is_likelihood:
+            return DirectPosterior(estimator, prior).set_default_x(x_o)
+        parts = likelihood_estimator_based_potential(estimator, prior, x_o)
+        # each chain starts at one of its candidates, all of which are evaluated
+        options = {
+            "init_strategy_parameters": {"num_candidate_samples": 1_000},
+            **(self._settings.mcmc_options or {}),
+        }
+        posterior = MCMCPosterior(
+            parts[0], proposal=prior, theta_transform=parts[1], **options
         )
+        return posterior.set_default_x(x_o)
 
     # Parts of the steps
 
-    def _seed_of(self, stream: Stream, *key: int) -> int:
-        return derive_seed(self._seed, stream, *key)
-
     def _weighted(self, part: LevelSimulations) -> LevelSimulations:
-        """Simulations with the weights of their proposals, if these have active points.
-
-        Raises:
-            ValueError: If some were not proposed, so that their weights are unknown.
-        """
         pending = self._state.pending.get(part.level)
-        if self._is_likelihood or pending is None or not pending.is_active.any():
+        is_active = pending is not None and bool(pending.is_active.any())
+        if self._settings.is_likelihood or pending is None or not is_active:
             return part
-        weights = pending.weights_of(part.theta)
-        columns = part.theta, part.x, part.x_coarse, weights
+        columns = part.theta, part.x, part.x_coarse, pending.weights_of(part.theta)
         return LevelSimulations.trusted(part.level, *columns)
 
-    @property
-    def _is_likelihood(self) -> bool:
-        """Whether theta may follow any distribution."""
-        return self._method.truncation is None
+    def _draw(self, num: int, level: int, index: int, is_active: bool) -> Proposals:
+        state, acquisition = self._state, self._settings.acquisition
+        is_active = is_active and level > 0 and num > 0 and bool(state.fits)
+        settings, seed_of = self._settings, self._settings.seed_of
+        with seeded(seed_of(Stream.PROPOSALS, state.index, level, index)):
+            if acquisition is None or not is_active:
+                return self._passive(num)
 
-    def _drawn(self, num: int, level: int, is_active: bool = False) -> Proposals:
-        """Proposals of this round, from a seed of their own at each call."""
-        state, method = self._state, self._method
-        key = state.index, level, state.num_draws
-        state.num_draws += 1
-        with seeded(self._seed_of(Stream.PROPOSALS, *key)):
-            is_active = is_active and level > 0 and num > 0 and bool(state.fits)
-            if is_active and method.acquisition is not None:
-                return self._with_active(num, level, method.acquisition)
-            theta = self._passive(num)
-        return Proposals(theta, torch.ones(num), state.prior.acceptance)
+            def draw_pool() -> Tensor:
+                prior, round_ = state.prior, state.index
+                if settings.is_likelihood:
+                    prior = settings.prior
+                    # regions differ, so that their pools do
+                    round_ = 0 if acquisition.fixed_pool else round_
+                # the last key is the number of draws, with this one
+                with seeded(seed_of(Stream.POOL, round_, level, index + 1)):
+                    return prior.sample(torch.Size((acquisition.pool_size,)))
 
-    def _passive(self, num: int) -> Tensor:
+            def score(passive: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+                scored = torch.cat([pool, passive]) if acquisition.correct else pool
+                scores = settings.disagreement(scored, state)
+                return scores[len(pool) :], scores[: len(pool)]
+
+            return propose_active(num, acquisition, self._passive, draw_pool, score)
+
+    def _passive(self, num: int) -> Proposals:
         """Draws from the truncated prior, or of a likelihood from the posterior."""
-        if not self._is_likelihood or not self._state.fits or num == 0:
-            return self._state.prior.sample((num,))
-        return self.build_posterior().sample((num,), show_progress_bars=False)
-
-    def _with_active(self, num: int, level: int, acquisition: Acquisition) -> Proposals:
-        """Proposals some of which are active points, the last ones."""
-        state, method = self._state, self._method
-        round_ = state.index
-        if acquisition.fixed_pool and self._is_likelihood:
-            round_ = 0  # regions differ, so that their pools do
-        seed = self._seed_of(Stream.POOL, round_, level, state.num_draws)
-        prior = state.prior.whole if self._is_likelihood else state.prior
-        pool, num_active = method.pool(prior, seed), acquisition.num_active(num)
-        passive = self._passive(num - num_active)
-        # weights need both in one call: scores are known up to a factor of the call
-        scored = torch.cat([pool, passive]) if acquisition.correct else pool
-        scores = method.disagreement(
-            scored, state.fits[-1], state.prior.whole, state.x_o
-        )
-        of_pool, of_passive = scores[: len(pool)], scores[len(pool) :]
-        chosen = of_pool.argsort(descending=True, stable=True)[:num_active]
-        weights = torch.ones(num)
-        if acquisition.correct:
-            everywhere = torch.ones(num, dtype=torch.bool)  # in the region
-            of_all = torch.cat([of_passive, of_pool[chosen]])
-            weights = importance_weights(everywhere, of_all, of_pool, 1.0, num_active)
-        theta = torch.cat([passive, pool[chosen]])
-        active = torch.arange(num) >= len(passive)
-        return Proposals(theta, weights, state.prior.acceptance, active)
+        prior = self._state.prior
+        if not self._settings.is_likelihood or not self._state.fits or num == 0:
+            theta = prior.sample((num,))
+        else:
+            theta = self.build_posterior().sample((num,), show_progress_bars=False)
+        return Proposals(theta, torch.ones(num), prior.acceptance)
 
     def _check_enough(self) -> None:
         """Raise unless each level has simulations in the region.
@@ -289,7 +253,7 @@ class MultilevelRounds:
         Raises:
             ValueError: If one has too few.
         """
-        inside, least = self.num_inside, self._method.min_simulations
+        inside, least = self.num_inside, MIN_SIMULATIONS
         if len(inside) < 2:
             raise ValueError(
                 f"num_simulations in the region is {inside}, of level 0 alone. Append "
@@ -302,3 +266,25 @@ class MultilevelRounds:
                     f"Level {level} has {num} simulations in the region of this round, "
                     f"but needs at least {needed}. Simulate more of `propose()`."
                 )
+
+    def _restored(self, content: dict[str, Any]) -> MultilevelState:
+        fits, cuts = content["fits"], content["cuts"]
+        is_valid = len(cuts) in (0, len(fits)) and all(map(is_cut, cuts))
+        expect(is_valid, f"cuts are {cuts!r:.60}")
+        method, prior, estimators = self._settings, self._state.prior, []
+        prior = TruncatedPrior(prior.whole, (), prior.max_draws)
+        state = self._state.filled(content, len(fits), method.prior)
+        for index, saved in enumerate(fits):
+            estimators.append(method.restored(saved, prior, state.x_o))
+            if cuts:
+                cut = Cut(parts_of(estimators[-1]), state.x_o, *cuts[index])
+                prior = TruncatedPrior(prior.whole, [*prior.cuts, cut], prior.max_draws)
+        stopped = content["stopped"]
+        return replace(state, prior=prior, fits=estimators, stopped=stopped)
+
+
+def is_cut(cut: Any) -> bool:
+    """Whether a value may be a threshold and the ends of a box, see `Cut`."""
+    threshold, *ends = cut
+    is_box = len(ends) == 2 and all(isinstance(end, Tensor) for end in ends)
+    return isinstance(threshold, float) and is_box

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sbi_multilevel.data.validation import check_columns
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
+from sbi_multilevel.utils.files import expect
 
 
 @dataclass
@@ -72,6 +74,24 @@ class Proposals:
         indices = sorted(self.outputs)
         columns = (torch.stack(c) for c in zip(*(self.outputs[i] for i in indices)))
         return self.theta[indices], *columns
+
+    def check(self) -> None:
+        """Raise unless all columns have the same length, and indices are valid."""
+        num, active = len(self.theta), self.is_active
+        check_columns({"theta": self.theta, "weights": self.weights.unsqueeze(1)}, 1)
+        is_valid = active.shape == (num,) and active.dtype == torch.bool
+        expect(is_valid, "active is not a boolean for each proposal")
+        expect(isinstance(self.acceptance, float), "acceptance is no number")
+        indices = [*self.outputs, *self.failures]
+        is_valid = all(type(index) is int and 0 <= index < num for index in indices)
+        expect(is_valid, "outputs or failures have indices that were not proposed")
+        kinds = {
+            tuple((side.shape, side.dtype) for side in sides)
+            for sides in self.outputs.values()
+        }
+        expect(len(kinds) < 2, "outputs differ in shape or type")
+        texts = self.failures.values()
+        expect(all(isinstance(text, str) for text in texts), "failures are no text")
 
     def is_passive(self, theta: Tensor) -> Tensor:
         """Which parameters were proposed in this round and are not active points.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,41 +22,41 @@ class Runner:
     """Simulates proposals.
 
     Args:
-        work: The simulators, that of `level` and the one below or `None`.
-        batch_size: Simulations per call of a simulator.
+        work: The simulators; `None` where pairs have no simulator of the level below.
+        batch_sizes: Simulations per call of the simulator of each level.
         num_workers: Workers of joblib.
         max_resampling: Failed simulations of a round that may be replaced; as many as
             the round has if `None`.
-        checkpoint: File that holds the simulations, for the error message.
-        after_batch: Called after every batch, e.g. to save the state.
-        level: The level of the simulations.
+        checkpoint: File that holds the simulations; `None` if they are not kept.
     """
 
     work: Work
-    batch_size: int
+    batch_sizes: Sequence[int]
     num_workers: int
     max_resampling: int | None
     checkpoint: str | os.PathLike | None
-    after_batch: Callable[[], None]
-    level: int = 1
 
     def simulate(
         self,
+        level: int,
         proposals: Proposals,
         num: int,
         draw: Callable[[int], Proposals],
         seed: int,
         round_: int,
+        after_batch: Callable[[], None],
     ) -> None:
         """Simulate proposals, and others in place of those that fail.
 
         Args:
+            level: The level of the simulations.
             proposals: What to simulate; outputs and failures are kept in them.
             num: Valid simulations to reach.
             draw: Draws further proposals.
             seed: Seed of the round; the noise of a simulation depends on it and on its
                 index alone.
             round_: The round, from 0.
+            after_batch: Called after every batch, e.g. to save the state.
 
         Raises:
             RuntimeError: If more simulations fail than may be replaced.
@@ -64,13 +64,12 @@ class Runner:
         limit = num if self.max_resampling is None else self.max_resampling
         failed_before = len(proposals.failures)
         while True:
-            results = run_tasks(
-                self._tasks(proposals, seed), self.work, self.num_workers
-            )
+            tasks = self._tasks(level, proposals, seed)
+            results = run_tasks(tasks, self.work, self.num_workers)
             with contextlib.closing(results):
                 for task, outcome in results:
                     proposals.record(task, outcome)
-                    self.after_batch()
+                    after_batch()
                     if len(proposals.failures) - failed_before > limit:
                         raise RuntimeError(
                             self._too_many_failures(proposals, limit, round_)
@@ -84,18 +83,17 @@ class Runner:
                 "and were replaced by others from the same proposal (last error: "
                 f"{proposals.last_failure}). The posterior is conditional on a valid "
                 "output.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
-    def _tasks(self, proposals: Proposals, seed: int) -> list[Task]:
+    def _tasks(self, level: int, proposals: Proposals, seed: int) -> list[Task]:
         """The simulations that are not done yet, in batches."""
-        missing, tasks = proposals.missing, []
-        for first in range(0, len(missing), self.batch_size):
-            indices = missing[first : first + self.batch_size]
+        missing, tasks, size = proposals.missing, [], self.batch_sizes[level]
+        for first in range(0, len(missing), size):
+            indices = missing[first : first + size]
             seeds = torch.tensor([derive_seed(seed, index) for index in indices])
-            tasks.append(
-                Task(self.level, np.array(indices), proposals.theta[indices], seeds)
-            )
+            theta = proposals.theta[indices]
+            tasks.append(Task(level, np.array(indices), theta, seeds))
         return tasks
 
     def _too_many_failures(self, proposals: Proposals, limit: int, round_: int) -> str:

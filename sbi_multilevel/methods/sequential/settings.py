@@ -14,6 +14,8 @@ from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import with_sorted_fields
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.training.config import MethodConfig
+from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.seeds import derive_seed
 
 
@@ -31,26 +33,82 @@ class Stream(IntEnum):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RoundSettings:
-    """What does not change from round to round; arguments are those of `MFTSNPE`.
+class Settings:
+    """What does not change from round to round; arguments are those of `HybridTSNPE`.
 
-    Raises:
-        ValueError: If a setting is out of range, or two do not fit each other.
+    Without `truncation` a likelihood is learned: theta may follow any distribution, so
+    that rounds draw from the posterior.
     """
 
     prior: Any
     density_estimator: Any
     config: MethodConfig
-    num_members: int
+    train_options: Mapping[str, Any]
     acquisition: Acquisition | None
+    truncation: Truncation | None
+    seed: int
+
+    def seed_of(self, stream: Stream, *key: int) -> int:
+        """The seed of a stream of random numbers."""
+        return derive_seed(self.seed, stream, *key)
+
+    def noise_seed(self, round_: int, level: int) -> int:
+        """The seed of the noise of a level in a round."""
+        return self.seed_of(Stream.NOISE, round_, level)
+
+    def trainer(
+        self,
+        trainer_type: type[MultilevelTrainer],
+        config: MethodConfig,
+        prior: Any = None,
+        parameters: Mapping[int, Sequence[str]] | None = None,
+    ) -> MultilevelTrainer:
+        """A trainer without simulations; the prior is the whole one by default."""
+        return trainer_type(
+            self.prior if prior is None else prior,
+            density_estimator=self.density_estimator,
+            config=config,
+            parameters=parameters,
+            tracker=SilentTracker(),
+            show_progress_bars=False,
+        )
+
+    def saved(self, x_o: Tensor) -> dict[str, Any]:
+        """The settings that must be the same to resume a run, as plain values."""
+        return {
+            "x_o": x_o,
+            "seed": self.seed,
+            "acquisition": repr(self.acquisition),
+            "truncation": repr(self.truncation),
+            "config": with_sorted_fields(repr(self.config)),
+            "train_options": repr(sorted(self.train_options.items())),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The builder goes by cloudpickle, as it may be a local function."""
+        builder = cloudpickle.dumps(self.density_estimator)
+        return {**vars(self), "density_estimator": builder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        builder = cloudpickle.loads(state["density_estimator"])
+        vars(self).update(state, density_estimator=builder)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FineTuningSettings(Settings):
+    """The settings of rounds of fine-tuning; arguments are those of `MFTSNPE`.
+
+    Raises:
+        ValueError: If a setting is out of range, or two do not fit each other.
+    """
+
+    truncation: Truncation
+    num_members: int
     shared_pretraining: bool
     all_rounds: bool
-    truncation: Truncation
     num_coverage_simulations: int
     parameters: Mapping[int, Sequence[str]] | None
-    seed: int
     num_workers: int
-    train_options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if self.is_corrected and self.truncation.sample_with == "sir":
@@ -75,31 +133,13 @@ class RoundSettings:
         """Whether high-fidelity simulations have importance weights."""
         return self.acquisition is not None and self.acquisition.correct
 
-    def seed_of(self, stream: Stream, *key: int) -> int:
-        """The seed of a stream of random numbers."""
-        return derive_seed(self.seed, stream, *key)
+    def noise_seed(self, round_: int, level: int) -> int:
+        """The seed of the noise of a round, which has one level."""
+        return self.seed_of(Stream.NOISE, round_)
 
     def saved(self, x_o: Tensor) -> dict[str, Any]:
         """The settings that must be the same to resume a run, as plain values."""
-        return {
-            "x_o": x_o,
-            "num_members": self.num_members,
-            "seed": self.seed,
-            "acquisition": repr(self.acquisition),
-            "shared_pretraining": self.shared_pretraining,
-            "all_rounds": self.all_rounds,
-            "num_coverage_simulations": self.num_coverage_simulations,
-            "truncation": repr(self.truncation),
-            "config": with_sorted_fields(repr(self.config)),
-            "parameters": repr(self.parameters),
-            "train_options": repr(sorted(self.train_options.items())),
-        }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The builder goes by cloudpickle, as it may be a local function."""
-        builder = cloudpickle.dumps(self.density_estimator)
-        return {**vars(self), "density_estimator": builder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        builder = cloudpickle.loads(state["density_estimator"])
-        vars(self).update(state, density_estimator=builder)
+        names = "num_members", "shared_pretraining", "all_rounds"
+        names = *names, "num_coverage_simulations"
+        own = {name: getattr(self, name) for name in names}
+        return {**super().saved(x_o), **own, "parameters": repr(self.parameters)}

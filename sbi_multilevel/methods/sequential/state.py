@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
+from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.data.validation import (
@@ -15,8 +16,8 @@ from sbi_multilevel.data.validation import (
     check_same_shapes,
     has_support,
 )
-from sbi_multilevel.methods.sequential.checkpoint import SUMMARY
 from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.utils.files import expect
 from sbi_multilevel.utils.seeds import seeded
 
 
@@ -26,117 +27,133 @@ class RoundState:
 
     Args:
         x_o: The observation, shape `(1, *x_shape)`.
-        networks: The network of each member; `None` before pre-training.
-        is_pretrained: Whether they were pre-trained here, not elsewhere.
-        simulations: High-fidelity simulations, in the order they were appended.
-        num_new: How many were appended since the last training.
-        pending: Proposals of the current round; `None` where there are none yet.
-        index: The current round, from 0.
+        parts: Simulations, in the order they were appended.
+        num_new: How many simulations of each level were appended since the last
+            training.
+        pending: Proposals of the current round, by level.
         num_draws: How often proposals were drawn in the current round.
-        low_weights: Weights of the low-fidelity simulations, by which levels are
-            aligned; `None` without alignment.
-        low_sums: What identifies the low-fidelity simulations, see `sums_of`.
-        summary: Lists with an entry per round, see `MFTSNPE`.
+        summary: Lists with an entry per round.
+
+    Attributes:
+        SUMMARY: What is kept of each round, and its type.
+        KINDS: The entries of a file, and their types.
     """
 
+    SUMMARY: ClassVar[Mapping[str, type]]
+    KINDS: ClassVar[Mapping[str, Any]]
+
     x_o: Tensor
-    networks: list[ConditionalDensityEstimator] | None = None
-    is_pretrained: bool = False
-    simulations: list[LevelSimulations] = field(default_factory=list)
-    num_new: int = 0
-    pending: Proposals | None = None
-    index: int = 0
+    parts: list[LevelSimulations] = field(default_factory=list)
+    num_new: dict[int, int] = field(default_factory=dict)
+    pending: dict[int, Proposals] = field(default_factory=dict)
     num_draws: int = 0
-    low_weights: Tensor | None = None
-    low_sums: tuple[float, ...] | None = None
-    summary: dict[str, list] = field(
-        default_factory=lambda: {name: [] for name in SUMMARY}
-    )
+    summary: dict[str, list] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.summary = self.summary or {name: [] for name in self.SUMMARY}
 
     @property
-    def new_simulations(self) -> list[LevelSimulations]:
-        """High-fidelity simulations that were appended since the last training."""
-        first, missing = len(self.simulations), self.num_new
-        while missing > 0:
-            first -= 1
-            missing -= len(self.simulations[first])
-        return self.simulations[first:]
+    def index(self) -> int:
+        """The current round, from 0."""
+        return len(self.summary["failures"])
 
-    def end_round(
-        self, networks: list[ConditionalDensityEstimator], coverage: list[float]
-    ) -> None:
-        """Keep what was trained, and begin the next round."""
-        pending = self.pending
-        entries = {
-            "num_simulations": self.num_new,
-            "acceptance_rate": pending.acceptance if pending else 1.0,
-            "num_active": int(pending.is_active.sum()) if pending else 0,
-            "failures": list(pending.failures.values()) if pending else [],
-            "coverage": coverage,
-        }
-        for name, value in entries.items():
-            self.summary[name].append(value)
-        self.networks = networks
-        self.num_new, self.pending, self.num_draws = 0, None, 0
-        self.index += 1
-
-    def check_simulations(
-        self, simulations: LevelSimulations, first: LevelSimulations, prior: Any
-    ) -> None:
-        """Raise unless simulations fit the observation, the prior and the first ones.
-
-        Raises:
-            ValueError: If they do not.
-        """
-        self.check_x(simulations.x)
-        check_theta(simulations.theta, prior)
-        if has_support(prior):
-            check_inside(prior, simulations)
-        check_same_shapes(simulations, first)
-
-    def check_x(self, x: Tensor) -> None:
-        """Raise unless outputs have the shape of the observation.
+    def check(self, new: LevelSimulations, prior: Any) -> None:
+        """Raise unless simulations fit the observation, the prior and those before.
 
         An observation without the channel that the outputs have gets it.
 
         Raises:
-            ValueError: If the shapes differ.
+            ValueError: If they do not.
         """
-        self.x_o = matching_observation(x, self.x_o)
+        self.check_x(new.x)
+        check_theta(new.theta, prior)
+        if has_support(prior):
+            check_inside(prior, new)
+        if self.parts:
+            check_same_shapes(new, self.parts[0])
 
-    def check_low_fidelity(self, low: LevelSimulations | None) -> None:
-        """Raise unless low-fidelity simulations are those of earlier rounds.
+    def check_x(self, x: Tensor) -> None:
+        """Raise unless outputs have the shape of the observation, as `check`.
 
         Raises:
-            ValueError: If levels were aligned by others.
+            ValueError: If the shapes differ.
         """
-        if self.low_weights is not None and self.low_sums != sums_of(low):
+        x_o = self.x_o
+        check_columns({"x": x}, 0)
+        if x.shape[1:] == x_o.shape:
+            x_o = x_o.unsqueeze(0)
+        if x.shape[1:] != x_o.shape[1:]:
             raise ValueError(
-                "The low-fidelity simulations are not those that this run began with, "
-                "by which levels are aligned. Call `append_lowfidelity_simulations` "
-                "with the same ones before resuming."
+                f"x has shape {tuple(x.shape[1:])} per simulation, but the observation "
+                f"x_o has {tuple(x_o.shape[1:])}. Summarise both in the same way."
             )
+        self.x_o = x_o
 
+    def append(self, new: LevelSimulations) -> None:
+        """Store simulations that were checked."""
+        self.parts.append(new)
+        self.num_new[new.level] = self.num_new.get(new.level, 0) + len(new)
 
-def matching_observation(x: Tensor, x_o: Tensor) -> Tensor:
-    """The observation, with the channel that outputs have if it lacks one.
+    def ended(self, entries: Mapping[str, Any]) -> Self:
+        """The state at the beginning of the next round.
 
-    Args:
-        x: Outputs, shape `(n, *x_shape)`.
-        x_o: The observation, shape `(1, *x_shape)`.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    check_columns({"x": x}, 0)
-    if x.shape[1:] == x_o.shape:
-        x_o = x_o.unsqueeze(0)
-    if x.shape[1:] != x_o.shape[1:]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape[1:])} per simulation, but the observation "
-            f"x_o has {tuple(x_o.shape[1:])}. Summarise both in the same way."
+        Args:
+            entries: What the summary keeps of this round; failures are added here.
+        """
+        proposals = self.pending.values()
+        failures = [text for each in proposals for text in each.failures.values()]
+        entries = {**entries, "failures": failures}
+        return replace(
+            self,
+            num_new={},
+            pending={},
+            num_draws=0,
+            summary={
+                name: [*self.summary[name], entries[name]] for name in self.SUMMARY
+            },
         )
-    return x_o
+
+    def content(self) -> dict[str, Any]:
+        """The state as tensors and plain values."""
+        return {
+            "parts": [vars(part) for part in self.parts if len(part) > 0],
+            "pending": {level: vars(each) for level, each in self.pending.items()},
+            "num_new": self.num_new,
+            "num_draws": self.num_draws,
+            "summary": self.summary,
+        }
+
+    def filled(self, content: Mapping[str, Any], num_rounds: int, prior: Any) -> Self:
+        """A state with the simulations, proposals and summary of a file.
+
+        Args:
+            content: As of the method `content`.
+            num_rounds: How many rounds ended.
+            prior: The prior.
+
+        Raises:
+            ValueError: If they are not valid; others if they have another form.
+        """
+        counts = [*content["num_new"].items(), (0, content["num_draws"])]
+        is_valid = all(type(n) is int and n >= 0 for pair in counts for n in pair)
+        expect(is_valid, f"counts are {counts!r:.60}")
+        for name, kind in self.SUMMARY.items():
+            values = content["summary"].get(name)
+            is_valid = isinstance(values, list) and len(values) == num_rounds
+            is_valid = is_valid and all(type(value) is kind for value in values)
+            expect(is_valid, f"summary has {name} {values!r:.60}")
+        pending = {key: Proposals(**each) for key, each in content["pending"].items()}
+        for each in pending.values():
+            each.check()
+            check_theta(each.theta, prior)
+        names = "num_new", "num_draws", "summary"
+        fields = {name: content[name] for name in names}
+        state = replace(self, parts=[], pending=pending, **fields)
+        for columns in content["parts"]:
+            part = LevelSimulations(**columns)
+            state.check(part, prior)
+            state.parts.append(part)
+        return state
 
 
 def check_theta(theta: Tensor, prior: Any) -> None:
@@ -152,10 +169,3 @@ def check_theta(theta: Tensor, prior: Any) -> None:
             f"theta has shape {tuple(theta.shape[1:])} per simulation, but the prior "
             f"draws {tuple(expected)}. Pass parameters of `propose()`."
         )
-
-
-def sums_of(low: LevelSimulations | None) -> tuple[float, ...] | None:
-    """What identifies low-fidelity simulations: their number and sums."""
-    if low is None:
-        return None
-    return float(len(low)), *(float(c.double().sum()) for c in (low.theta, low.x))

@@ -26,9 +26,11 @@ from typing import Any, Literal
 
 import torch
 from sbi.utils import RestrictedPrior, get_density_thresholder
+from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
 from sbi_multilevel.estimators.mixture import without_prior
+from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.utils.argument_types import check_field_types
 
 _LOG = logging.getLogger(__name__)
@@ -156,6 +158,42 @@ class Truncation:
         rate = self.acceptance(proposal)
         theta = proposal.sample((num,), print_rejected_frac=False)
         return theta, rate
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The part of the prior that a round draws from.
+
+    Args:
+        prior: The prior.
+        truncation: How the prior is truncated.
+        truncated: The truncated prior; `None` in the first round, which draws from the
+            whole prior.
+    """
+
+    prior: Any
+    truncation: Truncation
+    truncated: RestrictedPrior | None = None
+
+    def inside(self, theta: Tensor) -> Tensor:
+        """Which parameters lie in the region, shape `(n,)`."""
+        if self.truncated is None:
+            return within_support(self.prior, theta)
+        return self.truncated._accept_reject_fn(theta)
+
+    def acceptance(self) -> float:
+        """Share of prior draws that lie in the region."""
+        if self.truncated is None:
+            return 1.0
+        return self.truncation.acceptance(self.truncated)
+
+    def draw(self, num: int) -> Proposals:
+        """Draws from the prior inside the region."""
+        if self.truncated is None:
+            theta, rate = self.prior.sample((num,)), 1.0
+        else:
+            theta, rate = self.truncation.draw(self.truncated, num)
+        return Proposals(theta, torch.ones(num), rate)
 
 
 class QuietPosterior:

@@ -1,0 +1,347 @@
+"""Rounds of fine-tuning for one observation: the steps of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from sbi.inference import DirectPosterior, EnsemblePosterior
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from typing_extensions import Self
+
+from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.data.validation import check_level
+from sbi_multilevel.methods.sequential.acquisition import (
+    active_share,
+    disagreement_at,
+    propose_active,
+)
+from sbi_multilevel.methods.sequential.coverage import coverage_levels
+from sbi_multilevel.methods.sequential.fine_tuning_state import FineTuningState, sums_of
+from sbi_multilevel.methods.sequential.members import RoundTrainer
+from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.methods.sequential.rounds import Rounds
+from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
+from sbi_multilevel.methods.sequential.truncation import Region
+from sbi_multilevel.training.trainer import MultilevelTrainer
+from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.utils.files import expect
+from sbi_multilevel.utils.seeds import seeded
+
+
+class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
+    """Rounds of high-fidelity simulations, on which networks are fine-tuned.
+
+    A subclass sets the trainer of its members, `_member_type`.
+
+    Args:
+        settings: The settings of the run.
+        x_o: The observation, shape `(1, *x_shape)`.
+    """
+
+    _member_type: ClassVar[type[MultilevelTrainer]]
+
+    def __init__(self, settings: FineTuningSettings, x_o: Tensor):
+        super().__init__(settings, FineTuningState(x_o))
+        self._trainer = RoundTrainer(self._member_type, settings)
+
+    # Simulations and networks from elsewhere
+
+    def append_lowfidelity_simulations(
+        self, theta: Tensor, x: Tensor, level: int = 0
+    ) -> Self:
+        """Store simulations of a lower level, drawn from the prior, for pre-training.
+
+        Args:
+            theta: Parameters drawn from the prior, shape `(n, d_theta)`, or, where
+                `parameters` were given, the columns of this level.
+            x: Outputs of the simulator of `level`, shape `(n, *x_shape)`.
+            level: Their level; the highest level is above all of these.
+
+        Returns:
+            The same object (so that calls can be chained).
+
+        Raises:
+            ValueError: If they do not fit, or networks were pre-trained already.
+        """
+        state = self._state
+        if state.index > 0 or state.is_pretrained:
+            when = "the first round" if state.index > 0 else "pre-training"
+            raise ValueError(
+                f"Low-fidelity simulations were appended after {when}. Append all of "
+                "them before `train` or `run`, or, with an acquisition, before "
+                "`propose`; or start from scratch in a new object."
+            )
+        check_level(level)
+        state.check_x(x)
+        self._trainer.append_low_fidelity(theta, x, level)
+        return self
+
+    def warm_start(
+        self,
+        estimators: ConditionalDensityEstimator | Sequence[ConditionalDensityEstimator],
+    ) -> Self:
+        """Start from networks that were pre-trained elsewhere.
+
+        They are not trained on low-fidelity simulations then; if any are appended,
+        levels are aligned by them.
+
+        Args:
+            estimators: One for all members, or one for each, e.g. those of
+                `train_ensemble(...).estimators`.
+
+        Returns:
+            The same object (so that calls can be chained).
+
+        Raises:
+            ValueError: If their number or shapes do not fit.
+        """
+        check_types(FineTuningRounds.warm_start, locals())
+        num_members = self._settings.num_members
+        if isinstance(estimators, ConditionalDensityEstimator):
+            estimators = [estimators] * num_members
+        if len(estimators) != num_members:
+            raise ValueError(
+                f"estimators are {len(estimators)}, but num_members is {num_members}. "
+                "Pass one, or one for each member."
+            )
+        network_from = self._trainer.network_from
+        self._state.networks = [network_from(each, self.x_o) for each in estimators]
+        return self
+
+    # The steps of a round
+
+    def propose(self, num_simulations: int) -> Tensor:
+        """Parameters to simulate next.
+
+        In the first round they are draws from the prior, later from the truncated
+        prior. With an acquisition the last ones are active points, and networks are
+        pre-trained first. Several calls in one round add up.
+
+        Args:
+            num_simulations: Number of parameters.
+
+        Returns:
+            Theta, shape `(num_simulations, d_theta)`.
+
+        Raises:
+            RuntimeError: If the truncated prior accepts nothing.
+        """
+        check_types(FineTuningRounds.propose, locals())
+        if num_simulations < 1:
+            raise ValueError(f"num_simulations must be >= 1, but is {num_simulations}.")
+        (theta,) = self._propose({1: num_simulations})
+        return theta
+
+    def append_simulations(
+        self, theta: Tensor, x: Tensor, x_coarse: Tensor | None = None
+    ) -> Self:
+        """Store high-fidelity simulations of this round.
+
+        Args:
+            theta: Parameters that were proposed in this round; some may be missing.
+            x: Outputs of the highest simulator, shape `(n, *x_shape)`. Simulations
+                with NaN or inf are dropped with a warning.
+            x_coarse: Outputs of the simulator a level below on the same theta and
+                noise; they are trained on before x.
+
+        Returns:
+            The same object (so that calls can be chained).
+
+        Raises:
+            ValueError: If they do not fit; nothing is stored then.
+        """
+        return self._append([LevelSimulations(1, theta, x, x_coarse)])
+
+    def train(self) -> list[ConditionalDensityEstimator]:
+        """Train on the simulations that were appended, which ends the round.
+
+        Networks are pre-trained first if that was not done. Then expected coverage is
+        computed (see `summary`), and the networks are fine-tuned.
+
+        Returns:
+            The networks of the members.
+
+        Raises:
+            RuntimeError: If nothing was appended since the last training.
+            ValueError: If the low-fidelity simulations are not those of earlier rounds.
+        """
+        state = self._state
+        if state.num_appended == 0:
+            raise RuntimeError(
+                "No high-fidelity simulations were appended since the last training. "
+                "Simulate the parameters of `propose()` and call `append_simulations`."
+            )
+        self._pretrain()
+        # found at most once, as it takes samples of the posterior
+        region = cache(self._region)
+        coverage = self._coverage_of_round(region)
+        low = self._trainer.low_fidelity
+        low_weights = self._weigh(low, region)
+        networks = self._trainer.fine_tune(state, low, low_weights)
+        self._state = replace(
+            state.ended(state.entries(coverage)),
+            networks=networks,
+            low_weights=low_weights,
+            low_sums=sums_of(low),
+        )
+        return networks
+
+    def build_posterior(self) -> DirectPosterior | EnsemblePosterior:
+        """sbi's posterior of the members, with the observation as its default x.
+
+        Raises:
+            RuntimeError: If nothing was trained yet.
+        """
+        networks = self._state.networks
+        if networks is None:
+            raise RuntimeError("Nothing was trained yet. Call `train` or `run` first.")
+        each = [DirectPosterior(network, self._settings.prior) for network in networks]
+        posterior = EnsemblePosterior(each) if len(each) > 1 else each[0]
+        return posterior.set_default_x(self.x_o)
+
+    def expected_coverage(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Level of the smallest region of the posterior that holds each true theta.
+
+        If the posterior is calibrated on the region of this round, levels are uniform
+        on (0, 1): `(levels < 0.9).float().mean()` is the expected coverage of 90 %
+        regions. Call it before `train`, which computes it at the simulations that were
+        appended.
+
+        Args:
+            theta: Parameters that `propose` returned in this round, shape
+                `(n, d_theta)`. Active points are left out.
+            x: Outputs of the highest simulator, shape `(n, *x_shape)`.
+
+        Returns:
+            Levels, shape `(m,)`.
+
+        Raises:
+            RuntimeError: If nothing was trained or proposed yet.
+        """
+        if self._state.proposals is None:
+            raise RuntimeError(
+                "Nothing was proposed in this round. Simulate the parameters of "
+                "`propose()`, and pass both."
+            )
+        new = LevelSimulations(1, theta, x)
+        self._state.check_x(new.x)
+        new = new[self._state.proposals.is_passive(new.theta)]
+        return self._coverage_at(new.theta, new.x, self._region())
+
+    # Parts of the steps
+
+    def _pretrain(self) -> None:
+        if self._state.networks is None and self._trainer.has_low_fidelity:
+            self._state.networks = self._trainer.pretrain()
+            self._state.is_pretrained = True
+
+    def _draw(self, num: int, level: int, index: int, is_active: bool) -> Proposals:
+        state, settings = self._state, self._settings
+        acquisition = settings.acquisition if is_active else None
+        if acquisition is not None and state.index == 0:
+            if acquisition.first_round:
+                self._pretrain()
+            if state.networks is None or not acquisition.first_round:
+                acquisition = None
+        is_first, prior = state.index == 0, settings.prior
+        with seeded(settings.seed_of(Stream.PROPOSALS, state.index, index)):
+            posterior = self.build_posterior() if acquisition or not is_first else None
+            region = self._region_of(None if is_first else posterior)
+            if acquisition is None:
+                return region.draw(num)
+
+            def draw_pool() -> Tensor:
+                if not acquisition.fixed_pool:
+                    return prior.sample((acquisition.pool_size,))
+                # the same in all rounds; later draws of one round have other pools, so
+                # that no point is acquired twice
+                with seeded(settings.seed_of(Stream.POOL, index)):
+                    return prior.sample((acquisition.pool_size,))
+
+            def score(passive: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+                both = torch.cat([passive, pool])
+                scores = disagreement_at(posterior, both, acquisition.on)
+                return scores[: len(passive)], scores[len(passive) :]
+
+            ways = region.draw, draw_pool, score, region.inside, region.acceptance
+            return propose_active(num, acquisition, *ways)
+
+    def _region(self) -> Region:
+        """The region of this round, the same at each call."""
+        index = self._state.index
+        with seeded(self._settings.seed_of(Stream.REGION, index)):
+            return self._region_of(self.build_posterior() if index > 0 else None)
+
+    def _region_of(self, posterior: Any) -> Region:
+        prior, truncation = self._settings.prior, self._settings.truncation
+        truncated = None if posterior is None else truncation.truncate(posterior, prior)
+        return Region(prior, truncation, truncated)
+
+    def _weighted(self, part: LevelSimulations) -> LevelSimulations:
+        if not self._settings.is_corrected:
+            return part
+        if self._state.proposals is None:
+            raise ValueError(
+                "theta was not proposed in this round. Call `propose()` first, or "
+                "use `Acquisition(correct=False)`."
+            )
+        weights = self._state.proposals.weights_of(part.theta)
+        return replace(part, weights=weights.clamp_min(1e-12))[weights > 0]
+
+    def _weigh(
+        self, low: LevelSimulations | None, region: Callable[[], Region]
+    ) -> Tensor | None:
+        """Weights that give low-fidelity simulations the density of all proposals."""
+        state = self._state
+        state.check_low_fidelity(low)
+        if low is None or not self._trainer.aligns:
+            return None
+        num, acquisition = state.num_appended, self._settings.acquisition
+        weights, share, proposals = state.low_weights, 0.0, state.proposals
+        if weights is None or not self._settings.all_rounds:
+            weights = torch.zeros(len(low))
+        acquired = torch.zeros(len(low))
+        has_active = proposals is not None and bool(proposals.is_active.any())
+        if proposals and acquisition and has_active and not acquisition.correct:
+            chosen_by = self.build_posterior(), acquisition.on
+            share, acquired = active_share(low.theta, proposals, *chosen_by)
+        inside = _equal_shares(region().inside(low.theta))
+        acquired = _equal_shares(acquired)
+        return weights + (1 - share) * num * inside + share * num * acquired
+
+    def _coverage_of_round(self, region: Callable[[], Region]) -> list[float]:
+        """Levels at new simulations, which the networks were not trained on."""
+        state, num = self._state, self._settings.num_coverage_simulations
+        if state.proposals is None or state.networks is None or num == 0:
+            return []
+        theta = torch.cat([part.theta for part in state.new_simulations])
+        x = torch.cat([part.x for part in state.new_simulations])
+        chosen = state.proposals.is_passive(theta).nonzero()[:num, 0]
+        return self._coverage_at(theta[chosen], x[chosen], region()).tolist()
+
+    def _coverage_at(self, theta: Tensor, x: Tensor, region: Region) -> Tensor:
+        chosen = region.inside(theta)
+        with seeded(self._settings.seed_of(Stream.COVERAGE, self._state.index)):
+            posterior = self.build_posterior()
+            return coverage_levels(posterior, theta[chosen], x[chosen], region.inside)
+
+    def _restored(self, content: dict[str, Any]) -> FineTuningState:
+        networks, weights = self._state.networks, content["members"]
+        state = self._state.filled_from(content, self._settings.prior)
+        if weights is not None:
+            is_right = len(weights) == self._settings.num_members
+            expect(is_right, f"it has {len(weights)} networks")
+            template = networks[0] if networks else None
+            network_from, x_o = self._trainer.network_from, state.x_o
+            weights = [network_from(each, x_o, template) for each in weights]
+        return replace(state, networks=weights)
+
+
+def _equal_shares(chosen: Tensor) -> Tensor:
+    """Equal weights of the chosen ones, with sum 1; zeros where none is chosen."""
+    return chosen / chosen.sum().clamp_min(1)
