@@ -288,6 +288,14 @@ def test_a_run_with_active_points_trains_on_weights_and_resumes(tmp_path):
         hybrid().load(path)
 
 
+def test_a_single_proposal_is_no_active_point():
+    inference = hybrid(acquisition=ACTIVE)
+    step(inference)
+    _, theta = inference.propose((0, 1))
+    assert theta.shape == (1, 2)
+    assert not inference._state.pending[1].is_active.any()
+
+
 # ------------------------------------------------------------- seeds, pickles, files
 
 
@@ -336,6 +344,18 @@ def test_a_saved_state_is_loaded_as_it_was(make, tmp_path):
     assert torch.equal(samples(loaded), samples(inference))
     for ours, theirs in zip(loaded.propose((4, 2)), inference.propose((4, 2))):
         assert torch.equal(ours, theirs)
+
+
+@truncating
+def test_a_state_can_be_saved_and_loaded_again(make, tmp_path):
+    path, truncation = tmp_path / "state.pt", Truncation(1e-3, 2_000, max_draws=50_000)
+    inference, loaded, again = (make(truncation=truncation) for _ in range(3))
+    step(inference)
+    inference.save(path)
+    loaded.load(path).save(path)
+    again.load(path)
+    assert torch.equal(samples(again), samples(inference))
+    assert again.truncated_prior.max_draws == 50_000
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path):

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import merge_levels, merged
 from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.estimators.reading import without_x_map
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
@@ -70,12 +70,8 @@ class RoundMethod(Settings):
             pairs = [part for part in state.parts_outside() if part.is_paired]
             for level in sorted({part.level for part in pairs}):
                 part = merged([each for each in pairs if each.level == level])
-                trainer.append_map_simulations(
-                    part.theta,
-                    part.x,
-                    part.x_coarse,  # pyright: ignore[reportArgumentType]
-                    level,
-                )
+                columns: Any = part.theta, part.x, part.x_coarse
+                trainer.append_map_simulations(*columns, level)
         estimator = trainer.train(**self.train_options)  # pyright: ignore[reportAttributeAccessIssue]
         if state.index == 0 and trainer._watch is not None:
             trainer._watch.check(state.x_o)
@@ -119,11 +115,13 @@ class RoundMethod(Settings):
             config, trainer_type = config.plain_config, trainer_type._member_type  # pyright: ignore[reportAttributeAccessIssue]
         trainer = self.trainer(trainer_type, config, prior)
         build, target = trainer._network_builder, trainer._target
-        members: list[ConditionalDensityEstimator] = [
-            network_from(weights, build, target, self.prior, x_o)
-            for weights in saved["members"]
-        ]
-        tails = saved["tails"]
+        members, tails = [], saved["tails"]
+        for weights in saved["members"]:
+            network = network_from(weights, build, target, self.prior, x_o)
+            # estimators of sbi get a map of x; as they were, they can be saved again
+            if set(network.state_dict()) != set(weights):
+                network = without_x_map(network)
+            members.append(network)
         return MixtureEstimator(
             members,
             saved["weights"],
