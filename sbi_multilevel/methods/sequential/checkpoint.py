@@ -72,12 +72,7 @@ def explained(path: str | os.PathLike) -> contextlib.AbstractContextManager[None
 def check_settings(
     content: Mapping[str, Any], ours: Mapping[str, Any], path: str | os.PathLike
 ) -> None:
-    """Raise if a state was written under other settings.
-
-    Args:
-        content: The content of the file.
-        ours: The present settings.
-        path: The file.
+    """Raise unless the content of a file is of a run with our settings.
 
     Raises:
         ValueError: If they differ; names the settings that do.
@@ -135,15 +130,7 @@ def with_sorted_fields(text: str, missing: Mapping[str, Any] | None = None) -> s
 def network_from(
     source: WarmStart, build: Builder, target: Target, prior: Any, x_o: Tensor
 ) -> Any:
-    """A network from another, or from its weights.
-
-    Args:
-        source: The network, or its weights.
-        build: Builder of a network that the weights fit.
-        target: What the network is a density of.
-        prior: The prior.
-        x_o: The observation.
-    """
+    """A network from another, or from weights that fit what `build` returns."""
     with seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of random x, which only has the shape
         theta = prior.sample((100,))

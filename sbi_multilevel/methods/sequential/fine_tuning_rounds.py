@@ -299,7 +299,7 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         """Weights that give low-fidelity simulations the density of all proposals."""
         state = self._state
         state.check_low_fidelity(low)
-        if low is None or not self._trainer.aligns:
+        if low is None or getattr(self._settings.config, "alignment", None) is None:
             return None
         num, acquisition = state.num_appended, self._settings.acquisition
         weights, share, proposals = state.low_weights, 0.0, state.proposals

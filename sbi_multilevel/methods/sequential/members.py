@@ -62,11 +62,6 @@ class RoundTrainer:
             return None
         return self.pretraining._prepared_simulations()[0]
 
-    @property
-    def aligns(self) -> bool:
-        """Whether the method aligns the levels."""
-        return getattr(self._settings.config, "alignment", None) is not None
-
     def append_low_fidelity(self, theta: Tensor, x: Tensor, level: int) -> None:
         """Store simulations for pre-training; missing columns of theta are drawn."""
         count = len(self.pretraining._theta_roundwise)
@@ -140,14 +135,7 @@ class RoundTrainer:
         x_o: Tensor,
         template: ConditionalDensityEstimator | None = None,
     ) -> ConditionalDensityEstimator:
-        """A network from another, or from its weights.
-
-        Args:
-            source: The network, or its weights.
-            x_o: The observation.
-            template: A network that the weights fit; what the builder returns if
-                `None`.
-        """
+        """A network from another, or from weights that fit a template or builder."""
         settings, target = self._settings, self._trainer_type._target
         build = settings.trainer(self._trainer_type, settings.config)._network_builder
         if template is not None:

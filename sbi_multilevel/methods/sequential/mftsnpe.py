@@ -246,13 +246,8 @@ class MFTSNPE(FineTuningRounds):
             if checkpoint is not None:
                 self.save(checkpoint)
         coarse, fine = simulator if isinstance(simulator, tuple) else (None, simulator)
-        runner = Runner(
-            Work((coarse, fine), noise),
-            batches,
-            num_workers,
-            max_resampling,
-            checkpoint,
-        )
+        work = Work((coarse, fine), noise)
+        runner = Runner(work, batches, num_workers, max_resampling, checkpoint)
         least, rest = divmod(num_simulations, num_rounds)
 
         def sizes() -> dict[int, int]:
