@@ -1,4 +1,5 @@
-"""Prints the tables of the README and of docs/results: hybrid.md, papers.md.
+"""Prints the tables of the README and of docs/results: hybrid.md, papers.md,
+speed.md.
 
 A test compares the pages with the tables.
 """
@@ -13,7 +14,16 @@ from typing import NamedTuple
 
 from sbi_multilevel_benchmarks.journal import read_records
 from sbi_multilevel_benchmarks.papers.experiment import EXPERIMENTS
-from sbi_multilevel_benchmarks.records import MIN_SEEDS, Cell, Record, Table, cells
+from sbi_multilevel_benchmarks.records import (
+    MIN_SEEDS,
+    Cell,
+    Record,
+    Table,
+    cells,
+    finished,
+    key,
+    over_seeds,
+)
 from sbi_multilevel_benchmarks.reproduce import overview, published_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,9 +99,9 @@ class Results:
 
     @classmethod
     @functools.cache
-    def of_files(cls) -> Results:
-        """The records of the repository."""
-        paths = sorted(RESULTS.glob("*.jsonl"))
+    def of_files(cls, pattern: str = "*.jsonl") -> Results:
+        """The records of the repository in files of a pattern."""
+        paths = sorted(RESULTS.glob(pattern))
         return cls([record for path in paths for record in read_records(path)])
 
     def cell(self, task: str, counts: tuple[int, ...], method: str) -> Cell | None:
@@ -106,6 +116,14 @@ class Results:
             return ""
         few = f" ({cell.num_seeds} seeds)" if cell.num_seeds < MIN_SEEDS else ""
         return f"{cell.metrics[metric]['mean']}{few}"
+
+    def errors(self, line: Line, counts: tuple[int, ...]) -> dict[int, float]:
+        """Error of the hybrid by seed."""
+        return {
+            record["seed"]: record["metrics"][line.metric]["mean"]
+            for record in finished(self.records)
+            if key(record) == (line.task, "hybrid", counts, record["seed"], None)
+        }
 
     def oracle(self, task: str, metric: str) -> str:
         """The value of the oracle."""
@@ -154,8 +172,8 @@ def useless_table() -> Table:
 
 
 def parts_table() -> Table:
-    """Results without one part of the hybrid method."""
-    results = Results.of_files()
+    """Results without one part of the hybrid method, all of one version."""
+    results = Results.of_files("ablation.jsonl")
     rows = [
         (
             name,
@@ -173,6 +191,27 @@ def parts_table() -> Table:
         for counts in line.counts
     ]
     return Table(("", *titles), tuple(rows))
+
+
+def versions_table() -> Table:
+    """The hybrid method before the schedule of learning rates, and now."""
+    earlier, now = Results.of_files("earlier/*.jsonl"), Results.of_files()
+    rows = []
+    for line in LINES:
+        found = [
+            (counts, earlier.errors(line, counts), now.errors(line, counts))
+            for counts in line.counts
+        ]
+        compared = [each for each in found if each[1]]
+        for index, (counts, before, after) in enumerate(compared):
+            seeds = sorted(set(before) & set(after))
+            gaps = over_seeds([after[seed] - before[seed] for seed in seeds])
+            values = (over_seeds(list(each.values())) for each in (before, after))
+            title = line.full_title if index == 0 else ""
+            change = f"{gaps.mean:+.3f} ± {gaps.standard_error:.3f}"
+            rows.append((title, _counted(counts), *map(str, values), change))
+    header = ("task, metric", "simulations", "before", "now", "difference")
+    return Table(header, tuple(rows))
 
 
 def papers_tables() -> tuple[Table, ...]:
@@ -232,8 +271,12 @@ def _is_best(results: Results, line: Line, counts: tuple[int, ...]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="the tables of hybrid.md")
+    parser.add_argument("--versions", action="store_true", help="that of speed.md")
     parser.add_argument("--papers", action="store_true", help="those of papers.md")
     options = parser.parse_args(arguments)
+    if options.versions:
+        print(versions_table())
+        return
     if options.papers:
         print(*papers_tables(), sep="\n\n")
         return

@@ -67,6 +67,8 @@ def test_tables_agree_with_the_records(tables):
     made = (tables.main_table(full=True), tables.useless_table(), tables.parts_table())
     text = page.read_text("utf-8")
     assert [str(table) for table in made if str(table) not in text] == []
+    text = (ROOT / "docs" / "results" / "speed.md").read_text("utf-8")
+    assert str(tables.versions_table()) in text
 
 
 def test_figures_of_the_papers_agree_with_the_page(tables):
