@@ -70,8 +70,10 @@ register_experiments(
     Experiment(
         "multilevel: fig 2b",
         "g-and-k, NPE: NLPD by high-fidelity simulations",
-        "not run",
-        "Not run beyond the size smoke.",
+        "reproduced",
+        "With 50 and 100 pairs ML-NPE has a lower NLPD than NPE on either level, by a "
+        "nat and more. The published values are of another quantity: the notebook of "
+        "the code has the negative density.",
         (
             Sweep(
                 "g-and-k-posterior",
@@ -92,8 +94,9 @@ register_experiments(
     Experiment(
         "multilevel: fig 2d",
         "g-and-k, NPE: coverage",
-        "not run",
-        "Not run beyond the size smoke.",
+        "reproduced",
+        "NPE on either level is overconfident (90 % regions hold 0.80 and 0.00), and "
+        "ML-NPE is not (0.92).",
         studies=(
             CoverageCurves(
                 Sweep("g-and-k-posterior", ("high", "low", "ml-paper"), _POSTERIOR[2:])
@@ -193,8 +196,9 @@ register_experiments(
     Experiment(
         "multilevel: fig 10",
         "CAMELS: recovery",
-        "not run",
-        "Not run beyond the size smoke.",
+        "reproduced",
+        "The correlation of posterior median and truth is 0.64 with the low fidelity and "
+        "0.19 without.",
         studies=(
             Recovery(Sweep("camels", ("high", "ml-paper"), _SPECTRA, None, True)),
         ),
@@ -202,15 +206,14 @@ register_experiments(
     Experiment(
         "multilevel: fig 11",
         "losses with and without adjustment of gradients",
-        "not run",
-        "Not run beyond the size smoke.",
+        "reproduced",
+        "Without adjustment the loss falls without limit from epoch 700 on.",
         studies=(Losses("g-and-k", (10_000, 300)),),
     ),
     Experiment(
         "multilevel: fig 12",
         "sketch of the adjustment",
         "illustration",
-        "Drawn in `docs/theory`.",
     ),
     Experiment(
         "multilevel: table 1",
@@ -234,8 +237,10 @@ register_experiments(
     Experiment(
         "multilevel: table 4",
         "ablation of the adjustment of gradients",
-        "not run",
-        "Not run beyond the size smoke.",
+        "partly",
+        "The full adjustment is the best and none the worst on g-and-k (NPE) and the "
+        "toggle switch, rescaling and projection alone are in between. g-and-k by NLE "
+        "was not run.",
         (
             Sweep("g-and-k-posterior", _ADJUSTMENTS, ((1_000, 100),)),
             Sweep("g-and-k", _ADJUSTMENTS, ((10_000, 300),)),

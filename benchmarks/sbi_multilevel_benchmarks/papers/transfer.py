@@ -201,7 +201,8 @@ _NEUROSCIENCE = (
         "L5PC: NLTP and NRMSE by high-fidelity simulations",
         "partly",
         "With a synthetic morphology, so that values cannot be compared, but their "
-        "order: MF-NPE is better than NPE.",
+        "order: with 50 simulations MF-NPE is better than NPE by 1.7 nats. 1 000 were "
+        "not run.",
         (_of_cell("high", "mf", "mf-unaligned", "ml", "hybrid"), _of_cell("oracle")),
         published=(
             _nltp("l5pc", (10_000, 10_000), "high", -5.87, 0.04),
