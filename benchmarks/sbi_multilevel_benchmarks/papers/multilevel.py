@@ -176,8 +176,8 @@ register_experiments(
     Experiment(
         "multilevel: fig 7",
         "OU, 3 parameters: outputs and recovery",
-        "reproduced",
-        "",
+        "partly",
+        "Recovery was not run beyond the size smoke.",
         studies=(
             Outputs("ou"),
             Recovery(Sweep("ou", ("ml-paper", "mf-unaligned", "oracle"), _PROCESS)),
