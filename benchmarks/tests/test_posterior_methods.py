@@ -43,7 +43,8 @@ def small(monkeypatch):
         return train_briefly
 
     def two_rounds(*args, **options):
-        return MFTSNPE(*args, truncation=Truncation(num_samples=500), **options)
+        few = {**options, "truncation": Truncation(num_samples=500)}
+        return MFTSNPE(*args, **few)
 
     def fast_c2st(samples, exact):
         return torch.tensor(0.5)

@@ -121,7 +121,7 @@ class RoundsMethod:
         num_members: Networks.
         config: Settings of fine-tuning.
         shared_pretraining: Whether all networks start from the same pre-trained one.
-        num_rounds: Number of rounds.
+        num_rounds: Number of rounds; `None` for 5.
         epsilon: Mass of the posterior outside of the truncated prior.
     """
 
@@ -131,7 +131,7 @@ class RoundsMethod:
     num_members: int = 1
     config: TransferConfig = TransferConfig()
     shared_pretraining: bool = False
-    num_rounds: int = NUM_ROUNDS
+    num_rounds: int | None = None
     epsilon: float = 1e-6
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
@@ -146,7 +146,7 @@ class RoundsMethod:
             self.config,
             self.acquisition,
             seed,
-            self.num_rounds,
+            self.num_rounds or NUM_ROUNDS,
             self.epsilon,
         )
         for x_o in task.observations:  # so that their seconds count as training
