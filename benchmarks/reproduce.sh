@@ -21,6 +21,10 @@ run() { # name, then the arguments of the benchmark
 for task in camels camels-shuffled; do
     run "$task" "$task" --methods high low ml ml-paired ml-paper oracle
 done
+run g-and-k-posterior g-and-k-posterior --num-simulations 1000,10 1000,50 1000,100 \
+    --methods high low ml-paper ml-bounded hybrid
+run g-and-k-posterior g-and-k-posterior \
+    --methods mf ml-own ml-paper-unaligned ml-paper-rescale ml-paper-project ml-paper-none
 run toggle-switch-ablation toggle-switch \
     --methods ml-paper ml-paper-project ml-paper-rescale ml-paper-none
 run toggle-switch toggle-switch --methods high equal-cost low ml ml-paired oracle
