@@ -73,7 +73,7 @@ def test_corrected_simulations_must_have_been_proposed():
     with pytest.raises(ValueError, match="not proposed in this round"):
         inference.append_simulations(theta + 0.01, simulate(theta))
     inference.append_simulations(theta.flip(0)[:15], simulate(theta)[:15])
-    last = inference._state.simulations[-1]
+    last = inference._state.parts[-1]
     assert last.weights is not None and len(last) <= 15
     assert last.weights.max() <= 1 / 0.8 + 1e-5 and last.weights.min() > 0
     inference.train()

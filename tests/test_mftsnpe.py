@@ -111,7 +111,7 @@ def test_low_fidelity_simulations_are_optional():
 def test_pairs_are_allowed_in_every_round():
     inference = make()
     inference.run((COARSE, FINE), 40, 2, **RUN)
-    assert all(part.is_paired for part in inference._state.simulations)
+    assert all(part.is_paired for part in inference._state.parts)
     theta = inference.propose(10)
     u = torch.randn(10, 2)
     inference.append_simulations(theta, FINE(theta, u), COARSE(theta, u)).train()

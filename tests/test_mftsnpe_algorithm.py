@@ -119,7 +119,7 @@ def test_with_equal_networks_the_first_round_has_equal_weights():
     """Equal networks have no disagreement, so active points are prior draws."""
     inference = active(correct=True)
     step(inference)
-    (simulations,) = inference._state.simulations
+    (simulations,) = inference._state.parts
     assert torch.allclose(simulations.weights, torch.ones(20), atol=1e-5)
 
 

@@ -47,7 +47,7 @@ def test_a_run_killed_while_simulating_is_resumed(options, when, tmp_path):
     again.run(counting, 40, 2, checkpoint=path, **RUN)
     assert sum(calls) == 40 - (when - 1)  # nothing is simulated twice
     assert torch.equal(networks(again), networks(unbroken))
-    for a, b in zip(again._state.simulations, unbroken._state.simulations):
+    for a, b in zip(again._state.parts, unbroken._state.parts):
         assert torch.equal(a.x, b.x) and torch.equal(a.theta, b.theta)
 
 
@@ -133,7 +133,7 @@ def test_batches_and_workers_change_nothing(batch_size, num_workers):
         FINE, 20, 1, simulation_batch_size=batch_size, num_workers=num_workers, **RUN
     )
     reference.run(FINE, 20, 1, **RUN)
-    (one,), (two,) = inference._state.simulations, reference._state.simulations
+    (one,), (two,) = inference._state.parts, reference._state.parts
     assert torch.allclose(one.x, two.x, atol=1e-6)
 
 

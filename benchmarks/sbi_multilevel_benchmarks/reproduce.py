@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -159,7 +158,3 @@ def _items(name: str) -> set[tuple[str, str]]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
-
-
-if __name__ == "__main__":
-    sys.exit(bool(main(sys.argv[1:])))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from sbi_multilevel_benchmarks.records import Record, Table
 from sbi_multilevel_benchmarks.run import Run
+from sbi_multilevel_benchmarks.task import BenchmarkTask
 
 Size = Literal["paper", "half", "smoke"]
 SIZES: tuple[Size, ...] = ("paper", "half", "smoke")
@@ -25,6 +26,7 @@ Counts = tuple[int, ...]
 _MAX_HALF, _SEEDS_HALF = 10_000, 5
 _SMOKE = (200, 20)  # simulations of level 0, and of the others
 _OBSERVATIONS_SMOKE = 2
+_EPOCHS_SMOKE, _ORACLE_SMOKE = 20, 200  # of the settings of a paper, and of an oracle
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,14 @@ def register_experiments(*experiments: Experiment) -> None:
                 f"in {tuple(EXPERIMENTS)}."
             )
         EXPERIMENTS[each.name] = each
+
+
+def for_study(task: BenchmarkTask, size: Size) -> BenchmarkTask:
+    """The task of a study, with short trainings for the size `"smoke"`."""
+    if size == "smoke":
+        task.paper_epochs = min(task.paper_epochs, _EPOCHS_SMOKE)
+        task.oracle_size = _ORACLE_SMOKE
+    return task
 
 
 def _reduced(counts: Counts) -> Counts:

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from sbi_multilevel.diagnostics import fidelity_report
 from sbi_multilevel_benchmarks.cost import step_costs
 from sbi_multilevel_benchmarks.metrics import biased_mmd, c2st
-from sbi_multilevel_benchmarks.papers.experiment import Counts, Result, Size
-from sbi_multilevel_benchmarks.papers.pictures import SMOKE_EPOCHS
+from sbi_multilevel_benchmarks.papers.experiment import Counts, Result, Size, for_study
 from sbi_multilevel_benchmarks.plots import COLORS
 from sbi_multilevel_benchmarks.records import Record, Table
 from sbi_multilevel_benchmarks.registry import get_method, get_task
@@ -104,9 +103,7 @@ class Losses:
     num_simulations: Counts
 
     def __call__(self, size: Size, records: Sequence[Record]) -> Result:
-        task = get_task(self.task)
-        if size == "smoke":
-            task.paper_epochs = SMOKE_EPOCHS
+        task = for_study(get_task(self.task), size)
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         axes = figure.subplots()
         for index, method in enumerate(("ml-paper-none", "ml-paper")):

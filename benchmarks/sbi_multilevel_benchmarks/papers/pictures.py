@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sbi_multilevel.plots import compare
 from sbi_multilevel.utils.seeds import seeded
-from sbi_multilevel_benchmarks.papers.experiment import Result, Size, Sweep
+from sbi_multilevel_benchmarks.papers.experiment import Result, Size, Sweep, for_study
 from sbi_multilevel_benchmarks.plots import COLORS
 from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 from sbi_multilevel_benchmarks.records import Record, joined
@@ -26,8 +26,6 @@ from sbi_multilevel_benchmarks.run import Run, fit, quiet
 
 _NUM_EXAMPLES = 4
 _NUM_SAMPLES = 1_000
-SMOKE_EPOCHS = 20  # of the settings of a paper
-_NUM_ORACLE_SMOKE = 200
 _NUM_TESTS = {"paper": 500, "half": 200, "smoke": 20}
 
 
@@ -72,11 +70,7 @@ class Trained:
     @cached_property
     def task(self) -> Any:
         """The task."""
-        task = self.run.build_task()
-        if self.size == "smoke":
-            task.paper_epochs = min(task.paper_epochs, SMOKE_EPOCHS)
-            task.oracle_size = _NUM_ORACLE_SMOKE
-        return task
+        return for_study(self.run.build_task(), self.size)
 
     @cached_property
     def estimator(self) -> Any:

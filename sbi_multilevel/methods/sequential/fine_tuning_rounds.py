@@ -268,8 +268,15 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
                 scores = disagreement_at(posterior, both, acquisition.on)
                 return scores[: len(passive)], scores[len(passive) :]
 
-            ways = region.draw, draw_pool, score, region.inside, region.acceptance
-            return propose_active(num, acquisition, *ways)
+            return propose_active(
+                num,
+                acquisition,
+                region.draw,
+                draw_pool,
+                score,
+                inside=region.inside,
+                acceptance=region.acceptance,
+            )
 
     def _region(self) -> Region:
         """The region of this round, the same at each call."""

@@ -53,11 +53,6 @@ class FineTuningState(RoundState):
     low_sums: tuple[float, ...] | None = None
 
     @property
-    def simulations(self) -> list[LevelSimulations]:
-        """High-fidelity simulations of all rounds."""
-        return self.parts
-
-    @property
     def new_simulations(self) -> list[LevelSimulations]:
         """High-fidelity simulations that were appended since the last training."""
         first, missing = len(self.parts), self.num_appended
