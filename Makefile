@@ -45,6 +45,8 @@ coverage: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python .github/check_notebooks.py tutorials/*.ipynb
 
 types: $(INSTALLED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
