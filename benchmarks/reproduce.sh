@@ -69,7 +69,7 @@ run useless ou-useless g-and-k-useless --methods high high-hybrid hybrid
 run ou2-useless ou2-useless --num-simulations 10000,50 --methods high-hybrid hybrid
 run blob blob --num-simulations 1000,50 1000,100 --methods high mf hybrid
 run ablation camels-shuffled g-and-k --methods hybrid hybrid-unaligned hybrid-unpaired \
-    hybrid-untamed hybrid-unrehearsed hybrid-unmixed hybrid-scratch high-hybrid
+    hybrid-untransformed hybrid-unrehearsed hybrid-unmixed hybrid-scratch high-hybrid
 run oracles slcp sir ou4 ou2-published --methods oracle
 
 "$python" -m sbi_multilevel_benchmarks overhead | tee "$out/overhead.md"

@@ -79,7 +79,7 @@ WITHOUT = {
     "no level maps": "hybrid-unaligned",
     "level maps without pairs": "hybrid-unpaired",
     "no rehearsal": "hybrid-unrehearsed",
-    "no tail transform": "hybrid-untamed",
+    "no tail transform": "hybrid-untransformed",
     "no mixing": "hybrid-unmixed",
     "members from scratch": "hybrid-scratch",
     "high-fidelity simulations alone": "high-hybrid",

@@ -10,7 +10,7 @@ for _name, _config in {
     "hybrid": HybridConfig(),
     "hybrid-unaligned": HybridConfig(level_maps=("none",)),
     "hybrid-unpaired": HybridConfig(level_maps=("none", "shift", "full", "scaled")),
-    "hybrid-untamed": HybridConfig(transform_tails=False),
+    "hybrid-untransformed": HybridConfig(transform_tails=False),
     "hybrid-unrehearsed": HybridConfig(rehearsal=False),
     "hybrid-unmixed": HybridConfig(mix=False),
     "hybrid-scratch": HybridConfig(shared_start=False),
