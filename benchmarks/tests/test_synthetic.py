@@ -293,7 +293,7 @@ def test_a_run_has_the_metrics_of_the_task(method, monkeypatch):
     monkeypatch.setattr(
         NPE, "train", lambda *args, **given: train(*args, **given | few)
     )
-    name = "validation-misleading:paired=no"
+    name = "synthetic-misleading:paired=no"
     record = run_one(Run(name, method, (60, 20), seed=0))
     found = {key: value["mean"] for key, value in record["metrics"].items()}
     assert record["task"] == name and record["metric"] == "nltp"
