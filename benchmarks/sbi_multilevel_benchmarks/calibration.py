@@ -58,6 +58,27 @@ def calibration_of_network(
     return coverage(values.masked_fill(~inside, torch.nan), exact[0])
 
 
+def calibration_inside(
+    estimator: Any, theta: Tensor, x: Tensor
+) -> dict[str, list[float]]:
+    """SBC and coverage of a density estimator without mass outside the prior.
+
+    Args:
+        estimator: The estimator of theta.
+        theta: As in `calibration`; the first 200 are used.
+        x: As in `calibration`.
+
+    Returns:
+        `sbc` as in `calibration`, and those of `coverage`.
+    """
+    theta, x = theta[:_NUM_TESTS], x[:_NUM_TESTS]
+    with seeded(1), torch.no_grad():
+        samples = estimator.sample((_NUM_SAMPLES,), x)
+        values = estimator.log_prob(torch.cat((theta.unsqueeze(0), samples)), x)
+    ranks = (samples < theta).sum(dim=0)
+    return {"sbc": _distances(ranks), **coverage(values[1:], values[0])}
+
+
 def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[float]]:
     """SBC, TARP and coverage of an amortized posterior.
 
@@ -82,17 +103,17 @@ def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[floa
         ranks, _ = run_sbc(theta, x, posterior, **options)
         ecp, alpha = run_tarp(theta, x, posterior, **options)
     atc, _ = check_tarp(ecp, alpha)
-    distances = [
-        float(kstest(column.numpy() / _NUM_SAMPLES, "uniform").statistic)
-        for column in ranks.T
-    ]
     with seeded(1), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = posterior.sample_batched(
             (_NUM_SAMPLES,), x=x, show_progress_bars=False
         )
         values = _log_density(posterior, torch.cat((theta.unsqueeze(0), samples)), x)
-    return {"sbc": distances, "atc": [float(atc)], **coverage(values[1:], values[0])}
+    return {
+        "sbc": _distances(ranks),
+        "atc": [float(atc)],
+        **coverage(values[1:], values[0]),
+    }
 
 
 def coverage(samples: Tensor, exact: Tensor) -> dict[str, list[float]]:
@@ -113,6 +134,14 @@ def coverage(samples: Tensor, exact: Tensor) -> dict[str, list[float]]:
         f"coverage_{100 * level:.0f}": [(above < level).double().mean().item()]
         for level in CREDIBILITIES
     }
+
+
+def _distances(ranks: Tensor) -> list[float]:
+    """Distance of the ranks of each parameter to the uniform distribution."""
+    return [
+        float(kstest(column.numpy() / _NUM_SAMPLES, "uniform").statistic)
+        for column in ranks.T
+    ]
 
 
 def _log_density(posterior: Any, theta: Tensor, x: Tensor) -> Tensor:

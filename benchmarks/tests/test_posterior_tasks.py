@@ -19,11 +19,10 @@ from sbi_multilevel_benchmarks.tasks import ou_transfer as ou
 DENSITY_TASKS = ("camels", "g-and-k", "toggle-switch", "ou", "ou-useless")
 DENSITY_TASKS += ("camels-shuffled", "g-and-k-useless")
 DENSITY_TASKS += ("g-and-k-posterior", "ou-start")
-# networks take seconds: test_plasticity.py has a contract of its own
+# test_plasticity.py, whose networks take seconds, and test_synthetic.py
+OTHERS = ("plasticity", "synthetic-", "validation-")
 POSTERIOR_TASKS = [
-    name
-    for name in TASKS
-    if name not in DENSITY_TASKS and not name.startswith("plasticity")
+    name for name in TASKS if name not in DENSITY_TASKS and not name.startswith(OTHERS)
 ]
 UNKNOWN = ("blob", "l5pc", "lotka-volterra")  # posteriors
 EXACT = [name for name in POSTERIOR_TASKS if name not in UNKNOWN]
