@@ -239,7 +239,8 @@ def test_coverage_works_with_images_and_has_a_maximum_number():
 def earlier(path):
     """Rewrite a file as versions without these settings wrote it."""
     state = torch.load(path, weights_only=True)
-    for name in ("shared_pretraining", "all_rounds", "num_coverage_simulations"):
+    names = "shared_pretraining", "all_rounds", "num_coverage_simulations", "has_cost"
+    for name in names:
         del state["settings"][name]
     settings = state["settings"]["acquisition"]
     if settings != "None":
@@ -253,6 +254,7 @@ def with_recipe(path):
     """Rewrite a file as versions with recipes wrote it."""
     state = torch.load(path, weights_only=True)
     settings = state["settings"]
+    del settings["has_cost"]
     settings["num_coverage_rows"] = settings.pop("num_coverage_simulations")
     assert "alignment='standardize'" in settings.pop("config")
     settings["recipe"] = (

@@ -45,6 +45,10 @@ def test_each_observation_has_rounds_of_its_own(rounds_type):
 
 def test_the_methods_are_registered():
     assert {"hybrid-tsnpe", "ml-tsnpe"} <= set(METHODS)
+    for end, on in (("", "density"), ("-gain", "gain")):
+        rounds_type = METHODS[f"hybrid-tsnpe-af{end}"].rounds_type
+        inference = rounds_type(TASK.prior, TASK.observations[0], "mdn", seed=1)
+        assert inference._settings.acquisition.on == on
 
 
 def test_the_exact_posterior_of_the_drug_task_is_a_density():

@@ -246,7 +246,11 @@ CALLS = {
             "unconstrained": ("abc", 3),
         },
     ),
-    "Acquisition": (Acquisition, {}, {"share": (*NUMBER, NAN), "pool_size": COUNT}),
+    "Acquisition": (
+        Acquisition,
+        {},
+        {"share": (*NUMBER, NAN), "pool_size": COUNT, "cost": CALLABLE},
+    ),
     "Truncation": (
         Truncation,
         {},

@@ -22,6 +22,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def hybrid_npe(x_o: Tensor, seed: int) -> tuple[Any, dict]:
     return inference.build_posterior(), {}
 
 
-def mf_tsnpe(x_o: Tensor, seed: int) -> tuple[Any, dict]:
+def mf_tsnpe(x_o: Tensor, seed: int, on: Any = "density") -> tuple[Any, dict]:
     """`MFTSNPE` with the settings of the tutorial."""
     low, _ = simulate_multilevel(
         [low_fidelity, high_fidelity],
@@ -160,7 +161,7 @@ def mf_tsnpe(x_o: Tensor, seed: int) -> tuple[Any, dict]:
         x_o,
         "maf",
         num_members=3,
-        acquisition=Acquisition(first_round=False, fixed_pool=False),
+        acquisition=Acquisition(on=on, first_round=False, fixed_pool=False),
         shared_pretraining=False,
         truncation=Truncation(epsilon=1e-3, num_samples=2_000),
         num_coverage_simulations=0,
@@ -208,13 +209,21 @@ def _wide(*arguments: Any, **options: Any) -> HybridTSNPE:
     return _hybrid(*arguments, truncation=truncation, **options)
 
 
+def _active(on: Any) -> Callable:
+    acquisition = Acquisition(on=on, correct=True)
+    return partial(_hybrid, acquisition=acquisition)
+
+
 METHODS: dict[str, Callable[[Tensor, int], tuple[Any, dict]]] = {
     "hybrid-npe": hybrid_npe,
     "mf-tsnpe": mf_tsnpe,
+    "mf-tsnpe-gain": partial(mf_tsnpe, on="gain"),
     "hybrid-tsnpe-2": _rounds(_hybrid, 2),
     "hybrid-tsnpe-3": _rounds(_hybrid, 3),
     "hybrid-tsnpe-5": _rounds(_hybrid, 5),
     "hybrid-tsnpe-3-epsilon-1e-4": _rounds(_wide, 3),
+    "hybrid-tsnpe-3-af": _rounds(_active("density"), 3),
+    "hybrid-tsnpe-3-af-gain": _rounds(_active("gain"), 3),
     "ml-tsnpe-3": _rounds(MLTSNPE, 3),
 }
 

@@ -1,6 +1,7 @@
 """Methods on tasks that evaluate posteriors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,8 @@ def test_settings_of_rounds_are_those_of_the_records_or_of_the_paper():
         share=0.2, pool_size=250, first_round=False, fixed_pool=False
     )
     assert paper.acquisition == Acquisition()
+    gain = METHODS["mf-tsnpe-af-gain"].acquisition
+    assert gain == replace(recorded.acquisition, on="gain")
     for method, num_networks in (("mf-tsnpe-af-paper", 1), ("mf-tsnpe-af", 5)):
         run_one(_run(method))
         assert transfer.pretrain.cache_info().misses == num_networks

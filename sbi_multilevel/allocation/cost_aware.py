@@ -43,7 +43,6 @@ derived above.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -52,11 +51,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.arguments import check_seed, processed_prior
+from sbi_multilevel.simulation.arguments import (
+    Cost,
+    check_seed,
+    costs_at,
+    processed_prior,
+)
 from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.seeds import seeded
-
-Cost = Callable[[Tensor], Tensor]
 
 _LOW_QUANTILE = 0.01
 
@@ -120,7 +122,7 @@ class CostAwareProposal(Distribution):
         self.prior, self.cost = processed_prior(prior), cost
         self.exponent, self.max_ratio = exponent, max_ratio
         with seeded(seed):
-            costs = self._costs(self.prior.sample(torch.Size((num_draws,))))
+            costs = costs_at(cost, self.prior.sample(torch.Size((num_draws,))))
         self._lowest = torch.quantile(costs, _LOW_QUANTILE)
         g = self._g(costs)
         self._constant = float((1 / g).mean())
@@ -213,28 +215,11 @@ class CostAwareProposal(Distribution):
         weights = self.weights(theta).double()
         return float(weights.sum() ** 2 / weights.square().sum())
 
-    def _costs(self, theta: Tensor) -> Tensor:
-        costs = torch.as_tensor(self.cost(theta), device=theta.device).double()
-        if costs.shape != theta.shape[:1]:
-            raise ValueError(
-                f"cost returned the shape {tuple(costs.shape)} for "
-                f"{len(theta)} parameters. Return one cost for each, shape "
-                f"{tuple(theta.shape[:1])}."
-            )
-        is_wrong = ~((costs > 0) & costs.isfinite())
-        if is_wrong.any():
-            index = int(is_wrong.nonzero()[0])
-            raise ValueError(
-                f"cost returned {float(costs[index])} at theta="
-                f"{theta[index].tolist()}. Return positive, finite numbers."
-            )
-        return costs
-
     def _g(self, costs: Tensor) -> Tensor:
         return (costs / self._lowest).clamp(1.0, self.max_ratio) ** self.exponent
 
     def _g_of(self, theta: Tensor) -> Tensor:
-        return self._g(self._costs(theta)).to(theta.dtype)
+        return self._g(costs_at(self.cost, theta)).to(theta.dtype)
 
 
 def _check_numbers(exponent: float, max_ratio: float, num_draws: int) -> None:

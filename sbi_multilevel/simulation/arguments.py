@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from typing import Any, SupportsIndex
 
+import torch
 from sbi.utils.user_input_checks import process_prior
+from torch import Tensor
+
+Cost = Callable[[Tensor], Tensor]
 
 # arguments with checks of their own, which give more detail than a type
 CHECKED_ALONE = (
@@ -92,6 +96,33 @@ def check_num_costs(costs: Sequence[float] | None, num_levels: int) -> None:
             f"costs must hold one number for each of the {num_levels} levels, the cost "
             f"of one run of its simulator, but is {costs}."
         )
+
+
+def costs_at(cost: Cost, theta: Tensor) -> Tensor:
+    """Costs of parameters by a function of the user, shape `(n,)`.
+
+    Args:
+        cost: The function.
+        theta: Parameters, shape `(n, d_theta)`.
+
+    Raises:
+        ValueError: If they are not positive, finite numbers, one for each theta.
+    """
+    costs = torch.as_tensor(cost(theta), device=theta.device).double()
+    if costs.shape != theta.shape[:1]:
+        raise ValueError(
+            f"cost returned the shape {tuple(costs.shape)} for {len(theta)} "
+            "parameters. Return one cost for each, shape "
+            f"{tuple(theta.shape[:1])}."
+        )
+    is_wrong = ~((costs > 0) & costs.isfinite())
+    if is_wrong.any():
+        index = int(is_wrong.nonzero()[0])
+        raise ValueError(
+            f"cost returned {float(costs[index])} at theta={theta[index].tolist()}. "
+            "Return positive, finite numbers."
+        )
+    return costs
 
 
 def _are_costs(costs: Any, num_levels: int) -> bool:

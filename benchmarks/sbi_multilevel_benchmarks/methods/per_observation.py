@@ -237,6 +237,7 @@ register_method(
     RoundsMethod(_recorded("density"), NUM_MEMBERS, TransferConfig(alignment=None)),
 )
 register_method("mf-tsnpe-af-log", RoundsMethod(_recorded("log_density"), NUM_MEMBERS))
+register_method("mf-tsnpe-af-gain", RoundsMethod(_recorded("gain"), NUM_MEMBERS))
 # Algorithm 4 of the paper, the default of `MFTSNPE`
 register_method(
     "mf-tsnpe-af-paper",

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sbi_multilevel import MLTSNPE, HybridTSNPE, MultilevelSimulations
+from sbi_multilevel import (
+    MLTSNPE,
+    Acquisition,
+    HybridConfig,
+    HybridTSNPE,
+    MultilevelSimulations,
+)
 from sbi_multilevel_benchmarks.fit import Fit
 from sbi_multilevel_benchmarks.methods.per_observation import ObservationPosterior
 from sbi_multilevel_benchmarks.registry import register_method
 
 NUM_ROUNDS = 3
+RoundsType = Callable[..., HybridTSNPE | MLTSNPE]
 
 
 @dataclass(frozen=True)
@@ -20,14 +29,14 @@ class MultilevelRoundsPosterior(ObservationPosterior):
     """Posterior of rounds of all levels at each observation.
 
     Args:
-        rounds_type: The class of the rounds.
+        rounds_type: The class of the rounds, with settings if any.
         task: The task.
         simulations: Draws from the prior; those of level 0 enter the first round, and
             each observation has as many of its own as there are of the other levels.
         seed: Seed of the rounds.
     """
 
-    rounds_type: type[HybridTSNPE] | type[MLTSNPE]
+    rounds_type: RoundsType
     task: Any
     simulations: MultilevelSimulations
     seed: int
@@ -63,12 +72,12 @@ class MultilevelRoundsMethod:
     have for all observations, and low-fidelity ones in each round.
 
     Args:
-        rounds_type: The class of the rounds.
+        rounds_type: The class of the rounds, with settings if any.
     """
 
     needs_observations: ClassVar[bool] = True
 
-    rounds_type: type[HybridTSNPE] | type[MLTSNPE]
+    rounds_type: RoundsType
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
         posterior = MultilevelRoundsPosterior(self.rounds_type, task, simulations, seed)
@@ -77,5 +86,13 @@ class MultilevelRoundsMethod:
         return Fit(posterior, simulations[-1].x, 0, runs=posterior.runs)
 
 
+def _active(on: Any) -> RoundsType:
+    acquisition = Acquisition(on=on, correct=True)
+    config = HybridConfig(distill=False)  # the members are compared
+    return partial(HybridTSNPE, config=config, acquisition=acquisition)
+
+
 register_method("hybrid-tsnpe", MultilevelRoundsMethod(HybridTSNPE))
+register_method("hybrid-tsnpe-af", MultilevelRoundsMethod(_active("density")))
+register_method("hybrid-tsnpe-af-gain", MultilevelRoundsMethod(_active("gain")))
 register_method("ml-tsnpe", MultilevelRoundsMethod(MLTSNPE))

@@ -23,6 +23,7 @@ _EARLIER = {
     "shared_pretraining": False,
     "all_rounds": True,
     "num_coverage_simulations": 0,
+    "has_cost": False,
 }
 _EARLIER_IN_CONFIG = {"schedule": None}
 # settings and values that had other names

@@ -17,8 +17,8 @@ from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.data.validation import check_level
 from sbi_multilevel.methods.sequential.acquisition import (
     active_share,
-    disagreement_at,
     propose_active,
+    scores_at,
 )
 from sbi_multilevel.methods.sequential.coverage import coverage_levels
 from sbi_multilevel.methods.sequential.fine_tuning_state import FineTuningState, sums_of
@@ -265,7 +265,7 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
 
             def score(passive: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
                 both = torch.cat([passive, pool])
-                scores = disagreement_at(posterior, both, acquisition.on)
+                scores = scores_at(posterior, both, acquisition)
                 return scores[: len(passive)], scores[len(passive) :]
 
             return propose_active(
@@ -315,7 +315,7 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         acquired = torch.zeros(len(low))
         has_active = proposals is not None and bool(proposals.is_active.any())
         if proposals and acquisition and has_active and not acquisition.correct:
-            chosen_by = self.build_posterior(), acquisition.on
+            chosen_by = self.build_posterior(), acquisition
             share, acquired = active_share(low.theta, proposals, *chosen_by)
         inside = _equal_shares(region().inside(low.theta))
         acquired = _equal_shares(acquired)

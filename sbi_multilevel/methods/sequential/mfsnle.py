@@ -21,8 +21,8 @@ rounds remain in training.
 
 With an `Acquisition`, part of the pairs of each round but the first are the points of
 a pool of prior draws where the members of the mixture disagree most about the
-observation, by the variance of :math:`p(\theta)\, q_e(x_o \mid \theta)`. They need no
-weights here.
+observation, by default by the variance of :math:`p(\theta)\, q_e(x_o \mid \theta)`.
+They need no weights here.
 
 Proposals are drawn by MCMC (`sbi.inference.MCMCPosterior`).
 """

@@ -233,7 +233,7 @@ class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
 
             def score(passive: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
                 scored = torch.cat([pool, passive]) if acquisition.correct else pool
-                scores = settings.disagreement(scored, state)
+                scores = settings.scores(scored, state)
                 return scores[len(pool) :], scores[: len(pool)]
 
             return propose_active(num, acquisition, self._passive, draw_pool, score)

@@ -21,7 +21,6 @@ from sbi_multilevel.estimators.reading import without_x_map
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
-from sbi_multilevel.methods.sequential.acquisition import disagreement
 from sbi_multilevel.methods.sequential.checkpoint import network_from
 from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
 from sbi_multilevel.methods.sequential.settings import Settings
@@ -81,8 +80,8 @@ class RoundMethod(Settings):
         score = float("nan") if summary is None else max(summary.log_scores.values())
         return estimator.cpu().eval(), score
 
-    def disagreement(self, theta: Tensor, state: MultilevelState) -> Tensor:
-        """Disagreement of the members at parameters `(n, d_theta)`, up to a factor."""
+    def scores(self, theta: Tensor, state: MultilevelState) -> Tensor:
+        """Scores of parameters `(n, d_theta)` by the members, up to a factor."""
         assert self.acquisition is not None
         estimator, log_probs = state.fits[-1], []
         target = estimator.target
@@ -93,7 +92,7 @@ class RoundMethod(Settings):
             for member in estimator.members:
                 q = MixtureEstimator([member], torch.ones(1), target, estimator.tails)
                 log_probs.append(of_prior + q.log_prob(*pair)[0])
-        return disagreement(torch.stack(log_probs), self.acquisition.on)
+        return self.acquisition.scores(theta, torch.stack(log_probs), self.prior)
 
     def restored(
         self, saved: Mapping[str, Any], prior: TruncatedPrior, x_o: Tensor

@@ -79,6 +79,7 @@ class Settings:
             "x_o": x_o,
             "seed": self.seed,
             "acquisition": repr(self.acquisition),
+            "has_cost": getattr(self.acquisition, "cost", None) is not None,
             "truncation": repr(self.truncation),
             "config": with_sorted_fields(repr(self.config)),
             "train_options": repr(sorted(self.train_options.items())),
