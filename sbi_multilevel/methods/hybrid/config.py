@@ -1,6 +1,6 @@
 r"""Hybrid methods (HybridNPE, HybridNLE): level maps, transfer and stacking combined.
 
-With n high-fidelity simulations and f the loss of NPE or NLE, training has five steps.
+With n high-fidelity simulations and f the loss of NPE or NLE, training has six steps.
 
 1. **Preparation.** Features of x with heavy tails are transformed
    (`sbi_multilevel.level_maps.tail_transform`), and features that are constant at a
@@ -33,7 +33,10 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has five
    they increase the held-out log score by more than its standard error. Otherwise the
    members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
    loss is bounded.
-5. **Distillation.** One network is trained on draws from the mixture, and takes its
+5. **Calibration.** If the parameters of high-fidelity simulations have lower densities
+   than draws from the mixture, under the networks that were not trained on them, all
+   networks are made wider (`sbi_multilevel.methods.hybrid.calibration`).
+6. **Distillation.** One network is trained on draws from the mixture, and takes its
    place if it loses less than 0.02 nats per simulation
    (`sbi_multilevel.methods.hybrid.distillation`).
 
@@ -97,6 +100,8 @@ class HybridConfig(MethodConfig):
         mix: Whether networks trained on high-fidelity simulations alone, and the prior,
             join the mixture.
         transform_tails: Whether heavy tails of x are transformed.
+        widen: Whether a mixture of flows is made wider where held-out simulations show
+            that it is too narrow, see `sbi_multilevel.methods.hybrid.calibration`.
         distill: Whether one network takes the place of the mixture, so that sampling
             costs as much as with one network, see
             `sbi_multilevel.methods.hybrid.distillation`; `"auto"`: if it loses less
@@ -131,6 +136,7 @@ class HybridConfig(MethodConfig):
     rehearsal: bool = True
     mix: bool = True
     transform_tails: bool = True
+    widen: bool = True
     schedule: OneCycle | None = OneCycle()
     distill: Literal["auto"] | bool = "auto"
     unconstrained: bool = True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.pool import LevelStep
+from sbi_multilevel.methods.hybrid.run import Component, HybridRun, Trained
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.ensemble import train_members
@@ -33,75 +34,6 @@ if TYPE_CHECKING:
 _MAX_LOSS = 1e6  # the loss where the density of a network is not finite
 _MAX_RESTARTS = 3  # of a network whose held-out loss is worse than that of its twin
 _NUM_ERRORS, _MIN_GAP = 5.0, 0.1  # by so many standard errors, and nats
-
-
-@dataclass(frozen=True, eq=False)
-class Component:
-    """Estimators that share a weight in the mixture.
-
-    Args:
-        estimators: The estimators; none for the prior.
-        losses: Held-out loss of each high-fidelity simulation, shape `(n,)`.
-        num_epochs: Number of epochs, the mean over estimators.
-        runs: Their trainings, and those of networks that they started from, by name.
-    """
-
-    estimators: list[ConditionalEstimator]
-    losses: np.ndarray
-    num_epochs: float = 0.0
-    runs: Mapping[str, tuple[TrainingRun, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What is kept of a trainer: its simulations are not.
-
-    Args:
-        network: The estimator.
-        summary: `summary` of the trainer.
-    """
-
-    network: ConditionalEstimator
-    summary: Mapping[str, Any]
-
-    @property
-    def last_run(self) -> TrainingRun:
-        """Its last training."""
-        return training_runs(self.summary)[-1]
-
-    @property
-    def held_out_loss(self) -> float:
-        """The held-out loss of its weights."""
-        return self.last_run.best_validation_loss
-
-
-# trained networks by what they are for, and by member
-Finished = dict[str, dict[int, Trained]]
-
-
-@dataclass(frozen=True, eq=False)
-class HybridRun:
-    """A training: what it was called with, and what is finished.
-
-    Args:
-        seed: Seed of folds, maps and networks.
-        options: Arguments of `train` for the members.
-        num_simulations: Number of simulations of each level.
-        finished: Networks of a training that has not ended.
-        losses: Held-out loss of each high-fidelity simulation by component, after the
-            training has ended.
-    """
-
-    seed: int
-    options: Mapping[str, Any]
-    num_simulations: tuple[int, ...]
-    finished: Finished = field(default_factory=dict)
-    losses: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the training has ended."""
-        return bool(self.losses)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,38 @@ simulation from it
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Ranks of held-out simulations, see `sbi_multilevel.methods.hybrid.calibration`.
+
+    Args:
+        rank: Mean rank among draws from the mixture as it was trained: 0.5 if it is
+            calibrated, and less if it is too narrow.
+        error: Standard error of the mean rank of a calibrated mixture.
+        base_scale: Factor that the base distributions were made wider by.
+
+    Example:
+    --------
+
+    ::
+
+        >>> print(Calibration(rank=0.36, error=0.04, base_scale=1.2))
+        calibration: mean held-out rank 0.36 (calibrated: 0.50 ± 0.04), networks made \
+wider by the factor 1.2
+    """
+
+    rank: float
+    error: float
+    base_scale: float = 1.0
+
+    def __str__(self) -> str:
+        ideal = f"(calibrated: 0.50 ± {self.error:.2f})"
+        text = f"calibration: mean held-out rank {self.rank:.2f} {ideal}"
+        if self.base_scale == 1:
+            return text
+        return f"{text}, networks made wider by the factor {self.base_scale:g}"
+
+
+@dataclass(frozen=True)
 class HybridSummary:
     """What was chosen, and the gain from the lower levels; `print` shows it.
 
@@ -94,6 +126,8 @@ class HybridSummary:
             `estimate_gain` is called, and where it is not known.
         distillation: How well one network resembles the mixture; `None` if none was
             trained.
+        calibration: Ranks of held-out simulations among draws from the mixture; `None`
+            if it cannot be made wider, or `widen=False`.
         runs: For each component the trainings of its members, and of the networks that
             they started from, by name; see `check_training`.
     """
@@ -106,6 +140,7 @@ class HybridSummary:
     effective_sample_size: EffectiveSampleSize | None = None
     outputs: OutputsGain | None = None
     distillation: Distillation | None = None
+    calibration: Calibration | None = None
     runs: Mapping[str, Mapping[str, tuple[TrainingRun, ...]]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -120,6 +155,7 @@ class HybridSummary:
             f"{self.log_scores[name]:.2f}"
             for name, weight in self.weights.items()
         ]
-        parts = (self.distillation, self.effective_sample_size, self.outputs)
+        parts = (self.calibration, self.distillation)
+        parts += (self.effective_sample_size, self.outputs)
         lines += [str(part) for part in parts if part is not None]
         return "\n".join(lines)

@@ -25,7 +25,7 @@ from sbi_multilevel.training.trainer import MultilevelTrainer
 if TYPE_CHECKING:
     from sbi_multilevel.estimators.mixture import MixtureEstimator
     from sbi_multilevel.level_maps.tail_transform import TailTransform
-    from sbi_multilevel.methods.hybrid.members import HybridRun
+    from sbi_multilevel.methods.hybrid.run import HybridRun
 
 MIN_SIMULATIONS = 4
 
@@ -234,7 +234,7 @@ class HybridTrainer(MultilevelTrainer):
         if self.hybrid_summary is None:
             self._neural_net = None  # an interrupted training leaves no network
         # imported here, as it brings level maps and scikit-learn with it
-        from sbi_multilevel.methods.hybrid.members import HybridRun
+        from sbi_multilevel.methods.hybrid.run import HybridRun
         from sbi_multilevel.methods.hybrid.training import member_options, train_hybrid
 
         layout = self._layout

@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.losses.effective_sample_size import EffectiveSampleSize
+from sbi_multilevel.methods.hybrid.calibration import calibrate
 from sbi_multilevel.methods.hybrid.distillation import MAX_LOSS, distill
-from sbi_multilevel.methods.hybrid.members import Component, HybridRun, MemberTrainer
+from sbi_multilevel.methods.hybrid.members import MemberTrainer
 from sbi_multilevel.methods.hybrid.pool import (
     LevelStep,
     MapSelector,
@@ -24,6 +25,7 @@ from sbi_multilevel.methods.hybrid.pool import (
     limit_lower,
     split_folds,
 )
+from sbi_multilevel.methods.hybrid.run import Component, HybridRun
 from sbi_multilevel.methods.hybrid.summary import (
     Distillation,
     HybridSummary,
@@ -68,6 +70,7 @@ def train_hybrid(
         members.check()
         components, steps = _train_components(trainer, simulations, members)
         losses = {name: each.losses for name, each in components.items()}
+        first = next(iter(components.values()))
         weights = {next(iter(losses)): 1.0}
         if config.mix:
             weights = mixture_weights(losses, members.high.weights)
@@ -78,11 +81,12 @@ def train_hybrid(
             has_prior=PRIOR in weights,
         )
         estimator.to(trainer._device).eval()
+        estimator, calibration = calibrate(members, estimator, first.estimators)
         if steps and trainer._distills:
             estimator, distillation = _distill(members, estimator, steps[-1])
     training_folds = [members.training_folds(i) for i in range(len(members.folds))]
     summary = _summarize(components, weights, steps, training_folds)
-    summary = replace(summary, distillation=distillation)
+    summary = replace(summary, calibration=calibration, distillation=distillation)
     runs = {name: each.runs for name, each in components.items() if each.runs}
     of_all = [each for by_name in runs.values() for each in by_name.values()]
     warn_of_limit(of_all, run.options["max_num_epochs"])
