@@ -52,7 +52,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.arguments import check_seed, processed_prior
+from sbi_multilevel.simulation.arguments import processed_prior
 from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.seeds import seeded
 
@@ -115,9 +115,8 @@ class CostAwareProposal(Distribution):
         seed: int = 0,
     ):
         check_types(CostAwareProposal.__init__, locals(), but=("seed",))
-        check_seed(seed)
         _check_numbers(exponent, max_ratio, num_draws)
-        self.prior, self.cost = processed_prior(prior), cost
+        self.prior, self.cost = processed_prior(prior, seed), cost
         self.exponent, self.max_ratio = exponent, max_ratio
         with seeded(seed):
             costs = self._costs(self.prior.sample(torch.Size((num_draws,))))

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.allocation.growing import GrowingSimulations
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.utils.seeds import derive_seed
 
@@ -41,7 +41,7 @@ class ExtraRuns:
         self._growing = growing
         self._simulations = simulations
         self._counts = tuple(num_simulations)
-        store = growing.source.store
+        store = growing.store
         self._path = None if store is None else Path(f"{os.fspath(store)}.pilot.npz")
         self._known = self._read()
 
@@ -105,17 +105,16 @@ class ExtraRuns:
         return result
 
     def _moved(self, level: int, step: Tensor) -> Tensor:
-        source = self._growing.source
-        theta = self._simulations[level].theta
+        theta, prior = self._simulations[level].theta, self._growing.prior
         generator = torch.Generator().manual_seed(
-            derive_seed(source.seed, _STEP_STREAM, level)
+            derive_seed(self._growing.seed, _STEP_STREAM, level)
         )
         moved = torch.full_like(theta, torch.nan)
         for _ in range(_STEP_TRIES):
             signs = torch.randint(0, 2, theta.shape, generator=generator) * 2 - 1
             tried = theta + signs * step
-            inside = source.prior.log_prob(tried).isfinite() & moved.isnan().any(dim=1)
-            moved[inside] = tried[inside]
+            is_new = prior.log_prob(tried).isfinite() & moved.isnan().any(dim=1)
+            moved[is_new] = tried[is_new]
         return moved
 
     def _read(self) -> dict[str, Tensor]:

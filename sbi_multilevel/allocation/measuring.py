@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
-from sbi_multilevel.allocation.growing import Source
 from sbi_multilevel.allocation.optimal import check_costs
 from sbi_multilevel.allocation.quick_fit import (
     Inference,
@@ -23,22 +22,19 @@ from sbi_multilevel.allocation.variances import (
     loss_measurements,
     norm_measurements,
 )
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 
 # length of a step in theta, in standard deviations of the prior
 _STEP = 0.01
 
 
 class Measuring:
-    """How variances are estimated; arguments as of `pilot`.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
+    """How variances are estimated; arguments as of `pilot`."""
 
     def __init__(
         self,
-        source: Source,
+        growing: GrowingSimulations,
         inference: Inference | None,
         method: Method,
         num_folds: int,
@@ -53,13 +49,12 @@ class Measuring:
                 f"num_folds must be >= 2, but is {num_folds}: losses are evaluated by "
                 "a fit to other simulations."
             )
-        if source.options.costs is not None:
-            check_costs(source.options.costs)
+        if growing.options.costs is not None:
+            check_costs(growing.options.costs)
+        is_loss = method == "loss"
         self.method = method
-        self._trainer = (
-            get_trainer(inference, source.prior) if method == "loss" else None
-        )
-        self._seed, self._num_folds = source.seed, num_folds
+        self._trainer = get_trainer(inference, growing.prior) if is_loss else None
+        self._seed, self._num_folds = growing.seed, num_folds
         self._train_options = train_options
 
     def extra_cost(
@@ -77,10 +72,10 @@ class Measuring:
         self, simulations: MultilevelSimulations, extra: ExtraRuns
     ) -> Measurements:
         """Measurements of all simulations; those after the pilot have only pairs."""
-        outputs = [
-            [_padded(x, len(data)) for x in sides[:-2]] + _own_sides(data)
-            for data, sides in zip(simulations, extra.below())
-        ]
+        outputs = []
+        for data, sides in zip(simulations, extra.below()):
+            own = [x for x in (data.x_coarse, data.x) if x is not None]
+            outputs.append([_padded(x, len(data)) for x in sides[:-2]] + own)
         if self._trainer is None:
             return self._norm(simulations, outputs, extra)
         losses, fits = held_out_losses(
@@ -116,10 +111,6 @@ class Measuring:
         ]
         here = [[a[: len(b)] for a, b in zip(*sides)] for sides in zip(here, slopes)]
         return norm_measurements(here, slopes)
-
-
-def _own_sides(data: LevelSimulations) -> list[Tensor]:
-    return [data.x] if data.x_coarse is None else [data.x_coarse, data.x]
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

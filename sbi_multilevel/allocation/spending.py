@@ -27,14 +27,19 @@ import numpy as np
 
 from sbi_multilevel.allocation.advice import Advice
 from sbi_multilevel.allocation.extra_runs import digest
-from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.measuring import Measuring
 from sbi_multilevel.allocation.optimal import allocate, check_budget, simulation_costs
-from sbi_multilevel.allocation.pilot import MIN_SIMULATIONS, Pilot, run_pilot
+from sbi_multilevel.allocation.pilot import (
+    Pilot,
+    check_numbers,
+    run_pilot,
+    simulate_at_cost,
+)
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.allocation.variances import Method
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.arguments import per_level
 from sbi_multilevel.simulation.filling import RunOptions
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
@@ -174,11 +179,10 @@ def simulate_budget(
         timeout,
         costs,
     )
-    source = Source(tuple(simulators), prior, noise, seed, store, options)
-    source.check_numbers("pilot_simulations", pilot_simulations, MIN_SIMULATIONS)
-    measuring = Measuring(source, inference, method, num_folds, train_options or {})
-    spending = _Spending(source, measuring, budget, tuple(pilot_simulations))
-    result = spending.run()
+    check_numbers("pilot_simulations", pilot_simulations, len(simulators))
+    growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
+    measuring = Measuring(growing, inference, method, num_folds, train_options or {})
+    result = _Spending(growing, measuring, budget, tuple(pilot_simulations)).run()
     if result.advice.warning is not None:
         warnings.warn(result.advice.warning, stacklevel=2)
     return result
@@ -189,15 +193,14 @@ class _Spending:
 
     def __init__(
         self,
-        source: Source,
+        growing: GrowingSimulations,
         measuring: Measuring,
         budget: float,
         pilot_simulations: tuple[int, ...],
     ):
-        self._source, self._measuring, self._budget = source, measuring, budget
+        self._growing, self._measuring, self._budget = growing, measuring, budget
         self._pilot_simulations = pilot_simulations
-        self._growing = GrowingSimulations(source)
-        self._existing = self._growing.existing()
+        self._existing = growing.existing()
 
     def run(self) -> BudgetedSimulations:
         """Run the pilot, then each step."""
@@ -207,23 +210,22 @@ class _Spending:
         )
         log = self._log(pilot)
         estimates, counts, steps = pilot, self._pilot_simulations, list[SpendingStep]()
-        costs = self._source.options.costs
-        shares = _SHARES_GIVEN if costs else _SHARES_MEASURED
+        is_given = self._growing.options.costs is not None
+        shares = _SHARES_GIVEN if is_given else _SHARES_MEASURED
         for index, share in enumerate(shares):
             step = log.step(index) or self._next(estimates, counts, share)
             if step is None:
                 break
             log.write(index, step)
             counts = step.num_simulations
-            simulations = self._growing.simulate(counts)
+            simulations, costs = simulate_at_cost(self._growing, counts)
             steps.append(step)
-            assert simulations.costs is not None
             estimates = replace(
                 estimates,
                 simulations=simulations,
                 num_simulations=counts,
-                costs=simulations.costs,
-                cost=self._cost(counts, simulations.costs),
+                costs=costs,
+                cost=self._cost(counts, costs),
             )
             if index == 0 and self._measuring.method == "loss":
                 measured = self._measuring.measure(simulations, extra)
@@ -263,7 +265,7 @@ class _Spending:
 
     def _log(self, pilot: Pilot) -> SpendingLog:
         """The log of earlier runs with the same arguments."""
-        store, costs = self._source.store, self._source.options.costs
+        store, costs = self._growing.store, self._growing.options.costs
         path = None if store is None else Path(f"{os.fspath(store)}.budget.json")
         key = {
             "budget": self._budget,
@@ -274,11 +276,10 @@ class _Spending:
         return SpendingLog(path, key)
 
     def _check_budget_covers_pilot(self) -> None:
-        costs = self._source.options.costs
+        costs = self._growing.options.costs
         if costs is None:
             few = tuple(min(_NUM_TIMED, n) for n in self._pilot_simulations)
-            costs = self._growing.simulate(few).costs
-        assert costs is not None
+            _, costs = simulate_at_cost(self._growing, few)
         needed = self._cost(self._pilot_simulations, costs)
         if needed > self._budget:
             raise ValueError(

@@ -39,7 +39,6 @@ from sbi_multilevel.simulation.accounting import measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     check_num_costs,
-    check_seed,
     per_level,
     processed_prior,
 )
@@ -54,7 +53,7 @@ from sbi_multilevel.simulation.noise import (
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_of
 from sbi_multilevel.utils.argument_types import check_types
-from sbi_multilevel.utils.seeds import derive_seed, seeded
+from sbi_multilevel.utils.seeds import derive_seed
 
 _STREAM = 20
 _MIN_NOISES = 3
@@ -131,9 +130,8 @@ def check_pairing(
     checked_below = set(CHECKED_ALONE) - {"num_simulations"}
     check_types(check_pairing, locals(), but=checked_below)
     work = _SingleLevel(simulators, noise, timeout)
-    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs, seed)
-    with seeded(seed):  # sbi draws from the prior to check it
-        prior = processed_prior(prior)
+    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs)
+    prior = processed_prior(prior, seed)
     num_thetas = num_simulations // num_noises
     root = derive_seed(seed, _STREAM)
     theta = draw_theta(prior, root, 0, num_thetas).repeat_interleave(num_noises, dim=0)
@@ -179,7 +177,6 @@ def _check_arguments(
     num_noises: int,
     num_repeats: int,
     costs: Sequence[float] | None,
-    seed: int,
 ) -> None:
     if len(simulators) < 2:
         raise ValueError(
@@ -199,7 +196,6 @@ def _check_arguments(
             "num_noises."
         )
     check_num_costs(costs, len(simulators))
-    check_seed(seed)
 
 
 class _SingleLevel(Work):

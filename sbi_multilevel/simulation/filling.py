@@ -29,9 +29,6 @@ class RunOptions:
         show_progress_bars: Whether to show bars, and a summary at the end.
         timeout: Seconds that one call of a simulator may take, if limited.
         costs: Cost of one run of each simulator, if given.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     batch_sizes: tuple[int, ...]
@@ -42,10 +39,6 @@ class RunOptions:
     costs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch_sizes) < 1:
-            raise ValueError(
-                f"simulation_batch_size must be >= 1, but is {self.batch_sizes}."
-            )
         if self.num_workers == 0:
             raise ValueError("num_workers must be >= 1, or -1 for all cores, but is 0.")
         if not 0 <= self.max_failure_share <= 1:
@@ -67,11 +60,6 @@ def fill(
     """Run the pending ones of the first `num_simulations[l]` simulations of each level.
 
     None of them is pending when it returns.
-
-    Raises:
-        ValueError: If a simulator mixes the simulations of a batch.
-        TooManyFailures: If more simulations fail than allowed.
-        LostSimulations: If simulations are pending at the end.
     """
     remaining = [
         len(table.rows_with(Status.PENDING, stop=stop))

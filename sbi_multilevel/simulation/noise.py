@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.simulation.calling import check_call
+from sbi_multilevel.simulation.arguments import check_call
 from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 Simulator = Callable[[Tensor, Any], Any]
@@ -47,9 +47,6 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
 
     A sampler may return a tensor or a tuple or list of tensors, each with a leading
     dimension of one.
-
-    Raises:
-        ValueError: If the sampler returns something else.
     """
     if noise is None:
         return seeds
@@ -62,16 +59,10 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
 
 
 def check_noise(noise: NoiseSampler | None) -> None:
-    """Draw the noise of one simulation.
-
-    Raises:
-        ValueError: If `noise` cannot be called, or does not return tensors with leading
-            dimension one.
-    """
-    if noise is None:
-        return
-    check_call("noise", noise, ("n", "generator"), _NOISE)
-    draw_noise(noise, torch.zeros(1, dtype=torch.int64))
+    """Raise unless a sampler can be called and draws the noise of one simulation."""
+    if noise is not None:
+        check_call("noise", noise, ("n", "generator"), _NOISE)
+        draw_noise(noise, torch.zeros(1, dtype=torch.int64))
 
 
 def _checked(drawn: Any) -> Any:
@@ -146,9 +137,5 @@ class vectorize_simulator:
 
     def __call__(self, theta: Tensor, noise: Tensor) -> Tensor:
         outputs = [self._simulator(one, int(seed)) for one, seed in zip(theta, noise)]
-        return torch.stack([
-            torch.as_tensor(x, dtype=torch.float32).reshape(-1)
-            if np.ndim(x) == 0
-            else torch.as_tensor(x, dtype=torch.float32)
-            for x in outputs
-        ])
+        outputs = [torch.as_tensor(x, dtype=torch.float32) for x in outputs]
+        return torch.stack([torch.atleast_1d(x) for x in outputs])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 from tqdm.auto import tqdm
 
@@ -11,13 +10,7 @@ from sbi_multilevel.simulation.tasks import Outcome, Status
 
 
 class Progress:
-    """One bar of simulations per level, and one of cost with the remaining time.
-
-    Args:
-        remaining: Number of simulations of each level to run.
-        costs: Cost of one run of each simulator, if given.
-        show: Whether to show anything.
-    """
+    """One bar of simulations per level, and one of cost with the remaining time."""
 
     def __init__(
         self, remaining: Sequence[int], costs: Sequence[float] | None, show: bool
@@ -31,32 +24,24 @@ class Progress:
             )
             for level, number in enumerate(remaining)
         ]
-        self._simulation_costs = None
-        self._cost_bar = None
-        if costs is not None:
-            below = (0.0, *costs[:-1])
-            self._simulation_costs = [cost + low for cost, low in zip(costs, below)]
-            total = sum(n * cost for n, cost in zip(remaining, self._simulation_costs))
-            self._cost_bar = tqdm(
-                total=total,
-                desc="Cost",
-                disable=not show or total == 0,
-                bar_format="{l_bar}{bar}| {n:.4g}/{total:.4g} [{elapsed}<{remaining}]",
-            )
+        costs = [0.0] * len(remaining) if costs is None else costs
+        below = (0.0, *costs[:-1])
+        self._simulation_costs = [cost + low for cost, low in zip(costs, below)]
+        total = sum(n * cost for n, cost in zip(remaining, self._simulation_costs))
+        self._cost_bar = tqdm(
+            total=total,
+            desc="Cost",
+            disable=not show or total == 0,
+            bar_format="{l_bar}{bar}| {n:.4g}/{total:.4g} [{elapsed}<{remaining}]",
+        )
         self._bad = [0] * len(remaining)
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for bar in (*self._bars, self._cost_bar):
-            if bar is not None:
-                bar.close()
+            bar.close()
 
     def update(self, level: int, outcome: Outcome) -> None:
         """Count the simulations of an outcome."""
@@ -67,5 +52,4 @@ class Progress:
             self._bad[level] += bad
             bar.set_postfix(bad=self._bad[level], refresh=False)
         bar.update(number)
-        if self._cost_bar is not None and self._simulation_costs is not None:
-            self._cost_bar.update(number * self._simulation_costs[level])
+        self._cost_bar.update(number * self._simulation_costs[level])

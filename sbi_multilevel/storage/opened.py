@@ -124,7 +124,8 @@ class OpenStore:
         check_types(OpenStore.batches, locals())
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, but is {batch_size}.")
-        return valid_blocks(self._table(level), size=batch_size)
+        table = self._table(level)
+        return valid_blocks(table, len(table), batch_size)
 
     def _table(self, level: int) -> LevelTable:
         tables = self.tables

@@ -28,7 +28,6 @@ from typing import Any
 
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
-    check_seed,
     per_level,
     processed_prior,
     simulations_per_level,
@@ -46,7 +45,6 @@ from sbi_multilevel.storage.opened import OpenStore
 from sbi_multilevel.storage.recording import PendingSimulations
 from sbi_multilevel.storage.repairing import repair_table
 from sbi_multilevel.utils.argument_types import check_types
-from sbi_multilevel.utils.seeds import seeded
 
 
 class SimulationStore(OpenStore):
@@ -108,9 +106,7 @@ class SimulationStore(OpenStore):
         check_noise(noise)
         path = Path(path).resolve()
         planned = simulations_per_level(num_simulations, least=0)
-        check_seed(seed)
-        with seeded(seed):  # sbi samples from the prior to check it
-            prior = processed_prior(prior)
+        prior = processed_prior(prior, seed)
         fingerprint = Fingerprint.of(prior, len(planned), seed, noise)
         with writing(path):
             if not layout.is_store(path):
