@@ -138,13 +138,9 @@ def simulate_multilevel(
         raise ValueError(
             f"retry={retry!r} needs the store of an earlier run. Pass store=path."
         )
+    sizes = per_level(simulation_batch_size, len(simulators))
     options = RunOptions(
-        per_level(simulation_batch_size, len(simulators)),
-        num_workers,
-        max_failure_share,
-        show_progress_bars,
-        timeout,
-        costs,
+        sizes, num_workers, max_failure_share, show_progress_bars, timeout, costs
     )
     growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
     return growing.simulate(num_simulations, retry)
@@ -189,12 +185,10 @@ class GrowingSimulations:
 
     def existing(self) -> tuple[int, ...]:
         """Number of simulations of each level up to the last existing one."""
-        is_new = self.store is None or not os.path.exists(self.store)
+        exists = self.store is not None and os.path.exists(self.store)
+        tables = self._tables() if exists else self._memory
         done = [s for s in Status if s is not Status.PENDING]
-        counts = [
-            int(table.rows_with(*done).max(initial=-1)) + 1
-            for table in (self._memory if is_new else self._tables())
-        ]
+        counts = [int(t.rows_with(*done).max(initial=-1)) + 1 for t in tables]
         return tuple(counts) or (0,) * len(self.simulators)
 
     def seeds(self, level: int, num_simulations: int) -> Tensor:

@@ -11,11 +11,7 @@ from torch import Tensor
 
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
 from sbi_multilevel.allocation.optimal import check_costs
-from sbi_multilevel.allocation.quick_fit import (
-    Inference,
-    get_trainer,
-    held_out_losses,
-)
+from sbi_multilevel.allocation.quick_fit import Inference, get_trainer, held_out_losses
 from sbi_multilevel.allocation.variances import (
     Measurements,
     Method,
@@ -106,10 +102,8 @@ class Measuring:
         here = [[standardised(x) for x in sides] for sides in outputs]
         there = [[standardised(x) for x in sides] for sides in aside]
         slopes = [
-            [(b - a[: len(b)]) / _STEP for a, b in zip(*sides)]
-            for sides in zip(here, there)
+            [(b - a) / _STEP for a, b in zip(*sides)] for sides in zip(here, there)
         ]
-        here = [[a[: len(b)] for a, b in zip(*sides)] for sides in zip(here, slopes)]
         return norm_measurements(here, slopes)
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,8 @@ class Pilot:
         """
         check_types(Pilot.allocate, locals())
         pairs = float(np.dot(simulation_costs(self.costs), self.num_simulations))
-        extra = self.cost - pairs
-        return allocate(
-            self.costs, self.variances, budget - extra, self.num_simulations
-        )
+        left = budget - (self.cost - pairs)  # after the extra runs
+        return allocate(self.costs, self.variances, left, self.num_simulations)
 
     def advise(self, budget: float) -> Advice:
         """Which levels to use, and the share of resamples that agree.
@@ -125,9 +123,7 @@ class Pilot:
             resampled = advise(self.costs, triangle, budget)
             of = {plan.levels: plan.error_variance for plan in resampled.plans}
             agreeing += of[advice.best.levels] < of[advice.full.levels]
-        return advise(
-            self.costs, self.difference_variances, budget, agreeing / _NUM_RESAMPLES
-        )
+        return replace(advice, support=agreeing / _NUM_RESAMPLES)
 
     def table(self) -> str:
         """Simulations, cost and variance of each level, as text."""
@@ -227,13 +223,9 @@ def pilot(
         >>> numbers = found.allocate(budget=2_000)
     """
     check_types(pilot, locals())
+    sizes = per_level(simulation_batch_size, len(simulators))
     options = RunOptions(
-        per_level(simulation_batch_size, len(simulators)),
-        num_workers,
-        max_failure_share,
-        show_progress_bars,
-        timeout,
-        costs,
+        sizes, num_workers, max_failure_share, show_progress_bars, timeout, costs
     )
     check_numbers("num_simulations", num_simulations, len(simulators))
     growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
