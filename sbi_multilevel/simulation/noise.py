@@ -67,16 +67,14 @@ def check_noise(noise: NoiseSampler | None) -> None:
 
 def _checked(drawn: Any) -> Any:
     """The noise of one simulation, as tensors."""
-    if isinstance(drawn, (tuple, list)):
-        return type(drawn)(_checked_tensor(part, drawn) for part in drawn)
-    return _checked_tensor(drawn, drawn)
-
-
-def _checked_tensor(part: Any, drawn: Any) -> Tensor:
-    if isinstance(part, np.ndarray) and part.dtype != object:
-        part = torch.as_tensor(part)
-    if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != 1:
-        parts = drawn if isinstance(drawn, (tuple, list)) else (drawn,)
+    is_one = not isinstance(drawn, (tuple, list))
+    parts = [
+        torch.as_tensor(part)
+        if isinstance(part, np.ndarray) and part.dtype != object
+        else part
+        for part in ([drawn] if is_one else drawn)
+    ]
+    if not all(isinstance(p, Tensor) and p.ndim > 0 and len(p) == 1 for p in parts):
         found = [
             f"shape {tuple(p.shape)}" if hasattr(p, "shape") else type(p).__name__
             for p in parts
@@ -85,7 +83,7 @@ def _checked_tensor(part: Any, drawn: Any) -> Tensor:
             f"noise(1, generator) returned {' and '.join(found)}, but must return a "
             f"tensor of shape (1, ...), or a tuple of these. {_NOISE}"
         )
-    return part
+    return parts[0] if is_one else type(drawn)(parts)
 
 
 def draw_theta(
