@@ -71,29 +71,28 @@ class SpendingLog:
 
     def __init__(self, path: Path | None, key: dict[str, Any]):
         self._path, self._key = path, key
-        self._steps: list[dict[str, Any]] = []
+        self._steps: list[SpendingStep] = []
         if path is not None and path.exists():
             remedy = "Delete the file: the budget is divided again."
             with understood("path", path, "steps of a budget", remedy):
                 content = read_json(path)
                 if content["key"] == key:
-                    self._steps = [asdict(_step(values)) for values in content["steps"]]
+                    self._steps = [_step(values) for values in content["steps"]]
 
     def step(self, index: int) -> SpendingStep | None:
         """The step of an earlier run, if it reached this step."""
-        if index >= len(self._steps):
-            return None
-        return SpendingStep(**{k: tuple(v) for k, v in self._steps[index].items()})
+        return self._steps[index] if index < len(self._steps) else None
 
     def write(self, index: int, step: SpendingStep) -> None:
         """Write a step, before its simulations are run."""
         if index < len(self._steps):
             return  # read from the file
-        self._steps.append(asdict(step))
+        self._steps.append(step)
         if self._path is None:
             return
+        content = {"key": self._key, "steps": [asdict(each) for each in self._steps]}
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"key": self._key, "steps": self._steps}))
+        temporary.write_text(json.dumps(content))
         os.replace(temporary, self._path)
 
 
