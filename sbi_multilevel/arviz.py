@@ -105,7 +105,7 @@ def to_datatree(
     prior = _prior_of(posterior, inference)
     groups = {
         "posterior": _parameters(samples, labels),
-        "observed_data": _outputs("observation", observed),
+        "observed_data": _outputs(("observation",), observed),
     }
     if simulations is not None:
         highest = simulations[-1]
@@ -115,7 +115,7 @@ def to_datatree(
                 "out, or pass simulations without weights."
             )
         groups["prior"] = _parameters(highest.theta[None], labels)
-        groups["prior_predictive"] = _outputs("draw", highest.x, chain=True)
+        groups["prior_predictive"] = _outputs(("chain", "draw"), highest.x[None])
     elif prior is not None:
         groups["prior"] = _parameters(prior.sample((num_samples,))[None], labels)
     attributes = {
@@ -185,14 +185,11 @@ def _parameters(theta: Tensor, labels: Sequence[str] | None) -> dict[str, Any]:
     return {**columns, **coordinates}
 
 
-def _outputs(dim: str, x: Tensor, chain: bool = False) -> dict[str, Any]:
-    """Outputs of simulators, shape `(n, *x_shape)`, along the dimension `dim`."""
+def _outputs(dims: tuple[str, ...], x: Tensor) -> dict[str, Any]:
+    """Outputs of simulators, of shape `x_shape` after the named dimensions."""
     values = x.detach().cpu().numpy()
-    dims = (dim, *(f"x_dim_{i}" for i in range(values.ndim - 1)))
-    if chain:
-        dims, values = ("chain", *dims), values[None]
-    count = 2 if chain else 1
-    return {"x": (dims, values), **_places(dims[:count], values.shape)}
+    inner = (f"x_dim_{i}" for i in range(values.ndim - len(dims)))
+    return {"x": ((*dims, *inner), values), **_places(dims, values.shape)}
 
 
 def _places(dims: Sequence[str], shape: Sequence[int]) -> dict[str, Any]:

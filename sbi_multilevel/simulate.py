@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.simulation.accounting import measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
-    check_seed,
+    check_simulators,
     per_level,
     processed_prior,
     simulations_per_level,
@@ -23,11 +28,10 @@ from sbi_multilevel.simulation.noise import (
     simulation_seeds,
 )
 from sbi_multilevel.simulation.reading import simulations_of
-from sbi_multilevel.simulation.table import memory_table
-from sbi_multilevel.simulation.tasks import Work
+from sbi_multilevel.simulation.table import LevelTable, memory_table
+from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import SimulationStore
 from sbi_multilevel.utils.argument_types import check_types
-from sbi_multilevel.utils.seeds import seeded
 
 
 def simulate_multilevel(
@@ -122,56 +126,132 @@ def simulate_multilevel(
         (100, 10)
     """
     check_types(simulate_multilevel, locals(), but=CHECKED_ALONE)
-    work = Work(simulators, noise, timeout)
+    check_simulators(simulators)
     num_simulations = simulations_per_level(num_simulations, least=2)
-    _check_arguments(simulators, num_simulations, seed)
-    options = RunOptions(
-        per_level(simulation_batch_size, len(simulators)),
-        num_workers,
-        max_failure_share,
-        show_progress_bars,
-        timeout,
-        costs,
-    )
-    if store is not None:
-        stored = SimulationStore.create(
-            store,
-            prior,
-            num_simulations,
-            noise=noise,
-            seed=seed,
-            chunk_size=options.batch_sizes,
-        )
-        stored.run_pending(simulators, options, num_simulations, retry)
-        return stored.to_simulations(num_simulations, costs=costs)
-    if retry:
-        raise ValueError(
-            f"retry={retry!r} needs the store of an earlier run. Pass store=path."
-        )
-    with seeded(seed):  # sbi samples from the prior to check it
-        prior = processed_prior(prior)
-    tables = tuple(
-        memory_table(
-            level,
-            draw_theta(prior, seed, level, n),
-            simulation_seeds(seed, level, 0, n),
-        )
-        for level, n in enumerate(num_simulations)
-    )
-    fill(tables, num_simulations, work, options)
-    chosen = options.costs or measured_costs(tables)
-    return simulations_of(tables, num_simulations, chosen)
-
-
-def _check_arguments(
-    simulators: Sequence[Simulator],
-    num_simulations: Sequence[int],
-    seed: int,
-) -> None:
-    if len(simulators) != len(num_simulations) or not simulators:
+    if len(simulators) != len(num_simulations):
         raise ValueError(
             f"simulators has {len(simulators)} levels, num_simulations "
             f"{len(num_simulations)}. Pass one simulator and one number per level, the "
             "lowest fidelity first."
         )
-    check_seed(seed)
+    if retry and store is None:
+        raise ValueError(
+            f"retry={retry!r} needs the store of an earlier run. Pass store=path."
+        )
+    sizes = per_level(simulation_batch_size, len(simulators))
+    options = RunOptions(
+        sizes, num_workers, max_failure_share, show_progress_bars, timeout, costs
+    )
+    growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
+    return growing.simulate(num_simulations, retry)
+
+
+@dataclass(eq=False)
+class GrowingSimulations:
+    """Simulations of all levels, in a store or in memory, that can be extended.
+
+    Existing simulations are not repeated. The simulators can also be run again at given
+    theta and noise, e.g. those of levels further below, or at slightly different theta;
+    these outputs stay in memory. Arguments are those of `simulate_multilevel`.
+    """
+
+    simulators: tuple[Simulator, ...]
+    prior: Any
+    noise: NoiseSampler | None
+    seed: int
+    store: str | os.PathLike | None
+    options: RunOptions
+
+    def __post_init__(self) -> None:
+        self._work = Work(self.simulators, self.noise, self.options.timeout)
+        self.prior = processed_prior(self.prior, self.seed)
+        self._memory: tuple[LevelTable, ...] = ()
+
+    def simulate(
+        self, num_simulations: Sequence[int], retry: str | Sequence[str] = ()
+    ) -> MultilevelSimulations:
+        """The first simulations of each level; only new ones are run."""
+        options = self.options
+        if self.store is not None:
+            store = self._stored(num_simulations)
+            store.run_pending(self.simulators, options, num_simulations, retry)
+            return store.to_simulations(num_simulations, costs=options.costs)
+        self._memory = tuple(
+            self._grown(level, number) for level, number in enumerate(num_simulations)
+        )
+        fill(self._memory, num_simulations, self._work, options)
+        costs = options.costs or measured_costs(self._memory)
+        return simulations_of(self._memory, num_simulations, costs)
+
+    def existing(self) -> tuple[int, ...]:
+        """Number of simulations of each level up to the last existing one."""
+        exists = self.store is not None and os.path.exists(self.store)
+        tables = self._tables() if exists else self._memory
+        done = [s for s in Status if s is not Status.PENDING]
+        counts = [int(t.rows_with(*done).max(initial=-1)) + 1 for t in tables]
+        return tuple(counts) or (0,) * len(self.simulators)
+
+    def seeds(self, level: int, num_simulations: int) -> Tensor:
+        """Seeds of the valid ones of the first `num_simulations` of a level."""
+        table = self._tables()[level]
+        return table.tensor("seed", table.rows_with(Status.OK, stop=num_simulations))
+
+    def run_again(self, simulator: int, theta: Tensor, seeds: Tensor) -> Tensor:
+        """Outputs of the simulator of one level at given theta and noise.
+
+        Shape `(n, *x_shape)`, NaN where a run failed. Nothing is stored.
+        """
+        options = self.options
+        table = memory_table(0, theta.contiguous(), seeds)
+        work = Work((self.simulators[simulator],), self.noise, options.timeout)
+        quiet = replace(
+            options,
+            batch_sizes=options.batch_sizes[simulator : simulator + 1],
+            costs=None,
+            show_progress_bars=False,
+        )
+        fill((table,), (len(theta),), work, quiet)
+        if "x" not in table.columns:
+            return torch.full((len(theta), 1), torch.nan)
+        return table.tensor("x", np.arange(len(theta)))
+
+    def _tables(self) -> tuple[LevelTable, ...]:
+        if self.store is None:
+            return self._memory
+        return self._stored((0,) * len(self.simulators)).tables
+
+    def _stored(self, num_simulations: Sequence[int]) -> SimulationStore:
+        assert self.store is not None
+        return SimulationStore.create(
+            self.store,
+            self.prior,
+            num_simulations,
+            noise=self.noise,
+            seed=self.seed,
+            chunk_size=self.options.batch_sizes,
+        )
+
+    def _grown(self, level: int, number: int) -> LevelTable:
+        """The table of a level with at least `number` simulations, old ones copied."""
+        old = self._memory[level] if self._memory else None
+        if old is not None and len(old) >= number:
+            return old
+        start = 0 if old is None else len(old)
+        theta = draw_theta(self.prior, self.seed, level, number, start=start)
+        seeds = simulation_seeds(self.seed, level, start, number)
+        if old is None:
+            return memory_table(level, theta, seeds)
+        rows = np.arange(start)
+        table = memory_table(
+            level,
+            torch.cat([old.tensor("theta", rows), theta]),
+            torch.cat([old.tensor("seed", rows), seeds]),
+        )
+        for name in ("status", "seconds", "error", "x", "x_coarse"):
+            if name not in old.columns:
+                continue
+            values = old.columns[name]
+            if name not in table.columns:
+                table.columns.create(name, (number, *values.shape[1:]))
+            table.columns[name][:start] = values
+        return table

@@ -9,8 +9,8 @@ import torch
 
 from sbi_multilevel import MFNPE, MultilevelSimulations
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
-from sbi_multilevel.allocation.growing import GrowingSimulations, Source
-from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
+from sbi_multilevel.allocation.spending import SpendingLog, SpendingStep
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.filling import RunOptions
 from tests.foreign_files import contents, raises_for_another_file, reads_or_raises
 from tests.linear_gaussian import SIMULATORS, SilentTracker, noise, prior
@@ -175,8 +175,7 @@ def test_invalid_extra_runs_of_a_pilot_raise(change, named, tmp_path):
     pytest.importorskip("zarr")
     store, file = tmp_path / "run.zarr", tmp_path / "run.zarr.pilot.npz"
     options = RunOptions((1_000,) * 3, show_progress_bars=False)
-    source = Source(SIMULATORS, prior(), noise, 0, store, options)
-    growing = GrowingSimulations(source)
+    growing = GrowingSimulations(SIMULATORS, prior(), noise, 0, store, options)
     pilot = (growing, growing.simulate((20, 20, 30)), (20, 20, 30))
     ExtraRuns(*pilot).below()
     np.savez(file, **change(dict(np.load(file))))

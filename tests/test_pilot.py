@@ -9,13 +9,13 @@ from sbi.utils import BoxUniform
 
 from sbi_multilevel import MLNLE, MLNPE, MultilevelConfig, simulate_multilevel
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
-from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.pilot import pilot
 from sbi_multilevel.allocation.variances import (
     Measurements,
     loss_measurements,
     norm_measurements,
 )
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.filling import RunOptions
 from tests.exact_likelihood import difference_variance, trained
 from tests.linear_gaussian import MATRICES, SIMULATORS, SilentTracker, noise, prior
@@ -38,7 +38,7 @@ def run(rows=(300, 100, 100), **options):
 
 def growing_simulations(simulators, prior):
     options = RunOptions((1_000,) * len(simulators), show_progress_bars=False)
-    return GrowingSimulations(Source(simulators, prior, noise, 0, None, options))
+    return GrowingSimulations(simulators, prior, noise, 0, None, options)
 
 
 def quick(cls, **options):

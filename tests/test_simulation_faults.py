@@ -222,7 +222,7 @@ def test_retry_needs_a_store():
 def test_statuses_have_the_documented_names():
     names = ["pending", "ok", "failed", "timed out", "invalid"]
     assert [status.label for status in Status] == names
-    assert [Status.named(name) for name in names] == list(Status)
+    assert Status.all_named(names) == list(Status)
     assert np.uint8(Status.OK) == 1
 
 

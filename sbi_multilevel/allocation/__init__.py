@@ -1,8 +1,7 @@
 """Number of simulations of each level: pilot, allocation, advice, budgets, cost."""
 
 from sbi_multilevel.allocation.advice import Advice, advise
-from sbi_multilevel.allocation.cost_aware import CostAwareProposal
-from sbi_multilevel.allocation.fitted_cost import fit_cost
+from sbi_multilevel.allocation.cost_aware import CostAwareProposal, fit_cost
 from sbi_multilevel.allocation.optimal import allocate
 from sbi_multilevel.allocation.pilot import Pilot, pilot
 from sbi_multilevel.allocation.spending import BudgetedSimulations, simulate_budget

@@ -43,24 +43,21 @@ derived above.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.arguments import (
-    Cost,
-    check_seed,
-    costs_at,
-    processed_prior,
-)
+from sbi_multilevel.level_maps.regression import Regression, polynomials
+from sbi_multilevel.simulation.arguments import Cost, costs_at, processed_prior
 from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.seeds import seeded
 
-_LOW_QUANTILE = 0.01
+_LOW_QUANTILE, _MIN_FITTED = 0.01, 10
 
 
 class CostAwareProposal(Distribution):
@@ -106,6 +103,9 @@ class CostAwareProposal(Distribution):
         ... )
     """
 
+    # arguments are checked here
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
+
     def __init__(
         self,
         prior: Any,
@@ -117,9 +117,8 @@ class CostAwareProposal(Distribution):
         seed: int = 0,
     ):
         check_types(CostAwareProposal.__init__, locals(), but=("seed",))
-        check_seed(seed)
         _check_numbers(exponent, max_ratio, num_draws)
-        self.prior, self.cost = processed_prior(prior), cost
+        self.prior, self.cost = processed_prior(prior, seed), cost
         self.exponent, self.max_ratio = exponent, max_ratio
         with seeded(seed):
             costs = costs_at(cost, self.prior.sample(torch.Size((num_draws,))))
@@ -137,11 +136,6 @@ class CostAwareProposal(Distribution):
     def relative_cost(self) -> float:
         """Cost for an effective sample size, relative to that of the prior."""
         return self._relative
-
-    @property
-    def arg_constraints(self) -> dict[str, Any]:
-        """None: arguments are checked here."""
-        return {}
 
     @property
     def support(self) -> Any:
@@ -231,3 +225,67 @@ def _check_numbers(exponent: float, max_ratio: float, num_draws: int) -> None:
         )
     if num_draws < 100:
         raise ValueError(f"num_draws must be >= 100, but is {num_draws}.")
+
+
+@dataclass(frozen=True, eq=False)
+class FittedCost:
+    """A cost that was learned from measured ones, see `fit_cost`."""
+
+    log_cost: Regression  # of the logarithm of the cost on theta
+    factor: float  # mean of the cost over the exponential of the regression
+    lowest: float
+    highest: float
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Cost at each theta, shape `(n,)`, for theta of shape `(n, d_theta)`."""
+        predicted = self.log_cost(theta.detach().cpu().double().numpy())
+        costs = self.factor * np.exp(predicted[:, 0])
+        costs = np.clip(costs, self.lowest, self.highest)
+        return torch.as_tensor(costs, device=theta.device)
+
+
+def fit_cost(theta: Tensor, costs: Tensor) -> FittedCost:
+    """Learn the cost as a function of theta.
+
+    A ridge regression of the logarithm on quadratic polynomials of theta
+    (`sbi_multilevel.level_maps.regression`), corrected so that the mean cost is that
+    measured.
+
+    Args:
+        theta: Parameters of finished simulations, shape `(n, d_theta)`.
+        costs: Cost of each, e.g. seconds, shape `(n,)`; `SimulationStore.costs_of`
+            reads them.
+
+    Raises:
+        ValueError: If the shapes do not fit, costs are not positive, or there are fewer
+            than ten.
+
+    Example:
+    --------
+
+    ::
+
+        >>> import torch
+        >>> theta = torch.rand(100, 2)
+        >>> cost = fit_cost(theta, (3 * theta[:, 0]).exp())
+        >>> bool(abs(cost(torch.tensor([[0.5, 0.1]])) / 4.48 - 1) < 0.05)
+        True
+    """
+    check_types(fit_cost, locals())
+    if theta.ndim != 2 or costs.shape != theta.shape[:1]:
+        raise ValueError(
+            f"costs has the shape {tuple(costs.shape)}, but theta "
+            f"{tuple(theta.shape)}. Pass one cost for each theta."
+        )
+    if len(theta) < _MIN_FITTED or not bool(((costs > 0) & costs.isfinite()).all()):
+        raise ValueError(
+            f"costs must be at least {_MIN_FITTED} positive, finite numbers, but are "
+            f"{len(costs)}, the lowest {float(costs.min()) if len(costs) else None}. "
+            "Leave out failed simulations, or simulate more."
+        )
+    inputs, measured = theta.cpu().double().numpy(), costs.cpu().double().numpy()
+    features = polynomials(inputs, degree=2)
+    model = Regression.fit(features, inputs, np.log(measured)[:, np.newaxis])
+    factor = measured.mean() / np.exp(model(inputs)).mean()
+    ends = float(measured.min()), float(measured.max())
+    return FittedCost(model, float(factor), *ends)

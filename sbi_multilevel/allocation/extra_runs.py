@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.allocation.growing import GrowingSimulations
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
 from sbi_multilevel.utils.seeds import derive_seed
 
@@ -41,7 +41,7 @@ class ExtraRuns:
         self._growing = growing
         self._simulations = simulations
         self._counts = tuple(num_simulations)
-        store = growing.source.store
+        store = growing.store
         self._path = None if store is None else Path(f"{os.fspath(store)}.pilot.npz")
         self._known = self._read()
 
@@ -52,70 +52,53 @@ class ExtraRuns:
         """
         outputs = []
         for level, data in enumerate(self._simulations):
-            sides = [] if data.x_coarse is None else [data.x_coarse]
-            further = [self._run(level, k, "below") for k in range(level - len(sides))]
-            outputs.append([*(_like(x, data.x) for x in further), *sides, data.x])
+            own = [x for x in (data.x_coarse, data.x) if x is not None]
+            further = range(level + 1 - len(own))
+            below = [self._run("below", level, k, data.theta) for k in further]
+            outputs.append(below + own)
         return outputs
 
     def aside(self, step: Tensor) -> list[list[Tensor]]:
         """The same as `below`, at theta moved by `step` in a random direction.
 
-        Args:
-            step: Length of the step in each parameter, shape `(d_theta,)`; its sign is
-                drawn for each simulation. If all tried directions leave the support of
-                the prior, outputs are NaN.
+        The step, shape `(d_theta,)`, has a random sign for each parameter and
+        simulation. If all tried directions leave the support of the prior, outputs are
+        NaN.
         """
-        moved = {}
+        outputs = []
+        for level in range(len(self._simulations)):
+            theta = self._moved(level, step)
+            outputs.append([
+                self._run("aside", level, k, theta) for k in range(level + 1)
+            ])
+        return outputs
 
-        def theta_of(level: int) -> Tensor:
-            if level not in moved:
-                moved[level] = self._moved(level, step)
-            return moved[level]
-
-        return [
-            [
-                _like(self._run(level, k, "aside", theta_of), data.x)
-                for k in range(level + 1)
-            ]
-            for level, data in enumerate(self._simulations)
-        ]
-
-    def _run(
-        self,
-        level: int,
-        simulator: int,
-        kind: str,
-        theta_of: Callable[[int], Tensor] | None = None,
-    ) -> Tensor:
-        name = f"{kind}_{level}_{simulator}"
-        if name not in self._known:
-            theta = self._simulations[level].theta
-            theta = theta if theta_of is None else theta_of(level)
+    def _run(self, kind: str, level: int, simulator: int, theta: Tensor) -> Tensor:
+        """Outputs at theta and the noise of a level; NaN where theta is."""
+        name, known = f"{kind}_{level}_{simulator}", self._known
+        if name not in known:
             seeds = self._growing.seeds(level, self._counts[level])
-            self._known[name] = self._run_inside(simulator, theta, seeds)
+            inside = theta.isfinite().all(dim=1)
+            x = self._growing.run_again(simulator, theta[inside], seeds[inside])
+            known[name] = torch.full((len(theta), *x.shape[1:]), torch.nan)
+            known[name][inside] = x
             self._write()
-        return self._known[name]
-
-    def _run_inside(self, simulator: int, theta: Tensor, seeds: Tensor) -> Tensor:
-        """Run where theta is finite; NaN elsewhere."""
-        inside = theta.isfinite().all(dim=1)
-        x = self._growing.run_again(simulator, theta[inside], seeds[inside])
-        result = torch.full((len(theta), *x.shape[1:]), torch.nan)
-        result[inside] = x
-        return result
+        reference = self._simulations[level].x
+        if known[name].shape != reference.shape and known[name].isnan().all():
+            return torch.full_like(reference, torch.nan)  # all runs failed
+        return known[name]
 
     def _moved(self, level: int, step: Tensor) -> Tensor:
-        source = self._growing.source
-        theta = self._simulations[level].theta
+        theta, prior = self._simulations[level].theta, self._growing.prior
         generator = torch.Generator().manual_seed(
-            derive_seed(source.seed, _STEP_STREAM, level)
+            derive_seed(self._growing.seed, _STEP_STREAM, level)
         )
         moved = torch.full_like(theta, torch.nan)
         for _ in range(_STEP_TRIES):
             signs = torch.randint(0, 2, theta.shape, generator=generator) * 2 - 1
             tried = theta + signs * step
-            inside = source.prior.log_prob(tried).isfinite() & moved.isnan().any(dim=1)
-            moved[inside] = tried[inside]
+            is_new = prior.log_prob(tried).isfinite() & moved.isnan().any(dim=1)
+            moved[is_new] = tried[is_new]
         return moved
 
     def _read(self) -> dict[str, Tensor]:
@@ -161,10 +144,3 @@ def digest(simulations: MultilevelSimulations) -> str:
             if column is not None:
                 state.update(column.numpy().tobytes())
     return state.hexdigest()
-
-
-def _like(x: Tensor, reference: Tensor) -> Tensor:
-    """x, or NaN in the shape of `reference` if all runs failed."""
-    if x.shape != reference.shape and x.isnan().all():
-        return torch.full_like(reference, torch.nan)
-    return x

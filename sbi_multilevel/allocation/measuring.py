@@ -10,35 +10,27 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
-from sbi_multilevel.allocation.growing import Source
 from sbi_multilevel.allocation.optimal import check_costs
-from sbi_multilevel.allocation.quick_fit import (
-    Inference,
-    get_trainer,
-    held_out_losses,
-)
+from sbi_multilevel.allocation.quick_fit import Inference, get_trainer, held_out_losses
 from sbi_multilevel.allocation.variances import (
     Measurements,
     Method,
     loss_measurements,
     norm_measurements,
 )
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 
 # length of a step in theta, in standard deviations of the prior
 _STEP = 0.01
 
 
 class Measuring:
-    """How variances are estimated; arguments as of `pilot`.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
+    """How variances are estimated; arguments as of `pilot`."""
 
     def __init__(
         self,
-        source: Source,
+        growing: GrowingSimulations,
         inference: Inference | None,
         method: Method,
         num_folds: int,
@@ -53,13 +45,12 @@ class Measuring:
                 f"num_folds must be >= 2, but is {num_folds}: losses are evaluated by "
                 "a fit to other simulations."
             )
-        if source.options.costs is not None:
-            check_costs(source.options.costs)
+        if growing.options.costs is not None:
+            check_costs(growing.options.costs)
+        is_loss = method == "loss"
         self.method = method
-        self._trainer = (
-            get_trainer(inference, source.prior) if method == "loss" else None
-        )
-        self._seed, self._num_folds = source.seed, num_folds
+        self._trainer = get_trainer(inference, growing.prior) if is_loss else None
+        self._seed, self._num_folds = growing.seed, num_folds
         self._train_options = train_options
 
     def extra_cost(
@@ -77,10 +68,10 @@ class Measuring:
         self, simulations: MultilevelSimulations, extra: ExtraRuns
     ) -> Measurements:
         """Measurements of all simulations; those after the pilot have only pairs."""
-        outputs = [
-            [_padded(x, len(data)) for x in sides[:-2]] + _own_sides(data)
-            for data, sides in zip(simulations, extra.below())
-        ]
+        outputs = []
+        for data, sides in zip(simulations, extra.below()):
+            own = [x for x in (data.x_coarse, data.x) if x is not None]
+            outputs.append([_padded(x, len(data)) for x in sides[:-2]] + own)
         if self._trainer is None:
             return self._norm(simulations, outputs, extra)
         losses, fits = held_out_losses(
@@ -111,15 +102,9 @@ class Measuring:
         here = [[standardised(x) for x in sides] for sides in outputs]
         there = [[standardised(x) for x in sides] for sides in aside]
         slopes = [
-            [(b - a[: len(b)]) / _STEP for a, b in zip(*sides)]
-            for sides in zip(here, there)
+            [(b - a) / _STEP for a, b in zip(*sides)] for sides in zip(here, there)
         ]
-        here = [[a[: len(b)] for a, b in zip(*sides)] for sides in zip(here, slopes)]
         return norm_measurements(here, slopes)
-
-
-def _own_sides(data: LevelSimulations) -> list[Tensor]:
-    return [data.x] if data.x_coarse is None else [data.x_coarse, data.x]
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

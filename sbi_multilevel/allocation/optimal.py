@@ -61,19 +61,7 @@ _NEIGHBORS = (-1, 0, 1, 2)
 
 
 def simulation_costs(costs: Sequence[float]) -> tuple[float, ...]:
-    """Cost of a simulation of each level, which above level 0 is a pair.
-
-    Args:
-        costs: Cost of one run of each simulator, the lowest fidelity first.
-
-    Example:
-    --------
-
-    ::
-
-        >>> simulation_costs((1.0, 10.0, 100.0))
-        (1.0, 11.0, 110.0)
-    """
+    """Cost of a simulation of each level, which above level 0 is a pair."""
     below = (0.0, *costs[:-1])
     return tuple(float(cost + coarse) for cost, coarse in zip(costs, below))
 
@@ -143,14 +131,7 @@ def allocate(
 def _integers(
     costs: np.ndarray, variances: np.ndarray, minimum: np.ndarray, budget: float
 ) -> tuple[float, tuple[int, ...]]:
-    """Least variance found, and the numbers of simulations that reach it.
-
-    Args:
-        costs: Cost of a simulation of each level, falling.
-        variances: Variance of each level, > 0.
-        minimum: Minimum number of simulations of each level.
-        budget: Cost of all simulations, at least that of the minimum.
-    """
+    """Least variance found, and its numbers, for levels in order of falling cost."""
     most = int((budget - float(costs[1:] @ minimum[1:])) / costs[0])
     if len(costs) == 1:
         return float(variances[0]) / most, (most,)
@@ -169,14 +150,8 @@ def real_allocation(
 ) -> np.ndarray:
     """The best real numbers of simulations, by water-filling (see the module).
 
-    Args:
-        costs: Cost of a simulation of each level, shape `(L,)`.
-        variances: Variance of each level, shape `(L,)`, > 0.
-        minimum: Minimum number of simulations of each level, shape `(L,)`.
-        budget: Cost of all simulations, at least that of the minimum.
-
-    Returns:
-        Numbers of simulations, shape `(L,)`.
+    Costs of a simulation, variances > 0 and minimum numbers have one entry per level;
+    the budget is at least the cost of the minimum.
     """
     numbers = minimum.astype(float)
     is_free = np.ones(len(costs), dtype=bool)

@@ -28,25 +28,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sbi_multilevel.allocation.advice import Advice, advise
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
-from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.measuring import Measuring
 from sbi_multilevel.allocation.optimal import allocate, check_costs, simulation_costs
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.allocation.variances import Measurements, Method, Triangle
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.arguments import per_level
 from sbi_multilevel.simulation.filling import RunOptions
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.utils.argument_types import check_types
 
-MIN_SIMULATIONS = 10
+_MIN_SIMULATIONS = 10
 _NUM_RESAMPLES = 200
 
 
@@ -105,10 +105,8 @@ class Pilot:
         """
         check_types(Pilot.allocate, locals())
         pairs = float(np.dot(simulation_costs(self.costs), self.num_simulations))
-        extra = self.cost - pairs
-        return allocate(
-            self.costs, self.variances, budget - extra, self.num_simulations
-        )
+        left = budget - (self.cost - pairs)  # after the extra runs
+        return allocate(self.costs, self.variances, left, self.num_simulations)
 
     def advise(self, budget: float) -> Advice:
         """Which levels to use, and the share of resamples that agree.
@@ -125,9 +123,7 @@ class Pilot:
             resampled = advise(self.costs, triangle, budget)
             of = {plan.levels: plan.error_variance for plan in resampled.plans}
             agreeing += of[advice.best.levels] < of[advice.full.levels]
-        return advise(
-            self.costs, self.difference_variances, budget, agreeing / _NUM_RESAMPLES
-        )
+        return replace(advice, support=agreeing / _NUM_RESAMPLES)
 
     def table(self) -> str:
         """Simulations, cost and variance of each level, as text."""
@@ -227,37 +223,48 @@ def pilot(
         >>> numbers = found.allocate(budget=2_000)
     """
     check_types(pilot, locals())
+    sizes = per_level(simulation_batch_size, len(simulators))
     options = RunOptions(
-        per_level(simulation_batch_size, len(simulators)),
-        num_workers,
-        max_failure_share,
-        show_progress_bars,
-        timeout,
-        costs,
+        sizes, num_workers, max_failure_share, show_progress_bars, timeout, costs
     )
-    source = Source(tuple(simulators), prior, noise, seed, store, options)
-    measuring = Measuring(source, inference, method, num_folds, train_options or {})
-    found, _ = run_pilot(GrowingSimulations(source), num_simulations, measuring)
-    return found
+    check_numbers("num_simulations", num_simulations, len(simulators))
+    growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
+    measuring = Measuring(growing, inference, method, num_folds, train_options or {})
+    return run_pilot(growing, num_simulations, measuring)[0]
+
+
+def check_numbers(name: str, num_simulations: Sequence[int], num_levels: int) -> None:
+    """Raise unless there are enough simulations of each level."""
+    least = min(num_simulations, default=0)
+    if len(num_simulations) != num_levels or least < _MIN_SIMULATIONS:
+        raise ValueError(
+            f"{name}={tuple(num_simulations)} must hold a number of simulations >= "
+            f"{_MIN_SIMULATIONS} for each of the {num_levels} simulators."
+        )
+
+
+def simulate_at_cost(
+    growing: GrowingSimulations, num_simulations: Sequence[int]
+) -> tuple[MultilevelSimulations, tuple[float, ...]]:
+    """Simulations, and the cost of a run of each simulator, which must be known."""
+    simulations = growing.simulate(num_simulations)
+    if simulations.costs is None:
+        raise ValueError(
+            "costs is None and the cost of some level is unknown: the store holds "
+            "simulations that were recorded without it. Pass costs, one number per "
+            "level."
+        )
+    return simulations, simulations.costs
 
 
 def run_pilot(
     growing: GrowingSimulations, num_simulations: Sequence[int], measuring: Measuring
 ) -> tuple[Pilot, ExtraRuns]:
-    """The pilot on simulations that may grow later, and its extra runs.
-
-    Args:
-        growing: The source of its simulations.
-        num_simulations: As of `pilot`.
-        measuring: How variances are estimated.
-    """
+    """The pilot on simulations that may grow later, and its extra runs."""
     counts = tuple(int(n) for n in num_simulations)
-    growing.source.check_numbers("num_simulations", counts, MIN_SIMULATIONS)
-    simulations = growing.simulate(counts)
-    extra = ExtraRuns(growing, simulations, counts)
-    costs = simulations.costs
-    assert costs is not None
+    simulations, costs = simulate_at_cost(growing, counts)
     check_costs(costs)
+    extra = ExtraRuns(growing, simulations, counts)
     cost = float(np.dot(simulation_costs(costs), counts))
     cost += measuring.extra_cost(counts, costs)
     measured = measuring.measure(simulations, extra)

@@ -44,17 +44,7 @@ _MAX_TRAINING, _CHUNK = 5_000, 10_000
 
 
 def get_trainer(inference: Inference | None, prior: Any) -> NeuralInference:
-    """The trainer of the quick fits.
-
-    Args:
-        inference: A trainer of sbi or of this package without simulations, a trained
-            one, a function of the prior that returns one, or `None` for NPE.
-        prior: The prior.
-
-    Raises:
-        ValueError: If the trainer holds simulations but is not trained, or has no loss
-            of a single simulation.
-    """
+    """The trainer of the quick fits; `inference` as of `pilot`."""
     trainer = inference
     if inference is None:
         trainer = NPE(prior, tracker=SilentTracker(), show_progress_bars=False)
@@ -157,16 +147,14 @@ def _losses(fit: NeuralInference, theta: Tensor, x: Tensor, seed: int) -> np.nda
     device = next((p.device for p in network.parameters()), theta.device)
     known = x.isfinite().flatten(1).all(dim=1)
     values = np.full(len(x), np.nan)
-    parts = []
     for part in torch.nonzero(known)[:, 0].split(_CHUNK):
         sides = theta[part].to(device), x[part].to(device)
         if isinstance(fit, LikelihoodEstimatorTrainer):
             sides = sides[::-1]
         # a random loss uses the same random numbers for all levels of a simulation
         with seeded(derive_seed(seed, _LOSS_STREAM)):
-            parts.append(network.loss(sides[0], condition=sides[1]).double().cpu())
-    if parts:
-        values[known.numpy()] = torch.cat(parts).numpy()
+            losses = network.loss(sides[0], condition=sides[1])
+        values[part.numpy()] = losses.double().cpu().numpy()
     network.train(was_training)
     return values
 

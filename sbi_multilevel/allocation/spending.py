@@ -16,10 +16,11 @@ run.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,83 @@ import numpy as np
 
 from sbi_multilevel.allocation.advice import Advice
 from sbi_multilevel.allocation.extra_runs import digest
-from sbi_multilevel.allocation.growing import GrowingSimulations, Source
 from sbi_multilevel.allocation.measuring import Measuring
 from sbi_multilevel.allocation.optimal import allocate, check_budget, simulation_costs
-from sbi_multilevel.allocation.pilot import MIN_SIMULATIONS, Pilot, run_pilot
+from sbi_multilevel.allocation.pilot import (
+    Pilot,
+    check_numbers,
+    run_pilot,
+    simulate_at_cost,
+)
 from sbi_multilevel.allocation.quick_fit import Inference
-from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.allocation.variances import Method
 from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.arguments import per_level
 from sbi_multilevel.simulation.filling import RunOptions
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.utils.files import expect, read_json, understood
 
 # share of the remaining budget that each step spends
 _SHARES_GIVEN, _SHARES_MEASURED = (0.5, 1.0), (0.5, 0.8, 1.0)
 # simulations of each level that are timed before a pilot of unknown cost
 _NUM_TIMED = 3
+
+
+@dataclass(frozen=True)
+class SpendingStep:
+    """The numbers of simulations of a step, and the estimates they are based on."""
+
+    num_simulations: tuple[int, ...]  # including those of earlier steps
+    costs: tuple[float, ...]  # of one run of each simulator
+    variances: tuple[float, ...]
+
+
+class SpendingLog:
+    """Steps of a run with a store, in a file next to it; in memory without a store.
+
+    Args:
+        path: The file; `None` without a store.
+        key: The values that the steps depend on. Steps of another key are not used.
+    """
+
+    def __init__(self, path: Path | None, key: dict[str, Any]):
+        self._path, self._key = path, key
+        self._steps: list[SpendingStep] = []
+        if path is not None and path.exists():
+            remedy = "Delete the file: the budget is divided again."
+            with understood("path", path, "steps of a budget", remedy):
+                content = read_json(path)
+                if content["key"] == key:
+                    self._steps = [_step(values) for values in content["steps"]]
+
+    def step(self, index: int) -> SpendingStep | None:
+        """The step of an earlier run, if it reached this step."""
+        return self._steps[index] if index < len(self._steps) else None
+
+    def write(self, index: int, step: SpendingStep) -> None:
+        """Write a step, before its simulations are run."""
+        if index < len(self._steps):
+            return  # read from the file
+        self._steps.append(step)
+        if self._path is None:
+            return
+        content = {"key": self._key, "steps": [asdict(each) for each in self._steps]}
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content))
+        os.replace(temporary, self._path)
+
+
+def _step(values: dict[str, Any]) -> SpendingStep:
+    """A step from JSON, which holds equally many numbers of each kind."""
+    step = SpendingStep(**{name: tuple(numbers) for name, numbers in values.items()})
+    columns = (step.num_simulations, step.costs, step.variances)
+    is_sound = all(type(n) is int and n >= 0 for n in step.num_simulations) and all(
+        type(number) in (int, float) for column in columns for number in column
+    )
+    expect(is_sound and len(set(map(len, columns))) == 1, f"a step is {values!r:.100}")
+    return step
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,19 +227,14 @@ def simulate_budget(
     """
     check_types(simulate_budget, locals())
     check_budget(budget)
+    sizes = per_level(simulation_batch_size, len(simulators))
     options = RunOptions(
-        per_level(simulation_batch_size, len(simulators)),
-        num_workers,
-        max_failure_share,
-        show_progress_bars,
-        timeout,
-        costs,
+        sizes, num_workers, max_failure_share, show_progress_bars, timeout, costs
     )
-    source = Source(tuple(simulators), prior, noise, seed, store, options)
-    source.check_numbers("pilot_simulations", pilot_simulations, MIN_SIMULATIONS)
-    measuring = Measuring(source, inference, method, num_folds, train_options or {})
-    spending = _Spending(source, measuring, budget, tuple(pilot_simulations))
-    result = spending.run()
+    check_numbers("pilot_simulations", pilot_simulations, len(simulators))
+    growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
+    measuring = Measuring(growing, inference, method, num_folds, train_options or {})
+    result = _Spending(growing, measuring, budget, tuple(pilot_simulations)).run()
     if result.advice.warning is not None:
         warnings.warn(result.advice.warning, stacklevel=2)
     return result
@@ -189,15 +245,14 @@ class _Spending:
 
     def __init__(
         self,
-        source: Source,
+        growing: GrowingSimulations,
         measuring: Measuring,
         budget: float,
         pilot_simulations: tuple[int, ...],
     ):
-        self._source, self._measuring, self._budget = source, measuring, budget
+        self._growing, self._measuring, self._budget = growing, measuring, budget
         self._pilot_simulations = pilot_simulations
-        self._growing = GrowingSimulations(source)
-        self._existing = self._growing.existing()
+        self._existing = growing.existing()
 
     def run(self) -> BudgetedSimulations:
         """Run the pilot, then each step."""
@@ -207,23 +262,22 @@ class _Spending:
         )
         log = self._log(pilot)
         estimates, counts, steps = pilot, self._pilot_simulations, list[SpendingStep]()
-        costs = self._source.options.costs
-        shares = _SHARES_GIVEN if costs else _SHARES_MEASURED
+        is_given = self._growing.options.costs is not None
+        shares = _SHARES_GIVEN if is_given else _SHARES_MEASURED
         for index, share in enumerate(shares):
             step = log.step(index) or self._next(estimates, counts, share)
             if step is None:
                 break
             log.write(index, step)
             counts = step.num_simulations
-            simulations = self._growing.simulate(counts)
+            simulations, costs = simulate_at_cost(self._growing, counts)
             steps.append(step)
-            assert simulations.costs is not None
             estimates = replace(
                 estimates,
                 simulations=simulations,
                 num_simulations=counts,
-                costs=simulations.costs,
-                cost=self._cost(counts, simulations.costs),
+                costs=costs,
+                cost=self._cost(counts, costs),
             )
             if index == 0 and self._measuring.method == "loss":
                 measured = self._measuring.measure(simulations, extra)
@@ -263,7 +317,7 @@ class _Spending:
 
     def _log(self, pilot: Pilot) -> SpendingLog:
         """The log of earlier runs with the same arguments."""
-        store, costs = self._source.store, self._source.options.costs
+        store, costs = self._growing.store, self._growing.options.costs
         path = None if store is None else Path(f"{os.fspath(store)}.budget.json")
         key = {
             "budget": self._budget,
@@ -274,11 +328,10 @@ class _Spending:
         return SpendingLog(path, key)
 
     def _check_budget_covers_pilot(self) -> None:
-        costs = self._source.options.costs
+        costs = self._growing.options.costs
         if costs is None:
             few = tuple(min(_NUM_TIMED, n) for n in self._pilot_simulations)
-            costs = self._growing.simulate(few).costs
-        assert costs is not None
+            _, costs = simulate_at_cost(self._growing, few)
         needed = self._cost(self._pilot_simulations, costs)
         if needed > self._budget:
             raise ValueError(

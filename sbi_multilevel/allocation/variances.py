@@ -64,21 +64,9 @@ def loss_variance(differences: np.ndarray, axis: int = -1) -> np.ndarray:
 def norm_bound(
     difference: np.ndarray, fine: np.ndarray, coarse: np.ndarray, axis: int = -1
 ) -> np.ndarray:
-    r"""Bound of a variance, up to a constant, from fourth powers (see the module).
+    r"""Bound of a variance, up to a constant (see the module).
 
-    Args:
-        difference: :math:`\|\Delta\|^4 + \|\nabla\Delta\|^4` of each simulation.
-        fine: The same of :math:`G_l`.
-        coarse: The same of :math:`G_k`.
-        axis: Axis of the simulations.
-
-    Example:
-    --------
-
-    ::
-
-        >>> float(norm_bound(np.full(5, 16.0), np.full(5, 1.0), np.full(5, 4.0)))
-        16.0
+    The arguments are :math:`\|G\|^4 + \|\nabla G\|^4` of each simulation.
     """
     norms = [np.sqrt(np.mean(a, axis=axis)) for a in (difference, fine, coarse)]
     return norms[0] * (1 + norms[1] + norms[2])
@@ -104,20 +92,18 @@ class Measurements:
     tables: tuple[dict[tuple[int, int], np.ndarray], ...]
     method: Method
 
-    @property
-    def num_levels(self) -> int:
-        """Number of levels, L + 1."""
-        return len(self.tables)
-
     def triangle(self, chosen: Sequence[np.ndarray] | None = None) -> Triangle:
         r"""Estimates; for each l, :math:`V_{lk}` for each k < l, last :math:`V_{ll}`.
 
-        Args:
-            chosen: Indices of the simulations of each level to use, all if `None`.
+        They use all simulations of each level, or those of indices `chosen`.
         """
+
+        def estimate(*pair: int) -> float:
+            return float(self._statistic(pair)(*self._pooled(pair, chosen)))
+
         return tuple(
-            tuple(self._estimate((high, low), chosen) for low in range(high + 1))
-            for high in range(self.num_levels)
+            tuple(estimate(high, low) for low in range(high + 1))
+            for high in range(len(self.tables))
         )
 
     def resampled(self, rng: np.random.Generator) -> Triangle:
@@ -130,7 +116,8 @@ class Measurements:
         for table in self.tables:
             knows_all = np.isfinite(np.concatenate(list(table.values()))).all(axis=0)
             groups = np.flatnonzero(knows_all), np.flatnonzero(~knows_all)
-            chosen.append(np.concatenate([_drawn(group, rng) for group in groups]))
+            drawn = [rng.choice(group, size=len(group)) for group in groups]
+            chosen.append(np.concatenate(drawn))
         return self.triangle(chosen)
 
     def interval(self, pair: tuple[int, int], confidence: float) -> tuple[float, float]:
@@ -150,11 +137,6 @@ class Measurements:
         low, high = result.confidence_interval
         return float(low), float(high)
 
-    def _estimate(
-        self, pair: tuple[int, int], chosen: Sequence[np.ndarray] | None
-    ) -> float:
-        return float(self._statistic(pair)(*self._pooled(pair, chosen)))
-
     def _statistic(self, pair: tuple[int, int]):
         if self.method == "loss":
             return loss_variance
@@ -165,16 +147,11 @@ class Measurements:
     ) -> np.ndarray:
         """Numbers of all simulations with values for the pair, shape `(c, n)`."""
         parts = []
-        for level in range(pair[0], self.num_levels):
+        for level in range(pair[0], len(self.tables)):
             part = self.tables[level][pair]
             parts.append(part if chosen is None else part[:, chosen[level]])
         columns = np.concatenate(parts, axis=1)
         return columns[:, np.isfinite(columns).all(axis=0)]
-
-
-def _drawn(group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    size = len(group)
-    return group[rng.integers(size, size=size)] if size > 0 else group
 
 
 def loss_measurements(
@@ -186,16 +163,6 @@ def loss_measurements(
         losses: For the simulations of each level m the losses of levels 0 to m, shape
             `(n_m, m + 1)`; NaN where unknown.
         fits: Number of the fit of each simulation, shape `(n_m,)`.
-
-    Example:
-    --------
-
-    ::
-
-        >>> losses = np.array([[1.0], [3.0]]), np.array([[2.0, 5.0], [1.0, 6.0]])
-        >>> measured = loss_measurements(losses, [np.zeros(2), np.zeros(2)])
-        >>> measured.triangle()  # of 1, 3, 2, 1; of 5 - 2, 6 - 1; of 5, 6
-        ((0.916...,), (2.0, 0.5))
     """
     tables: list[dict[tuple[int, int], np.ndarray]] = [{} for _ in losses]
     for high in range(len(losses)):

@@ -32,12 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from sbi_multilevel.diagnostics.probes import (
-    Probe,
-    Score,
-    cross_predictions,
-    r_squared,
-)
+from sbi_multilevel.diagnostics.probes import Probe, Score, cross_predictions, r_squared
 from sbi_multilevel.level_maps.regression import spread, varies
 
 _MIN_SIMULATIONS, _MAX_SCORED = 10, 2_000

@@ -41,21 +41,12 @@ _MIN_NOISE = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Correlations:
-    """Correlations of x and x_coarse, one for each summary.
+    """Correlations of x and x_coarse with bootstrap standard errors, shape `(k,)`."""
 
-    Args:
-        raw: Marginal correlation, shape `(k,)`; NaN if a side is constant.
-        raw_error: Its bootstrap standard error, shape `(k,)`.
-        given_theta: Correlation given theta, shape `(k,)`; NaN if theta explains more
-            than 99 % of the variance of a side.
-        given_theta_error: Its bootstrap standard error given the regressions, shape
-            `(k,)`.
-    """
-
-    raw: np.ndarray
+    raw: np.ndarray  # NaN if a side is constant
     raw_error: np.ndarray
-    given_theta: np.ndarray
-    given_theta_error: np.ndarray
+    given_theta: np.ndarray  # NaN if theta explains 99 % of the variance of a side
+    given_theta_error: np.ndarray  # given the regressions
 
 
 def pair_correlations(
@@ -76,24 +67,6 @@ def pair_correlations(
         x: Outputs of the level, shape `(n, k)`.
         x_coarse: Outputs of the lower level at the same theta and noise, `(n, k)`.
         seed: Seed of the bootstrap.
-
-    Returns:
-        The correlations and their standard errors.
-
-    Example:
-    --------
-
-    Two levels that depend on theta and share no noise:
-
-    ::
-
-        >>> rng = np.random.default_rng(0)
-        >>> theta = rng.uniform(-1, 1, size=(700, 1))
-        >>> x, x_coarse = (theta + 0.2 * rng.normal(size=(700, 1)) for _ in range(2))
-        >>> pairs = theta[:200], x[:200], x_coarse[:200]
-        >>> found = pair_correlations(theta[200:], x_coarse[200:], *pairs)
-        >>> bool(found.raw > 0.8), bool(abs(found.given_theta) < 0.2)
-        (True, True)
     """
     both = varies(x) & varies(x_coarse)
     residual, residual_coarse = residuals_given_theta(
@@ -113,18 +86,7 @@ def residuals_given_theta(
     x: np.ndarray,
     x_coarse: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals of x and x_coarse given theta, see the module.
-
-    Args:
-        theta_low: Parameters of the lower level, shape `(n_low, d)`.
-        x_low: Outputs of the lower level, shape `(n_low, k)`.
-        theta: Parameters of the pairs, shape `(n, d)`.
-        x: Outputs of the level, shape `(n, k)`.
-        x_coarse: Outputs of the lower level at the pairs, shape `(n, k)`.
-
-    Returns:
-        Residuals of x and of x_coarse, each of shape `(n, k)`.
-    """
+    """Residuals of x and x_coarse given theta; arguments as of `pair_correlations`."""
     means = Probe.fit(theta_low, x_low)(theta)
     residuals = []
     for mean, *sides in zip(means.T, x.T, x_coarse.T):
@@ -143,17 +105,7 @@ def _is_noisy(residual: np.ndarray, x: np.ndarray) -> np.ndarray:
 def correlation(
     a: np.ndarray, b: np.ndarray, known: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations of columns and their bootstrap standard errors.
-
-    Args:
-        a: Shape `(n, k)`.
-        b: Shape `(n, k)`.
-        known: Mask of columns that have a correlation, shape `(k,)`.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Correlations and standard errors, shape `(k,)`; NaN where `known` is false.
-    """
+    """Correlations of columns, and bootstrap standard errors; NaN if not `known`."""
 
     def of(chosen: np.ndarray | slice) -> np.ndarray:
         left, right = (v[chosen] - v[chosen].mean(axis=0) for v in (a, b))

@@ -125,17 +125,11 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 
 def contributions(table: Tensor) -> Tensor:
-    r"""Contribution of each pair to the bound.
+    r"""Contribution of each pair to the bound, from T of all combinations.
 
     The influence function of the bound plus the bound, :math:`T_{ii} - \log Z - (w_{i
     \cdot} + w_{\cdot i} - 2)`, with w the mean of :math:`e^T / Z` over the combinations
     with pair i. Its mean is the bound, its standard deviation gives the error.
-
-    Args:
-        table: T of all combinations, shape `(n, n)`.
-
-    Returns:
-        Contributions, shape `(n,)`.
     """
     table = table.double()
     log_z = log_mean_exp(off_diagonal(table))
@@ -149,15 +143,8 @@ def train_critic(x: Tensor, y: Tensor) -> Critic:
     """Train a critic with early stopping on a held-out fifth of the pairs.
 
     The weights are those of the first epoch whose bound on the held-out pairs is within
-    a standard error of the best. If the best bound is below 0, then T = 0. Uses torch's
-    global generator.
-
-    Args:
-        x: Data in random order, shape `(n, d_x)`.
-        y: Paired data, shape `(n, d_y)`.
-
-    Returns:
-        The trained critic.
+    a standard error of the best. If the best bound is below 0, then T = 0. Pairs are in
+    random order. Uses torch's global generator.
     """
     cut = max(2, round(_HELD_OUT * len(x)))
     held_out, kept = (x[:cut], y[:cut]), (x[cut:], y[cut:])

@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,11 +124,7 @@ def fidelity_report(
 def _embedded(
     simulations: MultilevelSimulations, embedding: Callable[[Tensor], Tensor] | None
 ) -> MultilevelSimulations:
-    """The simulations with summaries instead of x.
-
-    Raises:
-        ValueError: If x, or the output of the embedding, is not a vector.
-    """
+    """The simulations with summaries, which are vectors, instead of x."""
 
     def summaries(x: Tensor) -> Tensor:
         if embedding is not None:
@@ -173,7 +168,9 @@ def _compare(
         return LevelFidelity(level.level, probe, correlations)
     pairs = (torch.from_numpy(x[:_MAX_PAIRS]) for x in (high.x, high.x_coarse))
     found = mutual_information(*pairs, seed=seed)
-    coefficient = uncertainty_coefficient(found.nats, _entropy(high.x))
+    x = high.x[:, varies(high.x)]  # in units of standard deviations
+    entropy = differential_entropy(x / spread(x)) if x.size else math.nan
+    coefficient = uncertainty_coefficient(found.nats, entropy)
     return LevelFidelity(level.level, probe, correlations, found, coefficient)
 
 
@@ -182,9 +179,3 @@ def _transformed(level: LevelSimulations, forward: TailTransform) -> LevelArrays
     return LevelArrays.of(
         LevelSimulations.trusted(level.level, level.theta, forward(level.x), x_coarse)
     )
-
-
-def _entropy(x: np.ndarray) -> float:
-    """Differential entropy in units of standard deviations; NaN if x is constant."""
-    x = x[:, varies(x)]
-    return differential_entropy(x / spread(x)) if x.size else math.nan

@@ -62,7 +62,7 @@ from sbi_multilevel.level_maps.regression import varies
 from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 _STREAM = 21
-_MIN_PAIRS = 20
+_MIN_PAIRS, _NUM_NEIGHBORS = 20, 3
 _NUM_FOLDS, _NUM_FOLDS_LARGE, _LARGE = 5, 2, 1_000  # folds, and those from n = 1 000
 
 
@@ -145,7 +145,7 @@ def uncertainty_coefficient(nats: float, entropy: float) -> float:
     return max(nats, 0.0) / entropy if entropy > 0 else math.nan
 
 
-def differential_entropy(x: np.ndarray, num_neighbors: int = 3) -> float:
+def differential_entropy(x: np.ndarray) -> float:
     r"""Differential entropy in nats, by the Kozachenko-Leonenko (1987) estimator.
 
     .. math::
@@ -154,30 +154,13 @@ def differential_entropy(x: np.ndarray, num_neighbors: int = 3) -> float:
 
     with :math:`\epsilon_i` the distance to the k-th neighbor and :math:`V_d` the volume
     of the unit ball. (`scipy.stats.differential_entropy` is restricted to d = 1.)
-
-    Args:
-        x: Samples, shape `(n, d)`.
-        num_neighbors: Number of neighbors k.
-
-    Returns:
-        The estimate; minus infinity if a sample has k duplicates.
-
-    Example:
-    --------
-
-    ::
-
-        >>> x = np.random.default_rng(0).normal(size=(2_000, 1))
-        >>> exact = 0.5 * math.log(2 * math.pi * math.e)
-        >>> abs(differential_entropy(x) - exact) < 0.1
-        True
     """
     count, dim = x.shape
-    distances, _ = KDTree(x).query(x, k=num_neighbors + 1)
+    distances, _ = KDTree(x).query(x, k=_NUM_NEIGHBORS + 1)
     with np.errstate(divide="ignore"):
         mean_log = np.log(distances[:, -1]).mean()
     log_ball = 0.5 * dim * math.log(math.pi) - gammaln(1 + dim / 2)
-    constant = digamma(count) - digamma(num_neighbors) + log_ball
+    constant = digamma(count) - digamma(_NUM_NEIGHBORS) + log_ball
     return float(constant + dim * mean_log)
 
 

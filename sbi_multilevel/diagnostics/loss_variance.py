@@ -65,22 +65,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LossVariance:
-    r"""Variance of the loss with and without the pairs of a level.
+    """Variance of the loss with and without the pairs of a level, see the module."""
 
-    Args:
-        num_high: Number of pairs.
-        num_low: Number of further simulations of the lower level.
-        variance_ratio: :math:`\mathrm{Var}[f_l - f_{l-1}] / \mathrm{Var} f_l`.
-        correlation: Correlation of :math:`f_l` and :math:`f_{l-1}` given theta.
-        effective_num_high: Effective number of high-fidelity simulations, at the best
-            weight of the lower level.
-    """
-
-    num_high: int
-    num_low: int
+    num_high: int  # number of pairs
+    num_low: int  # number of further simulations of the lower level
     variance_ratio: Estimate
-    correlation: Estimate
-    effective_num_high: Estimate
+    correlation: Estimate  # given theta
+    effective_num_high: Estimate  # at the best weight of the lower level
 
 
 def loss_variances(
@@ -93,19 +84,9 @@ def loss_variances(
 ) -> list[LossVariance | None]:
     """Estimate the variance of the loss of each level from 1 up by quick fits.
 
-    Args:
-        simulations: Simulations of all levels, of which 4 000 of each level are used.
-        inference: Trainer that defines the loss, as for `pilot`; `None` for NPE.
-        prior: Passed to `inference` if that is a function of the prior.
-        train_options: Arguments of `train`; 30 epochs at most by default.
-        seed: Seed of fits and bootstraps.
-
-    Returns:
-        The variances of levels 1 to L; `None` for a level without pairs, or with fewer
-        than 10 pairs that have a finite loss.
-
-    Raises:
-        ValueError: If the trainer has no loss of a single simulation.
+    Arguments are those of `fidelity_report`; 4 000 simulations of each level are used.
+    The result is `None` for a level without pairs, or with fewer than 10 pairs that
+    have a finite loss.
     """
     if not any(_has_pairs(level) for level in simulations):
         return [None] * (len(simulations) - 1)

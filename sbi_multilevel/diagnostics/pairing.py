@@ -23,23 +23,20 @@ correlations require more simulations, as stated in the report where relevant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sbi_multilevel.diagnostics.pairing_report import PairingReport
-from sbi_multilevel.diagnostics.pairing_runs import (
-    MIN_THETAS,
-    PairingRuns,
-    read_outputs,
-)
-from sbi_multilevel.simulation.accounting import measured_costs
+from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
+from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
+from sbi_multilevel.simulation.accounting import failure_text, measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     check_num_costs,
-    check_seed,
     per_level,
     processed_prior,
 )
@@ -54,10 +51,12 @@ from sbi_multilevel.simulation.noise import (
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_of
 from sbi_multilevel.utils.argument_types import check_types
-from sbi_multilevel.utils.seeds import derive_seed, seeded
+from sbi_multilevel.utils.seeds import derive_seed
 
 _STREAM = 20
-_MIN_NOISES = 3
+_MIN_NOISES, _MIN_THETAS = 3, 4
+# differences attributed to rounding, relative to standard deviation and largest value
+_TOLERANCE, _ROUNDING = 1e-2, 1e-5
 
 
 def check_pairing(
@@ -131,9 +130,8 @@ def check_pairing(
     checked_below = set(CHECKED_ALONE) - {"num_simulations"}
     check_types(check_pairing, locals(), but=checked_below)
     work = _SingleLevel(simulators, noise, timeout)
-    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs, seed)
-    with seeded(seed):  # sbi draws from the prior to check it
-        prior = processed_prior(prior)
+    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs)
+    prior = processed_prior(prior, seed)
     num_thetas = num_simulations // num_noises
     root = derive_seed(seed, _STREAM)
     theta = draw_theta(prior, root, 0, num_thetas).repeat_interleave(num_noises, dim=0)
@@ -144,32 +142,27 @@ def check_pairing(
         memory_table(level, theta[rows], seeds[rows])
         for level in range(len(simulators))
     )
-    effort = RunOptions(
-        per_level(simulation_batch_size, len(simulators)),
-        num_workers,
-        max_failure_share,
-        show_progress_bars,
-    )
+    sizes = per_level(simulation_batch_size, len(simulators))
+    effort = RunOptions(sizes, num_workers, max_failure_share, show_progress_bars)
     fill(tables, (len(rows) - 1,) * len(tables), work, effort)
     chosen = tuple(map(float, costs)) if costs is not None else measured_costs(tables)
     quiet = replace(effort, show_progress_bars=False)
     # the last simulation in a batch of its own
     fill(tables, (len(rows),) * len(tables), work, quiet)
-    runs = PairingRuns.of(tables, theta, again)
+    runs = _Runs.of(tables, theta, again)
     by_batch = [_depends_on_batch(runs, table, work, effort) for table in tables]
+    levels = [
+        runs.pairing(level, seed, (by_batch[level], by_batch[level - 1]))
+        for level in range(1, len(tables))
+    ]
+    invalid = [table.rows_with(Status.INVALID, stop=len(theta)) for table in tables]
     return PairingReport(
-        tuple(
-            replace(
-                runs.pairing(level, seed),
-                depends_on_batch=(by_batch[level], by_batch[level - 1]),
-            )
-            for level in range(1, len(tables))
-        ),
+        tuple(levels),
         runs.simulations(chosen),
         len(rows),
         int((~runs.valid).sum()),
         chosen,
-        _num_invalid(tables, len(theta)),
+        len(np.unique(np.concatenate(invalid))),
     )
 
 
@@ -179,18 +172,17 @@ def _check_arguments(
     num_noises: int,
     num_repeats: int,
     costs: Sequence[float] | None,
-    seed: int,
 ) -> None:
     if len(simulators) < 2:
         raise ValueError(
             f"simulators has {len(simulators)} levels, but two or more are compared. "
             "Pass one simulator for each level, lowest fidelity first."
         )
-    if num_noises < _MIN_NOISES or num_simulations < MIN_THETAS * num_noises:
+    if num_noises < _MIN_NOISES or num_simulations < _MIN_THETAS * num_noises:
         raise ValueError(
             f"num_simulations={num_simulations} and num_noises={num_noises} are too "
             f"small. Pass num_noises >= {_MIN_NOISES} and num_simulations >= "
-            f"{MIN_THETAS} * num_noises."
+            f"{_MIN_THETAS} * num_noises."
         )
     if not 1 <= num_repeats <= num_simulations // num_noises * num_noises:
         raise ValueError(
@@ -199,7 +191,6 @@ def _check_arguments(
             "num_noises."
         )
     check_num_costs(costs, len(simulators))
-    check_seed(seed)
 
 
 class _SingleLevel(Work):
@@ -207,33 +198,115 @@ class _SingleLevel(Work):
 
     def _run(self, task: Task) -> Outcome:
         x, seconds = self._side(task, task.level)
-        # the lower level is not run
-        spent = np.full((len(task), 2), np.nan)
-        spent[:, 0] = seconds / len(task)
+        spent = np.full((len(task), 2), [seconds / len(task), np.nan])
         return Outcome(status_of(x, None), spent, x)
 
 
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Outputs of all levels at the same theta and noise, followed by repeated outputs.
+
+    Args:
+        theta: Parameters, shape `(n, d_theta)`.
+        again: Indices of the repeated simulations, shape `(r,)`.
+        x: Outputs of each level, shape `(n + r, *x_shape)`, NaN for failures.
+        groups: Index of the theta of each simulation, shape `(n,)`.
+        valid: Mask of simulations that are finite at all levels and share their theta
+            with another one, shape `(n,)`.
+    """
+
+    theta: Tensor
+    again: Tensor
+    x: tuple[Tensor, ...]
+    groups: np.ndarray
+    valid: np.ndarray
+
+    @classmethod
+    def of(cls, tables: Sequence[LevelTable], theta: Tensor, again: Tensor) -> _Runs:
+        """Read the outputs from the tables."""
+        x = tuple(map(_read_outputs, tables))
+        shapes = [tuple(side.shape[1:]) for side in x]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"x of the levels has shapes {shapes}, but must have one shape. "
+                "Return common summaries at all levels."
+            )
+        count = len(theta)
+        _, groups = np.unique(theta.numpy(), axis=0, return_inverse=True)
+        groups = groups.reshape(-1)
+        finite = [side[:count].isfinite().flatten(1).all(dim=1) for side in x]
+        valid = torch.stack(finite).all(dim=0).numpy()
+        valid &= np.bincount(groups, weights=valid)[groups] > 1
+        if len(np.unique(groups[valid])) < _MIN_THETAS:
+            reasons = [failure_text(table, len(table)) for table in tables]
+            why = "; ".join(text for text in reasons if text) or "NaN or inf in x"
+            raise ValueError(
+                f"Only {int(valid.sum())} of {count} simulations are valid at all "
+                f"levels: {why}. Increase num_simulations, or fix the simulators."
+            )
+        return cls(theta, again, x, groups, valid)
+
+    def vectors(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs, shape `(n, k)`, and repeated outputs, shape `(r, k)`."""
+        flat, count = self.x[level].flatten(1).double().numpy(), len(self.theta)
+        return flat[:count], flat[count:]
+
+    def pairing(
+        self, level: int, seed: int, depends_on_batch: tuple[bool, bool]
+    ) -> LevelPairing:
+        """Compare a level with the lower level."""
+        sides = (level, level - 1)
+        outputs = [self.vectors(side)[0][self.valid] for side in sides]
+        shared = shared_noise(*outputs, self.groups[self.valid], seed=seed)
+        shares = np.stack([self.irreproducible(side) for side in sides])
+        return LevelPairing(level, shared, shares, depends_on_batch)
+
+    def irreproducible(self, level: int) -> np.ndarray:
+        """Share of the variance given theta that a repeated run does not reproduce."""
+        x, x_again = self.vectors(level)
+        change = x_again - x[self.again.numpy()]
+        change = change[np.isfinite(change).all(axis=1)] ** 2
+        valid = x[self.valid]
+        variance = noise_variance(valid, self.groups[self.valid])
+        rounding = _ROUNDING * np.abs(valid).max(axis=0)
+        largest = change.max(axis=0, initial=0.0)
+        differs = largest > _TOLERANCE**2 * variance + rounding**2
+        half = change.sum(axis=0) / max(len(change), 1) / 2
+        share = (half / np.where(variance > 0, variance, np.inf)).clip(max=1.0)
+        return np.where(differs, np.where(variance > 0, share, 1.0), 0.0)
+
+    def simulations(self, costs: tuple[float, ...] | None) -> MultilevelSimulations:
+        """The valid simulations of all levels, as pairs."""
+        valid = torch.from_numpy(np.flatnonzero(self.valid))
+        theta, x = self.theta[valid], [side[valid] for side in self.x]
+        levels = [
+            LevelSimulations.trusted(level, theta, x[level], below)
+            for level, below in enumerate([None, *x[:-1]])
+        ]
+        return MultilevelSimulations(tuple(levels), costs)
+
+
+def _read_outputs(table: LevelTable) -> Tensor:
+    """Outputs of all simulations, NaN for failures."""
+    if "x" not in table.columns:
+        return torch.full((len(table), 1), torch.nan)
+    rows = np.arange(len(table))
+    x = table.tensor("x", rows)
+    x[np.setdiff1d(rows, table.rows_with(Status.OK))] = torch.nan
+    return x
+
+
 def _depends_on_batch(
-    runs: PairingRuns, table: LevelTable, work: Work, effort: RunOptions
+    runs: _Runs, table: LevelTable, work: Work, effort: RunOptions
 ) -> bool:
     """Whether an output that is not reproduced is reproduced in batches of one."""
-    level = table.level
-    if not runs.irreproducible(level).any():
+    if not runs.irreproducible(table.level).any():
         return False
+    x, x_again = runs.vectors(table.level)
     numbers = runs.again.numpy()
-    batch = np.stack([
-        runs.flat(runs.x[level])[numbers],
-        runs.flat(runs.x_again[level]),
-    ])
-    change = np.nan_to_num(np.abs(batch[1] - batch[0])).sum(axis=1)
+    change = np.nan_to_num(np.abs(x_again - x[numbers])).sum(axis=1)
     task = table.task(numbers[[change.argmax()] * 2])
-    alone = memory_table(level, task.theta, task.seeds)
+    alone = memory_table(table.level, task.theta, task.seeds)
     for part, outcome in run_tasks(alone.tasks(2, 1), work, effort.num_workers):
         alone.write(part.rows, outcome)
-    return torch.equal(*read_outputs(alone))
-
-
-def _num_invalid(tables: Sequence[LevelTable], num_rows: int) -> int:
-    """Number of the first simulations with NaN or infinity at some level."""
-    rows = [table.rows_with(Status.INVALID, stop=num_rows) for table in tables]
-    return len(np.unique(np.concatenate(rows)))
+    return torch.equal(*_read_outputs(alone))

@@ -151,12 +151,9 @@ class LevelPairing:
         for side, level in enumerate((self.level, self.level - 1)):
             here = self.irreproducible[side] > 0
             if here.any() and self.depends_on_batch[side] == depends_on_batch:
-                share = f"about {_percent(self.irreproducible[side][here])} of "
-                share += "the noise of "
-                parts.append(
-                    f"level {level} ({'' if depends_on_batch else share}"
-                    f"{_summaries(here)})"
-                )
+                percent = _percent(self.irreproducible[side][here])
+                share = "" if depends_on_batch else f"about {percent} of the noise of "
+                parts.append(f"level {level} ({share}{_summaries(here)})")
         return " and ".join(parts)
 
     def _unpaired_verdict(self, states: np.ndarray) -> str:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sbi_multilevel.level_maps.regression import PENALTIES, varies
 
-_MAX_SIMULATIONS, _MAX_CENTERS = 5_000, 300
+_MAX_SIMULATIONS, _MAX_CENTERS, _NUM_FOLDS = 5_000, 300, 5
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,16 @@ def plus_minus(value: float, error: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A fitted regression, see the module.
+    """A fitted regression of targets `(n, k)` on inputs `(n, d)`, see the module."""
 
-    Args:
-        columns: Mask of inputs that varied in training, shape `(d,)`.
-        model: The fitted regression; `None` if no input varied.
-        low: Lower bound of the predictions of each target, shape `(k,)`.
-        high: Upper bound, shape `(k,)`.
-    """
-
-    columns: np.ndarray
-    model: Pipeline | None
-    low: np.ndarray
+    columns: np.ndarray  # mask of inputs that varied in training, shape (d,)
+    model: Pipeline | None  # `None` if no input varied
+    low: np.ndarray  # bounds of the predictions of each target, shape (k,)
     high: np.ndarray
 
     @classmethod
     def fit(cls, inputs: np.ndarray, targets: np.ndarray) -> Probe:
-        """Fit the regression to the first 5 000 simulations at most.
-
-        Args:
-            inputs: Shape `(n, d)`.
-            targets: Shape `(n, k)`.
-
-        Returns:
-            The fitted regression.
-        """
+        """Fit the regression to the first 5 000 simulations at most."""
         inputs, targets = inputs[:_MAX_SIMULATIONS], targets[:_MAX_SIMULATIONS]
         columns = varies(inputs)
         if not columns.any():
@@ -95,20 +80,9 @@ class Probe:
         return predictions.reshape(len(inputs), -1).clip(self.low, self.high)
 
 
-def cross_predictions(
-    inputs: np.ndarray, targets: np.ndarray, num_folds: int = 5
-) -> np.ndarray:
-    """Predict each target by a probe fitted to the other folds.
-
-    Args:
-        inputs: Shape `(n, d)`.
-        targets: Shape `(n, k)`.
-        num_folds: Number of folds.
-
-    Returns:
-        Predictions, shape `(n, k)`.
-    """
-    fold = np.arange(len(inputs)) % min(num_folds, len(inputs))
+def cross_predictions(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Predict each target by a probe fitted to the other folds."""
+    fold = np.arange(len(inputs)) % min(_NUM_FOLDS, len(inputs))
     predictions = np.empty_like(targets)
     for held_out in (fold == number for number in np.unique(fold)):
         probe = Probe.fit(inputs[~held_out], targets[~held_out])
@@ -122,22 +96,6 @@ def r_squared(targets: np.ndarray, predictions: np.ndarray) -> Score:
     .. math:: R^2 = 1 - \frac{\sum_i (t_i - \hat t_i)^2}{\sum_i (t_i - \bar t)^2}
 
     The standard error is that of a ratio of means, by the delta method.
-
-    Args:
-        targets: Shape `(n, k)`.
-        predictions: Shape `(n, k)`.
-
-    Returns:
-        The score.
-
-    Example:
-    --------
-
-    ::
-
-        >>> t = np.array([[0.0], [1.0], [2.0], [3.0]])
-        >>> r_squared(t, 3 - t).value  # reversed: 1 - 20 / 5
-        -3.0
     """
     used = varies(targets)
     targets, predictions = targets[:, used], predictions[:, used]

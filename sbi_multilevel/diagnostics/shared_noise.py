@@ -2,17 +2,10 @@ r"""Test for shared noise of two levels, from runs at few thetas and several noi
 
 Two levels that share nothing but theta have correlated outputs under the prior, so the
 marginal correlation of x and :math:`x_\mathrm{coarse}` is no evidence of shared noise.
-With m noises :math:`u_1, \dots, u_m` at each theta, the correlation given theta,
-
-.. math::
-
-    \rho = \frac{\mathbb{E}\, \mathrm{Cov}[x, x_\mathrm{coarse} \mid \theta]}
-    {\sqrt{\mathbb{E}\, \mathrm{Var}[x \mid \theta]\;
-    \mathbb{E}\, \mathrm{Var}[x_\mathrm{coarse} \mid \theta]}},
-
-is a ratio of three moments, each of which is estimated without bias from deviations
-from the mean at each theta. Outputs at the same theta and different noises serve as
-unpaired outputs without further runs:
+With m noises :math:`u_1, \dots, u_m` at each theta, the correlation given theta
+(`sbi_multilevel.diagnostics.correlations`) is a ratio of three moments, each of which
+is estimated without bias from deviations from the mean at each theta. Outputs at the
+same theta and different noises serve as unpaired outputs without further runs:
 
 .. math::
 
@@ -86,21 +79,6 @@ def shared_noise(
         x_coarse: Outputs of the lower level at the same theta and noise, `(n, k)`.
         groups: Index of the theta of each simulation, shape `(n,)`.
         seed: Seed of the permutations.
-
-    Returns:
-        Correlations, variance ratios and p-values of each summary.
-
-    Example:
-    --------
-
-    ::
-
-        >>> rng = np.random.default_rng(0)
-        >>> groups = np.repeat(np.arange(10), 5)
-        >>> noise, theta = rng.normal(size=(50, 1)), 9.0 * groups[:, np.newaxis]
-        >>> pairs = shared_noise(theta + 2 * noise, -theta + noise, groups)
-        >>> pairs.correlation.round(6), pairs.variance_ratio.round(6)  # 1 - 2 * 2 / 5
-        (array([1.]), array([0.2]))
     """
     order = np.argsort(groups, kind="stable")
     x, x_coarse = x[order].astype(float), x_coarse[order].astype(float)
@@ -127,15 +105,7 @@ def has_noise(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def noise_variance(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Variance of each summary given theta, averaged over thetas.
-
-    Args:
-        x: Outputs, shape `(n, k)`.
-        groups: Index of the theta of each simulation, shape `(n,)`.
-
-    Returns:
-        Variances, shape `(k,)`.
-    """
+    """Variance of each summary given theta, averaged over thetas, shape `(k,)`."""
     _, groups = np.unique(groups, return_inverse=True)
     return _sums_of_products(x, x, groups)[0].mean(axis=0)
 

@@ -45,11 +45,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from sbi_multilevel.training.history import (
-    TrainingRun,
-    summary_of,
-    training_runs,
-)
+from sbi_multilevel.training.history import TrainingRun, summary_of, training_runs
 
 Verdict = Literal["converged", "stopped at max epochs", "unfinished", "diverged"]
 MembersRuns = Mapping[str, Mapping[str, tuple[TrainingRun, ...]]]
@@ -110,7 +106,9 @@ def check_training(inference: Any) -> TrainingReport:
         Training: stopped at max epochs.
         Run 1: the loss had not converged after 8 epochs. Increase max_num_epochs.
     """
-    spread = max(1.0, math.sqrt(_num_dims(inference) / 2))
+    network = getattr(inference, "_neural_net", None)
+    num_dims = math.prod(getattr(network, "input_shape", (1,)))  # of a density
+    spread = max(1.0, math.sqrt(num_dims / 2))
     summary = getattr(inference, "hybrid_summary", None)
     if summary is not None:
         return _of_members(summary.runs, summary.weights, spread)
@@ -155,15 +153,7 @@ def _of_members(
 
 
 def assess_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]]:
-    """Check one run.
-
-    Args:
-        run: The run.
-        spread: Standard deviation s of the loss of a single simulation, in nats.
-
-    Returns:
-        The verdict and its reasons.
-    """
+    """Verdict and reasons; `spread` is s, the standard deviation of single losses."""
     checks = (_not_finite, _rising, _unbounded, _jumping)
     found = next((r for check in checks if (r := check(run, spread))), None)
     if found is not None:
@@ -317,9 +307,3 @@ def _name(run: TrainingRun) -> str:
         return ""
     names = ", ".join(map(str, run.levels))
     return f" (level {names})" if len(run.levels) == 1 else f" (levels {names})"
-
-
-def _num_dims(inference: Any) -> int:
-    """Dimension of the estimated density; 1 for other estimators."""
-    network = getattr(inference, "_neural_net", None)
-    return math.prod(getattr(network, "input_shape", (1,)))

@@ -26,16 +26,7 @@ def plot_hybrid(
     figsize: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> tuple[Figure, np.ndarray]:
-    """Plot map scores, weights, log scores and effective sample size.
-
-    Args:
-        summary: `hybrid_summary` of a trainer.
-        figsize: Width and height, in inches.
-        title: Title.
-
-    Returns:
-        The figure, and an array of its axes.
-    """
+    """Plot map scores, weights, log scores and effective sample size."""
     steps = [step for step in enumerate(summary.map_scores) if step[1]]
     size = summary.effective_sample_size
     count = len(steps) + 2 + (size is not None)

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from sbi_multilevel.plots.hybrid import plot_hybrid
-from sbi_multilevel.plots.members import plot_members
 from sbi_multilevel.plots.style import (
     NEUTRAL,
     color,
@@ -80,7 +79,7 @@ def plot_training(
     hybrid = getattr(inference, "hybrid_summary", None)
     if hybrid is not None:
         if ax is not None:
-            plot_members(ax, hybrid.runs)
+            _plot_members(ax, hybrid.runs)
             return ax.figure, np.array([ax])
         return plot_hybrid(hybrid, figsize=figsize, title=title)
     summary = summary_of(inference)
@@ -149,6 +148,44 @@ def _plot_losses(
     legend = axes.get_legend()
     assert legend is not None
     plt.setp(legend.legend_handles[:2], color="black")  # colors denote levels
+
+
+def _plot_members(
+    axes: Axes, components: Mapping[str, Mapping[str, Sequence[TrainingRun]]]
+) -> None:
+    """Losses of each network of `runs` of a `HybridSummary`, colored by component."""
+    if not components:
+        raise ValueError(
+            "inference.hybrid_summary has no losses of members. Train again, or omit "
+            "ax to plot the summary."
+        )
+    shown, named = [], set()
+    for index, (component, members) in enumerate(components.items()):
+        for member, runs in members.items():
+            is_start = member.startswith("start")  # pre-trained
+            name = "pre-training" if is_start else component
+            shade = NEUTRAL if is_start else color(index)
+            for run in runs:
+                label = None if name in named else name
+                named.add(name)
+                _plot_run(axes, run, shade, label)
+                shown += [run.training_loss, run.validation_loss]
+    black = {"color": "black", "linewidth": 1.0}
+    axes.plot([], [], label="training", **black)
+    axes.plot([], [], "--", label="validation", **black)
+    axes.plot([], [], "ko", markersize=4, label="kept weights")
+    scale_losses(axes, shown)
+    finish_epochs(axes, "loss [nats]")
+
+
+def _plot_run(axes: Axes, run: TrainingRun, shade: str, label: str | None) -> None:
+    line = {"color": shade, "linewidth": 1.0, "alpha": 0.7}
+    axes.plot(run.epochs, run.training_loss, label=label, **line)
+    axes.plot(run.epochs, run.validation_loss, "--", **line)
+    best = run.best_epoch
+    if best is not None and best >= run.start:
+        kept = run.validation_loss[best - run.start]
+        axes.plot(best, kept, "o", color=shade, markersize=4)
 
 
 def _plot_levels(

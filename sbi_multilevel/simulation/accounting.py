@@ -31,22 +31,16 @@ class LostSimulations(SbiMultilevelError, RuntimeError):
 
 
 class Account:
-    """Checks that each submitted simulation returns once, with a status.
-
-    Args:
-        tasks: The submitted tasks.
-    """
+    """Checks that each simulation of some tasks returns once, with a status."""
 
     def __init__(self, tasks: Sequence[Task]):
-        self._missing = Counter(key for task in tasks for key in _rows(task))
-        self._num_sent = self._missing.total()
+        self._missing = {key for task in tasks for key in _rows(task)}
+        self._num_sent = len(self._missing)
 
     def settle(self, task: Task, outcome: Outcome) -> None:
-        """Remove returned simulations from the missing ones.
+        """Raise `LostSimulations` unless the simulations were missing and have ended.
 
-        Raises:
-            LostSimulations: If one has no status, was not submitted, or has returned
-                before.
+        A task that returns twice is refused by the `Backlog`.
         """
         num_ended = int((outcome.status != Status.PENDING).sum())
         if not num_ended == len(outcome.status) == len(task):
@@ -54,26 +48,16 @@ class Account:
                 f"{len(task)} simulations of level {task.level} returned, but only "
                 f"{num_ended} of them with a status. {REMEDY}"
             )
-        self._missing.subtract(_rows(task))
-        twice = [row for level, row in _rows(task) if self._missing[level, row] < 0]
-        if twice:
-            raise LostSimulations(
-                f"{len(twice)} simulations of level {task.level} returned more than "
-                f"once, e.g. number {twice[0]}. {REMEDY}"
-            )
+        self._missing.difference_update(_rows(task))
 
     def close(self) -> None:
-        """Check that all simulations returned.
-
-        Raises:
-            LostSimulations: If not, with their number.
-        """
-        missing = +self._missing
-        if missing:
-            level, index = min(missing)
+        """Raise `LostSimulations` unless all simulations returned."""
+        if self._missing:
+            level, index = min(self._missing)
             raise LostSimulations(
-                f"{self._num_sent} simulations were submitted, and {missing.total()} "
-                f"did not return, e.g. number {index} of level {level}. {REMEDY}"
+                f"{self._num_sent} simulations were submitted, and "
+                f"{len(self._missing)} did not return, e.g. number {index} of level "
+                f"{level}. {REMEDY}"
             )
 
 
@@ -82,11 +66,7 @@ def _rows(task: Task) -> list[tuple[int, int]]:
 
 
 def check_none_pending(table: LevelTable, num_simulations: int) -> None:
-    """Check that each of the first `num_simulations` simulations has a status.
-
-    Raises:
-        LostSimulations: If not, with their number.
-    """
+    """Raise `LostSimulations` unless the first simulations have a status."""
     pending = table.rows_with(Status.PENDING, stop=num_simulations)
     if len(pending):
         raise LostSimulations(
@@ -99,11 +79,7 @@ class FailureLimit:
     """Stops a run once significantly more than a share of a level's simulations fail.
 
     If each simulation failed with probability `max_share`, so many failures would occur
-    in fewer than one of a thousand runs.
-
-    Args:
-        table: The level; finished simulations count.
-        max_share: The share.
+    in fewer than one of a thousand runs. Finished simulations of the table count.
     """
 
     def __init__(self, table: LevelTable, max_share: float):
@@ -113,11 +89,7 @@ class FailureLimit:
         self._reasons: Counter[str] = Counter()
 
     def check(self, outcome: Outcome) -> None:
-        """Count the simulations of an outcome.
-
-        Raises:
-            TooManyFailures: If too many have failed, with their number and the reasons.
-        """
+        """Count the simulations of an outcome; raise if too many have failed."""
         self._done += len(outcome.status)
         if outcome.error is None:
             return
@@ -137,10 +109,7 @@ class FailureLimit:
 
 
 def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
-    r"""Mean seconds :math:`C_l` of a run of each simulator, on both sides of pairs.
-
-    `None` if the cost of some level is unknown.
-    """
+    """Mean seconds of a run of each simulator, on both sides of pairs, if known."""
     seconds, runs = np.zeros(len(tables)), np.zeros(len(tables))
     for level, table in enumerate(tables):
         spent, known = table.seconds()

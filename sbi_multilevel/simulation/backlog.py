@@ -16,11 +16,7 @@ from sbi_multilevel.simulation.tasks import Origin, Outcome, Task
 
 
 class Backlog:
-    """Tasks without an outcome, in groups that run together; the last group is next.
-
-    Args:
-        tasks: All tasks, the first group.
-    """
+    """Tasks without an outcome, in groups that run together; the last group is next."""
 
     def __init__(self, tasks: Iterable[Task]):
         self._numbers = count()
@@ -36,14 +32,9 @@ class Backlog:
         return dict(self._groups[-1]) if self._groups else {}
 
     def settle(self, number: int, outcome: Outcome) -> tuple[Task, Outcome] | None:
-        """Record the outcome of a task of the group.
+        """The task of the group with its outcome.
 
-        Returns:
-            The task and its outcome; `None` for a batch that failed, whose halves are
-            run with the rest of the group.
-
-        Raises:
-            LostSimulations: If the task has an outcome already, or is not in the group.
+        `None` for a batch that failed, whose halves are run with the rest of the group.
         """
         group = self._groups[-1]
         if number not in group:
@@ -51,13 +42,12 @@ class Backlog:
                 f"An outcome was returned for task {number}, which is not running: its "
                 "simulations would be counted twice."
             )
-        task = group[number]
-        is_final = outcome.error is None or len(task) == 1
-        if not is_final:
-            origin = task.origin or Origin.of(task, outcome)
-            group.update(self._numbered(replace(task, origin=origin).halves()))
-        del group[number]
-        return (task, outcome) if is_final else None
+        task = group.pop(number)
+        if outcome.error is None or len(task) == 1:
+            return task, outcome
+        origin = task.origin or Origin.of(task, outcome)
+        group.update(self._numbered(replace(task, origin=origin).halves()))
+        return None
 
     def separate(self, numbers: Set[int]) -> None:
         """Run tasks of the group before the remaining ones, in two new groups.
@@ -65,9 +55,7 @@ class Backlog:
         If there is only one task, its batch is halved.
         """
         group = self._groups[-1]
-        chosen = {n: task for n, task in group.items() if n in numbers}
-        for number in chosen:
-            del group[number]
+        chosen = {n: group.pop(n) for n in list(group) if n in numbers}
         if len(chosen) == 1:
             (task,) = chosen.values()
             chosen = self._numbered(task.halves() if len(task) > 1 else [task])

@@ -49,11 +49,6 @@ def run_tasks(
 
     Yields:
         Tasks, or parts of them, with their outcomes; each simulation once.
-
-    Raises:
-        ValueError: If a simulator mixes the simulations of a batch (see
-            `independence`).
-        LostSimulations: If the executor loses simulations, or returns some twice.
     """
     watched, together = Watched(work), FailedTogether()
     tasks, bytes_a_task = iter(tasks), 0.0

@@ -1,10 +1,12 @@
-"""Runs the pending simulations of tables, in memory or on disk."""
+"""Runs the pending simulations of tables, in memory or on disk, with progress bars."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from tqdm.auto import tqdm
 
 from sbi_multilevel.simulation.accounting import (
     FailureLimit,
@@ -13,9 +15,8 @@ from sbi_multilevel.simulation.accounting import (
 )
 from sbi_multilevel.simulation.arguments import check_num_costs
 from sbi_multilevel.simulation.engine import run_tasks
-from sbi_multilevel.simulation.progress import Progress
 from sbi_multilevel.simulation.table import LevelTable
-from sbi_multilevel.simulation.tasks import Status, Work
+from sbi_multilevel.simulation.tasks import Outcome, Status, Work
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,6 @@ class RunOptions:
         show_progress_bars: Whether to show bars, and a summary at the end.
         timeout: Seconds that one call of a simulator may take, if limited.
         costs: Cost of one run of each simulator, if given.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     batch_sizes: tuple[int, ...]
@@ -42,10 +40,6 @@ class RunOptions:
     costs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch_sizes) < 1:
-            raise ValueError(
-                f"simulation_batch_size must be >= 1, but is {self.batch_sizes}."
-            )
         if self.num_workers == 0:
             raise ValueError("num_workers must be >= 1, or -1 for all cores, but is 0.")
         if not 0 <= self.max_failure_share <= 1:
@@ -67,17 +61,12 @@ def fill(
     """Run the pending ones of the first `num_simulations[l]` simulations of each level.
 
     None of them is pending when it returns.
-
-    Raises:
-        ValueError: If a simulator mixes the simulations of a batch.
-        TooManyFailures: If more simulations fail than allowed.
-        LostSimulations: If simulations are pending at the end.
     """
     remaining = [
         len(table.rows_with(Status.PENDING, stop=stop))
         for table, stop in zip(tables, num_simulations)
     ]
-    with Progress(remaining, options.costs, options.show_progress_bars) as progress:
+    with _Progress(remaining, options.costs, options.show_progress_bars) as progress:
         for table, stop, size in zip(tables, num_simulations, options.batch_sizes):
             limit = FailureLimit(table, options.max_failure_share)
             results = run_tasks(table.tasks(stop, size), work, options.num_workers)
@@ -89,3 +78,49 @@ def fill(
             check_none_pending(table, stop)
     if options.show_progress_bars:
         print(summary(tables, num_simulations))
+
+
+class _Progress:
+    """One bar of simulations per level, and one of cost with the remaining time."""
+
+    def __init__(
+        self, remaining: Sequence[int], costs: Sequence[float] | None, show: bool
+    ):
+        self._bars = [
+            tqdm(
+                total=number,
+                desc=f"Level {level}",
+                unit="sim",
+                disable=not show or not number,
+            )
+            for level, number in enumerate(remaining)
+        ]
+        costs = [0.0] * len(remaining) if costs is None else costs
+        below = (0.0, *costs[:-1])
+        self._simulation_costs = [cost + low for cost, low in zip(costs, below)]
+        total = sum(n * cost for n, cost in zip(remaining, self._simulation_costs))
+        self._cost_bar = tqdm(
+            total=total,
+            desc="Cost",
+            disable=not show or total == 0,
+            bar_format="{l_bar}{bar}| {n:.4g}/{total:.4g} [{elapsed}<{remaining}]",
+        )
+        self._bad = [0] * len(remaining)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in (*self._bars, self._cost_bar):
+            bar.close()
+
+    def update(self, level: int, outcome: Outcome) -> None:
+        """Count the simulations of an outcome."""
+        number = len(outcome.status)
+        bad = int((outcome.status != Status.OK).sum())
+        bar = self._bars[level]
+        if bad:
+            self._bad[level] += bad
+            bar.set_postfix(bad=self._bad[level], refresh=False)
+        bar.update(number)
+        self._cost_bar.update(number * self._simulation_costs[level])

@@ -38,11 +38,6 @@ class Watched:
     work: Work
     trusted: set[str] = field(default_factory=set)
 
-    @property
-    def timeout(self) -> float | None:
-        """Seconds that one call of a simulator may take, if limited."""
-        return self.work.timeout
-
     def __call__(self, task: Task) -> Outcome:
         outcome = self.work(task)
         if _kind(task, outcome) in {None, *self.trusted}:
@@ -50,11 +45,7 @@ class Watched:
         return replace(outcome, is_mixed=_is_mixed(self.work, task, outcome))
 
     def check(self, task: Task, outcome: Outcome) -> None:
-        """Use the result of a suspect batch.
-
-        Raises:
-            ValueError: If its simulations are mixed.
-        """
+        """Raise if the simulations of a suspect batch are mixed."""
         if outcome.is_mixed is None:
             return
         if not outcome.is_mixed:

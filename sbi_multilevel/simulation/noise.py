@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.simulation.calling import check_call
+from sbi_multilevel.simulation.arguments import check_call
 from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 Simulator = Callable[[Tensor, Any], Any]
@@ -47,9 +47,6 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
 
     A sampler may return a tensor or a tuple or list of tensors, each with a leading
     dimension of one.
-
-    Raises:
-        ValueError: If the sampler returns something else.
     """
     if noise is None:
         return seeds
@@ -62,30 +59,22 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
 
 
 def check_noise(noise: NoiseSampler | None) -> None:
-    """Draw the noise of one simulation.
-
-    Raises:
-        ValueError: If `noise` cannot be called, or does not return tensors with leading
-            dimension one.
-    """
-    if noise is None:
-        return
-    check_call("noise", noise, ("n", "generator"), _NOISE)
-    draw_noise(noise, torch.zeros(1, dtype=torch.int64))
+    """Raise unless a sampler can be called and draws the noise of one simulation."""
+    if noise is not None:
+        check_call("noise", noise, ("n", "generator"), _NOISE)
+        draw_noise(noise, torch.zeros(1, dtype=torch.int64))
 
 
 def _checked(drawn: Any) -> Any:
     """The noise of one simulation, as tensors."""
-    if isinstance(drawn, (tuple, list)):
-        return type(drawn)(_checked_tensor(part, drawn) for part in drawn)
-    return _checked_tensor(drawn, drawn)
-
-
-def _checked_tensor(part: Any, drawn: Any) -> Tensor:
-    if isinstance(part, np.ndarray) and part.dtype != object:
-        part = torch.as_tensor(part)
-    if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != 1:
-        parts = drawn if isinstance(drawn, (tuple, list)) else (drawn,)
+    is_one = not isinstance(drawn, (tuple, list))
+    parts = [
+        torch.as_tensor(part)
+        if isinstance(part, np.ndarray) and part.dtype != object
+        else part
+        for part in ([drawn] if is_one else drawn)
+    ]
+    if not all(isinstance(p, Tensor) and p.ndim > 0 and len(p) == 1 for p in parts):
         found = [
             f"shape {tuple(p.shape)}" if hasattr(p, "shape") else type(p).__name__
             for p in parts
@@ -94,7 +83,7 @@ def _checked_tensor(part: Any, drawn: Any) -> Tensor:
             f"noise(1, generator) returned {' and '.join(found)}, but must return a "
             f"tensor of shape (1, ...), or a tuple of these. {_NOISE}"
         )
-    return part
+    return parts[0] if is_one else type(drawn)(parts)
 
 
 def draw_theta(
@@ -146,9 +135,5 @@ class vectorize_simulator:
 
     def __call__(self, theta: Tensor, noise: Tensor) -> Tensor:
         outputs = [self._simulator(one, int(seed)) for one, seed in zip(theta, noise)]
-        return torch.stack([
-            torch.as_tensor(x, dtype=torch.float32).reshape(-1)
-            if np.ndim(x) == 0
-            else torch.as_tensor(x, dtype=torch.float32)
-            for x in outputs
-        ])
+        outputs = [torch.as_tensor(x, dtype=torch.float32) for x in outputs]
+        return torch.stack([torch.atleast_1d(x) for x in outputs])

@@ -19,10 +19,9 @@ _BLOCK = 10_000
 
 
 def valid_blocks(
-    table: LevelTable, stop: int | None = None, size: int = _BLOCK
+    table: LevelTable, stop: int, size: int = _BLOCK
 ) -> Iterator[LevelSimulations]:
-    """Valid simulations of a level, read in blocks of `size` simulations."""
-    stop = len(table) if stop is None else stop
+    """Valid ones of the first simulations of a level, in blocks of `size`."""
     for start in range(0, stop, size):
         rows = table.rows_with(Status.OK, start=start, stop=min(start + size, stop))
         if len(rows):
@@ -32,15 +31,9 @@ def valid_blocks(
 def simulations_of(
     tables: Sequence[LevelTable], stops: Sequence[int], costs: tuple[float, ...] | None
 ) -> MultilevelSimulations:
-    """The finished simulations, in memory, with a warning about failed ones.
+    """The finished ones of the first `stops[l]` simulations of each level, in memory.
 
-    Args:
-        tables: The levels.
-        stops: Number of simulations of each level, counted from the first.
-        costs: Cost of each level, if known.
-
-    Raises:
-        ValueError: If a level has fewer than two valid simulations.
+    A warning gives the number of failed ones.
     """
     _warn_of_failures(tables, stops)
     levels = tuple(table.simulations(stop) for table, stop in zip(tables, stops))
@@ -53,14 +46,7 @@ def memory_mapped(
     costs: tuple[float, ...] | None,
     folder: str | os.PathLike,
 ) -> MultilevelSimulations:
-    """The valid simulations as tensors whose memory is a file in `folder`.
-
-    Args:
-        tables: The levels.
-        stops: Number of simulations of each level, counted from the first.
-        costs: Cost of each level, if known.
-        folder: Folder for the files, one `.npy` file per column.
-    """
+    """As `simulations_of`, with tensors that map `.npy` files in `folder`."""
     _warn_of_failures(tables, stops)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -56,13 +56,7 @@ class MemoryColumns(dict):
 
 
 def memory_table(level: int, theta: Tensor, seeds: Tensor) -> LevelTable:
-    """A table in memory whose simulations are all pending.
-
-    Args:
-        level: The level.
-        theta: Parameters, shape `(n, d_theta)`.
-        seeds: Seeds, shape `(n,)`.
-    """
+    """A table in memory whose simulations are all pending."""
     columns = MemoryColumns(theta=theta.numpy(), seed=seeds.numpy())
     columns.create("seconds", (len(theta), 2))
     columns.create("error", (len(theta),))
@@ -132,12 +126,8 @@ class LevelTable:
 
     def task(self, rows: np.ndarray) -> Task:
         """The simulations of these numbers as a task."""
-        return Task(
-            self.level,
-            rows,
-            torch.from_numpy(self._read("theta", rows)),
-            torch.from_numpy(self._read("seed", rows)),
-        )
+        theta, seeds = self.tensor("theta", rows), self.tensor("seed", rows)
+        return Task(self.level, rows, theta, seeds)
 
     def tasks(self, num_simulations: int, batch_size: int) -> Iterator[Task]:
         """Pending simulations of the first ones, in batches on a fixed grid."""
@@ -155,10 +145,9 @@ class LevelTable:
                     yield task.part(slice(start, stop))
 
     def write(self, rows: np.ndarray, outcome: Outcome) -> Outcome:
-        """Write the outcome of the simulations `rows`; the status is written last.
+        """Write the outcome of simulations, the status last.
 
-        Returns:
-            The outcome, as a failure if x does not have the shape of existing x.
+        Returns it, as a failure if x does not have the shape of existing x.
         """
         outcome = self._with_known_shape(outcome)
         for name in ("x", "x_coarse"):
@@ -174,12 +163,7 @@ class LevelTable:
         return outcome
 
     def reset(self, *statuses: Status, stop: int | None = None) -> int:
-        """Make simulations with these statuses pending again; returns their number.
-
-        Args:
-            *statuses: The statuses.
-            stop: Consider only the first `stop` simulations.
-        """
+        """Make simulations with these statuses pending again; returns their number."""
         rows = self.rows_with(*statuses, stop=stop)
         if len(rows):
             self._write("error", rows, np.full(len(rows), "", object))
@@ -202,10 +186,7 @@ class LevelTable:
             )
 
     def seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds spent on both sides, and number of runs they are known for, `(2,)`.
-
-        Only finished simulations count, since failed ones may have ended early.
-        """
+        """Seconds of finished simulations, and runs they are known for, each `(2,)`."""
         rows = self.rows_with(Status.OK, Status.INVALID)
         seconds = self._read("seconds", rows)
         return np.nansum(seconds, axis=0), np.isfinite(seconds).sum(axis=0)
@@ -219,19 +200,10 @@ class LevelTable:
 
     def total_seconds(self) -> float:
         """Seconds spent by all simulations, including failed ones."""
-        return float(
-            sum(
-                np.nansum(self._at("seconds", slice(i, i + _BLOCK)))
-                for i in range(0, len(self), _BLOCK)
-            )
-        )
+        return float(np.nansum(self._at("seconds", slice(None))))
 
     def simulations(self, num_simulations: int | None = None) -> LevelSimulations:
-        """The finished simulations; `LevelSimulations` drops the invalid ones.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """The finished simulations; `LevelSimulations` drops the invalid ones."""
         rows = self.rows_with(Status.OK, Status.INVALID, stop=num_simulations)
         if len(rows) == 0:
             raise ValueError(no_valid_simulations(self))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_multilevel.simulation.calling import check_simulators
+from sbi_multilevel.simulation.arguments import check_simulators
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
@@ -46,22 +46,16 @@ class Status(IntEnum):
     INVALID = 4  # NaN or infinity in x or x_coarse
 
     @classmethod
-    def named(cls, name: str) -> Status:
-        """The status of this name, e.g. "timed out".
-
-        Raises:
-            ValueError: If there is no such status.
-        """
-        names = {status.label: status for status in cls}
-        if not isinstance(name, str) or name not in names:
-            raise ValueError(f"status {name!r} is unknown. Use one of {sorted(names)}.")
-        return names[name]
-
-    @classmethod
     def all_named(cls, names: str | Sequence[str]) -> list[Status]:
-        """The statuses of these names; a single name may be passed as text."""
+        """The statuses of these names, e.g. "timed out"; one may be passed as text."""
         names = (names,) if isinstance(names, str) else names
-        return [cls.named(name) for name in names]
+        known = {status.label: status for status in cls}
+        for name in names:
+            if not isinstance(name, str) or name not in known:
+                raise ValueError(
+                    f"status {name!r} is unknown. Use one of {sorted(known)}."
+                )
+        return [known[name] for name in names]
 
     @property
     def label(self) -> str:
@@ -82,7 +76,8 @@ class Origin:
     def of(cls, task: Task, outcome: Outcome) -> Origin | None:
         """Of a failed task; `None` if time or memory limits explain the failure."""
         error = outcome.error or ""
-        if outcome.status[0] != Status.FAILED or _is_of_memory(error):
+        is_of_memory = "MemoryError" in error or "out of memory" in error.lower()
+        if outcome.status[0] != Status.FAILED or is_of_memory:
             return None
         return cls(task.level, int(task.rows[0]), len(task), error)
 
@@ -151,15 +146,10 @@ class Outcome:
 
     def take(self, index: np.ndarray) -> Outcome:
         """The simulations at `index`."""
-        x = None if self.x is None else self.x[index]
-        x_coarse = None if self.x_coarse is None else self.x_coarse[index]
-        return replace(
-            self,
-            status=self.status[index],
-            seconds=self.seconds[index],
-            x=x,
-            x_coarse=x_coarse,
-        )
+        names = ("status", "seconds", "x", "x_coarse")
+        columns = {name: getattr(self, name) for name in names}
+        taken = {k: v[index] for k, v in columns.items() if v is not None}
+        return replace(self, **taken)
 
     @property
     def nbytes(self) -> int:
@@ -185,10 +175,6 @@ class Work:
         simulators: Simulators of all levels; `None` for a level below that is not run.
         noise: Noise sampler, or `None` for seeds.
         timeout: Seconds that one call of a simulator may take, if limited.
-
-    Raises:
-        ValueError: If a simulator or the noise sampler cannot be called, or the noise
-            has a wrong shape.
     """
 
     simulators: Sequence[Simulator | None]
@@ -229,8 +215,7 @@ class Work:
                     f"{task.level} and {x_coarse.shape[1:]} at level "
                     f"{task.level - 1}. All levels must return x of one shape."
                 )
-        status = status_of(x, x_coarse)
-        return Outcome(status, spent, x, x_coarse)
+        return Outcome(status_of(x, x_coarse), spent, x, x_coarse)
 
     def _side(self, task: Task, level: int) -> tuple[np.ndarray, float]:
         # drawn again for each simulator, since a simulator may write to its noise
@@ -242,24 +227,22 @@ class Work:
 
 
 def status_of(x: np.ndarray, x_coarse: np.ndarray | None) -> np.ndarray:
-    """`OK` if all features of both sides are finite, else `INVALID`; shape `(n,)`.
-
-    Args:
-        x: Outputs, shape `(n, *x_shape)`.
-        x_coarse: Outputs of the level below, if paired.
-    """
-    sides = (x,) if x_coarse is None else (x, x_coarse)
+    """`OK` if all features of both sides are finite, else `INVALID`; shape `(n,)`."""
+    sides = [side for side in (x, x_coarse) if side is not None]
     finite = [np.isfinite(side).reshape(len(x), -1).all(axis=1) for side in sides]
-    valid = np.logical_and.reduce(finite)
-    return np.where(valid, Status.OK, Status.INVALID).astype(np.uint8)
+    return np.where(np.all(finite, axis=0), Status.OK, Status.INVALID).astype(np.uint8)
 
 
 def describe(error: BaseException) -> str:
     """Type, message and last line in the user's code of an exception, as one line."""
     message = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not _is_in(frame.filename, _HERE)]
-    users = [f for f in outside if not _is_of_library(f.filename)]
+    outside = [f for f in frames if not _is_in(f.filename, _HERE)]
+    users = [
+        f
+        for f in outside
+        if not (f.filename.endswith(".pyx") or _is_in(f.filename, *_LIBRARIES))
+    ]
     chosen = (users or outside)[-1:]
     place = "".join(f" ({frame.name}, line {frame.lineno})" for frame in chosen)
     return f"{type(error).__name__}: {message}{place}"
@@ -267,14 +250,6 @@ def describe(error: BaseException) -> str:
 
 def _is_in(filename: str, *folders: Path) -> bool:
     return any(Path(filename).is_relative_to(folder) for folder in folders)
-
-
-def _is_of_library(filename: str) -> bool:
-    return filename.endswith(".pyx") or _is_in(filename, *_LIBRARIES)  # or compiled
-
-
-def _is_of_memory(error: str) -> bool:
-    return "MemoryError" in error or "out of memory" in error.lower()
 
 
 def _checked(x: Any, size: int, level: int) -> np.ndarray:

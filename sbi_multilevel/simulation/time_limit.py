@@ -20,15 +20,12 @@ class TimeIsUp(BaseException):
 
 
 def call_within(seconds: float | None, function: Callable, *arguments: Any) -> Any:
-    """Call `function(*arguments)` with a limit of `seconds`.
+    """Call `function(*arguments)`; raise `TimeIsUp` if it takes longer than `seconds`.
 
     In the main thread, where joblib's processes run their tasks, a signal interrupts
     the call. Other threads (of Dask's workers, of joblib's threading backend) cannot be
     interrupted: the call then runs in a separate thread, which is abandoned after the
     limit and ends with the process.
-
-    Raises:
-        TimeIsUp: If the call took longer.
     """
     if seconds is None or math.isinf(seconds):
         return function(*arguments)

@@ -11,7 +11,7 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,11 @@ _FORMAT_2 = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 @dataclass(frozen=True)
 class _Column:
-    """Expected properties of an array.
+    """Expected properties of an array."""
 
-    Args:
-        name: Name of the column, one of `KINDS`.
-        row: Shape of one entry; `None` for any.
-        chunk_size: Simulations per chunk of x.
-    """
-
-    name: str
-    row: tuple[int, ...] | None
-    chunk_size: int
+    name: str  # one of `KINDS`
+    row: tuple[int, ...] | None  # shape of one entry; `None` for any
+    chunk_size: int  # simulations per chunk of x
 
 
 _Layout = Mapping[str, _Column | None]  # by name of the node; `None` for groups
@@ -53,14 +47,7 @@ _Layout = Mapping[str, _Column | None]  # by name of the node; `None` for groups
 def check_store(path: Path) -> None:
     """Raise unless all metadata of a store is as this package writes it.
 
-    A store whose creation was interrupted may lack parts.
-
-    Args:
-        path: The store, resolved.
-
-    Raises:
-        ValueError: If something differs, with the array and the property.
-        OSError: If a file cannot be read.
+    A store whose creation was interrupted may lack parts. The path is resolved.
     """
     with understood("store", path, "a store of simulations", REMEDY):
         layout = _layout(_node(path, "")["attributes"])
@@ -91,8 +78,7 @@ def _layout(attributes: Any) -> _Layout:
     for level, size in enumerate(chunk_sizes):
         layout[f"level_{level}"] = None
         for name in KINDS:
-            column = _Column(name, shapes.get(name, ()), size)
-            layout[f"level_{level}/{name}"] = column
+            layout[f"level_{level}/{name}"] = _Column(name, shapes.get(name, ()), size)
     return layout
 
 
@@ -131,8 +117,10 @@ def _check_node(name: str, node: Any, layout: _Layout) -> None:
         not node.get("storage_transformers"),
         f"{name} has storage_transformers {node.get('storage_transformers')!r:.60}",
     )
-    for child, copy in _copies(node):
-        _check_node(f"{name}/{child}".strip("/"), copy, layout)
+    copies = node.get("consolidated_metadata")
+    if copies is not None:
+        for child, copy in copies["metadata"].items():
+            _check_node(f"{name}/{child}".strip("/"), copy, layout)
 
 
 def _check_codecs(name: str, node: dict[str, Any]) -> None:
@@ -175,13 +163,6 @@ def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[st
     }
 
 
-def _copies(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Consolidated metadata of a group, by name."""
-    consolidated = node.get("consolidated_metadata")
-    if consolidated is not None:
-        yield from consolidated["metadata"].items()
-
-
 def _check_entries(path: Path, name: str, layout: _Layout) -> None:
     """Raise if there are unexpected groups, arrays or metadata."""
     folder = path / name
@@ -196,8 +177,7 @@ def _check_entries(path: Path, name: str, layout: _Layout) -> None:
 def _check_lengths(path: Path, level: str) -> None:
     """Raise unless all columns of a level are at least as long as the status.
 
-    The status is resized last, after the chunks of theta and seed are written. So it is
-    read first, and the other columns may be longer: another process may be adding
+    The status is resized last, so it is read first: another process may be adding
     simulations, or may have been killed.
     """
     status = _node(path, f"{level}/status")

@@ -6,7 +6,6 @@ compared, and the samples may differ in the last digits between machines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -51,38 +50,30 @@ class Fingerprint:
 
     @classmethod
     def of(
-        cls,
-        prior: Any,
-        num_levels: int,
-        seed: int,
-        noise: NoiseSampler | None,
-        simulators: Sequence[Simulator] | None = None,
+        cls, prior: Any, num_levels: int, seed: int, noise: NoiseSampler | None
     ) -> Fingerprint:
         """The fingerprint of a run; the prior must be processed by sbi."""
-        names = None if simulators is None else [name_of(s) for s in simulators]
         draws = draw_theta(prior, 0, 0, _DRAWS).tolist()
-        return cls(num_levels, int(seed), draws, noise_draws(noise), names)
+        return cls(num_levels, int(seed), draws, noise_draws(noise))
 
     @classmethod
     def from_json(cls, values: Any) -> Fingerprint:
-        """The fingerprint in a store.
-
-        Args:
-            values: Result of `dataclasses.asdict`, read from JSON.
-
-        Raises:
-            ValueError: If it is not a fingerprint.
-        """
+        """The fingerprint in a store, from `dataclasses.asdict` by JSON."""
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
             raise ValueError(f"the fingerprint must have {sorted(names)}")
         found = cls(**values)
+        names = found.simulators
         for name, is_sound in (
             ("num_levels", type(found.num_levels) is int and found.num_levels > 0),
             ("seed", type(found.seed) is int and found.seed >= 0),
             ("prior", _are_draws(found.prior)),
             ("noise", found.noise == "seeds" or _are_draws(found.noise)),
-            ("simulators", found.simulators is None or _are_names(found.simulators)),
+            (
+                "simulators",
+                names is None
+                or (isinstance(names, list) and all(isinstance(n, str) for n in names)),
+            ),
         ):
             if not is_sound:
                 value = getattr(found, name)
@@ -137,10 +128,6 @@ def _are_draws(values: Any) -> bool:
         and all(len(row) == len(values[0]) for row in values)
         and all(type(number) in (int, float) for row in values for number in row)
     )
-
-
-def _are_names(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(name, str) for name in values)
 
 
 def _brief(value: Any) -> str:

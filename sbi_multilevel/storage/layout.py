@@ -29,11 +29,7 @@ _COMPARED = 100  # simulations whose theta is compared when a store grows
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is a store; an empty or missing folder is not one.
-
-    Raises:
-        ValueError: If there is something else, which is not changed.
-    """
+    """Whether there is a store; an empty folder is not one, anything else raises."""
     if not path.exists():
         return False
     # an interrupted run may have left a partial file
@@ -73,22 +69,13 @@ def make(path: Path, fingerprint: Fingerprint, chunk_sizes: tuple[int, ...]) -> 
 
 
 def read_root(path: Path, mode: str) -> Any:
-    """The zarr group of an existing store, mode "r" or "r+".
-
-    Raises:
-        ValueError: If the metadata of the store is not what this package writes.
-    """
+    """The zarr group of a store, mode "r" or "r+", whose metadata is checked first."""
     check_store(path)
     return open_group(path, mode)
 
 
 def tables(path: Path, mode: str) -> tuple[LevelTable, ...]:
-    """The table of each level, mode "r" or "r+".
-
-    Raises:
-        ValueError: If the store is incomplete, or its metadata is not what this package
-            writes.
-    """
+    """The table of each level, mode "r" or "r+"; raise if the store is incomplete."""
     found = []
     for level, size in enumerate(read_root(path, mode).attrs["chunk_rows"]):
         folder = path / f"level_{level}"
@@ -107,24 +94,15 @@ def complete(path: Path, d_theta: int) -> None:
     """Create the missing arrays of a store, without simulations."""
     for level, size in enumerate(read_root(path, "r+").attrs["chunk_rows"]):
         columns = ZarrColumns(path / f"level_{level}", "a", size)
-        shapes = {
-            "theta": (0, d_theta),
-            "seed": (0,),
-            "seconds": (0, 2),
-            "error": (0,),
-            "status": (0,),  # created last
-        }
-        if "status" not in columns:
-            for name, shape in shapes.items():
-                columns.create(name, shape)
+        if "status" not in columns:  # created last
+            columns.create("theta", (0, d_theta))
+            columns.create("seconds", (0, 2))
+            for name in ("seed", "error", "status"):
+                columns.create(name, (0,))
 
 
 def grow(table: LevelTable, num_simulations: int, prior: Any, seed: int) -> None:
-    """Draw theta and seeds of more simulations; they are pending afterwards.
-
-    Raises:
-        ValueError: If the prior no longer draws the theta of existing simulations.
-    """
+    """Draw theta and seeds of more simulations; they are pending afterwards."""
     columns, planned = table.columns, len(table)
     if num_simulations <= planned:
         return

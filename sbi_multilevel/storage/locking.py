@@ -8,20 +8,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_WAIT_SECONDS = 60.0
+WAIT_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def writing(path: Path, wait: float = _WAIT_SECONDS) -> Iterator[None]:
+def writing(path: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
     """Hold the lock of a store, a file next to it, which is released with its process.
 
-    Args:
-        path: The store.
-        wait: Seconds to wait for another writer.
-
-    Raises:
-        RuntimeError: If another process is writing.
-        OSError: If the store cannot be read or written.
+    `RuntimeError` is raised if another process still writes after `wait` seconds.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

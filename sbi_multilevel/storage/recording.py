@@ -43,31 +43,14 @@ def pending_simulations(
     task = table.task(rows)
     return PendingSimulations(
         table.level,
-        ids_of(rows, table.level, num_levels),
+        rows * num_levels + table.level,  # does not change when a store grows
         task.theta,
         draw_noise(noise, task.seeds) if len(rows) else task.seeds,
     )
 
 
-def ids_of(rows: np.ndarray, level: int, num_levels: int) -> np.ndarray:
-    """Ids of simulations of a level, which do not change when a store grows."""
-    return rows * num_levels + level
-
-
-def known_shape(tables: tuple[LevelTable, ...]) -> tuple[int, ...] | None:
-    """Shape of x of one simulation, the same at all levels; `None` if unknown."""
-    for table in tables:
-        if "x" in table.columns:
-            return tuple(table.columns["x"].shape[1:])
-    return None
-
-
-def locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.ndarray]:
-    """The table of some ids, and their numbers in it.
-
-    Raises:
-        ValueError: If they are not ids of one level of the store, or not unique.
-    """
+def _locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.ndarray]:
+    """The table of unique ids of one level, and their numbers in it."""
     ids = np.atleast_1d(np.asarray(ids))
     if ids.ndim != 1 or len(ids) == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
@@ -93,16 +76,11 @@ def locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.nda
 def record(
     tables: tuple[LevelTable, ...], ids: Any, x: Any, x_coarse: Any, cost: Any
 ) -> int:
-    """Write external simulations; existing ones are kept.
-
-    Returns:
-        The number of new simulations.
-
-    Raises:
-        ValueError: If the arguments do not fit each other, or earlier simulations.
-    """
-    table, rows = locate(ids, tables)
-    shape = known_shape(tables)
+    """Write external simulations; existing ones are kept. Returns how many are new."""
+    table, rows = _locate(ids, tables)
+    # the same at all levels; `None` if unknown
+    known = (tuple(t.columns["x"].shape[1:]) for t in tables if "x" in t.columns)
+    shape = next(known, None)
     x = _checked("x", x, shape, len(rows))
     if table.is_paired != (x_coarse is not None):
         raise ValueError(
@@ -130,7 +108,7 @@ def record(
 
 def record_failures(tables: tuple[LevelTable, ...], ids: Any, error: str) -> int:
     """Record that simulations failed; existing ones are kept."""
-    table, rows = locate(ids, tables)
+    table, rows = _locate(ids, tables)
     rows = np.sort(np.setdiff1d(rows, table.rows_with(Status.OK)))
     if len(rows):
         table.write(rows, Outcome.failed(len(rows), Status.FAILED, error))

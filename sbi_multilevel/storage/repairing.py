@@ -18,13 +18,7 @@ def repair_table(table: LevelTable) -> int:
 
     This includes simulations whose file is missing. If the chunk of the status is
     damaged, simulations with a complete x are "ok". The status of simulations is
-    written before their data is changed.
-
-    Returns:
-        The number of simulations that must be run again.
-
-    Raises:
-        OSError: If theta or the seeds are damaged, which only the prior can restore.
+    written before their data is changed. Returns the number of those to run again.
     """
     for name in ("theta", "seed"):
         for start, stop in _damaged(table.columns[name]):

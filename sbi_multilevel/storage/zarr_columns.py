@@ -20,11 +20,7 @@ _NUMBER_BYTES, _MAX_BYTES = 8, 2**40  # upper limits of a number, and of a chunk
 
 
 def import_zarr() -> Any:
-    """The package zarr.
-
-    Raises:
-        ImportError: If it is missing.
-    """
+    """The package zarr; an `ImportError` with the remedy if it is missing."""
     try:
         import zarr
     except ImportError as error:
@@ -36,13 +32,7 @@ def import_zarr() -> Any:
 
 
 def chunk_shape(name: str, shape: tuple[int, ...], chunk_size: int) -> tuple[int, ...]:
-    """Shape of the chunks of a column.
-
-    Args:
-        name: Name of the column.
-        shape: Shape of the array.
-        chunk_size: Simulations per chunk of x.
-    """
+    """Shape of the chunks of a column; `chunk_size` simulations per chunk of x."""
     size = chunk_size if name in ("x", "x_coarse") else SMALL_CHUNK
     return (size, *shape[1:])
 
@@ -74,9 +64,6 @@ class ZarrColumns:
         folder: The group.
         mode: "r", "r+", or "a", which creates the group if it is missing.
         chunk_size: Simulations per chunk of x.
-
-    Raises:
-        ValueError: If zarr cannot read the metadata.
     """
 
     def __init__(self, folder: Path, mode: str, chunk_size: int):
