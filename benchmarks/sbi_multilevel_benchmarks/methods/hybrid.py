@@ -14,6 +14,7 @@ for _name, _config in {
     "hybrid-unrehearsed": HybridConfig(rehearsal=False),
     "hybrid-unmixed": HybridConfig(mix=False),
     "hybrid-scratch": HybridConfig(shared_start=False),
+    "hybrid-widened": HybridConfig(widen=True),
     "hybrid-mixture": HybridConfig(distill=False),
     "hybrid-constant": HybridConfig(schedule=None, distill=False),
 }.items():

@@ -33,7 +33,7 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has six 
    they increase the held-out log score by more than its standard error. Otherwise the
    members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
    loss is bounded.
-5. **Calibration.** If the parameters of high-fidelity simulations have lower densities
+5. **Calibration**, with `widen=True`. If the parameters of high-fidelity simulations have lower densities
    than draws from the mixture, under the networks that were not trained on them, all
    networks are made wider (`sbi_multilevel.methods.hybrid.calibration`).
 6. **Distillation.** One network is trained on draws from the mixture, and takes its
@@ -102,6 +102,7 @@ class HybridConfig(MethodConfig):
         transform_tails: Whether heavy tails of x are transformed.
         widen: Whether a mixture of flows is made wider where held-out simulations show
             that it is too narrow, see `sbi_multilevel.methods.hybrid.calibration`.
+            Results in the documentation are without, where not stated otherwise.
         distill: Whether one network takes the place of the mixture, so that sampling
             costs as much as with one network, see
             `sbi_multilevel.methods.hybrid.distillation`; `"auto"`: if it loses less
@@ -136,7 +137,7 @@ class HybridConfig(MethodConfig):
     rehearsal: bool = True
     mix: bool = True
     transform_tails: bool = True
-    widen: bool = True
+    widen: bool = False
     schedule: OneCycle | None = OneCycle()
     distill: Literal["auto"] | bool = "auto"
     unconstrained: bool = True
