@@ -211,7 +211,7 @@ EQUAL = torch.zeros_like
 def test_weighted_simulations_have_the_moments_of_the_truncated_prior(active, score):
     """Prior U(0, 1), region (0.2, 0.7), scores that differ or tie: known moments."""
     torch.manual_seed(0)
-    pool_size, n, rounds = 400, 100, 2_000
+    pool_size, n, rounds = 400, 100, 1_000
     low, high = 0.2, 0.7
     values = []
     for _ in range(rounds):

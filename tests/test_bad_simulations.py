@@ -93,7 +93,8 @@ def run(method, case, density_estimator):
     return check_likelihood(trainer, prior, x_o)
 
 
-# cases for hybrid methods and flows, which take seconds each
+# cases for hybrid methods and flows, which take seconds each, and for all methods in
+# the default suite
 CHOSEN = (
     "nothing wrong",
     "constant at level 0",
@@ -114,12 +115,18 @@ CHOSEN = (
 )
 
 
+# methods to which each case is passed in the default suite: one for each density, and
+# one with each kind of loss
+EVERY_CASE = ("MLNPE", "MFNLE")
+
+
 def parameters(cases, methods):
     for method in methods:
         for name in cases:
             # a mixture density over 500 features has large matrices
             is_large = "NLE" in method and name == "500 features"
-            marks = [pytest.mark.slow] if is_large else []
+            is_slow = is_large or not (method in EVERY_CASE or name in CHOSEN)
+            marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(method, name, id=f"{method}-{name}", marks=marks)
 
 

@@ -169,22 +169,23 @@ def weighted_simulations(cost):
 
 SMALL = HybridConfig(
     num_members=2,
-    level_maps=("none", "shift"),
+    level_maps=("shift",),
     distill=False,
-    schedule=OneCycle(num_steps=150, fine_tuning_steps=50),
+    schedule=OneCycle(num_steps=50, fine_tuning_steps=20),
 )
+SHORT = {"max_num_epochs": 25, "learning_rate": 1e-2, "training_batch_size": 500}
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("method", "options", "training"),
     (
-        (MFNPE, {}),
-        pytest.param(MLNPE, {}, marks=pytest.mark.slow),
-        (HybridNPE, {"config": SMALL}),
+        (MFNPE, {}, SHORT),
+        pytest.param(MLNPE, {}, SHORT, marks=pytest.mark.slow),
+        (HybridNPE, {"config": SMALL}, {}),
     ),
     ids=("MFNPE", "MLNPE", "HybridNPE"),
 )
-def test_trainers_use_the_weights(method, options):
+def test_trainers_use_the_weights(method, options, training):
     """At an x without information the posterior is the prior, not the proposal."""
     prior = BoxUniform(-torch.ones(1), torch.ones(1))
     inference = CostAwareProposal(prior, lambda theta: 10 ** (2 * theta[:, 0]))
@@ -206,7 +207,7 @@ def test_trainers_use_the_weights(method, options):
                 **options,
             )
             trainer.append_multilevel_simulations(given)
-            estimator = trainer.train(max_num_epochs=25, learning_rate=5e-3)
+            estimator = trainer.train(**training)
             means.append(estimator.sample((2_000,), torch.zeros(1, 1)).mean().item())
     assert means[0] < -0.3  # the mean of the proposal is -0.57
     assert abs(means[1]) < 0.25

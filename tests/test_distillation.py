@@ -7,7 +7,7 @@ import pytest
 import torch
 from sbi.neural_nets import posterior_nn
 
-from sbi_multilevel import HybridConfig, HybridNLE, HybridNPE
+from sbi_multilevel import HybridConfig, HybridNLE, HybridNPE, OneCycle
 from tests.test_hybrid import BRIEF, PRIOR, QUICK, make, simulated, trained
 
 CONFIG = HybridConfig(num_members=2, level_maps=("paired",), distill=True)
@@ -25,10 +25,11 @@ def gaps(mixture, student, cls):
 
 @pytest.mark.parametrize("cls", [HybridNPE, HybridNLE])
 def test_one_network_resembles_the_mixture(cls):
-    options = {"learning_rate": 2e-3, "max_num_epochs": 60}
-    sims = simulated(1_000, 40)
+    schedule = OneCycle(num_steps=150, fine_tuning_steps=60)
+    config = replace(CONFIG, schedule=schedule)
+    sims = simulated(500, 40)
     pair = [
-        trained(cls, sims, config=replace(CONFIG, distill=distill), options=options)
+        trained(cls, sims, config=replace(config, distill=distill), options={})
         for distill in (False, True)
     ]
     mixture, student = (each._neural_net for each in pair)
@@ -121,7 +122,7 @@ def test_resuming_with_other_simulations_is_refused():
 
 
 def test_the_gain_needs_the_simulations_of_the_training():
-    inference = make(config=QUICK)
+    inference = make(config=replace(QUICK, level_maps=("none", "shift")))
     with pytest.raises(ValueError, match="before training"):
         inference.estimate_gain()
     inference.train(**BRIEF)

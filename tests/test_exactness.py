@@ -21,6 +21,7 @@ from tests.linear_gaussian import (
 
 NETWORKS = {MLNPE: posterior_nn, MLNLE: likelihood_nn}
 OPTIONS = dict(num_components=1, hidden_features=4)
+NUM_BATCHES = 600
 FULL_BATCH = dict(training_batch_size=10_000, max_num_epochs=1)
 
 
@@ -142,7 +143,7 @@ def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
     parameters = list(trainer._neural_net.parameters())
     generator = torch.Generator().manual_seed(0)
     multilevel, single = [], []
-    for _ in range(2_000):
+    for _ in range(NUM_BATCHES):
         batch = fresh_batch((200, 16, 8), generator)
         values = trainer._plan.running._term_values(batch)
         multilevel.append(adjusted_step(values, parameters, "none").direction)
@@ -151,7 +152,7 @@ def test_the_plain_multilevel_gradient_is_unbiased_and_less_variable(cls):
         single.append(gradient_of(mean_loss(trainer, theta, x), trainer))
     multilevel, single = torch.stack(multilevel), torch.stack(single)
     variances = multilevel.var(dim=0), single.var(dim=0)
-    standard_error = ((variances[0] + variances[1]) / 2_000).sqrt()
+    standard_error = ((variances[0] + variances[1]) / NUM_BATCHES).sqrt()
     difference = (multilevel.mean(dim=0) - single.mean(dim=0)).abs()
     assert (difference <= 5 * standard_error + 1e-5).all()
     # as many high-fidelity simulations in both: the multilevel gradient varies far less

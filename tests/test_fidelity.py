@@ -221,7 +221,7 @@ def test_the_text_of_three_levels_with_few_pairs(no_losses):
 
 
 def test_results_depend_on_the_seed_and_leave_the_global_generator():
-    sims = simulations(near, high, counts=(100, 40))
+    sims = simulations(near, high, counts=(60, 24))
     options = {"train_options": {"max_num_epochs": 1}, "seed": 5}
     state = torch.random.get_rng_state()
     texts = [str(fidelity_report(sims, **options)) for _ in range(2)]

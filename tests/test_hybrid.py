@@ -29,7 +29,9 @@ from sbi_multilevel.methods.hybrid.pool import LevelStep
 from tests import linear_gaussian
 
 PRIOR = BoxUniform(-torch.ones(1), torch.ones(1))
-QUICK = HybridConfig(num_members=2, distill=False)
+# one kind of map: to select one takes most of the time of a short training
+QUICK = HybridConfig(num_members=2, level_maps=("shift",), distill=False)
+ALL_MAPS = replace(QUICK, level_maps=HybridConfig().level_maps)
 BRIEF = {"max_num_epochs": 2}
 
 
@@ -75,7 +77,7 @@ def trained(*args, seed=0, options=BRIEF, **kwargs):
 @pytest.mark.parametrize("cls", [HybridNPE, HybridNLE])
 @pytest.mark.parametrize("paired", [True, False])
 def test_training_returns_one_mixture(cls, paired):
-    inference = trained(cls, simulated(paired=paired))
+    inference = trained(cls, simulated(paired=paired), ALL_MAPS)
     assert isinstance(inference._neural_net, MixtureEstimator)
     names = ["with lower levels", "high fidelity alone"]
     names += ["prior"] * (inference._target == "theta")
@@ -88,7 +90,7 @@ def test_training_returns_one_mixture(cls, paired):
 
 def test_three_levels_are_mapped_step_by_step():
     inference = HybridNPE(
-        linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
+        linear_gaussian.prior(), "mdn", config=ALL_MAPS, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations())
     inference.train(**BRIEF)
     assert len(inference.hybrid_summary.level_maps) == 2
@@ -140,7 +142,9 @@ def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypa
     monkeypatch.setattr(LevelStep, "map_low", spy_on_maps)
     monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
     simulations = simulated(paired=False)
-    make(simulations=simulations, config=replace(QUICK, num_members=3)).train(**BRIEF)
+    make(simulations=simulations, config=replace(ALL_MAPS, num_members=3)).train(
+        **BRIEF
+    )
 
     theta, folds = simulations[1].theta, seen_trainers[0].folds
     assert sorted(np.concatenate(folds)) == list(range(20))
@@ -387,7 +391,7 @@ def test_map_scores_do_not_depend_on_the_order_of_simulations():
         tuple(level[level.theta[:, 0].argsort()] for level in simulations)
     )
     scores = [
-        trained(simulations=each).hybrid_summary.map_scores[0]
+        trained(simulations=each, config=ALL_MAPS).hybrid_summary.map_scores[0]
         for each in (simulations, in_order)
     ]
     for kind, score in scores[0].items():
@@ -465,6 +469,7 @@ def test_images_work_with_an_embedding_net():
     )
     inference = trained(
         simulations=simulations,
+        config=ALL_MAPS,
         density_estimator=posterior_nn("mdn", embedding_net=net),
     )
     samples = inference.build_posterior().sample(

@@ -27,15 +27,38 @@ from tests.test_mftsnpe import (
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 
 
+@pytest.fixture(scope="module")
+def run_once():
+    """What a run by a function ends with, done once per function and settings."""
+    done = {}
+
+    def get(run, name):
+        if name not in done:
+            done[name] = run()
+        return done[name]
+
+    return get
+
+
+@pytest.fixture
+def unbroken(options, run_once):
+    """A finished run of two rounds, for tests that do not change it."""
+
+    def run():
+        inference = make(**options)
+        inference.run(FINE, 40, 2, **RUN)
+        return inference
+
+    return run_once(run, "active" if options else "single")
+
+
 # ------------------------------------------------------------- resumption
 
 
 @settings
 @pytest.mark.parametrize("when", (1, 7, 20, 21, 33))
-def test_a_run_killed_while_simulating_is_resumed(options, when, tmp_path):
+def test_a_run_killed_while_simulating_is_resumed(options, when, unbroken, tmp_path):
     path = tmp_path / "deep" / "run.pt"
-    unbroken = make(**options)
-    unbroken.run(FINE, 40, 2, **RUN)
     with pytest.raises(Killed):
         make(**options).run(killing(FINE, when), 40, 2, checkpoint=path, **RUN)
     again, calls = make(**options), []
@@ -54,11 +77,9 @@ def test_a_run_killed_while_simulating_is_resumed(options, when, tmp_path):
 @settings
 @pytest.mark.parametrize("when", (1, 2))
 def test_a_run_interrupted_while_training_is_resumed(
-    options, when, tmp_path, monkeypatch
+    options, when, unbroken, tmp_path, monkeypatch
 ):
     path = tmp_path / "run.pt"
-    unbroken = make(**options)
-    unbroken.run(FINE, 40, 2, **RUN)
     train, calls = members.train_members, []
 
     def killed(*args):
@@ -105,7 +126,10 @@ def test_the_run_of_a_process_that_died_is_resumed(tmp_path):
 @settings
 @pytest.mark.parametrize("step", range(4))
 @pytest.mark.parametrize("density_estimator", ("mdn", "builder"))
-def test_pickling_between_steps_changes_nothing(options, step, density_estimator):
+def test_pickling_between_steps_changes_nothing(
+    options, step, density_estimator, run_once
+):
+    name = density_estimator, "active" if options else "single"
     if density_estimator == "builder":
         options = {**options, "density_estimator": posterior_nn("mdn")}
 
@@ -123,7 +147,7 @@ def test_pickling_between_steps_changes_nothing(options, step, density_estimator
                     inference.train()
         return networks(inference)
 
-    assert torch.equal(rounds(step), rounds(99))
+    assert torch.equal(rounds(step), run_once(lambda: rounds(99), name))
 
 
 @pytest.mark.parametrize("batch_size, num_workers", ((1, 1), (7, 1), (20, 1), (3, 2)))

@@ -103,7 +103,14 @@ def set_to(value, row=slice(None), sides=(0, 1, 2), feature=0):
 
 
 @pytest.mark.parametrize("cls", (MLNPE, MFNPE))
-@pytest.mark.parametrize("sides, value", [((0,), 1e30), ((0,), 1e10), ((2,), -3e38)])
+@pytest.mark.parametrize(
+    "sides, value",
+    [
+        ((0,), 1e30),
+        pytest.param((0,), 1e10, marks=pytest.mark.slow),
+        ((2,), -3e38),
+    ],
+)
 def test_one_extreme_value_costs_little(cls, sides, value, reference):
     sims = simulations(set_to(value, row=5, sides=sides))
     level = 0 if sides == (0,) else 1

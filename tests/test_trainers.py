@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ PARENTS = {
 }
 BUILDERS = {NPE: posterior_nn, NLE: likelihood_nn}
 STRINGS = ("mdn", "maf", "nsf", "made")
-FEW = dict(max_num_epochs=2, training_batch_size=100)
+FEW = dict(max_num_epochs=1, training_batch_size=100)
+COUNTS = (200, 40, 30)
 
 every = pytest.mark.parametrize("cls", tuple(PARENTS))
 # those that train one network; for ensembles see `test_hybrid.py`
@@ -44,10 +46,24 @@ pytestmark = [
 ]
 
 
-def make(cls, density_estimator="maf", sims=None, **options):
+def make(cls, density_estimator="mdn", sims=None, **options):
     options = {"tracker": SilentTracker(), "show_progress_bars": False, **options}
     trainer = cls(prior(), density_estimator=density_estimator, **options)
-    return trainer.append_multilevel_simulations(sims or simulations())
+    return trainer.append_multilevel_simulations(sims or simulations(COUNTS))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A trained trainer of each class, for tests that do not change it."""
+
+    @cache
+    def train(cls):
+        torch.manual_seed(1)
+        trainer = make(cls)
+        trainer.train(**FEW)
+        return trainer
+
+    return train
 
 
 def weights(network):
@@ -57,7 +73,7 @@ def weights(network):
 
 
 def single_level_simulations():
-    rows = simulations()[0]
+    rows = simulations(COUNTS)[0]
     return rows.theta, rows.x
 
 
@@ -79,7 +95,7 @@ def test_with_append_simulations_alone_weights_are_those_of_the_parent(
             show_progress_bars=False,
         )
         trainer.append_simulations(*single_level_simulations())
-        networks.append(trainer.train(max_num_epochs=4))
+        networks.append(trainer.train(max_num_epochs=2))
     assert torch.equal(*(weights(network) for network in networks))
 
 
@@ -132,7 +148,7 @@ def test_any_settings_train_any_number_of_levels(family, config, levels):
     cls = ((MLNPE, MLNLE) if is_multilevel else (MFNPE, MFNLE))[family]
     sims = simulations((200, 30, 20)[:levels])
     trainer = make(cls, sims=sims, config=config)
-    trainer.train(max_num_epochs=25, training_batch_size=100, stop_after_epochs=50)
+    trainer.train(max_num_epochs=10, training_batch_size=100, learning_rate=5e-3)
     losses = trainer.summary["training_loss"]
     assert losses[-1] < losses[0]
 
@@ -177,15 +193,15 @@ def test_training_is_deterministic_by_seed(cls):
 
 @single
 def test_simulations_in_parts_are_the_same_simulations(cls):
-    sims = simulations()
+    sims = simulations(COUNTS)
     trainer = cls(
         prior(),
-        density_estimator="maf",
+        density_estimator="mdn",
         tracker=SilentTracker(),
         show_progress_bars=False,
     )
-    trainer.append_lowfidelity_simulations(sims[0].theta[:150], sims[0].x[:150])
-    trainer.append_multilevel_simulations(sims[0].theta[150:], sims[0].x[150:], level=0)
+    trainer.append_lowfidelity_simulations(sims[0].theta[:90], sims[0].x[:90])
+    trainer.append_multilevel_simulations(sims[0].theta[90:], sims[0].x[90:], level=0)
     for rows in sims.levels[1:]:
         trainer.append_multilevel_simulations(
             rows.theta, rows.x, rows.x_coarse, level=rows.level
@@ -261,8 +277,8 @@ def test_a_network_is_retrained_from_scratch(cls):
 def test_more_simulations_continue_training(cls):
     trainer = make(cls)
     network = trainer.train(**FEW)
-    trainer.append_multilevel_simulations(simulations(seed=9))
-    assert trainer.multilevel_simulations.num_simulations == (800, 120, 80)
+    trainer.append_multilevel_simulations(simulations(COUNTS, seed=9))
+    assert trainer.multilevel_simulations.num_simulations == (400, 80, 60)
     force = {"force_first_round_loss": True} if PARENTS[cls] is NPE else {}
     assert trainer.train(**force, **FEW) is network
 
@@ -305,23 +321,28 @@ def test_options_of_the_data_loaders_are_passed_on(cls):
     assert [loader.num_workers for loader in loaders] == [1, 1]
 
 
-@single
-@pytest.mark.parametrize(
-    "sample_with", ("mcmc", "rejection", "vi", "importance", "direct")
-)
-def test_posteriors_are_those_of_sbi(cls, sample_with):
-    if PARENTS[cls] is NLE and sample_with == "direct":
-        pytest.skip("sbi's NLE has no direct posterior")
-    trainer = make(cls, "mdn")
-    trainer.train(**FEW)
-    built = trainer.build_posterior(sample_with=sample_with).set_default_x(
-        torch.zeros(2)
-    )
+def ways_to_sample():
+    for cls in tuple(PARENTS)[:4]:
+        for sample_with in ("mcmc", "rejection", "vi", "importance", "direct"):
+            if PARENTS[cls] is NLE and sample_with == "direct":
+                continue  # sbi's NLE has no direct posterior
+            # MCMC is the default of NLE, and each chain of sbi has 50 tuning steps
+            is_slow = PARENTS[cls] is NPE and sample_with == "mcmc"
+            marks = [pytest.mark.slow] if is_slow else []
+            yield pytest.param(cls, sample_with, marks=marks)
+
+
+@pytest.mark.parametrize(("cls", "sample_with"), ways_to_sample())
+def test_posteriors_are_those_of_sbi(cls, sample_with, trained):
+    built = trained(cls).build_posterior(sample_with=sample_with)
+    built.set_default_x(torch.zeros(2))
     options = {"show_progress_bars": False}
     if sample_with == "mcmc":
         options |= {"warmup_steps": 5, "num_chains": 4, "thin": 1}
+        options["init_strategy_parameters"] = {"num_candidate_samples": 20}
     if sample_with == "vi":
-        built.train(max_num_iters=20, quality_control=False, show_progress_bar=False)
+        training = {"max_num_iters": 5, "warm_up_rounds": 5, "quality_control": False}
+        built.train(**training, show_progress_bar=False)
         options = {}
     assert built.sample((20,), **options).shape == (20, 2)
 
@@ -341,7 +362,7 @@ def test_the_posterior_is_that_of_the_highest_level(cls):
     fine_tuned = issubclass(cls, (MFNPE, MFNLE))  # needs more of the highest level
     sims = simulations((4_000, 400, 1_500 if fine_tuned else 200))
     trainer = make(cls, "mdn", sims)
-    trainer.train(learning_rate=2e-3)
+    trainer.train(learning_rate=5e-3, training_batch_size=500)
     x_o = torch.tensor([1.0, 0.8])
     exact, low = posterior(x_o), posterior(x_o, level=0)
     built = trainer.build_posterior(
