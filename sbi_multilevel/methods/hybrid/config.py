@@ -33,9 +33,10 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has six 
    they increase the held-out log score by more than its standard error. Otherwise the
    members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
    loss is bounded.
-5. **Calibration**, with `widen=True`. If the parameters of high-fidelity simulations have lower densities
-   than draws from the mixture, under the networks that were not trained on them, all
-   networks are made wider (`sbi_multilevel.methods.hybrid.calibration`).
+5. **Calibration**, with `widen=True`. If the parameters of high-fidelity simulations
+   have lower densities than draws from the mixture, under the networks that were not
+   trained on them, all networks are made wider
+   (`sbi_multilevel.methods.hybrid.calibration`).
 6. **Distillation.** One network is trained on draws from the mixture, and takes its
    place if it loses less than 0.02 nats per simulation
    (`sbi_multilevel.methods.hybrid.distillation`).
