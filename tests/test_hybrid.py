@@ -211,12 +211,12 @@ def with_feature(simulations, values):
 def test_a_feature_constant_at_level_0_is_as_good_as_noise(cls):
     simulations = simulated(n_low=500, n_high=60)
     noise = torch.randn(560, 1, generator=torch.Generator().manual_seed(2))
-    options = {"learning_rate": 2e-3}
+    options = {"config": ALL_MAPS, "options": {"learning_rate": 2e-3}}
     with pytest.warns(UserWarning, match="Features 2 of x are constant at level 0, "):
         constant = trained(
-            cls, with_feature(simulations, torch.ones(560, 1)), options=options
+            cls, with_feature(simulations, torch.ones(560, 1)), **options
         )
-    alive = trained(cls, with_feature(simulations, noise), options=options)
+    alive = trained(cls, with_feature(simulations, noise), **options)
     score, reference = (
         each.hybrid_summary.log_scores["with lower levels"]
         for each in (constant, alive)
@@ -400,10 +400,10 @@ def test_map_scores_do_not_depend_on_the_order_of_simulations():
 
 @pytest.mark.slow
 def test_the_seed_determines_training_for_any_number_of_workers():
-    one = trained()
+    one = trained(config=ALL_MAPS)
     with joblib.parallel_config(n_jobs=2):
-        two = trained()
-    three = trained(seed=1)
+        two = trained(config=ALL_MAPS)
+    three = trained(config=ALL_MAPS, seed=1)
     first, second, other = (
         list(inference._neural_net.state_dict().values())
         for inference in (one, two, three)

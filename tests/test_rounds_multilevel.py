@@ -226,7 +226,7 @@ def test_a_region_that_is_not_reduced_ends_the_rounds(caplog):
 def test_active_points_are_those_of_largest_disagreement():
     inference = likelihood(acquisition=Acquisition(share=0.25, pool_size=200))
     step(inference)
-    _, high = inference.propose((0, 8))
+    low, high = inference.propose((8, 8))
     (estimator,), x_o = inference._state.fits, inference.x_o
     candidates = problem.prior().sample((500,))
 
