@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from sbi_multilevel import MFTSNPE, Acquisition
 from sbi_multilevel.allocation import fit_cost
@@ -252,3 +252,11 @@ def test_corrected_simulations_must_have_been_proposed():
     inference.train()
     with pytest.raises(ValueError, match="propose"):
         inference.append_simulations(theta, simulate(theta))
+
+
+@pytest.mark.parametrize("on", ("density", "gain"))
+def test_a_member_without_density_at_a_point_leaves_the_other_scores(on):
+    theta, prior = torch.zeros(3, 1), MultivariateNormal(torch.zeros(1), torch.eye(1))
+    log_probs = torch.tensor([[0.0, -1.0, torch.nan], [-1.0, -1.0, -2.0]])
+    scores = Acquisition(on=on).scores(theta, log_probs, prior)
+    assert scores.isfinite().all() and scores[0] > 0 and scores[1] == 0

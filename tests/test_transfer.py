@@ -13,7 +13,7 @@ from sbi_multilevel import MFNLE, MFNPE, MLNPE, TransferConfig
 from sbi_multilevel.estimators.transformed import MappedEstimator
 from sbi_multilevel.training.stages import Term
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
-from tests.test_trainers import FEW, weights
+from tests.test_trainers import weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
@@ -21,6 +21,7 @@ pytestmark = [
 ]
 BOX = BoxUniform(torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0]))
 both = pytest.mark.parametrize("cls", (MFNPE, MFNLE))
+FEW = dict(max_num_epochs=2, training_batch_size=100)
 SIMS = simulations((400, 60, 60))
 QUIET = {"show_progress_bars": False}
 

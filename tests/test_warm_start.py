@@ -20,8 +20,8 @@ from sbi_multilevel import (
 from sbi_multilevel.estimators.transformed import MappedEstimator
 from sbi_multilevel.training.network import builder_for
 from tests.linear_gaussian import SilentTracker, prior
-from tests.test_trainers import FEW, weights
-from tests.test_transfer import BOX, SIMS, both, box_rows, make
+from tests.test_trainers import weights
+from tests.test_transfer import BOX, FEW, SIMS, both, box_rows, make
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 

@@ -1,18 +1,21 @@
 """Flows with a wider base distribution, and the choice of its scale."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from sbi.neural_nets import posterior_nn
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 from torch import nn
 
 from sbi_multilevel import (
     HybridConfig,
+    HybridNLE,
     HybridNPE,
+    HybridTSNPE,
     LevelSimulations,
     MultilevelSimulations,
     OneCycle,
@@ -76,7 +79,7 @@ def test_other_densities_cannot_be_widened():
     theta, x = simulations()
     network = posterior_nn("mdn")(theta, x)
     assert not can_be_widened(network)
-    with pytest.raises(ValueError, match="0 flows of a normal base"):
+    with pytest.raises(ValueError, match="must be a flow with a normal base"):
         widened(network, 1.5)
 
 
@@ -126,18 +129,20 @@ def simulated(noise: tuple[float, float]) -> MultilevelSimulations:
     return MultilevelSimulations(tuple(levels))
 
 
-def trained(levels: MultilevelSimulations, **options) -> HybridNPE:
-    config = HybridConfig(
-        num_members=2,
-        level_maps=("none",),
-        mix=False,
-        distill=False,
-        shared_start=False,
-        schedule=OneCycle(num_steps=200, fine_tuning_steps=20),
+def trained(levels: MultilevelSimulations, cls=HybridNPE, build=None, **options):
+    options = {
+        "num_members": 2,
+        "level_maps": ("none",),
+        "mix": False,
+        "distill": False,
+        "shared_start": False,
+        "schedule": OneCycle(num_steps=200, fine_tuning_steps=20),
         **options,
-    )
-    build = posterior_nn("maf", hidden_features=10, num_transforms=2)
-    trainer = HybridNPE(PRIOR, build, config=config, show_progress_bars=False)
+    }
+    nn = posterior_nn if cls is HybridNPE else likelihood_nn
+    build = build or nn("maf", hidden_features=10, num_transforms=2)
+    config = HybridConfig(**options)
+    trainer = cls(PRIOR, build, config=config, show_progress_bars=False)
     torch.manual_seed(0)
     trainer.append_multilevel_simulations(levels).train()
     return trainer
@@ -166,3 +171,48 @@ def test_a_mixture_that_is_wide_enough_stays():
     found = trainer.hybrid_summary.calibration
     assert found.base_scale == 1
     assert "wider" not in str(found)
+
+
+def test_likelihoods_are_made_wider():
+    trainer = trained(simulated(noise=(0.15, 0.4)), HybridNLE, widen=True)
+    assert trainer.hybrid_summary.calibration.base_scale > 1
+
+
+def test_one_network_takes_the_place_of_a_wider_mixture():
+    trainer = trained(simulated(noise=(0.15, 0.4)), distill=True, widen=True)
+    assert trainer.hybrid_summary.calibration.base_scale > 1
+    assert trainer.hybrid_summary.distillation.is_used
+    loaded = pickle.loads(pickle.dumps(trainer))
+    x = torch.zeros(1, 2)
+    with torch.no_grad():
+        log_probs = [
+            each._neural_net.log_prob(x[None], x) for each in (trainer, loaded)
+        ]
+    torch.testing.assert_close(*log_probs)
+
+
+def test_the_prior_remains_a_component():
+    trainer = trained(simulated(noise=(0.15, 0.4)), mix=True, widen=True)
+    assert trainer.hybrid_summary.calibration is not None
+    assert trainer._neural_net.prior is not None
+
+
+def test_densities_that_cannot_be_made_wider_are_named():
+    with pytest.warns(UserWarning, match="widen=True has no effect"):
+        trainer = trained(simulated(noise=(0.3, 0.3)), build="mdn", widen=True)
+    assert trainer.hybrid_summary.calibration is None
+
+
+def test_rounds_do_not_widen():
+    with pytest.raises(ValueError, match="widen=True, which is not available"):
+        HybridTSNPE(PRIOR, torch.zeros(2), config=HybridConfig(widen=True))
+
+
+def test_equal_densities_count_as_one_half():
+    class Flat(Normal):
+        def log_prob(self, input, condition, **kwargs):
+            return torch.zeros(input.shape[:-1])
+
+    x = torch.randn(10, 1)
+    ranks = held_out_ranks(Normal(1.0), [Flat(1.0)], [np.arange(10)], x, x)
+    assert (ranks == 0.5).all()

@@ -21,18 +21,24 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-import nflows.flows
 import torch
 import zuko.lazy
 from nflows.distributions import StandardNormal
 from nflows.transforms import CompositeTransform, PointwiseAffineTransform
+from sbi.neural_nets.estimators import NFlowsFlow, ZukoFlow
 from torch import nn
 from zuko.distributions import DiagNormal
 
+from sbi_multilevel.estimators.transformed import MappedEstimator
+
 
 def can_be_widened(estimator: nn.Module) -> bool:
-    """Whether an estimator is one flow with a normal base distribution."""
-    return len(_flows(estimator)) == 1
+    """Whether an estimator is a flow with a normal base distribution.
+
+    Args:
+        estimator: Estimator of sbi, or one under maps of theta and x.
+    """
+    return _flow_of(estimator) is not None
 
 
 def widened(estimator: nn.Module, scale: float) -> Any:
@@ -61,13 +67,12 @@ def widened(estimator: nn.Module, scale: float) -> Any:
         2.0
     """
     copy = deepcopy(estimator)
-    flows = _flows(copy)
-    if len(flows) != 1:
+    flow = _flow_of(copy)
+    if flow is None:
         raise ValueError(
-            f"estimator is a {type(estimator).__name__} with {len(flows)} flows of a "
-            "normal base distribution, but must have one. Check `can_be_widened`."
+            f"estimator is a {type(estimator).__name__}, but must be a flow with a "
+            "normal base distribution. Check `can_be_widened`."
         )
-    (flow,) = flows
     if isinstance(flow, zuko.lazy.Flow):
         flow.base.scale.mul_(scale)
     else:
@@ -78,15 +83,15 @@ def widened(estimator: nn.Module, scale: float) -> Any:
     return copy
 
 
-def _flows(estimator: nn.Module) -> list[Any]:
-    return [part for part in estimator.modules() if _is_normal_flow(part)]
-
-
-def _is_normal_flow(part: nn.Module) -> bool:
-    if isinstance(part, nflows.flows.Flow):
-        return isinstance(part._distribution, StandardNormal)
-    if isinstance(part, zuko.lazy.Flow):
-        base = part.base
-        is_partial = isinstance(base, zuko.lazy.UnconditionalDistribution)
-        return is_partial and getattr(base, "f", None) is DiagNormal
-    return False
+def _flow_of(estimator: Any) -> Any | None:
+    """The flow of nflows or zuko."""
+    while isinstance(estimator, MappedEstimator):
+        estimator = estimator.net
+    if not isinstance(estimator, (NFlowsFlow, ZukoFlow)):
+        return None  # e.g. of discrete and continuous parts
+    flow: Any = estimator.net
+    if isinstance(flow, zuko.lazy.Flow):
+        is_normal = getattr(flow.base, "f", None) is DiagNormal
+    else:
+        is_normal = isinstance(flow._distribution, StandardNormal)
+    return flow if is_normal else None

@@ -31,16 +31,22 @@ class LostSimulations(SbiMultilevelError, RuntimeError):
 
 
 class Account:
-    """Checks that each simulation of some tasks returns once, with a status."""
+    """Checks that each submitted simulation returns once, with a status.
+
+    Args:
+        tasks: The submitted tasks.
+    """
 
     def __init__(self, tasks: Sequence[Task]):
-        self._missing = {key for task in tasks for key in _rows(task)}
-        self._num_sent = len(self._missing)
+        self._missing = Counter(key for task in tasks for key in _rows(task))
+        self._num_sent = self._missing.total()
 
     def settle(self, task: Task, outcome: Outcome) -> None:
-        """Raise `LostSimulations` unless the simulations were missing and have ended.
+        """Remove returned simulations from the missing ones.
 
-        A task that returns twice is refused by the `Backlog`.
+        Raises:
+            LostSimulations: If one has no status, was not submitted, or has returned
+                before.
         """
         num_ended = int((outcome.status != Status.PENDING).sum())
         if not num_ended == len(outcome.status) == len(task):
@@ -48,16 +54,26 @@ class Account:
                 f"{len(task)} simulations of level {task.level} returned, but only "
                 f"{num_ended} of them with a status. {REMEDY}"
             )
-        self._missing.difference_update(_rows(task))
+        self._missing.subtract(_rows(task))
+        twice = [row for level, row in _rows(task) if self._missing[level, row] < 0]
+        if twice:
+            raise LostSimulations(
+                f"{len(twice)} simulations of level {task.level} returned more than "
+                f"once, e.g. number {twice[0]}. {REMEDY}"
+            )
 
     def close(self) -> None:
-        """Raise `LostSimulations` unless all simulations returned."""
-        if self._missing:
-            level, index = min(self._missing)
+        """Check that all simulations returned.
+
+        Raises:
+            LostSimulations: If not, with their number.
+        """
+        missing = +self._missing
+        if missing:
+            level, index = min(missing)
             raise LostSimulations(
-                f"{self._num_sent} simulations were submitted, and "
-                f"{len(self._missing)} did not return, e.g. number {index} of level "
-                f"{level}. {REMEDY}"
+                f"{self._num_sent} simulations were submitted, and {missing.total()} "
+                f"did not return, e.g. number {index} of level {level}. {REMEDY}"
             )
 
 
@@ -66,7 +82,11 @@ def _rows(task: Task) -> list[tuple[int, int]]:
 
 
 def check_none_pending(table: LevelTable, num_simulations: int) -> None:
-    """Raise `LostSimulations` unless the first simulations have a status."""
+    """Check that each of the first `num_simulations` simulations has a status.
+
+    Raises:
+        LostSimulations: If not, with their number.
+    """
     pending = table.rows_with(Status.PENDING, stop=num_simulations)
     if len(pending):
         raise LostSimulations(
@@ -79,7 +99,11 @@ class FailureLimit:
     """Stops a run once significantly more than a share of a level's simulations fail.
 
     If each simulation failed with probability `max_share`, so many failures would occur
-    in fewer than one of a thousand runs. Finished simulations of the table count.
+    in fewer than one of a thousand runs.
+
+    Args:
+        table: The level; finished simulations count.
+        max_share: The share.
     """
 
     def __init__(self, table: LevelTable, max_share: float):
@@ -89,7 +113,11 @@ class FailureLimit:
         self._reasons: Counter[str] = Counter()
 
     def check(self, outcome: Outcome) -> None:
-        """Count the simulations of an outcome; raise if too many have failed."""
+        """Count the simulations of an outcome.
+
+        Raises:
+            TooManyFailures: If too many have failed, with their number and the reasons.
+        """
         self._done += len(outcome.status)
         if outcome.error is None:
             return
@@ -109,7 +137,10 @@ class FailureLimit:
 
 
 def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
-    """Mean seconds of a run of each simulator, on both sides of pairs, if known."""
+    r"""Mean seconds :math:`C_l` of a run of each simulator, on both sides of pairs.
+
+    `None` if the cost of some level is unknown.
+    """
     seconds, runs = np.zeros(len(tables)), np.zeros(len(tables))
     for level, table in enumerate(tables):
         spent, known = table.seconds()

@@ -1,4 +1,4 @@
-r"""Synthetic tasks of two levels with exact posterior densities, in two halves.
+r"""Synthetic tasks of two levels with exact posterior densities, in two sets.
 
 Methods are developed on the tasks `synthetic-KIND` and validated on `validation-KIND`,
 which have other matrices, dimensions and constants (`HALVES`). The levels share theta
@@ -18,10 +18,11 @@ the identity, but :math:`g(y) = \sinh^{-1}(c\, y) / c` in `reversed`, `misleadin
 `noisier`. The low-fidelity simulation is, by kind:
 
 * `biased`: :math:`g(a \odot (A \phi + s\, u) + b)`, with a gain a and an offset b of
-  each feature, :math:`\log a_i \sim b_i \sim N(0, \sigma^2)`, drawn once.
+  each feature, :math:`\log a_i` and :math:`b_i` drawn once from :math:`N(0, \sigma^2)`.
 * `reversed`: the same with :math:`b = 0`, and :math:`a_i = -1` for some features and 1
   for others.
-* `half`: :math:`g(A M \phi + s\, u)`, where M sets half of the parameters to 0.
+* `half`: :math:`g(A M \phi + s\, u)`, where M keeps the first half of the parameters,
+  rounded down, and sets the others to 0.
 * `heavy`: :math:`g(A \phi + s\, t)`.
 * `heavy-both`: :math:`g(a \odot (A \phi + s\, t) + b)`, and the high fidelity is
   :math:`g(A \phi + s\, t)`.
@@ -220,7 +221,7 @@ def register_synthetic(name: str, parts: Callable[[], tuple]) -> None:
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants of the tasks of a half, with the notation of the module.
+    """Constants of the tasks of a set, with the notation of the module.
 
     Args:
         seed: Seed of matrices, gains and offsets.
@@ -254,7 +255,7 @@ def linear_levels(kind: str, constants: Constants) -> tuple[LinearLevel, LinearL
 
     Args:
         kind: One of `KINDS`.
-        constants: Constants of a half.
+        constants: Constants of a set.
     """
     num_features, num_parameters = constants.shape
     generator = torch.Generator().manual_seed(constants.seed + KINDS.index(kind))

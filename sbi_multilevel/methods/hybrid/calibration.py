@@ -6,21 +6,22 @@ simulation i, and :math:`\tilde\theta_{ij} \sim q(\cdot \mid x_i)`. The rank
 .. math::
 
     u_i = \frac1m \sum_{j=1}^{m}
-    1\left[ q_e(\tilde\theta_{ij} \mid x_i) < q_e(\theta_i \mid x_i) \right]
+    1\left[ q_e(\tilde\theta_{ij} \mid x_i) < q_e(\theta_i \mid x_i) \right],
 
-is uniform on [0, 1] if q is the posterior, whatever the function :math:`q_e` (and
-correspondingly for likelihoods, with theta and x exchanged). If q is too narrow,
-:math:`\theta_i` is more often than its draws where :math:`q_e` is small, so that the
-mean of :math:`u_i` is less than 1/2. For n simulations of equal weight its standard
-error is :math:`1 / \sqrt{12 n}`. All networks get the smallest scale of their base
-distributions (`sbi_multilevel.estimators.widening`) for which the mean rank is at least
-1/2 minus one standard error. A calibrated mixture is thus changed in one of six cases,
-and then little.
+in which equal densities count as one half, has the mean 1/2 if q is the posterior,
+whatever the function :math:`q_e` (and correspondingly for likelihoods, with theta and x
+exchanged). If q is too narrow, or biased, the density of :math:`\theta_i` is more often
+below that of the draws, and the mean is less. For n simulations of equal weight its
+standard error is at most :math:`1 / \sqrt{12 n}`. All networks get the smallest of
+`SCALES` of their base distributions (`sbi_multilevel.estimators.widening`) for which
+the mean rank is at least 1/2 minus one standard error, or the largest scale if there is
+none. A calibrated mixture is thus changed in one of six cases, and then little.
 
 The other members of the mixture were trained on simulation i. Their draws are therefore
-closer to :math:`\theta_i` than they should be, which raises the ranks a little: the
-scale is rather too small than too large. Under :math:`q_e` alone, without the others,
-it would be too large, as a mixture is wider than its members.
+closer to :math:`\theta_i` than they should be, which raises the ranks: the scale is
+rather too small than too large, and members that memorized the simulations are not
+detected. With a scale for each member alone, that of its own held-out log score, the
+mixture would be too wide, as it is wider than its members.
 
 Ranks of densities are those of Talts, Betancourt, Simpson, Vehtari, Gelman (2018),
 *Validating Bayesian inference algorithms with simulation-based calibration*,
@@ -29,9 +30,12 @@ arXiv:1804.06788; the use of the held-out member is ours.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 
 SCALES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
 _NUM_DRAWS = 100  # from the mixture at each simulation
+_NUM_AT_ONCE = 100  # simulations, whose draws are in memory
 
 
 def calibrate(
@@ -61,7 +66,14 @@ def calibrate(
         The mixture, and its calibration; `None` if it is not one of flows.
     """
     owner = members.trainer
-    if not members.config.widen or not all(map(can_be_widened, held_out)):
+    if not members.config.widen:
+        return mixture, None
+    if not all(map(can_be_widened, held_out)):
+        warnings.warn(
+            "widen=True has no effect, as the networks are no flows with a normal base "
+            "distribution. Use e.g. density_estimator='nsf', or leave it out.",
+            stacklevel=2,
+        )
         return mixture, None
     networks, level = mixture.members, members.level
     has_prior = mixture.prior is not None
@@ -110,10 +122,12 @@ def held_out_ranks(
     """
     ranks = torch.empty(len(inputs), dtype=torch.float64)
     for density, fold in zip(held_out, folds):
-        given = conditions[fold]
-        with torch.no_grad():
-            drawn = mixture.sample(torch.Size((_NUM_DRAWS,)), given)
-            own = density.log_prob(inputs[fold].unsqueeze(0), given)
-            below = density.log_prob(drawn, given) < own
-        ranks[fold] = below.double().mean(dim=0).cpu()
+        for part in np.array_split(fold, math.ceil(len(fold) / _NUM_AT_ONCE)):
+            given = conditions[part]
+            with torch.no_grad():
+                drawn = mixture.sample(torch.Size((_NUM_DRAWS,)), given)
+                own = density.log_prob(inputs[part].unsqueeze(0), given).cpu()
+                others = density.log_prob(drawn, given).cpu()
+            halves = (others < own).double() + (others <= own).double()
+            ranks[part] = halves.mean(dim=0) / 2
     return ranks

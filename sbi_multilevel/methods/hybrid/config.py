@@ -33,10 +33,9 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has six 
    they increase the held-out log score by more than its standard error. Otherwise the
    members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
    loss is bounded.
-5. **Calibration**, with `widen=True`. If the parameters of high-fidelity simulations
-   have lower densities than draws from the mixture, under the networks that were not
-   trained on them, all networks are made wider
-   (`sbi_multilevel.methods.hybrid.calibration`).
+5. **Calibration**, with `widen=True`. If high-fidelity simulations have lower densities
+   than draws from the mixture, under the networks that were not trained on them, all
+   networks are made wider (`sbi_multilevel.methods.hybrid.calibration`).
 6. **Distillation.** One network is trained on draws from the mixture, and takes its
    place if it loses less than 0.02 nats per simulation
    (`sbi_multilevel.methods.hybrid.distillation`).
@@ -103,7 +102,8 @@ class HybridConfig(MethodConfig):
         transform_tails: Whether heavy tails of x are transformed.
         widen: Whether a mixture of flows is made wider where held-out simulations show
             that it is too narrow, see `sbi_multilevel.methods.hybrid.calibration`.
-            Results in the documentation are without, where not stated otherwise.
+            It needs flows, and is not available in rounds. Results in the documentation
+            are without, where not stated otherwise.
         distill: Whether one network takes the place of the mixture, so that sampling
             costs as much as with one network, see
             `sbi_multilevel.methods.hybrid.distillation`; `"auto"`: if it loses less

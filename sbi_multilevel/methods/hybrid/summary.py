@@ -79,9 +79,9 @@ class Calibration:
 
     Args:
         rank: Mean rank among draws from the mixture as it was trained: 0.5 if it is
-            calibrated, and less if it is too narrow.
+            calibrated, and less if it is too narrow or biased.
         error: Standard error of the mean rank of a calibrated mixture.
-        base_scale: Factor that the base distributions were made wider by.
+        base_scale: Factor to the standard deviation of the base distributions.
 
     Example:
     --------

@@ -187,6 +187,8 @@ class Acquisition:
         """
         if self.on == "gain":
             log_probs = log_probs - prior.log_prob(theta)
+        # NaN of one member is no density; the other members have theirs
+        log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf)
         scores = disagreement(log_probs, self.on)
         return scores if self.cost is None else scores / costs_at(self.cost, theta)
 

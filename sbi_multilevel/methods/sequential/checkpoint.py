@@ -26,6 +26,7 @@ _EARLIER = {
     "has_cost": False,
 }
 _EARLIER_IN_CONFIG = {"schedule": None}
+_EARLIER_IN_HYBRID = {"widen": False}
 # settings and values that had other names
 _RENAMED = {"recipe": "config", "num_coverage_rows": "num_coverage_simulations"}
 _RENAMED_IN_CONFIG = {"Transfer(": "TransferConfig(", "'own'": "'standardize'"}
@@ -106,7 +107,10 @@ def _of_this_version(saved: Mapping[str, Any]) -> dict[str, Any]:
     if "recipe" in saved:
         for before, after in _RENAMED_IN_CONFIG.items():
             config = config.replace(before, after)
-    config = with_sorted_fields(config, _EARLIER_IN_CONFIG)
+    missing = _EARLIER_IN_CONFIG
+    if config.startswith("HybridConfig("):
+        missing = {**missing, **_EARLIER_IN_HYBRID}
+    config = with_sorted_fields(config, missing)
     return {**_EARLIER, **renamed, "config": config}
 
 

@@ -38,10 +38,21 @@ class RoundMethod(Settings):
     Args:
         trainer_type: The trainer of several levels.
         mcmc_options: Arguments of `MCMCPosterior`, for a likelihood.
+
+    Raises:
+        ValueError: If `config` has `widen=True`.
     """
 
     trainer_type: type[MultilevelTrainer]
     mcmc_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        # files of a run hold the weights of networks as `density_estimator` builds them
+        if isinstance(self.config, HybridConfig) and self.config.widen:
+            raise ValueError(
+                "config has widen=True, which is not available in rounds. Leave it "
+                "out, or widen in one training of `HybridNPE` or `HybridNLE`."
+            )
 
     @property
     def is_likelihood(self) -> bool:
