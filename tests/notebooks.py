@@ -36,9 +36,9 @@ def execute(name, folder, monkeypatch):
         if cell.cell_type == "code":
             cell.outputs = []
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=where
-    ).execute()
+    options = {"timeout": 600, "kernel_name": "python3", "resources": where}
+    # lines printed more than 0.2 s apart are separate messages
+    NotebookClient(notebook, coalesce_streams=True, **options).execute()
     return notebook
 
 
