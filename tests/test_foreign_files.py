@@ -9,7 +9,7 @@ import torch
 
 from sbi_multilevel import MFNPE, MultilevelSimulations
 from sbi_multilevel.allocation.extra_runs import ExtraRuns
-from sbi_multilevel.allocation.spending import SpendingLog, SpendingStep
+from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.filling import RunOptions
 from tests.foreign_files import contents, raises_for_another_file, reads_or_raises

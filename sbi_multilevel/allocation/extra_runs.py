@@ -17,7 +17,13 @@ from torch import Tensor
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.simulate import GrowingSimulations
-from sbi_multilevel.utils.files import expect, read_arrays, tensor_of, understood
+from sbi_multilevel.utils.files import (
+    expect,
+    read_arrays,
+    replacing,
+    tensor_of,
+    understood,
+)
 from sbi_multilevel.utils.seeds import derive_seed
 
 _STEP_STREAM, _STEP_TRIES = 12, 50
@@ -124,16 +130,14 @@ class ExtraRuns:
     def _write(self) -> None:
         if self._path is None:
             return
-        temporary = self._path.with_suffix(".tmp")
         arrays = {name: x.numpy() for name, x in self._known.items()}
-        with temporary.open("wb") as file:
+        with replacing(self._path) as unfinished, unfinished.open("wb") as file:
             np.savez(
                 file,
                 allow_pickle=False,
                 digest=np.array(digest(self._simulations)),
                 **arrays,
             )
-        os.replace(temporary, self._path)
 
 
 def digest(simulations: MultilevelSimulations) -> str:

@@ -16,11 +16,10 @@ run.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from sbi_multilevel.allocation.pilot import (
     simulate_at_cost,
 )
 from sbi_multilevel.allocation.quick_fit import Inference
+from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.allocation.variances import Method
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.simulate import GrowingSimulations
@@ -44,67 +44,11 @@ from sbi_multilevel.simulation.arguments import per_level
 from sbi_multilevel.simulation.filling import RunOptions
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.utils.argument_types import check_types
-from sbi_multilevel.utils.files import expect, read_json, understood
 
 # share of the remaining budget that each step spends
 _SHARES_GIVEN, _SHARES_MEASURED = (0.5, 1.0), (0.5, 0.8, 1.0)
 # simulations of each level that are timed before a pilot of unknown cost
 _NUM_TIMED = 3
-
-
-@dataclass(frozen=True)
-class SpendingStep:
-    """The numbers of simulations of a step, and the estimates they are based on."""
-
-    num_simulations: tuple[int, ...]  # including those of earlier steps
-    costs: tuple[float, ...]  # of one run of each simulator
-    variances: tuple[float, ...]
-
-
-class SpendingLog:
-    """Steps of a run with a store, in a file next to it; in memory without a store.
-
-    Args:
-        path: The file; `None` without a store.
-        key: The values that the steps depend on. Steps of another key are not used.
-    """
-
-    def __init__(self, path: Path | None, key: dict[str, Any]):
-        self._path, self._key = path, key
-        self._steps: list[SpendingStep] = []
-        if path is not None and path.exists():
-            remedy = "Delete the file: the budget is divided again."
-            with understood("path", path, "steps of a budget", remedy):
-                content = read_json(path)
-                if content["key"] == key:
-                    self._steps = [_step(values) for values in content["steps"]]
-
-    def step(self, index: int) -> SpendingStep | None:
-        """The step of an earlier run, if it reached this step."""
-        return self._steps[index] if index < len(self._steps) else None
-
-    def write(self, index: int, step: SpendingStep) -> None:
-        """Write a step, before its simulations are run."""
-        if index < len(self._steps):
-            return  # read from the file
-        self._steps.append(step)
-        if self._path is None:
-            return
-        content = {"key": self._key, "steps": [asdict(each) for each in self._steps]}
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, self._path)
-
-
-def _step(values: dict[str, Any]) -> SpendingStep:
-    """A step from JSON, which holds equally many numbers of each kind."""
-    step = SpendingStep(**{name: tuple(numbers) for name, numbers in values.items()})
-    columns = (step.num_simulations, step.costs, step.variances)
-    is_sound = all(type(n) is int and n >= 0 for n in step.num_simulations) and all(
-        type(number) in (int, float) for column in columns for number in column
-    )
-    expect(is_sound and len(set(map(len, columns))) == 1, f"a step is {values!r:.100}")
-    return step
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Files of unknown origin, which are read without unpickling.
+"""Files: read without unpickling, as of unknown origin, and replaced as a whole.
 
 Any error of a reader becomes a `ValueError` that names the file and the remedy.
 """
@@ -50,6 +50,17 @@ def understood(
         raise ValueError(
             f"{name}={os.fspath(path)!r} cannot be read as {what}: {reason}. {remedy}"
         ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; at the end of the block the file replaces that at `path`.
+
+    If writing is interrupted, the file before remains.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    yield unfinished
+    os.replace(unfinished, path)
 
 
 def expect(holds: bool, otherwise: str) -> None:

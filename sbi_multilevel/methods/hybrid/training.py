@@ -70,8 +70,8 @@ def train_hybrid(
         members.check()
         components, steps = _train_components(trainer, simulations, members)
         losses = {name: each.losses for name, each in components.items()}
-        first = next(iter(components.values()))
-        weights = {next(iter(losses)): 1.0}
+        name, first = next(iter(components.items()))
+        weights = {name: 1.0}
         if config.mix:
             weights = mixture_weights(losses, members.high.weights)
         estimator = trainer._mix(

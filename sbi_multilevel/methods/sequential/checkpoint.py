@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.training.network import Builder, WarmStart, start_from
-from sbi_multilevel.utils.files import expect, read_state, understood
+from sbi_multilevel.utils.files import expect, read_state, replacing, understood
 from sbi_multilevel.utils.seeds import seeded
 
 # settings that earlier versions lacked, and what they did
@@ -36,9 +36,8 @@ def write(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values; if interrupted, the file before remains."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    torch.save(content, unfinished)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        torch.save(content, unfinished)
 
 
 def read(path: str | os.PathLike, kinds: Mapping[str, Any]) -> dict[str, Any]:
