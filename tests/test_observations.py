@@ -106,8 +106,7 @@ def test_posteriors_by_likelihood_warn(cls):
     posterior = pickle.loads(pickle.dumps(posterior))
     assert type(posterior) is MCMCPosterior
     sample = lambda x: posterior.sample((4,), x=x, show_progress_bars=False)
-    near = lambda: posterior.potential(torch.zeros(1, DIM), x=NEAR)
-    assert warnings_of(near) == []
+    assert warnings_of(lambda: sample(NEAR)) == []
     # of two observations of one theta, the second
     (found,) = warnings_of(lambda: sample(torch.cat([NEAR, FAR])))
     assert "1 of 2 observations" in found and "feature 1 is 80" in found

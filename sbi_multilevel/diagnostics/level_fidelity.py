@@ -115,11 +115,11 @@ class LevelFidelity:
         lines = [
             ("information I(x; x_coarse)", found),
             ("  uncertainty coefficient I / H(x)", coefficient if found else None),
-            ("Var[f_l - f_(l-1)] / Var f_l", getattr(loss, "variance_ratio", None)),
-            ("correlation of f given theta", getattr(loss, "correlation", None)),
+            ("Var[f_l - f_(l-1)] / Var f_l", loss.variance_ratio if loss else None),
+            ("correlation of f given theta", loss.correlation if loss else None),
             (
                 "effective high-fidelity simulations",
-                getattr(loss, "effective_num_high", None),
+                loss.effective_num_high if loss else None,
             ),
             (f"R² of a probe, at level {self.level - 1}", probe.below),
             (f"  at level {self.level}", probe.transfer),
