@@ -152,10 +152,23 @@ def _count_divergences(given: Sequence[str]) -> None:
         default=list(RULES),
         help="rules of early stopping, and single-level NPE or NLE; all by default",
     )
+    parser.add_argument(
+        "--learning-rate",
+        nargs="+",
+        type=float,
+        default=[None],
+        dest="rates",
+        metavar="RATE",
+        help="learning rates; by default drawn for each task",
+    )
     options = parser.parse_args(given)
     journal = Journal(options.out, _command(given))
     records = run_divergences(
-        _seeds(options), options.workers, journal.records, options.stopping
+        _seeds(options),
+        options.workers,
+        journal.records,
+        options.stopping,
+        options.rates,
     )
     failures = journal.extend(records)
     print(divergence_table(journal.records))

@@ -11,7 +11,8 @@ normalized over draws :math:`\theta_k` of the prior, :math:`q(\theta \mid x) = p
 Tasks are linear-Gaussian at the highest level. Lower levels differ in gain, offset,
 curvature, and in the scale and the tails of their noise. Networks, families, numbers of
 levels and pairs, gradient adjustments, alignments and learning rates are drawn as well,
-from settings that are difficult: few pairs, heavy tails, large steps.
+from settings that are difficult: few pairs, heavy tails, large steps. The learning rate
+can be given instead, the same for all tasks.
 """
 
 from __future__ import annotations
@@ -114,10 +115,12 @@ class DivergenceRun:
         seed: Seed of task, settings, simulations and network.
         stopping: The held-out loss that early stopping follows, or `"single-level"` for
             the same network on the high-fidelity simulations alone.
+        rate: The learning rate; drawn if `None`.
     """
 
     seed: int
     stopping: str
+    rate: float | None = None
 
     @property
     def identity(self) -> Record:
@@ -129,6 +132,8 @@ def run_divergence(run: DivergenceRun) -> Record:
     """Train and evaluate, and return the record."""
     rng = np.random.default_rng(run.seed)
     task, settings = RandomTask.draw(rng), _settings(rng)
+    if run.rate is not None:
+        settings["learning_rate"] = run.rate
     counts = [int(rng.choice([200, 300, 500]))]
     counts += [int(rng.choice([10, 30, 50, 100])) for _ in task.lower]
     if len(counts) > 2:
@@ -227,6 +232,7 @@ def run_divergences(
     num_workers: int = 1,
     before: Sequence[Record] = (),
     rules: Sequence[str] = RULES,
+    rates: Sequence[float | None] = (None,),
 ) -> Iterator[Record]:
     """Records of all seeds and rules as they end, failures included.
 
@@ -235,27 +241,35 @@ def run_divergences(
         num_workers: Processes, each of one thread.
         before: Records of earlier runs, which are not repeated.
         rules: Stopping rules.
+        rates: Learning rates; `None` for one that is drawn for each seed.
     """
-    done = {(r["seed"], r["stopping"]) for r in before if "error" not in r}
-    runs = [DivergenceRun(seed, rule) for seed in seeds for rule in rules]
-    groups = [[run] for run in runs if (run.seed, run.stopping) not in done]
+    done = {_run_of(record) for record in before if "error" not in record}
+    runs = [
+        DivergenceRun(seed, rule, rate)
+        for seed in seeds
+        for rule in rules
+        for rate in rates
+    ]
+    groups = [[run] for run in runs if run not in done]
     return run_records(run_divergence, groups, num_workers)
 
 
 def divergence_table(records: Sequence[Record]) -> Table:
-    """Trainings by stopping rule: how many ended above the prior, and the mean gain."""
-    last = {(r["seed"], r["stopping"]): r for r in records if "stopping" in r}
-    groups: dict[str, list[float]] = defaultdict(list)
-    for (_, rule), record in last.items():
+    """Trainings by stopping rule and learning rate that ended above the prior."""
+    last = {_run_of(record): record for record in records if "stopping" in record}
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run, record in last.items():
+        rate = "drawn" if run.rate is None else f"{run.rate:g}"
         # a training that failed has no posterior
-        groups[rule].append(record.get("excess", math.inf))
+        groups[run.stopping, rate].append(record.get("excess", math.inf))
     rows = []
-    for rule, excess in sorted(groups.items()):
+    for (rule, rate), excess in sorted(groups.items()):
         values = np.array(excess)
         above = (str(int((values > limit).sum())) for limit in _LIMITS)
         clipped = over_seeds(np.minimum(values, _LIMITS[-1]).tolist())
         rows.append((
             rule,
+            rate,
             str(len(values)),
             *above,
             f"{values.max():.3g}",
@@ -263,7 +277,12 @@ def divergence_table(records: Sequence[Record]) -> Table:
         ))
     above = tuple(f"> prior + {limit:g} nats" for limit in _LIMITS)
     clipped = f"mean excess, clipped at {_LIMITS[-1]:g}"
-    return Table(("stopping", "trainings", *above, "largest", clipped), tuple(rows))
+    columns = ("stopping", "learning rate", "trainings", *above, "largest", clipped)
+    return Table(columns, tuple(rows))
+
+
+def _run_of(record: Record) -> DivergenceRun:
+    return DivergenceRun(record["seed"], record["stopping"], record.get("rate"))
 
 
 def _tensor(values: np.ndarray) -> Tensor:
