@@ -211,6 +211,42 @@ def test_shift_recovers_an_additive_linear_change_without_noise():
     assert np.allclose(moved, low.x + change(low.theta), atol=2e-3)
 
 
+def test_gain_recovers_gain_and_offset_of_each_feature():
+    low, few = low_simulations(), low_simulations(40)
+    gain, offset = np.array([-1.5, 0.7]), np.array([3.0, -2.0])
+    move = fitted("gain", low, LevelArrays(few.theta, gain * few.x + offset))
+    slopes = move(low.theta[:1], np.ones((1, 2))) - move(
+        low.theta[:1], np.zeros((1, 2))
+    )
+    moved = move(low.theta, low.x)
+    # the noise of forty simulations remains
+    assert np.allclose(slopes, gain, atol=0.4)
+    assert np.allclose(moved.mean(axis=0), (gain * low.x + offset).mean(axis=0), atol=1)
+
+
+def test_gain_is_exact_without_noise():
+    theta = np.random.default_rng(0).normal(size=(500, 2))
+    signal = lambda theta: theta @ LOW_SLOPE.T + theta**2
+    few = np.random.default_rng(1).normal(size=(4, 2))
+    gain, offset = np.array([-1.5, 0.7]), np.array([3.0, -2.0])
+    low = LevelArrays(theta, signal(theta))
+    move = fitted("gain", low, LevelArrays(few, gain * signal(few) + offset))
+    assert np.allclose(move(theta, low.x), gain * low.x + offset, atol=1e-2)
+
+
+def test_a_gain_that_does_not_differ_from_one_by_its_error_stays():
+    """The mean of low fidelity hardly depends on theta, so that its slope is noise."""
+    low = gaussian_simulations(4_000, 1e-3 * LOW_SLOPE, np.zeros(2), np.eye(2), 0)
+    kept = []
+    for seed in range(1, 41):
+        high = gaussian_simulations(20, 0 * LOW_SLOPE, np.ones(2), np.eye(2), seed)
+        move = fitted("gain", low, high)
+        ends = move(low.theta[:2], np.array([[0.0, 0.0], [1.0, 1.0]]))
+        kept += np.isclose(ends[1] - ends[0], 1.0, atol=1e-9).tolist()
+    # |t| < 1 in two of three cases
+    assert 0.45 < np.mean(kept) < 0.85
+
+
 def test_scaled_recovers_a_scale_that_is_log_linear_in_theta():
     low = scaled_simulations(4_000, lambda theta: 0.3 * theta, seed=0)
     high = scaled_simulations(4_000, lambda theta: -0.5 + 1.0 * theta, seed=1)
@@ -247,7 +283,7 @@ def test_the_spread_from_few_simulations_is_right_on_average():
     assert error < 0.06
 
 
-@pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
+@pytest.mark.parametrize("kind", ("gain", "shift", "full", "scaled"))
 def test_conditional_maps_use_no_pairs(kind):
     low, high = low_simulations(500), high_simulations(30)
     paired = LevelArrays(high.theta, high.x, np.full_like(high.x, np.nan))
@@ -255,7 +291,7 @@ def test_conditional_maps_use_no_pairs(kind):
     assert np.array_equal(*moved)
 
 
-@pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
+@pytest.mark.parametrize("kind", ("gain", "shift", "full", "scaled"))
 @pytest.mark.parametrize("n", (2, 3, 5))
 def test_few_simulations_give_moderate_maps(kind, n):
     low, high = low_simulations(500), high_simulations(n)
@@ -264,7 +300,7 @@ def test_few_simulations_give_moderate_maps(kind, n):
     assert np.abs(moved).max() < 10 * np.abs(np.concatenate((low.x, high.x))).max()
 
 
-@pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
+@pytest.mark.parametrize("kind", ("gain", "shift", "full", "scaled"))
 def test_a_constant_feature_stays_constant(kind):
     low, high = low_simulations(500), high_simulations(30)
     low.x[:, 1], high.x[:, 1] = 3.0, 3.0

@@ -79,6 +79,7 @@ class LevelMapKind(Protocol):
 
 BUILT_IN_MAPS = (
     "none",
+    "gain",
     "shift",
     "full",
     "scaled",

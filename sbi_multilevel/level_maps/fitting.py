@@ -4,6 +4,7 @@ r"""Fits level maps by name, on x or on x with transformed tails.
 kind                what it does                                                pairs
 =================== =========================================================== =====
 `none`              :math:`\tilde x = x_L`                                      no
+`gain`              multiplies each feature, and adds an offset                 no
 `shift`             corrects the mean given theta                               no
 `full`              also the covariance of the residuals                        no
 `scaled`            the same, with scales that depend on theta                  no

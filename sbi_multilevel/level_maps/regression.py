@@ -13,7 +13,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 # from hardly any shrinkage to the mean alone
 PENALTIES = np.logspace(-3, 4, 22)
-_MIN_FOR_SLOPES = 4
+MIN_FOR_SLOPES = 4  # simulations; the mean of fewer is taken
 _MANY = 2_000  # rows, of which the penalty is chosen by generalized cross-validation
 _BLOCK = 20_000  # rows whose features are in memory at a time
 
@@ -134,7 +134,7 @@ class Design:
         scale, mean = spread(targets), targets.mean(axis=0)
         # one penalty for all columns keeps relations between them
         scaled = (targets - mean) / scale
-        if len(targets) < _MIN_FOR_SLOPES:
+        if len(targets) < MIN_FOR_SLOPES:
             size = self.features[-1].n_output_features_
             return Regression(
                 self.features, np.zeros((size, len(mean))), mean, float("inf")
