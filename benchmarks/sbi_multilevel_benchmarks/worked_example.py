@@ -214,7 +214,7 @@ def example_table(
     scenarios: dict[str, Levels] = SCENARIOS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Table:
-    """Mean excess of each method, with the formula in brackets.
+    """Mean excess in units of 1e-3 nats, with the formula in brackets.
 
     Args:
         num_low: Simulations of level 0.
@@ -232,10 +232,10 @@ def example_table(
         for method in METHODS:
             mean, text = over_seeds(found[method]), "no minimum"
             if found[method]:
-                text = f"{mean.mean:.4f} ± {mean.standard_error:.4f}"
+                text = f"{1e3 * mean.mean:.1f} ± {1e3 * mean.standard_error:.1f}"
             missing = repeats - len(found[method])
             if method in expected:
-                text += f" ({expected[method]:.4f})"
+                text += f" ({1e3 * expected[method]:.1f})"
             row.append(text + (f", {missing} without minimum" if missing else ""))
         rows.append(tuple(row))
     return Table(("level 0", *METHODS), tuple(rows))
