@@ -371,6 +371,18 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
         hybrid().load(tmp_path / "other.pt")
 
 
+def test_a_state_of_a_version_that_could_not_widen_is_loaded(tmp_path):
+    path, inference = tmp_path / "state.pt", hybrid()
+    step(inference)
+    inference.save(path)
+    state = torch.load(path, weights_only=True)
+    config = state["settings"]["config"]
+    state["settings"]["config"] = config.replace(", widen=False", "")
+    assert state["settings"]["config"] != config
+    torch.save(state, path)
+    assert torch.equal(samples(hybrid().load(path)), samples(inference))
+
+
 # ------------------------------------------------------------- errors
 
 
