@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sbi_multilevel import LevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import level_map_kind
+from sbi_multilevel.level_maps.conditional import LowMoments, coefficients_of_mean
 from sbi_multilevel.level_maps.full import transport
 from sbi_multilevel.level_maps.regression import (
     PENALTIES,
@@ -198,6 +199,54 @@ def test_shift_leaves_the_covariance_of_the_residuals():
     _, slope, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
     assert np.allclose(slope, HIGH_SLOPE, atol=0.13)
     assert np.allclose(covariance, regressed(low)[2], atol=1e-3)
+
+
+def curved_simulations(n, curvature, seed, num_features=4, noise=0.3):
+    """Linear in two parameters, and quadratic by the curvature."""
+    generator = np.random.default_rng(seed)
+    theta = generator.normal(size=(n, 2))
+    slope = np.random.default_rng(99).normal(size=(2, num_features))
+    signal = theta @ slope + curvature * theta**2 @ np.abs(slope)
+    return LevelArrays(theta, signal + noise * generator.normal(size=signal.shape))
+
+
+@pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
+@pytest.mark.parametrize("curvature", (0.0, -0.5))
+def test_curvature_of_low_fidelity_is_changed_where_high_fidelity_differs(
+    kind, curvature
+):
+    low = curved_simulations(4_000, 1.0, seed=0)
+    few = curved_simulations(40, curvature, seed=1)
+    moved = fitted(kind, low, few)(low.theta, low.x)
+    exact = curved_simulations(4_000, curvature, seed=0, noise=0.0)
+    features = polynomials(low.theta, 2)
+    left = Regression.fit(features, low.theta, moved - exact.x)
+    assert np.abs(left.coefficients).max() < 0.35
+    before = Regression.fit(features, low.theta, low.x - exact.x)
+    assert np.abs(before.coefficients).max() > 1
+
+
+def test_curvature_that_is_the_same_is_left_as_it_is():
+    low, kept = curved_simulations(4_000, 1.0, seed=0), []
+    for seed in range(1, 31):
+        few = curved_simulations(30, 1.0, seed)
+        mean = low.cached(LowMoments.fit).mean(few.theta)
+        kept.append(not coefficients_of_mean(few.theta, mean, few.x - mean).any())
+    assert np.mean(kept) > 0.7
+
+
+def test_coefficients_of_the_mean_are_those_of_a_regression_on_it_and_theta():
+    theta = np.random.default_rng(0).normal(size=(25, 2))
+    mean = np.column_stack((theta[:, 0] ** 2, theta.prod(axis=1), theta[:, 1]))
+    generator = np.random.default_rng(1)
+    gaps = -mean + theta @ np.ones((2, 3)) + 0.01 * generator.normal(size=(25, 3))
+    found = coefficients_of_mean(theta, mean, gaps)
+    for j in range(2):
+        design = np.column_stack((np.ones(25), theta, mean[:, j]))
+        expected = np.linalg.lstsq(design, gaps[:, j], rcond=None)[0][-1]
+        assert found[j] == pytest.approx(expected, rel=1e-3)
+    assert found[2] == 0  # linear in theta
+    assert not coefficients_of_mean(theta[:7], mean[:7], gaps[:7]).any()
 
 
 def test_shift_recovers_an_additive_linear_change_without_noise():

@@ -211,7 +211,10 @@ def test_many_features_are_scored_by_their_principal_components():
 def scores_of(*means, num_simulations=40):
     generator = np.random.default_rng(0)
     sims = generator.normal(size=num_simulations)
-    return {MapChoice(kind): sims + mean for kind, mean in zip(("none", "shift", "full"), means)}
+    return {
+        MapChoice(kind): sims + mean
+        for kind, mean in zip(("none", "shift", "full"), means)
+    }
 
 
 def test_the_best_map_is_that_of_the_highest_mean():

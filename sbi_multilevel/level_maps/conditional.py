@@ -6,11 +6,28 @@ With :math:`m_L(\theta), m_H(\theta)` the means of low and high fidelity given t
 
     \tilde x = m_H(\theta) + R\,\bigl(x_L - m_L(\theta)\bigr).
 
-:math:`m_L` is a quadratic in theta from the many low-fidelity simulations, and
-:math:`m_H = m_L + \Delta` with :math:`\Delta` linear in theta from the few
-high-fidelity simulations, shrunk towards a constant by leave-one-out. No pairs are
-needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
-`sbi_multilevel.level_maps.full` and `sbi_multilevel.level_maps.scaled`.
+:math:`m_L` is a quadratic in theta from the many low-fidelity simulations, and for
+feature j
+
+.. math::
+
+    m_{H, j} = m_{L, j} + \delta_j\, m_{L, j} + \Delta_j(\theta)
+
+with :math:`\Delta` linear in theta from the few high-fidelity simulations, shrunk
+towards a constant by leave-one-out. :math:`\delta_j` is the coefficient of
+:math:`m_{L, j}` in a regression on it and on theta: -1 where high fidelity has no
+curvature and low fidelity does, and 0 where the curvature is the same. For k features
+whose :math:`\delta_j` have the t-statistics :math:`t_j` with :math:`\nu` degrees of
+freedom, all are shrunk by the factor
+
+.. math:: \max\left(0, 1 - \frac{2 \nu}{\nu - 2} \frac{k}{\sum_j t_j^2}\right),
+
+0 unless they are twice as large as by chance, since the errors of features are
+correlated. No pairs are needed. The kinds of map differ in R:
+`sbi_multilevel.level_maps.shift`, `sbi_multilevel.level_maps.full` and
+`sbi_multilevel.level_maps.scaled`.
+
+Reference: James, Stein (1961), *Estimation with quadratic loss*, for the shrinkage.
 """
 
 from __future__ import annotations
@@ -25,6 +42,28 @@ from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import Design, Regression, log_sizes
 
 _LOW_DEGREE, _CHANGE_DEGREE = 2, 1
+_MIN_FREEDOM = 4  # degrees of freedom of the coefficients of the mean
+_FACTOR = 2.0  # by which their squares must exceed those of noise
+_ROUNDING = 1e-8  # of squares
+
+
+@dataclass(frozen=True, eq=False)
+class ChangeOfMean:
+    r"""The change :math:`\delta\, m_L + \Delta` of the mean.
+
+    Args:
+        mean: :math:`m_L`.
+        coefficients: :math:`\delta`, shape `(k,)`.
+        linear: :math:`\Delta`.
+    """
+
+    mean: Regression
+    coefficients: np.ndarray
+    linear: Regression
+
+    def __call__(self, theta: np.ndarray) -> np.ndarray:
+        """The change at `theta`, shape `(n, k)`."""
+        return self.linear(theta) + self.coefficients * self.mean(theta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +92,19 @@ class LowMoments:
         features = low.of_theta(Design.of, _CHANGE_DEGREE).features
         return cls(residuals, features, mean, log_scale)
 
-    def change_of_mean(self, high: LevelArrays) -> tuple[Regression, np.ndarray]:
-        r"""Regress the change :math:`\Delta` of the mean on theta.
+    def change_of_mean(self, high: LevelArrays) -> tuple[ChangeOfMean, np.ndarray]:
+        """Regress the change of the mean on theta.
 
         Returns:
-            The regression, and the centered residuals of the high-fidelity simulations,
+            The change, and the centered residuals of the high-fidelity simulations,
             shape `(m, k)`, as large as if the mean had not been fitted to them.
         """
-        gaps = high.x - self.mean(high.theta)
-        change = Regression.fit(self.features, high.theta, gaps)
+        mean = self.mean(high.theta)
+        gaps = high.x - mean
+        coefficients = coefficients_of_mean(high.theta, mean, gaps)
+        rest = gaps - coefficients * mean
+        linear = Regression.fit(self.features, high.theta, rest)
+        change = ChangeOfMean(self.mean, coefficients, linear)
         residuals = gaps - change(high.theta)
         n = len(residuals)
         freedom = max(n - 1 - high.theta.shape[1], n / 2)
@@ -74,14 +117,14 @@ class ConditionalMap:
 
     Args:
         low: Mean and scale of the low-fidelity simulations.
-        change: :math:`\Delta`.
+        change: Change of the mean.
         turn: R, shape `(k, k)`; `None` leaves residuals as they are.
         log_scale_change: Logarithm of :math:`s_H / s_L` at theta; `None` where scales
             do not depend on theta.
     """
 
     low: LowMoments
-    change: Regression
+    change: ChangeOfMean
     turn: np.ndarray | None = None
     log_scale_change: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -97,3 +140,36 @@ class ConditionalMap:
             growth = np.exp(self.log_scale_change(theta))
             turned = growth * scale * ((residuals / scale) @ self.turn.T)
         return mean + self.change(theta) + turned
+
+
+def coefficients_of_mean(
+    theta: np.ndarray, mean: np.ndarray, gaps: np.ndarray
+) -> np.ndarray:
+    r"""The shrunk coefficients :math:`\delta_j`, shape `(k,)`.
+
+    Args:
+        theta: Parameters of high-fidelity simulations, shape `(n, d)`.
+        mean: :math:`m_L` at these, shape `(n, k)`.
+        gaps: The simulations minus that mean, shape `(n, k)`.
+
+    Returns:
+        The coefficients; 0 for a feature whose mean is linear in theta, and for all if
+        the simulations are too few.
+    """
+    freedom = len(theta) - theta.shape[1] - 2
+    if freedom < _MIN_FREEDOM:
+        return np.zeros(gaps.shape[1])
+    constant = np.ones((len(theta), 1))
+    basis = np.linalg.qr(np.hstack((constant, theta - theta.mean(axis=0))))[0]
+    curved, rest = (each - basis @ (basis.T @ each) for each in (mean, gaps))
+    squares = np.sum(curved**2, axis=0)
+    is_curved = squares > _ROUNDING * np.sum((mean - mean.mean(axis=0)) ** 2, axis=0)
+    squares = np.where(is_curved, squares, np.inf)
+    fitted = np.sum(curved * rest, axis=0) / squares
+    variance = np.sum((rest - fitted * curved) ** 2, axis=0) / freedom / squares
+    known = variance > 0
+    if not known.any():
+        return np.where(is_curved, fitted, 0.0)
+    size = np.mean(fitted[known] ** 2 / variance[known])
+    by_chance = _FACTOR * freedom / (freedom - 2)
+    return fitted * max(0.0, 1 - by_chance / max(size, by_chance))
