@@ -283,6 +283,13 @@ def test_gain_is_exact_without_noise():
     assert np.allclose(move(theta, low.x), gain * low.x + offset, atol=1e-2)
 
 
+def test_gains_of_three_simulations_are_one():
+    low, few = low_simulations(500), low_simulations(3)
+    move = fitted("gain", low, LevelArrays(few.theta, 5 * few.x))
+    ends = move(low.theta[:2], np.array([[0.0, 0.0], [1.0, 1.0]]))
+    assert np.allclose(ends[1] - ends[0], 1)
+
+
 def test_a_gain_that_does_not_differ_from_one_by_its_error_stays():
     """The mean of low fidelity hardly depends on theta, so that its slope is noise."""
     low = gaussian_simulations(4_000, 1e-3 * LOW_SLOPE, np.zeros(2), np.eye(2), 0)

@@ -118,13 +118,16 @@ def test_mean_ranks_of_normal_distributions(scale):
     assert float(ranks.mean()) == pytest.approx(expected, abs=5 * error)
 
 
-def simulated(noise: tuple[float, float]) -> MultilevelSimulations:
+def simulated(
+    noise: tuple[float, float], num_features: int = 2
+) -> MultilevelSimulations:
     """Levels of different noise, not paired."""
     torch.manual_seed(0)
     levels = []
     for level, (num, scale) in enumerate(zip((500, 40), noise)):
         theta = PRIOR.sample((num,))
-        x = theta + scale * torch.randn(num, 2)
+        x = theta.repeat(1, 2)[:, :num_features]
+        x = x + scale * torch.randn(num, num_features)
         levels.append(LevelSimulations(level, theta, x))
     return MultilevelSimulations(tuple(levels))
 
@@ -174,7 +177,7 @@ def test_a_mixture_that_is_wide_enough_stays():
 
 
 def test_likelihoods_are_made_wider():
-    trainer = trained(simulated(noise=(0.15, 0.4)), HybridNLE, widen=True)
+    trainer = trained(simulated((0.15, 0.4), 3), HybridNLE, widen=True)
     assert trainer.hybrid_summary.calibration.base_scale > 1
 
 

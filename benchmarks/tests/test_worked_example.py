@@ -62,14 +62,14 @@ LEVELS = [
 
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_formulas_agree_with_repeated_draws(levels):
-    found = compare(levels, num_low=2_000, num_high=500, repeats=300)
+    found = compare(levels, num_low=2_000, num_high=500, repeats=1_500)
     expected = formulas(levels, 2_000, 500)
     for method in ("plain", "low", "multilevel"):
         mean = over_seeds(found[method])
         # first order in 1 / n, so that a tenth remains
         tolerance = 4 * mean.standard_error + 0.1 * expected[method]
         assert mean.mean == pytest.approx(expected[method], abs=tolerance), method
-    assert all(len(found[method]) == 300 for method in METHODS)
+    assert all(len(found[method]) == 1_500 for method in METHODS)
 
 
 def test_a_map_of_levels_that_determine_each_other_needs_few_pairs():
