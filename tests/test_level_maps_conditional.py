@@ -246,6 +246,7 @@ def test_coefficients_of_the_mean_are_those_of_a_regression_on_it_and_theta():
         expected = np.linalg.lstsq(design, gaps[:, j], rcond=None)[0][-1]
         assert found[j] == pytest.approx(expected, rel=1e-3)
     assert found[2] == 0  # linear in theta
+    assert not coefficients_of_mean(theta, 0.01 * mean, gaps).any()  # would be -100
     assert not coefficients_of_mean(theta[:7], mean[:7], gaps[:7]).any()
 
 

@@ -20,12 +20,14 @@ curvature and low fidelity does, and 0 where the curvature is the same. For k fe
 whose :math:`\delta_j` have the t-statistics :math:`t_j` with :math:`\nu` degrees of
 freedom, all are shrunk by the factor
 
-.. math:: \max\left(0, 1 - \frac{2 \nu}{\nu - 2} \frac{k}{\sum_j t_j^2}\right),
+.. math::
 
-0 unless they are twice as large as by chance, since the errors of features are
-correlated. No pairs are needed. The kinds of map differ in R:
-`sbi_multilevel.level_maps.shift`, `sbi_multilevel.level_maps.full` and
-`sbi_multilevel.level_maps.scaled`.
+    \max\left(0, 1 - \frac{10\, \nu}{\nu - 2} \frac{k}{\sum_j t_j^2}\right),
+
+0 unless the squares are ten times as large as by chance: the errors of features are
+correlated, and where the noise depends on theta the :math:`t_j` are too large. No pairs
+are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
+`sbi_multilevel.level_maps.full` and `sbi_multilevel.level_maps.scaled`.
 
 Reference: James, Stein (1961), *Estimation with quadratic loss*, for the shrinkage.
 """
@@ -39,11 +41,13 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.level_maps.base import LevelMap
 from sbi_multilevel.level_maps.regression import Design, Regression, log_sizes
 
 _LOW_DEGREE, _CHANGE_DEGREE = 2, 1
 _MIN_FREEDOM = 4  # degrees of freedom of the coefficients of the mean
-_FACTOR = 2.0  # by which their squares must exceed those of noise
+_FACTOR = 10.0  # by which their squares must exceed those of noise
+_MAX_COEFFICIENT = 2.0  # of a larger one the curvature of the mean is but noise
 _ROUNDING = 1e-8  # of squares
 
 
@@ -142,30 +146,55 @@ class ConditionalMap:
         return mean + self.change(theta) + turned
 
 
+def fit_beside_mean(
+    fit: Callable[[LevelArrays], LevelMap], low: LevelArrays, pairs: LevelArrays
+) -> LevelMap:
+    r"""Fit a map to pairs less :math:`\delta\, m_L`, and add that part.
+
+    Args:
+        fit: Fits the map.
+        low: Low-fidelity simulations, whose mean is :math:`m_L`.
+        pairs: The pairs. :math:`\delta` is that of a regression of their difference on
+            :math:`m_L`, theta and low-fidelity x; where it is 0, `fit(pairs)` is
+            returned.
+    """
+    assert pairs.x_coarse is not None
+    mean = low.cached(LowMoments.fit).mean
+    at = mean(pairs.theta)
+    inputs = np.concatenate((pairs.x_coarse, pairs.theta), axis=1)
+    coefficients = coefficients_of_mean(inputs, at, pairs.x - pairs.x_coarse)
+    if not coefficients.any():
+        return fit(pairs)
+    move = fit(pairs.with_x(pairs.x - coefficients * at, pairs.x_coarse))
+    return lambda theta, x: move(theta, x) + coefficients * mean(theta)
+
+
 def coefficients_of_mean(
-    theta: np.ndarray, mean: np.ndarray, gaps: np.ndarray
+    inputs: np.ndarray, mean: np.ndarray, gaps: np.ndarray
 ) -> np.ndarray:
     r"""The shrunk coefficients :math:`\delta_j`, shape `(k,)`.
 
     Args:
-        theta: Parameters of high-fidelity simulations, shape `(n, d)`.
-        mean: :math:`m_L` at these, shape `(n, k)`.
+        inputs: What else the gaps are regressed on, shape `(n, d)`: parameters of
+            high-fidelity simulations, and of pairs also low-fidelity x.
+        mean: :math:`m_L` at these parameters, shape `(n, k)`.
         gaps: The simulations minus that mean, shape `(n, k)`.
 
     Returns:
-        The coefficients; 0 for a feature whose mean is linear in theta, and for all if
-        the simulations are too few.
+        The coefficients; 0 for a feature whose mean is linear in the inputs, or whose
+        coefficient would exceed 2, and for all if the simulations are too few.
     """
-    freedom = len(theta) - theta.shape[1] - 2
+    freedom = len(inputs) - inputs.shape[1] - 2
     if freedom < _MIN_FREEDOM:
         return np.zeros(gaps.shape[1])
-    constant = np.ones((len(theta), 1))
-    basis = np.linalg.qr(np.hstack((constant, theta - theta.mean(axis=0))))[0]
+    constant = np.ones((len(inputs), 1))
+    basis = np.linalg.qr(np.hstack((constant, inputs - inputs.mean(axis=0))))[0]
     curved, rest = (each - basis @ (basis.T @ each) for each in (mean, gaps))
     squares = np.sum(curved**2, axis=0)
     is_curved = squares > _ROUNDING * np.sum((mean - mean.mean(axis=0)) ** 2, axis=0)
     squares = np.where(is_curved, squares, np.inf)
     fitted = np.sum(curved * rest, axis=0) / squares
+    fitted = np.where(np.abs(fitted) > _MAX_COEFFICIENT, 0.0, fitted)
     variance = np.sum((rest - fitted * curved) ** 2, axis=0) / freedom / squares
     known = variance > 0
     if not known.any():

@@ -8,6 +8,10 @@ r"""The map `"paired"`: the difference between the sides of pairs, by linear reg
 `d` is linear in low-fidelity x and theta, with a ridge penalty chosen by leave-one-out.
 What low-fidelity x does not determine is noise: :math:`\varepsilon` is the vector of
 leave-one-out residuals of one pair, drawn with replacement.
+
+Where the levels differ in the curvature of their means, :math:`\delta\, m_L(\theta)` is
+added to d, with :math:`\delta` as in `sbi_multilevel.level_maps.conditional`; so it is
+in `sbi_multilevel.level_maps.paired_process`.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.base import LevelMapKind, register_level_map
+from sbi_multilevel.level_maps.base import LevelMap, LevelMapKind, register_level_map
+from sbi_multilevel.level_maps.conditional import fit_beside_mean
 from sbi_multilevel.level_maps.regression import Regression, polynomials
 
 
@@ -51,8 +56,11 @@ class Paired(LevelMapKind):
     max_features = 2_000
     degree = 1
 
-    def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> PairedMap:
+    def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> LevelMap:
         """Fit the difference to pairs."""
+        return fit_beside_mean(lambda pairs: self._fit(low, pairs, seed), low, high)
+
+    def _fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> PairedMap:
         assert high.x_coarse is not None
         features = low.cached(self._features)
         inputs = np.concatenate((high.x_coarse, high.theta), axis=1)

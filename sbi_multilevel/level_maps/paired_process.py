@@ -20,7 +20,8 @@ import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.base import LevelMapKind, register_level_map
+from sbi_multilevel.level_maps.base import LevelMap, LevelMapKind, register_level_map
+from sbi_multilevel.level_maps.conditional import fit_beside_mean
 from sbi_multilevel.level_maps.process import Process
 from sbi_multilevel.level_maps.regression import blocks, spread
 
@@ -72,8 +73,13 @@ class PairedProcess(LevelMapKind):
     max_features = 12
     is_local = True
 
-    def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> GaussianProcessMap:
+    def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> LevelMap:
         """Fit processes to pairs, to a subset if they are many."""
+        return fit_beside_mean(lambda pairs: self._fit(low, pairs, seed), low, high)
+
+    def _fit(
+        self, low: LevelArrays, high: LevelArrays, seed: int
+    ) -> GaussianProcessMap:
         high = high.first(min(_MAX_PAIRS, _MAX_ENTRIES // high.x.shape[1]))
         assert high.x_coarse is not None
         scaler = low.cached(_scaler)
