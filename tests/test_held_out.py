@@ -181,11 +181,14 @@ def test_random_trainings_are_counted_by_what_they_end_with():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         records = list(run_divergences([2], rules=["bounded"]))
+        (other,) = run_divergences([2], rules=["bounded"], before=records, rates=[2e-3])
     (record,) = records
+    assert other["learning_rate"] == other["rate"] == 2e-3 != record["learning_rate"]
     assert math.isfinite(record["excess"]) and record["excess"] < 10
     # those that are there already are not run again
     assert not list(run_divergences([2], before=records, rules=["bounded"]))
     failed = {"seed": 3, "stopping": "bounded", "error": "ValueError"}
     far = {"seed": 4, "stopping": "bounded", "excess": 5.0}
-    (row,) = divergence_table([record, failed, far]).rows
-    assert row[:4] == ("bounded", "3", "2", "1")
+    given, drawn = divergence_table([record, failed, far, other]).rows
+    assert drawn[:5] == ("bounded", "drawn", "3", "2", "1")
+    assert given[:3] == ("bounded", "0.002", "1")
