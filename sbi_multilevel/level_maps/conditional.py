@@ -42,7 +42,12 @@ from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import LevelMap
-from sbi_multilevel.level_maps.regression import Design, Regression, log_sizes
+from sbi_multilevel.level_maps.regression import (
+    Design,
+    Regression,
+    log_sizes,
+    varies,
+)
 
 _LOW_DEGREE, _CHANGE_DEGREE = 2, 1
 _MIN_FREEDOM = 4  # degrees of freedom of the coefficients of the mean
@@ -187,18 +192,37 @@ def coefficients_of_mean(
     freedom = len(inputs) - inputs.shape[1] - 2
     if freedom < _MIN_FREEDOM:
         return np.zeros(gaps.shape[1])
+    fitted, variance = regress_on_mean(inputs, mean, gaps)
+    fitted = np.where(np.abs(fitted) > _MAX_COEFFICIENT, 0.0, fitted)
+    known = variance > 0
+    if not known.any():
+        return fitted
+    size = np.mean(fitted[known] ** 2 / variance[known])
+    by_chance = _FACTOR * freedom / (freedom - 2)
+    return fitted * max(0.0, 1 - by_chance / max(size, by_chance))
+
+
+def regress_on_mean(
+    inputs: np.ndarray, mean: np.ndarray, gaps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficient of each mean in a regression on it and on the inputs.
+
+    Args:
+        inputs: Shape `(n, d)`, with d + 2 below n.
+        mean: Shape `(n, k)`.
+        gaps: What is regressed, shape `(n, k)`.
+
+    Returns:
+        The coefficients, 0 where a mean is linear in the inputs, and their variances,
+        0 where the fit is exact or there is no coefficient, each of shape `(k,)`.
+    """
     constant = np.ones((len(inputs), 1))
     basis = np.linalg.qr(np.hstack((constant, inputs - inputs.mean(axis=0))))[0]
     curved, rest = (each - basis @ (basis.T @ each) for each in (mean, gaps))
     squares = np.sum(curved**2, axis=0)
     is_curved = squares > _ROUNDING * np.sum((mean - mean.mean(axis=0)) ** 2, axis=0)
-    squares = np.where(is_curved, squares, np.inf)
+    squares = np.where(is_curved & varies(mean), squares, np.inf)
     fitted = np.sum(curved * rest, axis=0) / squares
-    fitted = np.where(np.abs(fitted) > _MAX_COEFFICIENT, 0.0, fitted)
-    variance = np.sum((rest - fitted * curved) ** 2, axis=0) / freedom / squares
-    known = variance > 0
-    if not known.any():
-        return np.where(is_curved, fitted, 0.0)
-    size = np.mean(fitted[known] ** 2 / variance[known])
-    by_chance = _FACTOR * freedom / (freedom - 2)
-    return fitted * max(0.0, 1 - by_chance / max(size, by_chance))
+    freedom = len(inputs) - inputs.shape[1] - 2
+    residuals = rest - fitted * curved
+    return fitted, np.sum(residuals**2, axis=0) / freedom / squares

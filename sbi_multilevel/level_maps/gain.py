@@ -25,8 +25,8 @@ import numpy as np
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import LevelMap, LevelMapKind, register_level_map
-from sbi_multilevel.level_maps.conditional import LowMoments
-from sbi_multilevel.level_maps.regression import MIN_FOR_SLOPES, varies
+from sbi_multilevel.level_maps.conditional import LowMoments, regress_on_mean
+from sbi_multilevel.level_maps.regression import MIN_FOR_SLOPES
 
 
 class Gain(LevelMapKind):
@@ -46,11 +46,8 @@ def _change_of_gain(mean: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     r"""The shrunk :math:`\delta_j`, 0 where a mean does not vary, shape `(k,)`."""
     if len(gaps) < MIN_FOR_SLOPES:
         return np.zeros(gaps.shape[1])
-    centered = mean - mean.mean(axis=0)
-    power = np.where(varies(mean), np.sum(centered**2, axis=0), np.inf)
-    change = np.sum(centered * gaps, axis=0) / power
-    residuals = gaps - gaps.mean(axis=0) - change * centered
-    variance = np.sum(residuals**2, axis=0) / (len(gaps) - 2) / power
+    no_inputs = np.empty((len(gaps), 0))
+    change, variance = regress_on_mean(no_inputs, mean, gaps)
     square = np.maximum(change**2, np.finfo(float).tiny)
     return change * np.clip(1 - variance / square, 0, 1)
 
