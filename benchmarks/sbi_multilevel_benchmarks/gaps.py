@@ -25,13 +25,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sbi_multilevel_benchmarks.journal import read_records
-from sbi_multilevel_benchmarks.plots import png
+from sbi_multilevel_benchmarks.plots import FIXED, means_and_errors, png
 from sbi_multilevel_benchmarks.records import Cell, Summary, cells, joined
 
 PLAIN, LOW, ORACLE, EXACT = "high", "low", "oracle", "excess"
 # title, color and marker of each method
 METHODS = {
-    LOW: ("low fidelity alone", "#7f7f7f", "|"),
+    LOW: ("low fidelity alone", FIXED[LOW], "|"),
     "ml": ("multilevel", "#009E73", "^"),
     "mf": ("transfer", "#E69F00", "s"),
     "hybrid": ("hybrid", "#0072B2", "o"),
@@ -96,7 +96,7 @@ def gaps(given: Iterable[Cell]) -> list[Gap]:
 def _share(plain: Summary, method: Summary, oracle: float) -> Summary:
     gap = plain.mean - oracle
     rest = (method.mean - oracle) / gap
-    error = math.hypot(method.standard_error, rest * plain.standard_error) / abs(gap)
+    error = math.hypot(method.standard_error, rest * plain.standard_error) / gap
     num_seeds = min(plain.num_seeds, method.num_seeds)
     return Summary(1 - rest, error, num_seeds)
 
@@ -121,18 +121,17 @@ def draw_gaps(given: Sequence[Gap]) -> Figure:
         rows = [row for row, each in enumerate(given) if name in each.shares]
         shares = [given[row].shares[name] for row in rows]
         style = dict(color=color, marker=marker, linestyle="none", markersize=6)
+        means, errors = means_and_errors(shares)
         axes.errorbar(
-            [each.mean for each in shares],
+            means,
             rows,
-            xerr=[
-                0 if math.isnan(s.standard_error) else s.standard_error for s in shares
-            ],
+            xerr=errors,
             label=label,
             elinewidth=1,
             **style,
         )
-        for row, share in zip(rows, shares):
-            _point_outside(axes, row, share.mean, color)
+        for row, mean in zip(rows, means):
+            _point_outside(axes, row, mean, color)
     for place, style in ((0.0, ":"), (1.0, "--")):
         axes.axvline(place, color="#222222", linestyle=style, linewidth=1, zorder=0)
     axes.set_xlim(*_RANGE)

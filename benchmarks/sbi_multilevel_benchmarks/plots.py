@@ -140,7 +140,9 @@ def _draw_panel(
     middle, reach = math.sqrt(min(known) * max(known)), math.exp(0.625 * width)
     axes.set_xlim(middle / reach, middle * reach)
     for index, (line, given) in enumerate(zip(series, places)):
-        means, errors = _values([cell.metrics[metric]["mean"] for cell in line.cells])
+        means, errors = means_and_errors([
+            cell.metrics[metric]["mean"] for cell in line.cells
+        ])
         if not any(given):
             _draw_across(axes, means[-1], errors[-1], line.color, ":", line.label)
             continue
@@ -162,17 +164,20 @@ def _draw_panel(
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _values(summaries: Sequence[Summary]) -> tuple[np.ndarray, np.ndarray]:
+def means_and_errors(
+    summaries: Sequence[Summary],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard errors; 0 for one seed, whose point has no bar."""
     means = np.array([summary.mean for summary in summaries])
     errors = np.array([summary.standard_error for summary in summaries])
-    return means, np.nan_to_num(errors)  # one seed has a point without a bar
+    return means, np.nan_to_num(errors)
 
 
 def _draw_oracles(axes: Axes, oracles: Sequence[Cell], metric: str) -> None:
     # an oracle does not depend on the numbers of simulations
     last = {(cell.method, cell.runs): cell for cell in oracles}
     for index, cell in enumerate(last.values()):
-        (mean,), (error,) = _values([cell.metrics[metric]["mean"]])
+        (mean,), (error,) = means_and_errors([cell.metrics[metric]["mean"]])
         color = ORACLE_COLORS[index % len(ORACLE_COLORS)]
         number = "" if cell.runs is None else f" ({cell.runs[-1]} simulations)"
         label = _with_seeds(cell.method + number, [cell])
