@@ -8,7 +8,11 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sbi_multilevel import LevelSimulations
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import level_map_kind
-from sbi_multilevel.level_maps.conditional import LowMoments, coefficients_of_mean
+from sbi_multilevel.level_maps.conditional import (
+    LowMoments,
+    coefficients_of_mean,
+    regress_on_mean,
+)
 from sbi_multilevel.level_maps.full import transport
 from sbi_multilevel.level_maps.regression import (
     PENALTIES,
@@ -248,6 +252,14 @@ def test_coefficients_of_the_mean_are_those_of_a_regression_on_it_and_theta():
     assert found[2] == 0  # linear in theta
     assert not coefficients_of_mean(theta, 0.01 * mean, gaps).any()  # would be -100
     assert not coefficients_of_mean(theta[:7], mean[:7], gaps[:7]).any()
+
+
+def test_a_mean_that_varies_by_rounding_has_no_coefficient():
+    generator = np.random.default_rng(0)
+    gaps, rounding = generator.normal(size=(2, 20, 1))
+    constant = 3.0 + 1e-15 * rounding
+    assert np.ptp(constant) > 0
+    assert not np.any(regress_on_mean(np.empty((20, 0)), constant, gaps))
 
 
 def test_shift_recovers_an_additive_linear_change_without_noise():
