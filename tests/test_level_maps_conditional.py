@@ -34,6 +34,9 @@ from tests.gaussian_simulations import (
 )
 
 
+CONDITIONAL = ("gain", "shift", "full", "scaled", "homoscedastic")
+
+
 def square_root(covariance):
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values)) @ vectors.T
@@ -185,6 +188,51 @@ def test_leave_one_out_residuals_of_a_regression_are_those_of_refits():
         assert residuals[row] == pytest.approx(expected, rel=1e-6)
 
 
+def test_leverages_are_the_diagonal_of_the_hat_matrix():
+    generator = np.random.default_rng(0)
+    inputs, targets = generator.normal(size=(12, 2)), generator.normal(size=(12, 3))
+    features = polynomials(inputs, 2)
+    regression = Regression.fit(features, inputs, targets)
+    hat = Ridge(regression.penalty).fit(features.transform(inputs), np.eye(12))
+    leverages = regression.leverage(inputs)(inputs)
+    assert np.allclose(leverages, np.diag(hat.predict(features.transform(inputs))))
+
+
+def test_leverages_of_a_mean_are_one_over_the_number():
+    inputs, targets = np.arange(6.0).reshape(3, 2), np.array([[1.0], [2.0], [6.0]])
+    regression = Regression.fit(polynomials(inputs, 1), inputs, targets)
+    assert np.allclose(regression.leverage(inputs)(100 * inputs), 1 / 3)
+
+
+def test_leverages_of_many_inputs_are_computed_in_blocks():
+    inputs, targets = many_rows(30, 1.0)
+    leverage = Regression.fit(polynomials(inputs, 1), inputs, targets).leverage(inputs)
+    repeated = leverage(np.tile(inputs, (1_000, 1)))
+    assert np.allclose(repeated, np.tile(leverage(inputs), 1_000))
+
+
+@pytest.mark.parametrize("kind", ("gain", "full", "homoscedastic", "paired"))
+def test_mapped_simulations_are_as_wide_as_the_posterior_predictive(kind):
+    """Of high-fidelity simulations, also far from those that a map was fitted to."""
+    gain, place, n = -0.5, 3.0, 12
+    normal = lambda n, seed: np.random.default_rng(seed).normal(size=(n, 1))
+    theta = normal(4_000, 0)
+    low = LevelArrays(theta, 3 * theta + normal(4_000, 1))
+    there = np.full((4_000, 1), place)
+    x = 3 * there + normal(4_000, 2)
+    errors, variances = [], []
+    for seed in range(3, 303):
+        few, coarse = normal(n, seed), normal(n, seed + 1_000)
+        fine = gain * (3 * few + normal(n, seed + 2_000))
+        moved = fitted(kind, low, LevelArrays(few, fine, 3 * few + coarse))(there, x)
+        errors.append((moved.mean() - 3 * gain * place) ** 2)
+        variances.append(moved.var())
+    excess = np.array(variances) - gain**2  # of the noise
+    assert np.mean(excess) > 0.5 * gain**2
+    error = np.std(errors - excess) / np.sqrt(len(errors))
+    assert np.mean(excess) == pytest.approx(np.mean(errors), abs=4 * error)
+
+
 def test_full_map_reproduces_mean_and_covariance_given_theta():
     low, n = low_simulations(), 4_000
     move = fitted("full", low, high_simulations(n))
@@ -214,7 +262,7 @@ def curved_simulations(n, curvature, seed, num_features=4, noise=0.3):
     return LevelArrays(theta, signal + noise * generator.normal(size=signal.shape))
 
 
-@pytest.mark.parametrize("kind", ("shift", "full", "scaled"))
+@pytest.mark.parametrize("kind", CONDITIONAL[1:])
 @pytest.mark.parametrize("curvature", (0.0, -0.5))
 def test_curvature_of_low_fidelity_is_changed_where_high_fidelity_differs(
     kind, curvature
@@ -299,8 +347,7 @@ def test_gain_is_exact_without_noise():
 def test_gains_of_three_simulations_are_one():
     low, few = low_simulations(500), low_simulations(3)
     move = fitted("gain", low, LevelArrays(few.theta, 5 * few.x))
-    ends = move(low.theta[:2], np.array([[0.0, 0.0], [1.0, 1.0]]))
-    assert np.allclose(ends[1] - ends[0], 1)
+    assert np.array_equal(move.gain, [1.0, 1.0])
 
 
 def test_a_gain_that_does_not_differ_from_one_by_its_error_stays():
@@ -309,9 +356,7 @@ def test_a_gain_that_does_not_differ_from_one_by_its_error_stays():
     kept = []
     for seed in range(1, 41):
         high = gaussian_simulations(20, 0 * LOW_SLOPE, np.ones(2), np.eye(2), seed)
-        move = fitted("gain", low, high)
-        ends = move(low.theta[:2], np.array([[0.0, 0.0], [1.0, 1.0]]))
-        kept += np.isclose(ends[1] - ends[0], 1.0, atol=1e-9).tolist()
+        kept += np.isclose(fitted("gain", low, high).gain, 1.0, atol=1e-9).tolist()
     # |t| < 1 in two of three cases
     assert 0.45 < np.mean(kept) < 0.85
 
@@ -352,7 +397,7 @@ def test_the_spread_from_few_simulations_is_right_on_average():
     assert error < 0.06
 
 
-@pytest.mark.parametrize("kind", ("gain", "shift", "full", "scaled"))
+@pytest.mark.parametrize("kind", CONDITIONAL)
 def test_conditional_maps_use_no_pairs(kind):
     low, high = low_simulations(500), high_simulations(30)
     paired = LevelArrays(high.theta, high.x, np.full_like(high.x, np.nan))
@@ -360,7 +405,31 @@ def test_conditional_maps_use_no_pairs(kind):
     assert np.array_equal(*moved)
 
 
-@pytest.mark.parametrize("kind", ("gain", "shift", "full", "scaled"))
+def test_homoscedastic_noise_depends_neither_on_theta_nor_on_low_fidelity():
+    low = scaled_simulations(4_000, lambda theta: 1.0 * theta, seed=0)
+    high = scaled_simulations(4_000, lambda theta: 0.0 * theta, seed=1)
+    move = fitted("homoscedastic", low, high)
+    moved = move(low.theta, low.x)
+    assert np.array_equal(moved, move(low.theta, np.zeros_like(low.x)))
+    noise = moved - low.theta
+    at_ends = [noise[low.theta[:, 0] < -0.5], noise[low.theta[:, 0] > 0.5]]
+    for each in at_ends:
+        error = np.sqrt(1 / (2 * len(each)) + 1 / (2 * len(high)))
+        # normal noise of standard deviations 1 and 10
+        assert np.allclose(each.std(axis=0) / [1.0, 10.0], 1.0, atol=4 * error)
+
+
+def test_homoscedastic_noise_keeps_the_shape_of_low_fidelity():
+    generator = np.random.default_rng(0)
+    theta, noise = generator.normal(size=(4_000, 1)), generator.exponential(size=4_000)
+    low = LevelArrays(theta, theta + noise[:, np.newaxis])
+    high = LevelArrays(theta[:100], low.x[:100] + 5.0)
+    moved = fitted("homoscedastic", low, high)(theta, low.x) - theta
+    skewness = ((moved - moved.mean()) ** 3).mean() / moved.std() ** 3
+    assert skewness == pytest.approx(2.0, abs=0.5)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
 @pytest.mark.parametrize("n", (2, 3, 5))
 def test_few_simulations_give_moderate_maps(kind, n):
     low, high = low_simulations(500), high_simulations(n)
@@ -369,7 +438,7 @@ def test_few_simulations_give_moderate_maps(kind, n):
     assert np.abs(moved).max() < 10 * np.abs(np.concatenate((low.x, high.x))).max()
 
 
-@pytest.mark.parametrize("kind", ("gain", "shift", "full", "scaled"))
+@pytest.mark.parametrize("kind", CONDITIONAL)
 def test_a_constant_feature_stays_constant(kind):
     low, high = low_simulations(500), high_simulations(30)
     low.x[:, 1], high.x[:, 1] = 3.0, 3.0

@@ -23,7 +23,9 @@ from sbi_multilevel.level_maps.tail_transform import TailTransform
 from tests.gaussian_simulations import normal_noise
 from tests.linear_gaussian import SilentTracker
 
-UNPAIRED = ("none", "gain", "shift", "full", "scaled")
+UNPAIRED = ("none", "gain", "shift", "full", "scaled", "homoscedastic")
+PAIRED = ("paired", "paired_quadratic", "paired_process")
+COVARIANCES = ("full", "scaled", "homoscedastic")
 both = pytest.mark.parametrize("target", ("theta", "x"))
 
 
@@ -310,16 +312,12 @@ def kinds_of(num_features, paired, kinds=BUILT_IN_MAPS):
     "num_features, paired, without",
     (
         (12, True, ()),
-        (12, False, BUILT_IN_MAPS[5:]),
-        (13, True, ("paired_process",)),
-        (50, True, ("paired_process",)),
-        (51, True, ("paired_process", "paired_quadratic")),
-        (201, True, ("paired_process", "paired_quadratic", "full", "scaled")),
-        (
-            2_001,
-            True,
-            ("paired_process", "paired_quadratic", "full", "scaled", "paired"),
-        ),
+        (12, False, PAIRED),
+        (13, True, PAIRED[2:]),
+        (50, True, PAIRED[2:]),
+        (51, True, PAIRED[1:]),
+        (201, True, (*COVARIANCES, *PAIRED[1:])),
+        (2_001, True, (*COVARIANCES, *PAIRED)),
     ),
 )
 def test_maps_that_simulations_do_not_allow_are_left_out(num_features, paired, without):

@@ -83,6 +83,7 @@ BUILT_IN_MAPS = (
     "shift",
     "full",
     "scaled",
+    "homoscedastic",
     "paired",
     "paired_quadratic",
     "paired_process",

@@ -4,7 +4,7 @@ With :math:`m_L(\theta), m_H(\theta)` the means of low and high fidelity given t
 
 .. math::
 
-    \tilde x = m_H(\theta) + R\,\bigl(x_L - m_L(\theta)\bigr).
+    \tilde x = m_H(\theta) + \sqrt{1 + h(\theta)}\; R\,\bigl(x_L - m_L(\theta)\bigr).
 
 :math:`m_L` is a quadratic in theta from the many low-fidelity simulations, and for
 feature j
@@ -18,16 +18,24 @@ towards a constant by leave-one-out. :math:`\delta_j` is the coefficient of
 :math:`m_{L, j}` in a regression on it and on theta: -1 where high fidelity has no
 curvature and low fidelity does, and 0 where the curvature is the same. For k features
 whose :math:`\delta_j` have the t-statistics :math:`t_j` with :math:`\nu` degrees of
-freedom, all are shrunk by the factor
+freedom, the mean square by chance is :math:`c = \nu / (\nu - 2)`. All are shrunk by
 
 .. math::
 
-    \max\left(0, 1 - \frac{10\, \nu}{\nu - 2} \frac{k}{\sum_j t_j^2}\right),
+    1 - c \left( \tfrac1k \textstyle\sum_j t_j^2 \right)^{-1},
 
-0 unless the squares are ten times as large as by chance: the errors of features are
-correlated, and where the noise depends on theta the :math:`t_j` are too large. No pairs
-are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
-`sbi_multilevel.level_maps.full` and `sbi_multilevel.level_maps.scaled`.
+and are 0 unless the mean square exceeds 10 c: the errors of features are correlated,
+and where the noise depends on theta the :math:`t_j` are too large.
+
+Few high-fidelity simulations leave :math:`\Delta` uncertain: its variance is
+:math:`h(\theta)` times that of the residuals (`Leverage`). As an observation may have
+any of the means that are possible, a simulation has the residuals of its posterior
+predictive distribution, which are larger by :math:`\sqrt{1 + h}`. Without this factor
+posteriors are too narrow. The uncertainty of :math:`\delta` is left out.
+
+No pairs are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
+`sbi_multilevel.level_maps.full`, `sbi_multilevel.level_maps.scaled` and
+`sbi_multilevel.level_maps.homoscedastic`.
 
 Reference: James, Stein (1961), *Estimation with quadratic loss*, for the shrinkage.
 """
@@ -44,6 +52,7 @@ from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import LevelMap
 from sbi_multilevel.level_maps.regression import (
     Design,
+    Leverage,
     Regression,
     log_sizes,
     varies,
@@ -64,11 +73,13 @@ class ChangeOfMean:
         mean: :math:`m_L`.
         coefficients: :math:`\delta`, shape `(k,)`.
         linear: :math:`\Delta`.
+        leverage: h.
     """
 
     mean: Regression
     coefficients: np.ndarray
     linear: Regression
+    leverage: Leverage
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
         """The change at `theta`, shape `(n, k)`."""
@@ -113,7 +124,8 @@ class LowMoments:
         coefficients = coefficients_of_mean(high.theta, mean, gaps)
         rest = gaps - coefficients * mean
         linear = Regression.fit(self.features, high.theta, rest)
-        change = ChangeOfMean(self.mean, coefficients, linear)
+        leverage = linear.leverage(high.theta)
+        change = ChangeOfMean(self.mean, coefficients, linear, leverage)
         residuals = gaps - change(high.theta)
         n = len(residuals)
         freedom = max(n - 1 - high.theta.shape[1], n / 2)
@@ -122,7 +134,7 @@ class LowMoments:
 
 @dataclass(frozen=True, eq=False)
 class ConditionalMap:
-    r"""The map :math:`\tilde x = m_H(\theta) + s_H(\theta) R\, e / s_L(\theta)`.
+    r"""The map :math:`\tilde x = m_H + \sqrt{1 + h}\, s_H R\, e / s_L`.
 
     Args:
         low: Mean and scale of the low-fidelity simulations.
@@ -146,9 +158,10 @@ class ConditionalMap:
         else:
             assert self.turn is not None
             scale = np.exp(self.low.log_scale(theta))
-            growth = np.exp(self.log_scale_change(theta))
-            turned = growth * scale * ((residuals / scale) @ self.turn.T)
-        return mean + self.change(theta) + turned
+            ratio = np.exp(self.log_scale_change(theta))
+            turned = ratio * scale * ((residuals / scale) @ self.turn.T)
+        growth = np.sqrt(1 + self.change.leverage(theta))
+        return mean + self.change(theta) + growth[:, np.newaxis] * turned
 
 
 def fit_beside_mean(
@@ -198,8 +211,10 @@ def coefficients_of_mean(
     if not known.any():
         return fitted
     size = np.mean(fitted[known] ** 2 / variance[known])
-    by_chance = _FACTOR * freedom / (freedom - 2)
-    return fitted * max(0.0, 1 - by_chance / max(size, by_chance))
+    by_chance = freedom / (freedom - 2)
+    if size <= _FACTOR * by_chance:
+        return np.zeros_like(fitted)
+    return fitted * (1 - by_chance / size)
 
 
 def regress_on_mean(

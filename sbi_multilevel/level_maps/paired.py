@@ -2,12 +2,15 @@ r"""The map `"paired"`: the difference between the sides of pairs, by linear reg
 
 .. math::
 
-    \tilde x = x_L + d(x_L, \theta) + \varepsilon, \qquad
+    \tilde x = x_L + d(x_L, \theta) + \sqrt{1 + h(x_L, \theta)}\; \varepsilon, \qquad
     d(x_\mathrm{coarse}, \theta) \approx x - x_\mathrm{coarse}.
 
 `d` is linear in low-fidelity x and theta, with a ridge penalty chosen by leave-one-out.
 What low-fidelity x does not determine is noise: :math:`\varepsilon` is the vector of
-leave-one-out residuals of one pair, drawn with replacement.
+residuals of one pair, drawn with replacement, over :math:`\sqrt{1 - h}`, so that it has
+the variance of the noise. With :math:`1 + h` that of the posterior predictive
+distribution is drawn, in which d is uncertain, most where pairs are far
+(`sbi_multilevel.level_maps.regression.Leverage`).
 
 Where the levels differ in the curvature of their means, :math:`\delta\, m_L(\theta)` is
 added to d, with :math:`\delta` as in `sbi_multilevel.level_maps.conditional`; so it is
@@ -23,7 +26,7 @@ import numpy as np
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import LevelMap, LevelMapKind, register_level_map
 from sbi_multilevel.level_maps.conditional import fit_beside_mean
-from sbi_multilevel.level_maps.regression import Regression, polynomials
+from sbi_multilevel.level_maps.regression import Leverage, Regression, polynomials
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +35,14 @@ class PairedMap:
 
     Args:
         difference: Regression of the difference between the levels.
-        residuals: Leave-one-out residuals of the pairs, shape `(m, k)`.
+        leverage: h.
+        residuals: Residuals of the pairs with the variance of the noise, shape
+            `(m, k)`.
         seed: Seed of the draws from them.
     """
 
     difference: Regression
+    leverage: Leverage
     residuals: np.ndarray
     seed: int
 
@@ -44,8 +50,9 @@ class PairedMap:
         """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
         generator = np.random.default_rng(self.seed)
         chosen = generator.integers(len(self.residuals), size=len(x))
-        moved = x + self.difference(np.concatenate((x, theta), axis=1))
-        return moved + self.residuals[chosen]
+        inputs = np.concatenate((x, theta), axis=1)
+        growth = np.sqrt(1 + self.leverage(inputs))[:, np.newaxis]
+        return x + self.difference(inputs) + growth * self.residuals[chosen]
 
 
 class Paired(LevelMapKind):
@@ -66,8 +73,11 @@ class Paired(LevelMapKind):
         inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
         gaps = high.x - high.x_coarse
         difference = Regression.fit(features, inputs, gaps)
-        residuals = difference.left_out(inputs, gaps)
-        return PairedMap(difference, residuals - residuals.mean(axis=0), seed)
+        leverage = difference.leverage(inputs)
+        left = np.maximum(1 - leverage(inputs), 1e-3)
+        residuals = (gaps - difference(inputs)) / np.sqrt(left)[:, np.newaxis]
+        residuals -= residuals.mean(axis=0)
+        return PairedMap(difference, leverage, residuals, seed)
 
     def _features(self, low: LevelArrays):
         return polynomials(np.concatenate((low.x, low.theta), axis=1), self.degree)

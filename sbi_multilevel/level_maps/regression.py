@@ -51,6 +51,40 @@ def blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:
 
 
 @dataclass(frozen=True, eq=False)
+class Leverage:
+    r"""Variance of a prediction, relative to that of the residuals.
+
+    .. math::  h(u) = \frac1n + (\phi(u) - \bar\phi)^\top
+        \Bigl(\sum_i (\phi_i - \bar\phi) (\phi_i - \bar\phi)^\top
+        + \lambda I\Bigr)^{-1} (\phi(u) - \bar\phi)
+
+    with :math:`\phi` the n features that a regression with ridge penalty
+    :math:`\lambda` was fitted to; at these, h is the leverage. A new target has the
+    variance :math:`1 + h` (Rasmussen and Williams 2006, *Gaussian processes for machine
+    learning*, equation 2.9).
+
+    Args:
+        features: Map from inputs to features.
+        mean: Mean of the features, shape `(p,)`.
+        root: A root of the inverse matrix, shape `(p, min(n, p))`.
+        count: n.
+    """
+
+    features: Pipeline
+    mean: np.ndarray
+    root: np.ndarray
+    count: int
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """h at inputs of shape `(m, d)`, shape `(m,)`."""
+        squares = np.empty(len(inputs))
+        for rows in blocks(len(inputs)):
+            centered = self.features.transform(inputs[rows]) - self.mean
+            squares[rows] = ((centered @ self.root) ** 2).sum(axis=1)
+        return 1 / self.count + squares
+
+
+@dataclass(frozen=True, eq=False)
 class Regression:
     """Each column of the targets on features of the inputs.
 
@@ -80,6 +114,18 @@ class Regression:
         """
         return Design(features, inputs).fit(targets)
 
+    def leverage(self, inputs: np.ndarray) -> Leverage:
+        """Variance of predictions, relative to that of the residuals.
+
+        Args:
+            inputs: The inputs that it was fitted to, shape `(n, d)`.
+        """
+        features = self.features.transform(inputs)
+        mean = features.mean(axis=0)
+        _, values, vectors = np.linalg.svd(features - mean, full_matrices=False)
+        root = vectors.T / np.sqrt(values**2 + self.penalty)
+        return Leverage(self.features, mean, root, len(inputs))
+
     def left_out(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         r"""Leave-one-out residuals, shape `(n, k)`.
 
@@ -89,11 +135,7 @@ class Regression:
             inputs: The inputs that it was fitted to.
             targets: Their targets.
         """
-        features = self.features.transform(inputs)
-        features = features - features.mean(axis=0)
-        left, values, _ = np.linalg.svd(features, full_matrices=False)
-        shrunk = values**2 / (values**2 + self.penalty)
-        leverages = 1 / len(inputs) + (left**2 * shrunk).sum(axis=1)
+        leverages = self.leverage(inputs)(inputs)
         residuals = targets - self(inputs)
         return residuals / np.maximum(1 - leverages, 1e-3)[:, None]
 
