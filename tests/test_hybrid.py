@@ -21,7 +21,7 @@ from sbi_multilevel import (
     Truncation,
     train_ensemble,
 )
-from sbi_multilevel.data.constant_features import fill_constant
+from sbi_multilevel.data.preparation import fill_constant
 from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.methods.hybrid import members as members_module

@@ -16,8 +16,8 @@ from sbi_multilevel import (
     LevelSimulations,
     MultilevelSimulations,
 )
-from sbi_multilevel.data.constant_features import fill_constant, varies
-from sbi_multilevel.data.extremes import limit_extremes
+from sbi_multilevel.data.outputs import varies
+from sbi_multilevel.data.preparation import fill_constant, limit_extremes
 from tests.linear_gaussian import SilentTracker
 
 COUNTS, FEATURES = (400, 60), 3

@@ -1,4 +1,7 @@
-"""The outputs of one simulator: x of its level, and x_coarse of the level above."""
+"""The outputs of one simulator: x of its level, and x_coarse of the level above.
+
+A *feature* is one entry of x; the k features of an array are in the order of `flatten`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 
 # numbers that quantiles are taken of, at most, but of so many simulations in any case
 _MAX_NUMBERS, _MIN_SIMULATIONS = 1_000_000, 100
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
+_MIN_RANGE = 1e-14  # what varies less is constant to sbi's z-scoring
 
 
 def map_outputs(
@@ -25,13 +31,15 @@ def map_outputs(
         change: Function of outputs, shape `(n, *x_shape)`, that keeps the shape.
     """
     levels = list(simulations)
-    own = levels[level]
+    own, *above = levels[level : level + 2]
     make = LevelSimulations.trusted
     levels[level] = make(level, own.theta, change(own.x), own.x_coarse, own.weights)
-    above = levels[level + 1] if level + 1 < len(levels) else None
-    if above is not None and above.x_coarse is not None:
-        coarse = change(above.x_coarse)
-        levels[level + 1] = make(level + 1, above.theta, above.x, coarse, above.weights)
+    for each in above:
+        if each.x_coarse is not None:
+            coarse = change(each.x_coarse)
+            levels[level + 1] = make(
+                each.level, each.theta, each.x, coarse, each.weights
+            )
     return replace(simulations, levels=tuple(levels))
 
 
@@ -42,17 +50,30 @@ def outputs_of(simulations: MultilevelSimulations, level: int) -> tuple[Tensor, 
     return (simulations[level].x, *coarse)
 
 
-def replaced(x: Tensor, features: Tensor, values: Tensor) -> Tensor:
-    """A copy of outputs with other values of some features.
+def range_of(*sets: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest value of each of k features, each of shape `(k,)`.
 
     Args:
-        x: Outputs, shape `(n, *x_shape)`, with k entries a simulation.
-        features: Whether each feature is replaced, shape `(k,)`.
-        values: Their values, shape `(n, number of features)`.
+        *sets: Sets of outputs, each of shape `(n, *x_shape)`, taken together.
     """
-    flat = x.flatten(1).clone()
-    flat[:, features] = values.to(flat)
-    return flat.reshape(x.shape)
+    low = torch.stack([x.flatten(1).amin(0) for x in sets]).amin(0)
+    high = torch.stack([x.flatten(1).amax(0) for x in sets]).amax(0)
+    return low, high
+
+
+def varies(*sets: Tensor) -> Tensor:
+    """Whether each of k features varies by more than rounding, shape `(k,)`.
+
+    Args:
+        *sets: As for `range_of`.
+    """
+    low, high = range_of(*sets)
+    return ~is_constant(high - low, torch.maximum(low.abs(), high.abs()))
+
+
+def is_constant(spread: Tensor, size: Tensor) -> Tensor:
+    """Whether values of a size with this spread differ by rounding only."""
+    return spread <= (_ROUNDING * size).clamp_min(_MIN_RANGE)
 
 
 def sample_of(x: Tensor) -> np.ndarray:

@@ -31,8 +31,7 @@ from sbi.inference.potentials.ratio_based_potential import RatioBasedPotential
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 
-from sbi_multilevel.data.constant_features import varies
-from sbi_multilevel.data.outputs import sample_of
+from sbi_multilevel.data.outputs import sample_of, varies
 
 _FARTHEST, _GAPS, _FEW = 10.0, 3.0, 20.0
 _ROUNDING = 1e-5  # of a feature that is constant

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_multilevel.data.constant_features import fill_constant, for_scaling
 from sbi_multilevel.data.preparation import (
     check_pretrained,
     check_theta_varies,
     check_vectors,
+    fill_constant,
+    for_scaling,
     without_extremes,
 )
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
