@@ -85,10 +85,6 @@ class LevelParameters:
         """Names of the columns of the highest level."""
         return self.parameters[max(self.parameters)]
 
-    def of(self, level: int) -> Sequence[str]:
-        """Names of the columns of theta of a level."""
-        return self.parameters.get(level, self.highest)
-
     def complete(self, theta: Tensor, level: int, prior: Any) -> Tensor:
         """Bring theta of a level to the columns of the highest one.
 
@@ -104,7 +100,8 @@ class LevelParameters:
             ValueError: If theta has another number of columns than the level has names,
                 or if there is no prior to fill columns from.
         """
-        have, want = list(self.of(level)), list(self.highest)
+        want = list(self.highest)
+        have = list(self.parameters.get(level, want))
         if theta.ndim != 2 or theta.shape[1] != len(have):
             raise ValueError(
                 f"theta of level {level} has shape {tuple(theta.shape)}, but its "
@@ -114,13 +111,13 @@ class LevelParameters:
         if have == want:
             return theta
         missing = tuple(name for name in want if name not in have)
-        if missing and prior is None:
+        if not missing:
+            return theta[:, [have.index(name) for name in want]]
+        if prior is None:
             raise ValueError(
                 f"prior is None, but the parameters {missing} that level {level} lacks "
                 "are drawn from it. Pass the prior to the trainer."
             )
-        if not missing:
-            return theta[:, [have.index(name) for name in want]]
         full = prior.sample((len(theta),)).to(theta).clone()
         for column, name in enumerate(want):
             if name in have:

@@ -14,9 +14,10 @@ checked when they are made (`sbi_multilevel.data.validation`), and not again.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -94,10 +95,7 @@ class LevelSimulations:
         check_weights(self.weights, len(self.theta), self.level)
         valid = valid_mask(columns, self.level)
         if not valid.all():
-            for name in _COLUMNS:
-                value = getattr(self, name)
-                if value is not None:
-                    object.__setattr__(self, name, value[valid])
+            vars(self).update(vars(self[valid]))
         if self.x_coarse is not None:
             warn_if_pairing_looks_broken(self.x, self.x_coarse, self.level)
 
@@ -296,12 +294,9 @@ def merge_levels(parts: Iterable[LevelSimulations]) -> MultilevelSimulations:
 
     A level stays paired only if all of its parts are.
     """
-    by_level: dict[int, list[LevelSimulations]] = defaultdict(list)
-    for part in parts:
-        by_level[part.level].append(part)
-    return MultilevelSimulations(
-        tuple(merged(by_level[level]) for level in sorted(by_level))
-    )
+    level_of = attrgetter("level")
+    by_level = groupby(sorted(parts, key=level_of), key=level_of)
+    return MultilevelSimulations(tuple(merged(list(group)) for _, group in by_level))
 
 
 def merged(parts: Sequence[LevelSimulations]) -> LevelSimulations:
