@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sbi.neural_nets.estimators import (
@@ -82,18 +82,11 @@ RATIO = NetworkKind(
     "`classifier_nn`",
     RatioEstimator,
 )
-_VECTOR_FIELDS = ("ada_mlp", "mlp", "transformer", "transformer_cross_attn")
 FLOW = NetworkKind(
     "vf_estimator",
     "mlp",
-    _VECTOR_FIELDS,
+    ("ada_mlp", "mlp", "transformer", "transformer_cross_attn"),
     "`posterior_flow_nn`",
     ConditionalVectorFieldEstimator,
 )
-SCORE = NetworkKind(
-    "vf_estimator",
-    "mlp",
-    _VECTOR_FIELDS,
-    "`posterior_score_nn`",
-    ConditionalVectorFieldEstimator,
-)
+SCORE = replace(FLOW, builders="`posterior_score_nn`")

@@ -85,8 +85,9 @@ class MappedEstimator(ReadsX, ConditionalDensityEstimator):
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
         if self.target == "x":
-            mapped = self._x(input)
-            return self.net.log_prob(mapped, condition) + self._log_det_x(input)
+            entries = math.prod(self.input_shape) / self.x_scale.numel()
+            log_det = entries * self.x_scale.abs().log().sum()
+            return self.net.log_prob(self._x(input), condition) + log_det
         if self.unconstrain is None:
             return self.net.log_prob(input, self._x(condition))
         transform = self.unconstrain().inv
@@ -108,10 +109,6 @@ class MappedEstimator(ReadsX, ConditionalDensityEstimator):
 
     def _x(self, x: Tensor) -> Tensor:
         return self.x_shift + self.x_scale * x
-
-    def _log_det_x(self, x: Tensor) -> Tensor:
-        entries = math.prod(self.input_shape) / self.x_scale.numel()
-        return entries * self.x_scale.abs().log().sum()
 
 
 @dataclass(frozen=True)
@@ -166,21 +163,18 @@ class CheckedBuilder:
 
 
 @dataclass(frozen=True)
-class MappedBuilder:
+class MappedBuilder(CheckedBuilder):
     """Builds estimators that read x through a map, densities with a map of theta too.
 
     Args:
-        build: Builder of sbi, e.g. from `posterior_nn`.
-        target: `"theta"` (NPE) or `"x"` (NLE).
+        build: As for `CheckedBuilder`.
+        target: As for `CheckedBuilder`.
+        kind: As for `CheckedBuilder`.
         prior: Prior whose transform makes theta unconstrained; `None` leaves theta as
             it is.
-        kind: What is built.
     """
 
-    build: Builder
-    target: Target
-    prior: Any | None
-    kind: NetworkKind = DENSITY
+    prior: Any | None = None
 
     def __call__(self, theta: Tensor, x: Tensor) -> Any:
         """Build one.
@@ -189,7 +183,7 @@ class MappedBuilder:
             theta: Parameters to z-score by, shape `(n, d)`.
             x: Outputs to z-score by, shape `(n, *x_shape)`.
         """
-        build = CheckedBuilder(self.build, self.target, self.kind)
+        build = super().__call__
         if not self.kind.is_density:
             return with_x_map(build(theta, x), Moments.of(x))
         mapped, transform = theta, None
@@ -213,7 +207,7 @@ def mapped_builder(
     """A `MappedBuilder`, or `build` itself if it is one: theta is mapped once only."""
     if isinstance(build, MappedBuilder):
         return build
-    return MappedBuilder(build, target, prior, kind)
+    return MappedBuilder(build, target, kind, prior)
 
 
 def unconstrained(density_estimator: str | Builder, prior: Any) -> Builder:
