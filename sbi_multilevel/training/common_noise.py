@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sbi_multilevel.utils.seeds import RandomState
+from sbi_multilevel.utils.seeds import repetition
 
 Columns = Sequence[Tensor]
 
@@ -56,12 +56,12 @@ def with_common_noise(
     Returns:
         The values by the index of the term.
     """
-    found, states = {}, {}
+    found, repeat = {}, {}
     for mark, columns in parts.items():
         level = levels[mark]
-        if level in states:
-            states[level].restore()
+        if level in repeat:
+            repeat[level]()
         else:
-            states[level] = RandomState.of(device)
+            repeat[level] = repetition(device)
         found[mark] = evaluate(columns)
     return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -30,38 +28,20 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(state)
 
 
-@dataclass(frozen=True, eq=False)
-class RandomState:
-    """The state of the random numbers of torch.
+def repetition(device: str | torch.device) -> Callable[[], None]:
+    """A function that lets the random numbers of torch repeat from here.
 
     Args:
-        device: The device whose generator it includes, beside that of the CPU.
-        states: State of the generator of the CPU, and of the device if it has its own.
+        device: The device whose generator repeats too, beside that of the CPU.
     """
+    device = torch.device(device)
+    own = None if device.type == "cpu" else getattr(torch, device.type)  # torch.cuda
+    index = () if device.type == "mps" else (device,)
+    state, own_state = torch.get_rng_state(), own and own.get_rng_state(*index)
 
-    device: torch.device
-    states: tuple[torch.Tensor, ...]
+    def repeat() -> None:
+        torch.set_rng_state(state)
+        if own is not None:
+            own.set_rng_state(own_state, *index)
 
-    @classmethod
-    def of(cls, device: str | torch.device) -> RandomState:
-        """The present state."""
-        device = torch.device(device)
-        states = [torch.get_rng_state()]
-        if device.type != "cpu":
-            states.append(_generators_of(device).get_rng_state(*_index_of(device)))
-        return cls(device, tuple(states))
-
-    def restore(self) -> None:
-        """Let random numbers repeat from here."""
-        torch.set_rng_state(self.states[0])
-        if self.device.type != "cpu":
-            module, index = _generators_of(self.device), _index_of(self.device)
-            module.set_rng_state(self.states[1], *index)
-
-
-def _generators_of(device: torch.device) -> Any:
-    return getattr(torch, device.type)  # torch.cuda, torch.mps, ...
-
-
-def _index_of(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)
+    return repeat
