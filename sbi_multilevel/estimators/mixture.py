@@ -173,22 +173,17 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
             places = chosen == component
             # as many for each condition as the one that needs most
             nth = places.cumsum(dim=0) - 1
-            drawn = self._draw(component, int(nth.max()) + 1, given)
-            column = torch.arange(len(given), device=given.device).expand_as(nth)
-            samples[places] = drawn[nth[places], column[places]]
+            most = int(nth.max()) + 1
+            if component < len(self.members):
+                drawn = self.members[component].sample(torch.Size((most,)), given)
+            else:  # the prior: `MultipleIndependent` takes one dimension of samples
+                drawn = self.prior.sample(torch.Size((most * len(given),)))  # pyright: ignore[reportOptionalMemberAccess]
+                drawn = drawn.reshape(most, len(given), *self.input_shape)
+            samples[places] = drawn[nth[places], places.nonzero()[:, 1]]
         if tails is not None and self.target == "x":
             samples = tails.inv(samples)
         shape = (*sample_shape, len(given), *self.input_shape)
         return samples.reshape(shape)  # pyright: ignore[reportOptionalMemberAccess]
-
-    def _draw(self, component: int, count: int, condition: Tensor) -> Tensor:
-        shape = torch.Size((count,))
-        if component < len(self.members):
-            return self.members[component].sample(shape, condition)
-        assert self.prior is not None
-        # `MultipleIndependent` takes one dimension of samples
-        drawn = self.prior.sample(torch.Size((count * len(condition),)))
-        return drawn.reshape(count, len(condition), *self.input_shape)
 
     def _prior_log_prob(self, theta: Tensor) -> Tensor:
         """Log density of the prior, -inf outside its support."""
