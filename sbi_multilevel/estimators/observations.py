@@ -19,6 +19,7 @@ than one of 100 cases, also for Cauchy noise and n = 50.
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -246,10 +247,8 @@ def _largest_gap(x: Tensor, spread: Tensor) -> float:
 
 def _stacklevel_of_user() -> int:
     """The `stacklevel` of the first caller outside of the libraries."""
-    level, frame = 1, sys._getframe(1)
-    while frame is not None:
+    for level, (frame, _) in enumerate(traceback.walk_stack(sys._getframe(1)), 1):
         name = frame.f_globals.get("__name__", "")
         if name.partition(".")[0] not in _LIBRARIES:
             return level
-        level, frame = level + 1, frame.f_back
     return 2

@@ -85,10 +85,9 @@ class KeepsTails(nn.Module):
     @property
     def tails(self) -> TailTransform | None:
         """The transform of the tails of x."""
-        columns = self.tail_center, self.tail_scale, self.tail_delta
-        if any(column is None for column in columns):
+        if self.tail_center is None:
             return None
-        return TailTransform(*columns)  # pyright: ignore[reportArgumentType]
+        return TailTransform(self.tail_center, self.tail_scale, self.tail_delta)
 
 
 class TailMap(KeepsTails):

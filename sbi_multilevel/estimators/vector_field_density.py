@@ -38,37 +38,32 @@ class VectorFieldDensity(ConditionalDensityEstimator):
         """The embedding network of the estimator."""
         return self.net.embedding_net  # pyright: ignore[reportReturnType]
 
+    @torch.no_grad()
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
         if input.ndim <= len(self.input_shape) + 1:
             input = input.unsqueeze(0)
-        with torch.no_grad():
-            values = [
-                self._flow(given).log_prob(self.net.to_z(some))
-                for some, given in zip(
-                    input.split(_CHUNK, dim=1),
-                    condition.expand(input.shape[1], *self.condition_shape).split(
-                        _CHUNK
-                    ),
-                )
-            ]
+        condition = condition.expand(input.shape[1], *self.condition_shape)
+        parts = zip(input.split(_CHUNK, dim=1), condition.split(_CHUNK))
+        values = [
+            self._flow(given).log_prob(self.net.to_z(some)) for some, given in parts
+        ]
         return torch.cat(values, dim=1) - self.net.log_abs_det()
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Negative log density of each sample, shape `(batch_dim,)`."""
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
+    @torch.no_grad()
     def sample(
         self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
     ) -> Tensor:
         """Samples, shapes as in `ConditionalDensityEstimator.sample`."""
         count = torch.Size(sample_shape).numel()
-        shape = torch.Size((count,))
-        with torch.no_grad():
-            parts = [
-                self._flow(given).sample(shape)
-                for given in condition.split(max(_CHUNK // count, 1))
-            ]
+        parts = [
+            self._flow(given).sample(torch.Size((count,)))
+            for given in condition.split(max(_CHUNK // count, 1))
+        ]
         samples = self.net.from_z(torch.cat(parts, dim=1))
         return samples.reshape(*sample_shape, len(condition), *self.input_shape)
 
