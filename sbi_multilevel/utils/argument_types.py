@@ -38,6 +38,8 @@ _NAMES = {
     type(None): "None",
     Tensor: "a `torch.Tensor`",
     os.PathLike: "a path",
+    Callable: "a function",
+    Mapping: "a dict",
 }
 _PLURALS = {int: "integers", float: "numbers", str: "strings", Tensor: "tensors"}
 _UNIONS = (Union, types.UnionType)
@@ -109,15 +111,12 @@ def _fits(value: Any, wanted: Any) -> bool:
         return isinstance(value, str) or (value is None and None in inner)
     if wanted in _NUMBERS:
         return isinstance(value, _NUMBERS[wanted]) and not isinstance(value, bool)
-    if origin is Callable:
-        return callable(value)
-    if origin is Mapping:
-        return isinstance(value, Mapping)
+    if origin in (Callable, Mapping):
+        return isinstance(value, origin)
     if origin in _SEQUENCES:
         return _is_sequence(value, [each for each in inner if each is not Ellipsis])
-    if wanted is None or wanted is Any:
-        return value is None or wanted is Any
-    if not isinstance(wanted, type) or getattr(wanted, "_is_protocol", False):
+    is_known = isinstance(wanted, type) and wanted is not Any
+    if not is_known or getattr(wanted, "_is_protocol", False):
         return True
     return isinstance(value, wanted)
 
@@ -129,8 +128,6 @@ def _is_sequence(value: Any, inner: list) -> bool:
         length = len(value)
     except TypeError:  # also of an array without dimensions
         return False
-    if not inner:
-        return True
     if isinstance(value, (np.ndarray, Tensor)):
         value = value[:_MAX_ELEMENTS].tolist()
     # the length that tuple[float, float] requires is checked by the function
@@ -145,14 +142,11 @@ def _described(wanted: Any) -> str:
         return " or ".join(dict.fromkeys(map(_described, inner)))
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner))
-    if wanted in _NAMES:
-        return _NAMES[wanted]
-    if origin in (Callable, Mapping):
-        return "a function" if origin is Callable else "a dict"
     if origin in _SEQUENCES:
-        kind = _PLURALS.get(inner[0]) if inner else None
+        kind = _PLURALS.get(inner[0])
         return f"a list or tuple of {kind}" if kind else "a list or tuple"
-    return f"a `{getattr(wanted, '__name__', wanted)}`"
+    of_type = f"a `{getattr(wanted, '__name__', wanted)}`"
+    return _NAMES.get(origin or wanted, of_type)
 
 
 def _shown(value: Any) -> str:
