@@ -44,24 +44,6 @@ _ROW_BY_ROW = (LULinear, Conv1d, Conv2d, Conv3d, LayerNorm)
 _TOLERANCE = 1e-3  # relative, of rounding in float32
 
 
-class _Layer:
-    """The gradients of one layer, as views of the table of all.
-
-    Args:
-        module: The layer.
-        columns: By its trained parameters, the columns of the table, shape `(T, p)`.
-    """
-
-    def __init__(self, module: Module, columns: dict[str, Tensor]):
-        self.columns, self.is_linear = columns, isinstance(module, Linear)
-        self.parameters = [getattr(module, name) for name in columns]
-        self.bias = columns.get("bias")
-        self.weights = None
-        if self.is_linear and "weight" in columns:
-            shape = module.weight.shape
-            self.weights = [row.view(shape) for row in columns["weight"]]
-
-
 class LayerGradients:
     """Gradients of the terms of batches whose rows are sorted by term.
 
@@ -83,25 +65,27 @@ class LayerGradients:
         self._calls: list[tuple[Module, tuple, list[GradientEdge]]] = []
         self._marks = torch.empty(0)
         self._sizes: list[int] = []
-        like = parameters[0].detach()
-        self._members = like.new_zeros(num_terms, 0)  # a row for each term
+        self._members = torch.empty(0)  # a row for each term
         counts = [parameter.numel() for parameter in parameters]
         # one table for all steps, as its many views take time
-        self._table = like.new_zeros(num_terms, sum(counts))
+        self._table = parameters[0].new_zeros(num_terms, sum(counts))
         self._mask = torch.ones_like(self._table[0])
         columns = dict(zip(parameters, self._table.split(counts, dim=1), strict=True))
         masks = dict(zip(parameters, self._mask.split(counts), strict=True))
-        self._layers: dict[Module, _Layer] = {}
+        # views of the table: of weights by term and of the bias, of other parameters
+        self._linear: dict[Module, tuple[list[Tensor], Tensor | None]] = {}
+        self._others: dict[Module, dict[Parameter, Tensor]] = {}
         for module in network.modules():
-            own = {k: p for k, p in module._parameters.items() if p in columns}
-            if own:
-                views = {name: columns[p] for name, p in own.items()}
-                self._layers[module] = _Layer(module, views)
-            weight, mask = own.get("weight"), getattr(module, "mask", None)
-            if weight is None or not isinstance(mask, Tensor):
-                continue
-            if mask.shape == weight.shape:  # of autoregressive flows
-                masks[weight].copy_(mask.reshape(-1))
+            own = {p: columns[p] for p in module._parameters.values() if p in columns}
+            if own and isinstance(module, Linear):
+                weight, mask = module.weight, getattr(module, "mask", None)
+                rows = [row.view(weight.shape) for row in own.get(weight, ())]
+                self._linear[module] = rows, own.get(module.bias)
+                # of autoregressive flows
+                if rows and isinstance(mask, Tensor) and mask.shape == weight.shape:
+                    masks[weight].copy_(mask.reshape(-1))
+            elif own:
+                self._others[module] = own
 
     def __reduce__(self) -> tuple:
         """Copies compare again: views of a table would become many tables."""
@@ -143,7 +127,7 @@ class LayerGradients:
         self._calls = []
 
         def keep(module: Module, inputs: tuple, output: Any) -> None:
-            if module in self._layers:
+            if module in self._linear or module in self._others:
                 # the edges of now, as some flows change outputs of layers in place
                 edges = [get_gradient_edge(part) for part in _tensors(output)]
                 self._calls.append((module, inputs, edges))
@@ -190,35 +174,35 @@ class LayerGradients:
         calls, self._calls = self._calls, []
         edges = [edge for *_, of_call in calls for edge in of_call]
         total = torch.stack(list(values)).sum()
-        slopes = iter(
-            torch.autograd.grad(
-                total, edges, retain_graph=keep_graph, allow_unused=True
-            )
+        found = torch.autograd.grad(
+            total, edges, retain_graph=keep_graph, allow_unused=True
         )
+        slopes = iter(found)
         self._table.zero_()
         repeated: list[tuple[Tensor, Tensor]] = []
         for module, inputs, of_call in calls:
-            layer, own = self._layers[module], [next(slopes) for _ in of_call]
-            if not layer.is_linear:
-                outputs = _tensors(module.forward(*map(_detached, inputs)))
+            own = [next(slopes) for _ in of_call]
+            if module in self._others:
+                detached = [v.detach() if isinstance(v, Tensor) else v for v in inputs]
+                outputs = _tensors(module.forward(*detached))
                 repeated += zip(outputs, own, strict=True)
             elif own and own[0] is not None:
-                self._add_linear(layer, inputs[0].detach(), own[0])
+                self._add_linear(module, inputs[0].detach(), own[0])
         used = [(output, slope) for output, slope in repeated if slope is not None]
         if used:
             self._add_repeated(used)
         return self._table.mul_(self._mask)
 
-    def _add_linear(self, layer: _Layer, inputs: Tensor, slopes: Tensor) -> None:
+    def _add_linear(self, layer: Module, inputs: Tensor, slopes: Tensor) -> None:
         """Add the products of a linear layer."""
+        weights, bias = self._linear[layer]
         slopes = slopes.reshape(-1, slopes.shape[-1])
-        if layer.weights is not None:
-            rows = inputs.reshape(-1, inputs.shape[-1]).split(self._sizes)
-            columns = slopes.t().split(self._sizes, dim=1)
-            for weight, left, right in zip(layer.weights, columns, rows, strict=True):
-                weight.addmm_(left, right)
-        if layer.bias is not None:
-            layer.bias.addmm_(self._members, slopes)
+        rows = inputs.reshape(-1, inputs.shape[-1]).split(self._sizes)
+        columns = slopes.t().split(self._sizes, dim=1)
+        for weight, left, right in zip(weights, columns, rows):
+            weight.addmm_(left, right)
+        if bias is not None:
+            bias.addmm_(self._members, slopes)
 
     def _add_repeated(self, repeated: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Add the gradients of layers whose outputs were computed again.
@@ -227,22 +211,17 @@ class LayerGradients:
             repeated: The outputs, and the gradient with respect to each.
         """
         outputs, slopes = zip(*repeated, strict=True)
-        layers = [layer for layer in self._layers.values() if not layer.is_linear]
-        parameters = [p for layer in layers for p in layer.parameters]
-        columns = [view for layer in layers for view in layer.columns.values()]
+        views = {p: view for own in self._others.values() for p, view in own.items()}
         for term, members in enumerate(self._members):
             parts = [
                 slope * members.reshape(-1, *(1,) * (slope.dim() - 1))
                 for slope in slopes
             ]
+            keep = term + 1 < len(self._members)
             found = torch.autograd.grad(
-                outputs,
-                parameters,
-                parts,
-                retain_graph=term + 1 < len(self._members),
-                materialize_grads=True,
+                outputs, [*views], parts, retain_graph=keep, materialize_grads=True
             )
-            for view, part in zip(columns, found, strict=True):
+            for view, part in zip(views.values(), found, strict=True):
                 view[term] = part.reshape(-1)
 
 
@@ -250,7 +229,3 @@ def _tensors(output: Any) -> list[Tensor]:
     """What a layer returns that depends on parameters."""
     parts = output if isinstance(output, tuple) else (output,)
     return [p for p in parts if isinstance(p, Tensor) and p.requires_grad]
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
