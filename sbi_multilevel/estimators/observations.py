@@ -33,6 +33,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 
 from sbi_multilevel.data.outputs import sample_of, varies
+from sbi_multilevel.estimators.transformed import WrappedDensity
 
 _FARTHEST, _GAPS, _FEW = 10.0, 3.0, 20.0
 _ROUNDING = 1e-5  # of a feature that is constant
@@ -139,7 +140,7 @@ class Watch:
             warnings.warn(message, stacklevel=_stacklevel_of_user())
 
 
-class WatchedEstimator(ConditionalDensityEstimator):
+class WatchedEstimator(WrappedDensity):
     """An estimator of theta given x that checks the x it is given.
 
     Posteriors hold it; the network that was trained is its `net`.
@@ -150,13 +151,8 @@ class WatchedEstimator(ConditionalDensityEstimator):
     """
 
     def __init__(self, estimator: ConditionalDensityEstimator, watch: Watch):
-        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
+        super().__init__(estimator)
         self._watch = watch
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """The embedding network of the estimator."""
-        return self.net.embedding_net
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Log density, as of the estimator."""

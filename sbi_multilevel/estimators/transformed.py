@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.estimators.base import ConditionalEstimator
 from sbi.utils.sbiutils import CallableTransform
 from torch import Tensor, nn
 
@@ -41,7 +42,27 @@ from sbi_multilevel.level_maps import Moments
 Builder = Callable[[Tensor, Tensor], Any]  # builds an estimator of sbi
 
 
-class MappedEstimator(ReadsX, ConditionalDensityEstimator):
+class WrappedDensity(ConditionalDensityEstimator):
+    """A density that is computed from another estimator, which is its `net`.
+
+    Args:
+        estimator: An estimator of sbi.
+    """
+
+    def __init__(self, estimator: ConditionalEstimator):
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The embedding network of the estimator."""
+        return self.net.embedding_net  # pyright: ignore[reportReturnType]
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Negative log density of each sample, shape `(batch_dim,)`."""
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
+
+
+class MappedEstimator(ReadsX, WrappedDensity):
     """An estimator in unconstrained theta and aligned x.
 
     Args:
@@ -59,17 +80,12 @@ class MappedEstimator(ReadsX, ConditionalDensityEstimator):
         unconstrain: Any,
         moments: Moments,
     ):
-        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
+        super().__init__(estimator)
         self.target: Target = target
         self.unconstrain = (
             None if unconstrain is None else CallableTransform(unconstrain)
         )
         self.keep_moments(moments)
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """The embedding network of the estimator."""
-        return self.net.embedding_net
 
     def refer_to(self, moments: Moments) -> MappedEstimator:
         """A copy whose x is to be aligned to other moments."""
@@ -77,10 +93,6 @@ class MappedEstimator(ReadsX, ConditionalDensityEstimator):
         copy.x_mean.copy_(moments.mean)
         copy.x_std.copy_(moments.std)
         return copy
-
-    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Negative log density of each sample, shape `(batch_dim,)`."""
-        return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""

@@ -11,32 +11,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sbi.neural_nets.estimators import (
-    ConditionalDensityEstimator,
-    ConditionalVectorFieldEstimator,
-)
 from sbi.samplers.ode_solvers import build_neural_ode
-from torch import Tensor, nn
+from torch import Tensor
+
+from sbi_multilevel.estimators.transformed import WrappedDensity
 
 # Tolerances of the solver, coarser than the default for samples of a posterior.
 _ABSOLUTE, _RELATIVE = 1e-4, 1e-3
 _CHUNK = 20_000  # equations that are solved together
 
 
-class VectorFieldDensity(ConditionalDensityEstimator):
+class VectorFieldDensity(WrappedDensity):
     """A vector field as a density estimator of theta given x.
 
     Args:
         estimator: A trained estimator of flow matching or of scores.
     """
-
-    def __init__(self, estimator: ConditionalVectorFieldEstimator):
-        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """The embedding network of the estimator."""
-        return self.net.embedding_net  # pyright: ignore[reportReturnType]
 
     @torch.no_grad()
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
@@ -49,10 +39,6 @@ class VectorFieldDensity(ConditionalDensityEstimator):
             self._flow(given).log_prob(self.net.to_z(some)) for some, given in parts
         ]
         return torch.cat(values, dim=1) - self.net.log_abs_det()
-
-    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Negative log density of each sample, shape `(batch_dim,)`."""
-        return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     @torch.no_grad()
     def sample(
