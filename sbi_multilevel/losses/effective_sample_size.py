@@ -67,10 +67,9 @@ log score +0.35 ± 0.20 nats per simulation relative to training without lower f
 
     def __str__(self) -> str:
         low, high = self.interval
-        size = f"{self.estimate:.0f}"
+        size, limits = f"{self.estimate:.0f}", f" ({low:.0f} to {high:.0f})"
         if np.isinf(self.estimate):
             size = "too large to be estimated"
-        limits = f" ({low:.0f} to {high:.0f})"
         if np.isinf(high):
             limits = "" if np.isinf(low) else f" ({low:.0f} or more)"
         if np.isnan(self.estimate):
@@ -113,16 +112,14 @@ def effective_sample_size(
     generator = np.random.default_rng(0)
     draws = generator.integers(len(loss), size=(_NUM_BOOTSTRAPS, len(loss)))
     ratios = [_ratio(*table[:, draw].mean(axis=1)) for draw in draws]
-    known = [value for value in ratios if not np.isnan(value)]
+    known = [value for value in ratios if not np.isnan(value)] or [np.nan]
     # interpolation between a number and infinity would give NaN
-    interval = (
-        np.percentile(known, _INTERVAL, method="lower") if known else (np.nan, np.nan)
-    )
+    low, high = num_high * np.percentile(known, _INTERVAL, method="lower")
     gain = plain - loss
     return EffectiveSampleSize(
         num_high,
         round(float(num_high * _ratio(*table.mean(axis=1))), 6),
-        (float(num_high * interval[0]), float(num_high * interval[1])),
+        (float(low), float(high)),
         float(gain.mean()),
         float(gain.std(ddof=1) / np.sqrt(len(gain))),
     )
