@@ -133,11 +133,11 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
-        tails, inner, given = self.tails, input, condition
-        if tails is not None and self.target == "x":
-            inner = tails(input)
-        elif tails is not None:
-            given = tails(condition)
+        inner, given = input, condition
+        if self.target == "x":
+            inner = self.transform_tails(input)
+        else:
+            given = self.transform_tails(condition)
         # NaN of one member is no density; the other members have theirs
         values = [
             torch.nan_to_num(member.log_prob(inner, given), nan=-torch.inf)
@@ -147,8 +147,8 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
             values.append(self._prior_log_prob(input).expand_as(values[0]))
         log_weights = self.weights.log().reshape(-1, *[1] * values[0].ndim)
         total = torch.logsumexp(torch.stack(values) + log_weights, dim=0)
-        if tails is not None and self.target == "x":
-            total = total + tails.log_abs_det_jacobian(input, inner)
+        if self.tails is not None and self.target == "x":
+            total = total + self.tails.log_abs_det_jacobian(input, inner)
         return total
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
@@ -162,10 +162,8 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
 
         Shapes are as in `ConditionalDensityEstimator.sample`.
         """
-        count, tails = torch.Size(sample_shape).numel(), self.tails
-        given = condition
-        if tails is not None and self.target == "theta":
-            given = tails(condition)
+        count = torch.Size(sample_shape).numel()
+        given = condition if self.target == "x" else self.transform_tails(condition)
         chosen = torch.multinomial(self.weights, count * len(given), replacement=True)
         chosen = chosen.reshape(count, len(given))
         samples = given.new_empty(count, len(given), *self.input_shape)
@@ -180,8 +178,8 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
                 drawn = self.prior.sample(torch.Size((most * len(given),)))  # pyright: ignore[reportOptionalMemberAccess]
                 drawn = drawn.reshape(most, len(given), *self.input_shape)
             samples[places] = drawn[nth[places], places.nonzero()[:, 1]]
-        if tails is not None and self.target == "x":
-            samples = tails.inv(samples)
+        if self.tails is not None and self.target == "x":
+            samples = self.tails.inv(samples)
         shape = (*sample_shape, len(given), *self.input_shape)
         return samples.reshape(shape)  # pyright: ignore[reportOptionalMemberAccess]
 

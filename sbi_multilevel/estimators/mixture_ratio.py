@@ -75,8 +75,7 @@ class MixtureRatio(KeepsTails, RatioEstimator):
 
     def unnormalized_log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
         """Log ratio, shapes as in `RatioEstimator.unnormalized_log_ratio`."""
-        tails = self.tails
-        given = x if tails is None else tails(x)
+        given = self.transform_tails(x)
         normalizers = self._log_normalizers(given)
         values = [
             member(theta, given) - log_z

@@ -89,6 +89,10 @@ class KeepsTails(nn.Module):
             return None
         return TailTransform(self.tail_center, self.tail_scale, self.tail_delta)
 
+    def transform_tails(self, x: Tensor) -> Tensor:
+        """Transform the tails of x, shape `(..., *x_shape)`."""
+        return x if self.tails is None else self.tails(x)
+
 
 class TailMap(KeepsTails):
     """The transform of the tails of x as a module that precedes the embedding of x.
@@ -103,7 +107,7 @@ class TailMap(KeepsTails):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x, shape `(..., *x_shape)`."""
-        return self.tails(x)  # pyright: ignore[reportOptionalCall]
+        return self.transform_tails(x)
 
 
 def with_x_map(estimator: nn.Module, moments: Moments) -> nn.Module:
