@@ -56,6 +56,10 @@ class ReadsX(nn.Module):
         self.x_scale.copy_(scale.expand_as(self.x_scale))
         self.x_shift.copy_(shift.expand_as(self.x_shift))
 
+    def map_x(self, x: Tensor) -> Tensor:
+        """Map x, shape `(..., *x_shape)`."""
+        return self.x_shift + self.x_scale * x
+
 
 class XMap(ReadsX):
     """The map as a module that precedes the embedding of x.
@@ -70,7 +74,7 @@ class XMap(ReadsX):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, shape `(..., *x_shape)`."""
-        return self.x_shift + self.x_scale * x
+        return self.map_x(x)
 
 
 class KeepsTails(nn.Module):

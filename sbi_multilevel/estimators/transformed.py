@@ -99,15 +99,15 @@ class MappedEstimator(ReadsX, WrappedDensity):
         if self.target == "x":
             entries = math.prod(self.input_shape) / self.x_scale.numel()
             log_det = entries * self.x_scale.abs().log().sum()
-            return self.net.log_prob(self._x(input), condition) + log_det
+            return self.net.log_prob(self.map_x(input), condition) + log_det
         if self.unconstrain is None:
-            return self.net.log_prob(input, self._x(condition))
+            return self.net.log_prob(input, self.map_x(condition))
         transform = self.unconstrain().inv
         theta = transform(input)
         log_det = transform.log_abs_det_jacobian(input, theta)
         if log_det.ndim < 2:  # no dimension of samples
             log_det = log_det.unsqueeze(0)
-        return self.net.log_prob(theta, self._x(condition)) + log_det
+        return self.net.log_prob(theta, self.map_x(condition)) + log_det
 
     def sample(
         self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
@@ -116,11 +116,8 @@ class MappedEstimator(ReadsX, WrappedDensity):
         if self.target == "x":
             mapped = self.net.sample(sample_shape, condition)
             return (mapped - self.x_shift) / self.x_scale
-        samples = self.net.sample(sample_shape, self._x(condition))
+        samples = self.net.sample(sample_shape, self.map_x(condition))
         return samples if self.unconstrain is None else self.unconstrain()(samples)
-
-    def _x(self, x: Tensor) -> Tensor:
-        return self.x_shift + self.x_scale * x
 
 
 @dataclass(frozen=True)
