@@ -18,7 +18,6 @@ from sbi_multilevel import (
     unconstrained,
 )
 from sbi_multilevel.estimators.transformed import MappedEstimator
-from sbi_multilevel.training.network import builder_for
 from tests.linear_gaussian import SilentTracker, prior
 from tests.test_trainers import weights
 from tests.test_transfer import BOX, FEW, SIMS, both, box_rows, make
@@ -77,8 +76,8 @@ def wrapped_unseen(build):
 def test_an_unconstrained_builder_is_transformed_once(config, wrap):
     theta, x = box_rows(300)
     plain = unconstrained("nsf", BOX)
-    builder = builder_for(config, wrap(plain), "theta", BOX, is_named=False)
-    networks = plain(theta, x), builder(theta, x)
+    trainer = MFNPE(BOX, wrap(plain), config=config, tracker=SilentTracker())
+    networks = plain(theta, x), trainer._network_builder(theta, x)
     scores = [dict(network.named_buffers()) for network in networks]
     assert any("_scale" in name for name in scores[0])
     for name, values in scores[0].items():

@@ -1,4 +1,4 @@
-"""The network: built, started from trained weights, partly frozen."""
+"""The network: started from trained weights, and partly frozen."""
 
 from __future__ import annotations
 
@@ -15,37 +15,15 @@ from torch import Tensor, nn
 
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import Target
-from sbi_multilevel.data.validation import has_support
-from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
 from sbi_multilevel.estimators.reading import with_x_map, without_x_map, x_reader
-from sbi_multilevel.estimators.transformed import (
-    Builder,
-    CheckedBuilder,
-    MappedEstimator,
-    mapped_builder,
-)
+from sbi_multilevel.estimators.transformed import Builder, MappedEstimator
 from sbi_multilevel.training.batches import LevelSplit
-from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.utils.files import check_state_dict, read_state, understood
 
 if TYPE_CHECKING:
     from sbi_multilevel.training.trainer import MultilevelTrainer
 
 WarmStart = ConditionalEstimator | str | os.PathLike | Mapping[str, Tensor]
-
-
-def is_unconstrained(
-    config: MethodConfig,
-    target: Target,
-    prior: Any,
-    is_named: bool,
-    kind: NetworkKind = DENSITY,
-) -> bool:
-    """Whether theta is transformed to unconstrained space; see `builder_for`."""
-    if not config.maps_estimator or target == "x" or not kind.is_density:
-        return False
-    wanted = is_named if config.unconstrained is None else config.unconstrained
-    return wanted and has_support(prior)
 
 
 def check_enough_to_train(split: LevelSplit) -> None:
@@ -73,30 +51,6 @@ def check_builder(trainer: MultilevelTrainer) -> None:
             f"`{name}(prior, {argument}=...)`, and append the simulations to it: those "
             "kept, or `multilevel_simulations` of this trainer."
         )
-
-
-def builder_for(
-    config: MethodConfig,
-    build: Builder,
-    target: Target,
-    prior: Any,
-    is_named: bool,
-    kind: NetworkKind = DENSITY,
-) -> Builder:
-    """The builder that a method needs, around the user's own.
-
-    Args:
-        config: The settings of the method.
-        build: The user's builder, or sbi's for the name of a network.
-        target: `"theta"` (NPE) or `"x"` (NLE).
-        prior: The prior.
-        is_named: Whether the user passed the name of a network.
-        kind: What is built.
-    """
-    if not config.maps_estimator:
-        return CheckedBuilder(build, target, kind)
-    transformed = is_unconstrained(config, target, prior, is_named, kind)
-    return mapped_builder(build, target, prior if transformed else None, kind)
 
 
 def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:

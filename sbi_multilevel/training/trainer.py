@@ -26,11 +26,20 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
-from sbi_multilevel.data.validation import check_inside, check_prior, transform_of
+from sbi_multilevel.data.validation import (
+    check_inside,
+    check_prior,
+    has_support,
+    transform_of,
+)
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
 from sbi_multilevel.estimators.observations import Watch, WatchedEstimator
 from sbi_multilevel.estimators.reading import x_reader
-from sbi_multilevel.estimators.transformed import Builder
+from sbi_multilevel.estimators.transformed import (
+    Builder,
+    CheckedBuilder,
+    mapped_builder,
+)
 from sbi_multilevel.training.appending import AppendingTrainer
 from sbi_multilevel.training.batches import LevelSplit
 from sbi_multilevel.training.common_noise import split_terms
@@ -38,11 +47,9 @@ from sbi_multilevel.training.config import MethodConfig, check_config
 from sbi_multilevel.training.epochs import NotFinite, StageTraining, finite_losses
 from sbi_multilevel.training.network import (
     WarmStart,
-    builder_for,
     check_builder,
     check_enough_to_train,
     frozen,
-    is_unconstrained,
     moments_of,
     read_weights,
     start_from,
@@ -166,9 +173,7 @@ class MultilevelTrainer(AppendingTrainer):
                 dataloader_kwargs,
             )
         simulations = self._prepared_simulations()
-        if is_unconstrained(
-            self._config, self._target, self._prior, self._is_named, self._kind
-        ):
+        if self._is_unconstrained:
             for level in simulations:
                 check_inside(self._prior, level)
         if not resume_training or plan.split is None:
@@ -215,16 +220,24 @@ class MultilevelTrainer(AppendingTrainer):
     # Network
 
     @property
+    def _is_unconstrained(self) -> bool:
+        """Whether the network is one of theta in unconstrained space."""
+        config = self._config
+        if not (config.maps_estimator and self._kind.is_density):
+            return False
+        is_wanted = config.unconstrained
+        if is_wanted is None:
+            is_wanted = self._is_named
+        return self._target == "theta" and is_wanted and has_support(self._prior)
+
+    @property
     def _network_builder(self) -> Builder:
         """The builder that the method asks for, around the user's own."""
-        return builder_for(
-            self._config,
-            self._build_neural_net,
-            self._target,
-            self._prior,
-            self._is_named,
-            self._kind,
-        )
+        build, target, kind = self._build_neural_net, self._target, self._kind
+        if not self._config.maps_estimator:
+            return CheckedBuilder(build, target, kind)
+        prior = self._prior if self._is_unconstrained else None
+        return mapped_builder(build, target, prior, kind)
 
     def _initialize_neural_network(
         self,
