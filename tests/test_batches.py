@@ -120,7 +120,7 @@ def test_batches_of_a_rehearsing_stage_hold_rows_of_all_its_levels():
     config = TransferConfig(alignment=None, rehearsal=0.4)
     sims, split, rows = term_rows(config)
     stage = config.stages(3)[2]
-    positions = rows.positions(stage.terms)
+    positions = list(rows.marked(stage.terms))
     assert len(set(positions)) == 3
     for batch in LevelBatchSampler(rows, split.train, batch_size=12, stage=stage):
         _, x, *_, marks = rows.dataset[batch]
@@ -137,7 +137,7 @@ def test_held_out_pairs_are_in_one_chunk_in_the_same_order(batch_size):
     split = LevelSplit.random(sims.num_simulations, 0.4)
     dataset = TermDataset.of(sims, split, MultilevelConfig())
     _, held_out = stage_loaders(dataset, split, STAGE, batch_size, {})
-    terms = list(zip(STAGE.terms, dataset.positions(STAGE.terms)))
+    terms = [(t, p) for p, t in dataset.marked(STAGE.terms).items()]
     seen = 0
     for theta, *_, marks in held_out:
         seen += len(marks)

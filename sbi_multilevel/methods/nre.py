@@ -119,7 +119,7 @@ class RatioTrainer(MultilevelTrainer):
         size = len(self._layout.contrasts)
         return tuple(SizedLoader(loader, size) for loader in loaders)  # pyright: ignore[reportReturnType]
 
-    def _random_losses(
+    def _losses_of_parts(
         self, parts: Mapping[int, Sequence[Tensor]], loss_args: LossArgs | None
     ) -> dict[int, Tensor]:
         """Loss of each simulation, with the same contrasts for both sides of a pair."""

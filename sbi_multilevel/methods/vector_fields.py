@@ -73,7 +73,7 @@ class VectorFieldTrainer(MultilevelTrainer):
         loss_args = replace(loss_args, times=None)
         return super()._train_epoch(train_loader, clip_max_norm, loss_args)
 
-    def _random_losses(
+    def _losses_of_parts(
         self, parts: Mapping[int, Sequence[Tensor]], loss_args: LossArgs | None
     ) -> dict[int, Tensor]:
         """Loss of each simulation, with the same t and z for both sides of a pair."""

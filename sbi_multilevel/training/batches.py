@@ -147,19 +147,18 @@ class TermDataset:
         """How x of the highest level of a stage is moved; `None` if it is not."""
         fine = [term for term in stage.terms if not term.coarse]
         highest = max(fine, key=lambda term: term.level)
-        (position,) = self.positions([highest])
-        maps = self.level_maps[position].x
+        maps = self.level_maps[self.terms.index(highest)].x
         return maps[0] if maps else None
 
-    def positions(self, terms: Sequence[Term]) -> list[int]:
-        """Where each of `terms` stands in `self.terms`: its mark in the dataset."""
-        return [self.terms.index(term) for term in terms]
+    def marked(self, terms: Sequence[Term]) -> dict[int, Term]:
+        """Terms by their mark in the dataset, the position in `self.terms`."""
+        return {self.terms.index(term): term for term in terms}
 
     def indices(self, chosen: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:
         """Dataset indices, term by term, of chosen simulations of each level."""
         return torch.cat([
-            chosen[term.level] + self.offsets[position]
-            for term, position in zip(terms, self.positions(terms))
+            chosen[term.level] + self.offsets[mark]
+            for mark, term in self.marked(terms).items()
         ])
 
 

@@ -48,12 +48,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -67,8 +67,9 @@ from sbi_multilevel.losses.gradients import (
 from sbi_multilevel.losses.held_out import LossEstimate
 from sbi_multilevel.losses.layers import LayerGradients
 from sbi_multilevel.losses.multilevel import multilevel_terms
+from sbi_multilevel.training.common_noise import split_terms
 from sbi_multilevel.training.schedule import Cycle
-from sbi_multilevel.training.stages import Stage
+from sbi_multilevel.training.stages import Stage, Term
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
 from sbi_multilevel.utils.seeds import seeded
 
@@ -77,23 +78,11 @@ from sbi_multilevel.utils.seeds import seeded
 _MIN_FOR_SEPARATE_PASSES = 1_000
 _SEED = 0  # of random losses of held-out simulations
 
-SampleLosses = Callable[[Sequence[Tensor]], Tensor]
-TermwiseLosses = Callable[[Sequence[Tensor]], dict[int, Tensor]]
+Parts = Mapping[int, Sequence[Tensor]]  # columns of a batch, e.g. of each term
 
 
 class NotFinite(SbiMultilevelError, ArithmeticError):
     """A loss or a gradient is not finite."""
-
-
-@contextlib.contextmanager
-def finite_losses() -> Iterator[None]:
-    """Raise `NotFinite` where sbi refuses a loss that is not finite."""
-    try:
-        yield
-    except ValueError as error:
-        if "NaN/Inf present" not in str(error):  # of sbi's `assert_all_finite`
-            raise
-        raise NotFinite(str(error)) from error
 
 
 @dataclass(eq=False)
@@ -102,15 +91,18 @@ class StageTraining:
 
     Args:
         stage: The stage.
-        positions: The mark in a batch of each of its terms.
+        terms: Its terms by their mark in a batch.
+        network: The network, partly frozen.
         log: Where values are sent.
         held_out: Batches of held-out simulations.
-        losses: Loss of each simulation of a batch.
+        losses: Loss of each simulation of parts of a batch.
+        is_random: Whether losses are random. They are computed term by term then, so
+            that the sides of a pair have the same random numbers.
         cycle: How far the schedule is; `None` without one.
-        losses_by_term: The same for each term of a batch by its mark, if losses are
-            random: the sides of a pair have the same random numbers.
+
+    Attributes:
         has_diverged: Whether a loss or a gradient of the last epoch was not finite.
-        parameters: The parameters that are trained in an epoch.
+        parameters: The parameters that are trained.
         layers: Computes the gradients of all terms in one backward pass; `None` where
             there is one term, or each needs its own pass.
         recorder: Records the steps of an epoch; `None` for stages of one term.
@@ -118,41 +110,38 @@ class StageTraining:
     """
 
     stage: Stage
-    positions: list[int]
+    terms: dict[int, Term]
+    network: Module
     log: TrainingLog
     held_out: DataLoader
-    losses: SampleLosses
-    cycle: Cycle | None = None
-    losses_by_term: TermwiseLosses | None = None
-    has_diverged: bool = False
-    parameters: Sequence[Parameter] = ()
-    layers: LayerGradients | None = None
-    recorder: StepRecorder | None = None
-    means: list[Tensor] = field(default_factory=list)
+    losses: Callable[[Parts], dict[int, Tensor]]
+    is_random: bool
+    cycle: Cycle | None
 
-    def begin_epoch(self, network: Module, epoch: int) -> None:
-        """Forget the steps of the epoch before; train what is not frozen.
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.layers: LayerGradients | None = None
+        if self._is_adjusted and not self.is_random:
+            count = len(self.terms)
+            self.layers = LayerGradients.of(self.network, self.parameters, count)
+        self.begin_epoch(0)
+
+    @property
+    def _is_adjusted(self) -> bool:
+        """Whether the gradient of each term is needed."""
+        return len(self.terms) > 1 and self.stage.adjustment != "none"
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Forget the steps of the epoch before.
 
         Args:
-            network: The network.
             epoch: Epochs of the stage that were trained before.
         """
         if self.cycle is not None:
             self.cycle.begin_epoch(epoch)
-        several = len(self.stage.terms) > 1
-        trained = [p for p in network.parameters() if p.requires_grad]
-        if [*map(id, trained)] != [*map(id, self.parameters)]:
-            self.parameters = trained
-            adjusts = several and self.stage.adjustment != "none"
-            adjusts = adjusts and self.losses_by_term is None
-            count = len(self.stage.terms)
-            self.layers = (
-                LayerGradients.of(network, trained, count) if adjusts else None
-            )
-        self.recorder = (
-            StepRecorder(self.stage.terms, self.positions) if several else None
-        )
-        self.means, self.has_diverged = [], False
+        self.recorder = StepRecorder(self.terms) if len(self.terms) > 1 else None
+        self.means: list[Tensor] = []
+        self.has_diverged = False
 
     def step(
         self,
@@ -199,11 +188,6 @@ class StageTraining:
         """Whether the schedule ended after so many epochs."""
         return self.cycle is not None and self.cycle.is_finished(epoch)
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether `max_num_epochs` leaves fewer steps than the schedule has."""
-        return self.cycle is not None and self.cycle.is_cut
-
     def end_epoch(self) -> float:
         """Log the steps of the epoch, and return their mean loss."""
         if self.recorder is not None:
@@ -232,65 +216,45 @@ class StageTraining:
         except NotFinite:
             return math.inf
 
-    def _term_losses(self, loader: DataLoader) -> TermLosses:
-        """Losses of the held-out simulations of each term of the stage."""
-        if self.losses_by_term is None:
-            with torch.no_grad():
-                parts = [(self.losses(batch), batch[-1]) for batch in loader]
-        else:
-            with torch.no_grad(), seeded(_SEED):  # the same numbers in all epochs
-                parts = [_joined(self.losses_by_term(batch)) for batch in loader]
-        values, marks = (torch.cat(column) for column in zip(*parts))
-        return TermLosses.of(values, marks, self.stage.terms, self.positions)
-
     def _estimate(self, by_term: TermLosses) -> LossEstimate:
         """The loss that early stopping follows."""
         return by_term.bounded if self.stage.is_bounded else by_term.sum
 
+    def _term_losses(self, loader: DataLoader) -> TermLosses:
+        """Losses of the held-out simulations of each term."""
+        same_numbers = seeded(_SEED) if self.is_random else contextlib.nullcontext()
+        with torch.no_grad(), same_numbers:  # in all epochs
+            parts = [
+                _joined(self.losses(split_terms(batch)))
+                if self.is_random
+                else (self.losses({0: batch})[0], batch[-1])
+                for batch in loader
+            ]
+        values, marks = (torch.cat(column) for column in zip(*parts))
+        return TermLosses.of(values, marks, self.terms)
+
     def _term_values(
-        self,
-        batch: Sequence[Tensor],
-        recorder: StepRecorder | None = None,
+        self, batch: Sequence[Tensor], recorder: StepRecorder | None = None
     ) -> list[Tensor]:
         """The signed means of the terms, whose sum is the loss.
 
         One pass over the whole batch and one over each term give the same values. With
         many simulations the second makes a backward pass for each term cheaper.
         """
-        if self.losses_by_term is not None:
-            return self._values_by_term(self.losses_by_term(batch), recorder)
-        marks = batch[-1]
-        layers = self.layers
-        if layers is not None and layers.reads(marks, self.positions):
-            with layers.watch():
-                return self._values_of_batch(batch, recorder)
-        one_backward_pass = self.stage.adjustment == "none"
-        if one_backward_pass or len(marks) < _MIN_FOR_SEPARATE_PASSES:
-            return self._values_of_batch(batch, recorder)
-        passes = [[column[marks == t] for column in batch] for t in self.positions]
-        parts = [self.losses(simulations) for simulations in passes]
-        if recorder is not None:
-            recorder.keep_losses(torch.cat(parts), torch.cat([p[-1] for p in passes]))
-        terms = zip(self.stage.terms, parts, strict=True)
-        return [term.weight * part.mean() for term, part in terms]
-
-    def _values_by_term(
-        self, losses: dict[int, Tensor], recorder: StepRecorder | None
-    ) -> list[Tensor]:
-        """The signed means of the terms, from their losses by mark."""
-        if recorder is not None:
-            recorder.keep_losses(*_joined(losses))
-        terms = zip(self.stage.terms, self.positions, strict=True)
-        return [term.weight * losses[mark].mean() for term, mark in terms]
-
-    def _values_of_batch(
-        self, batch: Sequence[Tensor], recorder: StepRecorder | None
-    ) -> list[Tensor]:
-        """The signed means of the terms, in one pass over the batch."""
-        values, marks = self.losses(batch), batch[-1]
+        marks, layers = batch[-1], self.layers
+        if layers is not None and not layers.reads(marks, list(self.terms)):
+            layers = None
+        is_large = self._is_adjusted and len(marks) >= _MIN_FOR_SEPARATE_PASSES
+        if self.is_random or (is_large and layers is None):
+            by_term = self.losses(split_terms(batch))
+            if recorder is not None:
+                recorder.keep_losses(*_joined(by_term))
+            return [term.weight * by_term[m].mean() for m, term in self.terms.items()]
+        with contextlib.nullcontext() if layers is None else layers.watch():
+            values = self.losses({0: batch})[0]
         if recorder is not None:
             recorder.keep_losses(values, marks)
-        weights = {p: t.weight for p, t in zip(self.positions, self.stage.terms)}
+        weights = {mark: term.weight for mark, term in self.terms.items()}
         return multilevel_terms(values, marks.to(values.device), weights)
 
 

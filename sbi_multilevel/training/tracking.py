@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,24 +123,17 @@ class TermLosses:
     losses: tuple[np.ndarray, ...]
 
     @classmethod
-    def of(
-        cls,
-        losses: Tensor,
-        marks: Tensor,
-        terms: Sequence[Term],
-        positions: Sequence[int],
-    ) -> TermLosses:
+    def of(cls, losses: Tensor, marks: Tensor, terms: Mapping[int, Term]) -> TermLosses:
         """Split losses into terms.
 
         Args:
             losses: Loss of each simulation, shape `(..., n)`.
             marks: The term that each is of, shape `(n,)`.
-            terms: The terms.
-            positions: The mark of each.
+            terms: The terms by their marks.
         """
         values, marks = losses.detach().cpu().double().numpy(), marks.cpu()
-        blocks = [(marks == position).numpy() for position in positions]
-        return cls(tuple(terms), tuple(values[..., block] for block in blocks))
+        blocks = [(marks == mark).numpy() for mark in terms]
+        return cls(tuple(terms.values()), tuple(values[..., b] for b in blocks))
 
     def side(self, level: int, coarse: bool = False) -> np.ndarray | None:
         """Losses of one side of a level; `None` if no term has it."""
@@ -202,14 +195,13 @@ class StepRecorder:
     and no random numbers are drawn.
     """
 
-    def __init__(self, terms: Sequence[Term], positions: Sequence[int]):
+    def __init__(self, terms: Mapping[int, Term]):
         """Start an epoch.
 
         Args:
-            terms: The terms of the stage.
-            positions: The mark of each in a batch.
+            terms: The terms of the stage by their marks in a batch.
         """
-        self._terms, self._positions = terms, positions
+        self._terms = terms
         self._losses: list[Tensor] = []
         self._marks = torch.empty(0)
         self._lengths: list[Tensor] = []
@@ -242,11 +234,9 @@ class StepRecorder:
         if self._grams:
             grams = torch.stack(self._grams).cpu().double()
             norms = level_norms(grams).mean(dim=0).tolist()
-            levels = [term.level for term in self._terms if not term.coarse]
+            levels = [each.level for each in self._terms.values() if not each.coarse]
             for level, norm in zip(levels, norms, strict=True):
                 metrics[f"gradient_norm/level_{level}"] = norm
             metrics["gradient_cosine"] = base_cosine(grams).nanmean().item()
-        losses = TermLosses.of(
-            torch.stack(self._losses), self._marks, self._terms, self._positions
-        )
+        losses = TermLosses.of(torch.stack(self._losses), self._marks, self._terms)
         return {**metrics, **losses.metrics()}

@@ -42,9 +42,8 @@ from sbi_multilevel.estimators.transformed import (
 )
 from sbi_multilevel.training.appending import AppendingTrainer
 from sbi_multilevel.training.batches import LevelSplit
-from sbi_multilevel.training.common_noise import split_terms
 from sbi_multilevel.training.config import MethodConfig, check_config
-from sbi_multilevel.training.epochs import NotFinite, StageTraining, finite_losses
+from sbi_multilevel.training.epochs import NotFinite, StageTraining
 from sbi_multilevel.training.network import (
     WarmStart,
     check_builder,
@@ -286,7 +285,8 @@ class MultilevelTrainer(AppendingTrainer):
             return run(
                 train_loader, val_loader, train_config, loss_args, summarization_kwargs
             )
-        plan, layout, network = self._plan, self._layout, self._neural_net
+        plan, layout = self._plan, self._layout
+        network = self._neural_net.to(self._device)
         if train_config.retrain_from_scratch:
             plan.trained.clear()
         resume = train_config.resume_training
@@ -300,64 +300,55 @@ class MultilevelTrainer(AppendingTrainer):
                     resume_training=resume and index == plan.stage_index,
                 )
                 plan.stage_index = index
-                loaders = layout.loaders(stage)
-                plan.running = self._stage_training(
-                    stage, loaders, loss_args, config.max_num_epochs
-                )
+                batches, held_out = layout.loaders(stage)
+                cycle = None
+                if stage.schedule is not None:
+                    available = batches.sampler.num_available  # pyright: ignore[reportAttributeAccessIssue]
+                    cycle = Cycle.of(
+                        stage.schedule, available, len(batches), config.max_num_epochs
+                    )
                 with frozen(network, stage.freeze):
-                    run(*loaders, config, loss_args, summarization_kwargs)
+                    plan.running = StageTraining(
+                        stage,
+                        layout.dataset.marked(stage.terms),
+                        network,
+                        self._log,
+                        held_out,
+                        partial(self._weighted_losses, loss_args=loss_args),
+                        self._has_random_loss,
+                        cycle,
+                    )
+                    run(batches, held_out, config, loss_args, summarization_kwargs)
                 plan.trained[stage] = layout.counts_of(stage)
         finally:
             self._read_x_of(layout.stages[-1])
         return network
 
-    def _stage_training(
-        self,
-        stage: Stage,
-        loaders: tuple[DataLoader, DataLoader],
-        loss_args: LossArgs | None,
-        max_num_epochs: int,
-    ) -> StageTraining:
-        dataset, (batches, held_out) = self._layout.dataset, loaders
-        cycle = None
-        if stage.schedule is not None:
-            available = batches.sampler.num_available  # pyright: ignore[reportAttributeAccessIssue]
-            cycle = Cycle.of(stage.schedule, available, len(batches), max_num_epochs)
-        return StageTraining(
-            stage,
-            dataset.positions(stage.terms),
-            self._log,
-            held_out,
-            partial(self._sample_losses, loss_args=loss_args),
-            cycle,
-            partial(self._losses_by_term, loss_args=loss_args)
-            if self._has_random_loss
-            else None,
-        )
-
-    def _sample_losses(
-        self, batch: Sequence[Tensor], loss_args: LossArgs | None
-    ) -> Tensor:
-        """The parent's loss of each simulation, times its weight."""
-        arguments = {} if loss_args is None else {"loss_args": loss_args}
-        with finite_losses():
-            losses = self._get_losses(batch=batch[:3], **arguments)
-        return losses * batch[3].to(losses.device)
-
-    def _losses_by_term(
-        self, batch: Sequence[Tensor], loss_args: LossArgs | None
-    ) -> dict[int, Tensor]:
-        """The same for each term, of a trainer with random losses."""
-        parts = split_terms(batch)
-        with finite_losses():
-            losses = self._random_losses(parts, loss_args)
-        return {m: each * parts[m][3].to(each.device) for m, each in losses.items()}
-
-    def _random_losses(
+    def _weighted_losses(
         self, parts: Mapping[int, Sequence[Tensor]], loss_args: LossArgs | None
     ) -> dict[int, Tensor]:
-        """The loss of each simulation of each term; see `with_common_noise`."""
-        raise NotImplementedError
+        """The loss of each simulation of parts of a batch, times its weight.
+
+        Raises:
+            NotFinite: If sbi refuses a loss that is not finite.
+        """
+        try:
+            losses = self._losses_of_parts(parts, loss_args)
+        except ValueError as error:
+            if "NaN/Inf present" not in str(error):  # of sbi's `assert_all_finite`
+                raise
+            raise NotFinite(str(error)) from error
+        return {m: each * parts[m][3].to(each.device) for m, each in losses.items()}
+
+    def _losses_of_parts(
+        self, parts: Mapping[int, Sequence[Tensor]], loss_args: LossArgs | None
+    ) -> dict[int, Tensor]:
+        """The loss of each simulation of parts of a batch.
+
+        If losses are random, the parts are the terms, see `with_common_noise`.
+        """
+        arguments = {} if loss_args is None else {"loss_args": loss_args}
+        return {m: self._get_losses(batch=p[:3], **arguments) for m, p in parts.items()}
 
     def _options_of(self, loss_args: LossArgs | None) -> dict[str, Any]:
         """The arguments of `train` that belong to the loss; sbi's defaults left out."""
@@ -395,12 +386,12 @@ class MultilevelTrainer(AppendingTrainer):
         clip_max_norm: float | None,
         loss_args: LossArgs | None,
     ) -> float:
-        running = self._plan.running if self._is_multilevel else None
+        running = self._plan.running
         levels = () if running is None else running.stage.levels
         self._log.begin(levels, is_new=self.epoch == 0)
         if running is None:
             return super()._train_epoch(train_loader, clip_max_norm, loss_args)
-        running.begin_epoch(self._neural_net, self.epoch)
+        running.begin_epoch(self.epoch)
         try:
             super()._train_epoch(train_loader, clip_max_norm, loss_args)
         except NotFinite:
@@ -415,7 +406,7 @@ class MultilevelTrainer(AppendingTrainer):
         clip_max_norm: float | None,
     ) -> Tensor:
         """As the parent; with several levels the signed means of the terms."""
-        running = self._plan.running if self._is_multilevel else None
+        running = self._plan.running
         if running is None:
             return super()._step(batch, loss_args, clip_max_norm)
         return running.step(batch, self.optimizer, clip_max_norm)
@@ -424,7 +415,7 @@ class MultilevelTrainer(AppendingTrainer):
         self, parameters: list[Parameter], learning_rate: float
     ) -> Optimizer:
         """As the parent, with the settings of the method."""
-        if not self._is_multilevel:
+        if self._plan.running is None:
             return super()._build_optimizer(parameters, learning_rate)
         return Adam(
             parameters,
@@ -438,20 +429,21 @@ class MultilevelTrainer(AppendingTrainer):
         self, val_loader: DataLoader, loss_args: LossArgs | None
     ) -> float:
         """The held-out loss; NaN if no simulations are held out."""
-        if not self._is_multilevel:
+        running = self._plan.running
+        if running is None:
             return super()._validate_epoch(val_loader, loss_args)
-        assert self._plan.running is not None
-        return self._plan.running.validate(val_loader)
+        return running.validate(val_loader)
 
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
-        running = self._plan.running if self._is_multilevel else None
+        running = self._plan.running
         if running is None:
             return super()._converged(epoch, stop_after_epochs)
         if not self._config.early_stopping:
             self._best_val_loss = float("nan")  # keeps the weights of the last epoch
             self._best_model_state_dict = None
-            ended = running.has_diverged and self._end_diverged(epoch)
-            return ended or running.is_finished(epoch)
+            if running.has_diverged:
+                return self._end_diverged(epoch)
+            return running.is_finished(epoch)
         if epoch == 0 and running.stage.is_warm:
             self._neural_net.eval()
             self._val_loss = running.validate_start()
@@ -491,12 +483,13 @@ class MultilevelTrainer(AppendingTrainer):
 
     def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
         running = self._plan.running
-        if self._is_multilevel and running is not None and running.is_cut:
+        cycle = None if running is None else running.cycle
+        if cycle is not None and cycle.is_cut:
             epoch = max_num_epochs + 1  # as in sbi where the limit ends a training
         self._log.end(epoch <= max_num_epochs, self._best_val_loss)
         if not self._plan.reports_convergence:
             return
-        if self._is_multilevel and not self._config.early_stopping:
+        if running is not None and not self._config.early_stopping:
             return  # a fixed number of epochs was asked for
         super()._report_convergence_at_end(epoch, max_num_epochs)
 
