@@ -62,24 +62,6 @@ class Appended:
         above = [level + 1 for level in self.low_fidelity]
         return max([1, *self.levels.values(), *above])
 
-    def entry(self, index: int, theta: Tensor, x: Tensor) -> LevelSimulations:
-        """An entry of sbi's lists with its level, coarse side and weights."""
-        return LevelSimulations.trusted(
-            self.levels.get(index, self.highest),
-            theta,
-            x,
-            self.x_coarse.get(index),
-            self.weights.get(index),
-        )
-
-    def add(self, index: int, simulations: LevelSimulations, device: Any) -> None:
-        """Note what is known of an entry, on the device of its x."""
-        self.levels[index] = simulations.level
-        if simulations.x_coarse is not None:
-            self.x_coarse[index] = simulations.x_coarse.to(device)
-        if simulations.weights is not None:
-            self.weights[index] = simulations.weights.to(device)
-
 
 class AppendingTrainer(HookedTrainer):
     """Keeps the level of each set of simulations beside sbi's own lists."""
@@ -175,12 +157,13 @@ class AppendingTrainer(HookedTrainer):
         elif x is None or level is None:
             raise ValueError(incomplete(theta, x, level))
         else:
-            theta = self._complete(theta, level)
+            if self._parameters is not None:
+                theta = self._parameters.complete(theta, level, self._prior)
             parts = [LevelSimulations(level, theta, x, x_coarse)]
         self._check_appended(parts, data_device)
         warn_of_repeats(parts, self._entries)
-        for rows in parts:
-            self._append_level(rows, data_device)
+        for part in parts:
+            self._append_level(part, data_device)
         return self
 
     def append_lowfidelity_simulations(
@@ -250,28 +233,31 @@ class AppendingTrainer(HookedTrainer):
         self._appended.weights[index] = rows.loss_weights.to(device)
         return self
 
-    def _complete(self, theta: Tensor, level: int) -> Tensor:
-        if self._parameters is None:
-            return theta
-        return self._parameters.complete(theta, level, self._prior)
-
     @property
     def _entries(self) -> list[LevelSimulations]:
         """All that was appended, in that order."""
         return [self._entry(index) for index in range(len(self._theta_roundwise))]
 
     def _entry(self, index: int) -> LevelSimulations:
-        theta, x = self._theta_roundwise[index], self._x_roundwise[index]
-        return self._appended.entry(index, theta, x)
-
-    def _append_level(
-        self, simulations: LevelSimulations, data_device: str | None
-    ) -> None:
-        index = len(self._theta_roundwise)
-        super().append_simulations(  # pyright: ignore[reportAbstractUsage]
-            simulations.theta, simulations.x, data_device=data_device
+        """An entry of sbi's lists with its level, coarse side and weights."""
+        appended = self._appended
+        return LevelSimulations.trusted(
+            appended.levels.get(index, appended.highest),
+            self._theta_roundwise[index],
+            self._x_roundwise[index],
+            appended.x_coarse.get(index),
+            appended.weights.get(index),
         )
-        self._appended.add(index, simulations, self._x_roundwise[index].device)
+
+    def _append_level(self, level: LevelSimulations, data_device: str | None) -> None:
+        index = len(self._theta_roundwise)
+        super().append_simulations(level.theta, level.x, data_device=data_device)  # pyright: ignore[reportAbstractUsage]
+        self._appended.levels[index] = level.level
+        device = self._x_roundwise[index].device
+        if level.x_coarse is not None:
+            self._appended.x_coarse[index] = level.x_coarse.to(device)
+        if level.weights is not None:
+            self._appended.weights[index] = level.weights.to(device)
 
     # Checks
 

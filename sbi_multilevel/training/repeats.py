@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -68,17 +68,11 @@ def count_repeats(
         >>> count_repeats(simulations, [LevelSimulations(0, theta, x + 1)])
         2
     """
-    if not known:
-        return 0
-    thetas = {key for part in known for key in _keys(part.theta)}
+    own = set(_keys(simulations.theta))
+    seen = {pair for part in known for pair in _pairs_at(own, part)}
     # x may be large: it is compared only where theta is known
-    candidates = _with_theta(simulations, thetas)
-    if candidates is None:
-        return 0
-    own = set(_keys(candidates.theta))
-    shared = [part for each in known if (part := _with_theta(each, own)) is not None]
-    pairs = {pair for part in shared for pair in _pairs(part)}
-    return sum(pair in pairs for pair in _pairs(candidates))
+    shared = {theta for theta, _ in seen}
+    return sum(pair in seen for pair in _pairs_at(shared, simulations))
 
 
 def warn_of_repeats(
@@ -129,23 +123,14 @@ def incomplete(theta: Any, x: Any, level: Any) -> str:
     )
 
 
-def _with_theta(
-    simulations: LevelSimulations, wanted: set[bytes]
-) -> LevelSimulations | None:
-    """The simulations at wanted theta; `None` if there are none."""
-    index = [i for i, key in enumerate(_keys(simulations.theta)) if key in wanted]
-    if not index:
-        return None
-    chosen = torch.tensor(index, device=simulations.theta.device)
-    return LevelSimulations.trusted(
-        simulations.level,
-        simulations.theta[chosen],
-        simulations.x[chosen.to(simulations.x.device)],
-    )
-
-
-def _pairs(simulations: LevelSimulations) -> zip[tuple[bytes, bytes]]:
-    return zip(_keys(simulations.theta), _keys(simulations.x))
+def _pairs_at(
+    thetas: set[bytes], simulations: LevelSimulations
+) -> Iterator[tuple[bytes, bytes]]:
+    """Theta and x, as bytes, of the simulations at some of all theta."""
+    keys = _keys(simulations.theta)
+    index = [i for i, key in enumerate(keys) if key in thetas]
+    chosen = torch.tensor(index, dtype=torch.long, device=simulations.x.device)
+    return zip((keys[i] for i in index), _keys(simulations.x[chosen]))
 
 
 def _keys(column: torch.Tensor) -> list[bytes]:
