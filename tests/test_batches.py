@@ -12,8 +12,8 @@ from sbi_multilevel.training.batches import (
     LevelSplit,
     TermDataset,
     batch_sizes,
-    stage_loaders,
 )
+from sbi_multilevel.training.plan import Layout
 from sbi_multilevel.training.stages import Stage, Term
 from tests.linear_gaussian import simulations
 
@@ -136,7 +136,8 @@ def test_held_out_pairs_are_in_one_chunk_in_the_same_order(batch_size):
     sims = simulations((100, 30, 20))
     split = LevelSplit.random(sims.num_simulations, 0.4)
     dataset = TermDataset.of(sims, split, MultilevelConfig())
-    _, held_out = stage_loaders(dataset, split, STAGE, batch_size, {})
+    layout = Layout(sims, dataset, (STAGE,), batch_size, {}, split)
+    _, held_out = layout.loaders(STAGE)
     terms = [(t, p) for p, t in dataset.marked(STAGE.terms).items()]
     seen = 0
     for theta, *_, marks in held_out:

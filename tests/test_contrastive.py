@@ -14,8 +14,11 @@ from sbi_multilevel.losses.contrastive import (
     log_posterior_ratio,
     softmax_loss,
 )
-from sbi_multilevel.training.common_noise import split_terms, with_common_noise
-from sbi_multilevel.training.contrasts import Contrasts
+from sbi_multilevel.training.common_noise import (
+    Contrasts,
+    split_terms,
+    with_common_noise,
+)
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
 

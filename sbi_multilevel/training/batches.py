@@ -7,7 +7,7 @@ yields the indices of whole batches, which always contain both sides of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,7 +154,9 @@ class TermDataset:
         """Terms by their mark in the dataset, the position in `self.terms`."""
         return {self.terms.index(term): term for term in terms}
 
-    def indices(self, chosen: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:
+    def indices(
+        self, chosen: Sequence[Tensor] | Mapping[int, Tensor], terms: Sequence[Term]
+    ) -> Tensor:
         """Dataset indices, term by term, of chosen simulations of each level."""
         return torch.cat([
             chosen[term.level] + self.offsets[mark]
@@ -244,8 +246,7 @@ class LevelBatchSampler(Sampler[Tensor]):
         streams = {level: self._stream(level) for level in self._sizes}
         for _ in range(self._num_batches):
             drawn = {level: next(stream) for level, stream in streams.items()}
-            chosen = [drawn.get(level) for level in range(len(self._train))]
-            yield self._dataset.indices(chosen, self._terms)
+            yield self._dataset.indices(drawn, self._terms)
 
     def _stream(self, level: int) -> Iterator[Tensor]:
         indices, size = self._train[level], self._sizes[level]
@@ -274,32 +275,7 @@ class SizedLoader:
         return len(self.loader)
 
 
-def stage_loaders(
-    dataset: TermDataset,
-    split: LevelSplit,
-    stage: Stage,
-    batch_size: int,
-    options: dict,
-) -> tuple[DataLoader, DataLoader]:
-    """Loaders of whole training batches, and of chunks of the held-out simulations.
-
-    Args:
-        dataset: The simulations of all terms.
-        split: Which of them are trained on.
-        stage: Whose terms to load.
-        batch_size: Simulations in a batch.
-        options: Further options of the loaders.
-    """
-    options = {"batch_size": None, **options}
-    sampler = LevelBatchSampler(dataset, split.train, batch_size, stage)
-    chunks = _held_out_chunks(dataset, split.validation, batch_size, stage)
-    return (
-        DataLoader(dataset.dataset, sampler=sampler, **options),
-        DataLoader(dataset.dataset, sampler=chunks, **options),
-    )
-
-
-def _held_out_chunks(
+def held_out_chunks(
     dataset: TermDataset, held_out: Sequence[Tensor], batch_size: int, stage: Stage
 ) -> list[Tensor]:
     """Dataset indices of held-out simulations in chunks, pairs together."""

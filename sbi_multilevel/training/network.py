@@ -9,11 +9,13 @@ from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.neural_nets.estimators.base import ConditionalEstimator
 from torch import Tensor, nn
 
 from sbi_multilevel.data.moments import Moments
+from sbi_multilevel.data.preparation import for_scaling
 from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.estimators.reading import with_x_map, without_x_map, x_reader
 from sbi_multilevel.estimators.transformed import Builder, MappedEstimator
@@ -94,6 +96,20 @@ def moments_of(network: Any, x: Tensor) -> Moments | None:
             "or train from scratch."
         )
     return Moments(mean, std)
+
+
+def with_spread(x: Tensor, indices: Tensor) -> Tensor:
+    """x whose chosen entries vary in each feature, so that it can be z-scored.
+
+    Args:
+        x: Outputs, shape `(n, *x_shape)`.
+        indices: The outputs that a network is built on.
+    """
+    chosen = x[indices]
+    scaled = for_scaling(chosen)
+    if scaled is chosen:
+        return x
+    return x.index_copy(0, torch.as_tensor(indices, device=x.device), scaled)
 
 
 def start_from(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.estimators.observations import TrainingRange
-from sbi_multilevel.training.batches import Fold, LevelSplit, TermDataset, stage_loaders
-from sbi_multilevel.training.config import MethodConfig
-from sbi_multilevel.training.contrasts import Contrasts
+from sbi_multilevel.training.batches import (
+    Fold,
+    LevelBatchSampler,
+    LevelSplit,
+    TermDataset,
+    held_out_chunks,
+)
+from sbi_multilevel.training.common_noise import Contrasts
 from sbi_multilevel.training.epochs import StageTraining
 from sbi_multilevel.training.network import WarmStart
 from sbi_multilevel.training.stages import Stage
@@ -42,14 +44,15 @@ class Layout:
     split: LevelSplit
 
     def loaders(self, stage: Stage) -> tuple[DataLoader, DataLoader]:
-        """Loaders of training batches and of held-out simulations."""
-        return stage_loaders(
-            self.dataset, self.split, stage, self.batch_size, self.loader_options
+        """Loaders of whole training batches, and of chunks of held-out simulations."""
+        dataset, size = self.dataset, self.batch_size
+        options = {"batch_size": None, **self.loader_options}
+        batches = LevelBatchSampler(dataset, self.split.train, size, stage)
+        chunks = held_out_chunks(dataset, self.split.validation, size, stage)
+        return (
+            DataLoader(dataset.dataset, sampler=batches, **options),
+            DataLoader(dataset.dataset, sampler=chunks, **options),
         )
-
-    def indices(self, chosen: Sequence[Tensor]) -> Tensor:
-        """Positions in the dataset of chosen simulations of the first stage."""
-        return self.dataset.indices(chosen, self.stages[0].terms)
 
     @cached_property
     def contrasts(self) -> Contrasts:
@@ -94,26 +97,6 @@ class TrainingPlan:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but copies of the simulations."""
         return {**vars(self), "layout": None, "running": None}
-
-    def lay_out(
-        self,
-        simulations: MultilevelSimulations,
-        config: MethodConfig,
-        moments: Moments | None,
-        batch_size: int,
-        loader_options: dict | None,
-    ) -> Layout:
-        """Align the simulations and lay them out, split as `split` says."""
-        assert self.split is not None
-        self.layout = Layout(
-            simulations,
-            TermDataset.of(simulations, self.split, config, moments),
-            config.stages(len(simulations), self.warm_start is not None),
-            batch_size,
-            loader_options or {},
-            self.split,
-        )
-        return self.layout
 
     def stages_to_train(self, resume: bool) -> list[int]:
         """Indices of the stages to train; all but the last on new simulations only."""

@@ -25,6 +25,13 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
+from sbi_multilevel.data.preparation import (
+    check_pretrained,
+    check_theta_varies,
+    check_vectors,
+    fill_constant,
+    without_extremes,
+)
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.data.validation import (
     check_inside,
@@ -33,7 +40,11 @@ from sbi_multilevel.data.validation import (
     transform_of,
 )
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
-from sbi_multilevel.estimators.observations import Watch, WatchedEstimator
+from sbi_multilevel.estimators.observations import (
+    TrainingRange,
+    Watch,
+    WatchedEstimator,
+)
 from sbi_multilevel.estimators.reading import x_reader
 from sbi_multilevel.estimators.transformed import (
     Builder,
@@ -41,7 +52,7 @@ from sbi_multilevel.estimators.transformed import (
     mapped_builder,
 )
 from sbi_multilevel.training.appending import AppendingTrainer
-from sbi_multilevel.training.batches import LevelSplit
+from sbi_multilevel.training.batches import LevelSplit, TermDataset
 from sbi_multilevel.training.config import MethodConfig, check_config
 from sbi_multilevel.training.epochs import NotFinite, StageTraining
 from sbi_multilevel.training.network import (
@@ -52,12 +63,14 @@ from sbi_multilevel.training.network import (
     moments_of,
     read_weights,
     start_from,
+    with_spread,
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
-from sbi_multilevel.training.preparing import prepare, with_spread
 from sbi_multilevel.training.schedule import Cycle, OneCycle
 from sbi_multilevel.training.stages import Stage
 from sbi_multilevel.training.tracking import TrainingLog
+
+_SEED_OF_NOISE = 0  # the same in all trainings on the same simulations
 
 
 class MultilevelTrainer(AppendingTrainer):
@@ -162,7 +175,7 @@ class MultilevelTrainer(AppendingTrainer):
         and the loaders are those of the first stage; a batch size of at least the
         number of all simulations (a pair counting as two) is full batch.
         """
-        plan = self._plan
+        plan, config = self._plan, self._config
         if not self._is_multilevel:
             return super().get_dataloaders(
                 starting_round,
@@ -176,24 +189,29 @@ class MultilevelTrainer(AppendingTrainer):
             for level in simulations:
                 check_inside(self._prior, level)
         if not resume_training or plan.split is None:
-            fraction = validation_fraction if self._config.early_stopping else 0.0
-            counts = simulations.num_simulations
             plan.split = LevelSplit.random(
-                counts,
-                fraction,
+                simulations.num_simulations,
+                validation_fraction if config.early_stopping else 0.0,
                 plan.fold,
-                self._config.min_held_out,
-                self._config.max_held_out,
+                config.min_held_out,
+                config.max_held_out,
             )
             check_enough_to_train(plan.split)
         network = plan.warm_start if self._neural_net is None else self._neural_net
         moments = moments_of(network, simulations[-1].x)
-        layout = plan.lay_out(
-            simulations, self._config, moments, training_batch_size, dataloader_kwargs
+        dataset = TermDataset.of(simulations, plan.split, config, moments)
+        stages = config.stages(len(simulations), plan.warm_start is not None)
+        plan.layout = Layout(
+            simulations,
+            dataset,
+            stages,
+            training_batch_size,
+            dataloader_kwargs or {},
+            plan.split,
         )
-        self.train_indices = layout.indices(plan.split.train)
-        self.val_indices = layout.indices(plan.split.validation)
-        return layout.loaders(layout.stages[0])
+        self.train_indices = dataset.indices(plan.split.train, stages[0].terms)
+        self.val_indices = dataset.indices(plan.split.validation, stages[0].terms)
+        return plan.layout.loaders(stages[0])
 
     def _split(
         self, num_examples: int, validation_fraction: float
@@ -206,14 +224,28 @@ class MultilevelTrainer(AppendingTrainer):
         return split.train[0], split.validation[0]
 
     def _prepared_simulations(self) -> MultilevelSimulations:
-        """All simulations as the method uses them, prepared for training."""
-        simulations = self._check_trainable()
-        if not self._plan.prepares:
+        """All simulations as the method uses them, prepared for training.
+
+        Single extreme values are moved, constant features filled, the rest checked.
+
+        Raises:
+            ValueError: If no network can be trained on them.
+        """
+        simulations, plan = self._check_trainable(), self._plan
+        if not plan.prepares:
             return simulations
-        is_new = self._neural_net is None
-        simulations, self._plan.training_range = prepare(
-            simulations, self._target, self._plan.warm_start, is_new
-        )
+        if self._target == "x":
+            check_vectors(simulations[0])
+        simulations = without_extremes(simulations)
+        highest, *lower = (level.x for level in reversed(simulations.levels))
+        training_range = TrainingRange.of(highest, lower)
+        simulations = fill_constant(simulations, self._target, _SEED_OF_NOISE)
+        if plan.warm_start is not None:
+            moments = moments_of(plan.warm_start, simulations[-1].x)
+            check_pretrained(moments, simulations)
+        elif self._neural_net is None:
+            check_theta_varies(simulations[0])
+        plan.training_range = training_range
         return simulations
 
     # Network
