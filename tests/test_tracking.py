@@ -114,7 +114,7 @@ def test_effective_sample_size_of_one_level_is_its_number_of_simulations():
 def test_rehearsed_rows_enter_with_their_weight():
     generator = np.random.default_rng(4)
     low, high = generator.normal(size=(7, 20)), generator.normal(size=(7, 5))
-    losses = TermLosses((Term(0, 0.25), Term(1, 0.75)), (low, high))
+    losses = TermLosses({Term(0, 0.25): low, Term(1, 0.75): high})
     variances = [rows.var(axis=-1, ddof=1).mean() for rows in (low, high)]
     expected = 0.25**2 * variances[0] / 20 + 0.75**2 * variances[1] / 5
     assert losses.sum.error == pytest.approx(math.sqrt(expected))

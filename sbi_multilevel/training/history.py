@@ -92,12 +92,8 @@ def estimate_variance(contributions: Sequence[np.ndarray]) -> float:
     """
     if min(part.shape[-1] for part in contributions) < 2:
         return float("nan")
-    return float(
-        sum(
-            np.var(part, axis=-1, ddof=1).mean() / part.shape[-1]
-            for part in contributions
-        )
-    )
+    variances = [np.var(part, axis=-1, ddof=1).mean() for part in contributions]
+    return float(sum(v / part.shape[-1] for v, part in zip(variances, contributions)))
 
 
 def effective_batch_size(

@@ -114,13 +114,11 @@ class TermLosses:
     """Losses of simulations, term by term.
 
     Args:
-        terms: The terms of a stage.
         losses: Loss of each simulation of each term, shape `(..., n)`; leading axes
             are batches.
     """
 
-    terms: tuple[Term, ...]
-    losses: tuple[np.ndarray, ...]
+    losses: Mapping[Term, np.ndarray]
 
     @classmethod
     def of(cls, losses: Tensor, marks: Tensor, terms: Mapping[int, Term]) -> TermLosses:
@@ -132,12 +130,11 @@ class TermLosses:
             terms: The terms by their marks.
         """
         values, marks = losses.detach().cpu().double().numpy(), marks.cpu()
-        blocks = [(marks == mark).numpy() for mark in terms]
-        return cls(tuple(terms.values()), tuple(values[..., b] for b in blocks))
+        return cls({t: values[..., (marks == m).numpy()] for m, t in terms.items()})
 
     def side(self, level: int, coarse: bool = False) -> np.ndarray | None:
         """Losses of one side of a level; `None` if no term has it."""
-        for term, losses in zip(self.terms, self.losses):
+        for term, losses in self.losses.items():
             if (term.level, term.coarse) == (level, coarse):
                 return losses
         return None
@@ -146,17 +143,14 @@ class TermLosses:
     def contributions(self) -> dict[int, np.ndarray]:
         """Contribution of each simulation by level, both sides of a pair together."""
         parts: dict[int, np.ndarray] = {}
-        for term, losses in zip(self.terms, self.losses):
+        for term, losses in self.losses.items():
             parts[term.level] = parts.get(term.level, 0.0) + term.weight * losses
         return parts
 
     @property
     def means(self) -> list[float]:
         """Signed mean of each term."""
-        return [
-            term.weight * float(losses.mean())
-            for term, losses in zip(self.terms, self.losses)
-        ]
+        return [t.weight * float(losses.mean()) for t, losses in self.losses.items()]
 
     @property
     def sum(self) -> LossEstimate:
@@ -168,10 +162,9 @@ class TermLosses:
     @property
     def bounded(self) -> LossEstimate:
         """The estimate of the loss at the highest level that is bounded below."""
-        base, pairs = self.side(0), []
-        for level in range(1, max(self.contributions) + 1):
-            pairs.append((self.side(level), self.side(level, coarse=True)))
-        return bounded_loss(base, pairs)
+        levels = range(1, max(self.contributions) + 1)
+        pairs = [(self.side(level), self.side(level, coarse=True)) for level in levels]
+        return bounded_loss(self.side(0), pairs)
 
     def metrics(self) -> dict[str, float]:
         """Control-variate coefficients and the effective sample size."""
