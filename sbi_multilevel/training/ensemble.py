@@ -180,23 +180,15 @@ def train_members(
     Returns:
         The trained copies, in the order of `trainers`.
     """
+    shared = [(type(t), t._prior, t._build_neural_net) for t in trainers]
     jobs = [
-        delayed(_train_member)(
-            type(trainer),
-            trainer_state(trainer),
-            trainer._prior,
-            trainer._build_neural_net,
-            fold,
-            dict(train_options),
-        )
-        for trainer, fold in zip(trainers, folds, strict=True)
+        delayed(_train_member)(*parts, trainer_state(trainer), fold, train_options)
+        for parts, trainer, fold in zip(shared, trainers, folds, strict=True)
     ]
     states = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
     members = []
-    for index, (trainer, state) in enumerate(zip(trainers, states)):
-        members.append(
-            _restore(type(trainer), state, trainer._prior, trainer._build_neural_net)
-        )
+    for index, (parts, state) in enumerate(zip(shared, states)):
+        members.append(_restore(*parts, state))
         when_done(index, members[-1])
     return members
 
@@ -224,7 +216,7 @@ def trainer_state(trainer: MultilevelTrainer) -> dict[str, Any]:
 
 
 def _restore(
-    cls: type[MultilevelTrainer], state: dict[str, Any], prior: Any, build: Any
+    cls: type[MultilevelTrainer], prior: Any, build: Any, state: dict[str, Any]
 ) -> MultilevelTrainer:
     trainer = object.__new__(cls)
     vars(trainer).update(
@@ -235,17 +227,17 @@ def _restore(
 
 def _train_member(
     cls: type[MultilevelTrainer],
-    state: dict[str, Any],
     prior: Any,
     build: Any,
+    state: dict[str, Any],
     fold: Fold,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # the builder may hold an embedding net, which the members must not share
     build = cloudpickle.loads(cloudpickle.dumps(build))
-    trainer = _restore(cls, deepcopy(state), prior, build)
+    trainer = _restore(cls, prior, build, deepcopy(state))
     trainer._plan.fold, trainer._plan.reports_convergence = fold, False
     # sbi prints a line for each network that has converged
     quiet = contextlib.redirect_stdout(io.StringIO())
