@@ -71,25 +71,36 @@ class LevelSplit:
             max_held_out: Simulations of each level held out at most; `None` for any
                 number.
         """
-        sizes = [
-            count
-            if validation_fraction == 0
-            else min(
-                max(int((1 - validation_fraction) * count), 1),
-                count - max(min(min_held_out, count // 3), 1),
-            )
-            for count in counts
-        ]
-        if max_held_out is not None and validation_fraction > 0:
-            sizes = [max(s, n - max_held_out) for s, n in zip(sizes, counts)]
-        orders = [
-            torch.randperm(count) if fold is None else fold.order(count, count - size)
-            for count, size in zip(counts, sizes)
-        ]
-        return cls(
-            train=tuple(order[:size] for order, size in zip(orders, sizes)),
-            validation=tuple(order[size:] for order, size in zip(orders, sizes)),
-        )
+        train, validation = [], []
+        for count in counts:
+            size = count
+            if validation_fraction > 0:
+                least = max(min(min_held_out, count // 3), 1)
+                size = max(int((1 - validation_fraction) * count), 1)
+                size = min(size, count - least)
+                if max_held_out is not None:
+                    size = max(size, count - max_held_out)
+            if fold is None:
+                order = torch.randperm(count)
+            else:
+                order = fold.order(count, count - size)
+            train.append(order[:size])
+            validation.append(order[size:])
+        return cls(tuple(train), tuple(validation))
+
+    def check(self) -> None:
+        """Raise if a level has too few simulations beside those that are held out.
+
+        Raises:
+            ValueError: If one has fewer than two, of which no deviation is known.
+        """
+        for level, (kept, held_out) in enumerate(zip(self.train, self.validation)):
+            if len(kept) < 2:
+                raise ValueError(
+                    f"Level {level} has {len(kept) + len(held_out)} simulations, of "
+                    f"which {len(kept)} are left to train on, but at least 2 are "
+                    "needed beside those held out for validation. Simulate more."
+                )
 
 
 @dataclass(frozen=True, eq=False)

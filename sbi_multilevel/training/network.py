@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -19,40 +19,9 @@ from sbi_multilevel.data.preparation import for_scaling
 from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.estimators.reading import with_x_map, without_x_map, x_reader
 from sbi_multilevel.estimators.transformed import Builder, MappedEstimator
-from sbi_multilevel.training.batches import LevelSplit
 from sbi_multilevel.utils.files import check_state_dict, read_state, understood
 
-if TYPE_CHECKING:
-    from sbi_multilevel.training.trainer import MultilevelTrainer
-
 WarmStart = ConditionalEstimator | str | os.PathLike | Mapping[str, Tensor]
-
-
-def check_enough_to_train(split: LevelSplit) -> None:
-    """Raise if a level has too few simulations beside those that are held out.
-
-    Raises:
-        ValueError: If one has fewer than two, of which no deviation is known.
-    """
-    for level, (kept, held_out) in enumerate(zip(split.train, split.validation)):
-        if len(kept) < 2:
-            raise ValueError(
-                f"Level {level} has {len(kept) + len(held_out)} simulations, of which "
-                f"{len(kept)} are left to train on, but at least 2 are needed beside "
-                "those held out for validation. Simulate more."
-            )
-
-
-def check_builder(trainer: MultilevelTrainer) -> None:
-    """Raise if a network has to be built, but a trainer came back from a pickle."""
-    if trainer._build_neural_net is None:
-        name, argument = type(trainer).__name__, trainer._kind.argument
-        raise ValueError(
-            f"The trainer was pickled, and sbi leaves {argument} out of the pickle: a "
-            "network cannot be built. Make a new trainer, "
-            f"`{name}(prior, {argument}=...)`, and append the simulations to it: those "
-            "kept, or `multilevel_simulations` of this trainer."
-        )
 
 
 def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
@@ -147,10 +116,9 @@ def start_from(
                 "density_estimator and config as then."
             ) from error
     shapes = (estimator.input_shape, estimator.condition_shape)
-    wanted_shapes = (theta.shape[1:], x.shape[1:])
-    for name, found, wanted in zip(
-        ("theta", "x"), shapes if target == "theta" else shapes[::-1], wanted_shapes
-    ):
+    of_theta, of_x = shapes if target == "theta" else shapes[::-1]
+    for name, found, column in (("theta", of_theta, theta), ("x", of_x, x)):
+        wanted = column.shape[1:]
         if found != wanted:
             raise ValueError(
                 f"The estimator of `warm_start` takes {name} of shape {tuple(found)}, "

@@ -57,8 +57,6 @@ from sbi_multilevel.training.config import MethodConfig, check_config
 from sbi_multilevel.training.epochs import NotFinite, StageTraining
 from sbi_multilevel.training.network import (
     WarmStart,
-    check_builder,
-    check_enough_to_train,
     frozen,
     moments_of,
     read_weights,
@@ -196,7 +194,7 @@ class MultilevelTrainer(AppendingTrainer):
                 config.min_held_out,
                 config.max_held_out,
             )
-            check_enough_to_train(plan.split)
+            plan.split.check()
         network = plan.warm_start if self._neural_net is None else self._neural_net
         moments = moments_of(network, simulations[-1].x)
         dataset = TermDataset.of(simulations, plan.split, config, moments)
@@ -270,6 +268,17 @@ class MultilevelTrainer(AppendingTrainer):
         prior = self._prior if self._is_unconstrained else None
         return mapped_builder(build, target, prior, kind)
 
+    def _check_builder(self) -> None:
+        """Raise if a network has to be built, but the trainer was pickled."""
+        if self._build_neural_net is None:
+            name, argument = type(self).__name__, self._kind.argument
+            raise ValueError(
+                f"The trainer was pickled, and sbi leaves {argument} out of the "
+                "pickle: a network cannot be built. Make a new trainer, "
+                f"`{name}(prior, {argument}=...)`, and append the simulations to it: "
+                "those kept, or `multilevel_simulations` of this trainer."
+            )
+
     def _initialize_neural_network(
         self,
         retrain_from_scratch: bool,
@@ -281,7 +290,7 @@ class MultilevelTrainer(AppendingTrainer):
         initialize = super()._initialize_neural_network
         is_new = self._neural_net is None or retrain_from_scratch
         if is_new:
-            check_builder(self)
+            self._check_builder()
         if not self._is_multilevel:
             initialize(retrain_from_scratch, start_idx, theta, x)
             return
@@ -545,17 +554,18 @@ class MultilevelTrainer(AppendingTrainer):
         potential, transform = super()._get_potential_function(  # pyright: ignore[reportAbstractUsage]
             prior, estimator
         )
-        if self._watch is not None and self._watched_potential is not None:
-            arguments = estimator, prior, potential.device, self._watch
-            potential = self._watched_potential(*arguments)
+        watch, watched = self._watch, self._watched_potential
+        if watch is not None and watched is not None:
+            potential = watched(estimator, prior, potential.device, watch)
         return potential, transform
 
     def _create_posterior(
         self, estimator: Any, prior: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """As the parent; the network checks the observations it is given."""
-        if self._watch is not None:
-            estimator = self._watched(estimator, self._watch)
+        watch = self._watch
+        if watch is not None:
+            estimator = self._watched(estimator, watch)
         try:
             return super()._create_posterior(estimator, prior, *args, **kwargs)
         except AssertionError:

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
-from sbi_multilevel.training.network import WarmStart, check_builder
+from sbi_multilevel.training.network import WarmStart
 from sbi_multilevel.training.trainer import MultilevelTrainer
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class HybridTrainer(MultilevelTrainer):
             ValueError: If the trainer is not trained, has no lower levels, or got more
                 simulations since.
         """
-        check_builder(self)
+        self._check_builder()
         run, summary = self._run, self.hybrid_summary
         if run is None or summary is None or not run.has_ended:
             raise ValueError("estimate_gain was called before training. Call `train`.")
@@ -185,7 +185,7 @@ class HybridTrainer(MultilevelTrainer):
 
     def _check_trainable(self) -> MultilevelSimulations:
         simulations = super()._check_trainable()
-        check_builder(self)
+        self._check_builder()
         _check_enough(self._appended.low_fidelity, simulations)
         return simulations
 
