@@ -14,7 +14,7 @@ from sbi_multilevel.training.batches import (
     batch_sizes,
 )
 from sbi_multilevel.training.plan import Layout
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Stage, Term
 from tests.linear_gaussian import simulations
 
 (STAGE,) = MultilevelConfig().stages(3)

@@ -31,7 +31,7 @@ from sbi_multilevel.training.history import (
     estimate_variance,
     training_runs,
 )
-from sbi_multilevel.training.stages import Term
+from sbi_multilevel.training.schedule import Term
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses
 from tests.linear_gaussian import SilentTracker, prior, simulations
 from tests.test_exactness import gradient_of, terms_by_hand

@@ -11,7 +11,7 @@ from sbi.utils import BoxUniform
 
 from sbi_multilevel import MFNLE, MFNPE, MLNPE, TransferConfig
 from sbi_multilevel.estimators.transformed import MappedEstimator
-from sbi_multilevel.training.stages import Term
+from sbi_multilevel.training.schedule import Term
 from tests.linear_gaussian import SilentTracker, posterior, prior, simulations
 from tests.test_trainers import weights
 

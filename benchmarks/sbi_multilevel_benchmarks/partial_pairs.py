@@ -36,7 +36,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
     simulate_multilevel,
 )
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Stage, Term
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel_benchmarks.fit import Fit, evaluated
 from sbi_multilevel_benchmarks.task import BenchmarkTask

@@ -57,8 +57,7 @@ from sbi_multilevel.level_maps import (
 from sbi_multilevel.losses.gradients import ADJUSTMENTS, Adjustment
 from sbi_multilevel.losses.held_out import MIN_PAIRS, STOPPING_RULES, Stopping
 from sbi_multilevel.training.config import MethodConfig
-from sbi_multilevel.training.schedule import fine_tuning
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Stage, Term, fine_tuning
 
 
 @dataclass(frozen=True, kw_only=True)

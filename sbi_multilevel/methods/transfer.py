@@ -42,8 +42,7 @@ from sbi_multilevel.data.simulations import (
 )
 from sbi_multilevel.level_maps import Alignment, standardize_to
 from sbi_multilevel.training.config import MethodConfig
-from sbi_multilevel.training.schedule import fine_tuning
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Stage, Term, fine_tuning
 
 _REHEARSAL_BATCHES = 10  # of an epoch
 

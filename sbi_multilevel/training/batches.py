@@ -19,7 +19,7 @@ from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import MultilevelSimulations
 from sbi_multilevel.level_maps.affine import AffineMap, Alignment
 from sbi_multilevel.training.config import MethodConfig
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Stage, Term
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from typing import Any, ClassVar
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.level_maps import Alignment
-from sbi_multilevel.training.schedule import OneCycle
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import OneCycle, Stage, Term
 from sbi_multilevel.utils.argument_types import check_field_types
 
 # Simulations of a level that a schedule holds out at most: their loss is computed many

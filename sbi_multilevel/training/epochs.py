@@ -68,8 +68,7 @@ from sbi_multilevel.losses.held_out import LossEstimate
 from sbi_multilevel.losses.layers import LayerGradients
 from sbi_multilevel.losses.multilevel import multilevel_terms
 from sbi_multilevel.training.common_noise import split_terms
-from sbi_multilevel.training.schedule import Cycle
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Cycle, Stage, Term
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
 from sbi_multilevel.utils.seeds import seeded
 

@@ -20,7 +20,7 @@ from sbi_multilevel.training.batches import (
 from sbi_multilevel.training.common_noise import Contrasts
 from sbi_multilevel.training.epochs import StageTraining
 from sbi_multilevel.training.network import WarmStart
-from sbi_multilevel.training.stages import Stage
+from sbi_multilevel.training.schedule import Stage
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-r"""Learning rates that rise and fall within a fixed number of steps.
+r"""Stages of training: signed terms of several levels, and learning rates.
+
+A stage minimises a signed sum of terms, each a mean over simulations of a level, at a
+constant learning rate, or at one that rises and falls within a fixed number of steps.
 
 With the learning rate :math:`\eta` of `train`, step k of K has the rate
 
@@ -27,6 +30,7 @@ from dataclasses import dataclass, replace
 
 from torch.optim import Optimizer
 
+from sbi_multilevel.losses.gradients import Adjustment
 from sbi_multilevel.utils.argument_types import check_field_types
 
 _MIN_FACTOR = 1e-3  # of the peak, so that no step is without effect
@@ -101,6 +105,80 @@ def fine_tuning(schedule: OneCycle | None) -> OneCycle | None:
     return replace(schedule, num_steps=steps, rate=rate)
 
 
+@dataclass(frozen=True)
+class Term:
+    """One signed mean of the loss.
+
+    Args:
+        level: Level whose simulations the mean is over.
+        weight: Factor in front of the mean, e.g. -1 for the coarse side of a pair.
+        coarse: Whether the outputs are `x_coarse` of the simulations rather than `x`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Term(level=1, weight=-1.0, coarse=True)  # minus f_0 on the pairs of level 1
+        Term(level=1, weight=-1.0, coarse=True)
+    """
+
+    level: int
+    weight: float = 1.0
+    coarse: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training until early stopping.
+
+    Args:
+        terms: The terms of its loss.
+        adjustment: How their gradients are combined.
+        rate: Factor to the learning rate of `train`.
+        freeze: Patterns (as of file names) of the names of parameters left as they are.
+        is_warm: Whether the network was trained before. The weights a warm stage starts
+            from are kept if no epoch beats them on the held-out simulations.
+        num_batches: Batches of an epoch at most, where early stopping must look more
+            often than once a pass through all simulations.
+        is_bounded: Whether early stopping follows the bounded estimate of the expected
+            loss (`sbi_multilevel.losses.held_out`) rather than the sum of the terms.
+        schedule: Learning rates of its steps; constant if `None`.
+
+    Example:
+    --------
+
+    ::
+
+        >>> Stage((Term(1, 0.5), Term(0, 0.5)), is_warm=True).levels
+        (0, 1)
+    """
+
+    terms: tuple[Term, ...]
+    adjustment: Adjustment = "none"
+    rate: float = 1.0
+    freeze: tuple[str, ...] = ()
+    is_warm: bool = False
+    num_batches: int | None = None
+    is_bounded: bool = False
+    schedule: OneCycle | None = None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels whose simulations are used, rising."""
+        return tuple(sorted({term.level for term in self.terms}))
+
+    def epoch_size(self, num_batches: int) -> int:
+        """Batches of an epoch.
+
+        Args:
+            num_batches: Batches of a pass through all simulations.
+        """
+        of_schedule = None if self.schedule is None else self.schedule.epoch_size
+        limits = (num_batches, self.num_batches, of_schedule)
+        return min(limit for limit in limits if limit is not None)
+
+
 @dataclass(eq=False)
 class Cycle:
     """A schedule under way.
@@ -145,11 +223,9 @@ class Cycle:
 
     def step(self, optimizer: Optimizer) -> None:
         """Take a step at the learning rate of the schedule."""
-        factor = self.schedule.factor(self.index, self.num_steps)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for group, rate in zip(optimizer.param_groups, rates):
-            group["lr"] = rate * factor
+        (group,) = optimizer.param_groups
+        rate = group["lr"]
+        group["lr"] = rate * self.schedule.factor(self.index, self.num_steps)
         optimizer.step()
-        for group, rate in zip(optimizer.param_groups, rates):
-            group["lr"] = rate
+        group["lr"] = rate
         self.index += 1

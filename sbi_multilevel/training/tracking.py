@@ -19,7 +19,7 @@ from sbi_multilevel.training.history import (
     effective_batch_size,
     estimate_variance,
 )
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import Stage, Term
 
 _SECONDS_BETWEEN_FLUSHES = 1.0
 

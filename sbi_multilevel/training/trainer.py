@@ -64,8 +64,7 @@ from sbi_multilevel.training.network import (
     with_spread,
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
-from sbi_multilevel.training.schedule import Cycle, OneCycle
-from sbi_multilevel.training.stages import Stage
+from sbi_multilevel.training.schedule import Cycle, OneCycle, Stage
 from sbi_multilevel.training.tracking import TrainingLog
 
 _SEED_OF_NOISE = 0  # the same in all trainings on the same simulations

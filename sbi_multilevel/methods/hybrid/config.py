@@ -73,8 +73,7 @@ from sbi_multilevel.level_maps import Alignment
 from sbi_multilevel.level_maps.base import BUILT_IN_MAPS, LEVEL_MAPS
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.config import MethodConfig
-from sbi_multilevel.training.schedule import OneCycle
-from sbi_multilevel.training.stages import Stage, Term
+from sbi_multilevel.training.schedule import OneCycle, Stage, Term
 
 _STUDENT_STEPS, _STUDENT_RATE = 8 / 3, 2.0  # steps relative to fine-tuning
 _HALF_WEIGHT = 50  # high-fidelity simulations with the weight of the whole pool
