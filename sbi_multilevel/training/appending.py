@@ -316,8 +316,7 @@ class AppendingTrainer(HookedTrainer):
         Raises:
             ValueError: If they cannot be trained on.
         """
-        if max(self._data_round_index) > 0:
-            self._check_single_round(None)
+        self._check_single_round(None)
         parts, needs_pairs = self._entries, self._config.needs_pairs
         if needs_pairs and len(parts) > len(self._appended.levels):
             raise ValueError(

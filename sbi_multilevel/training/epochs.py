@@ -97,14 +97,14 @@ class StageTraining:
         losses: Loss of each simulation of parts of a batch.
         is_random: Whether losses are random. They are computed term by term then, so
             that the sides of a pair have the same random numbers.
-        cycle: How far the schedule is; `None` without one.
+        cycle: The learning rates of its steps.
 
     Attributes:
         has_diverged: Whether a loss or a gradient of the last epoch was not finite.
         parameters: The parameters that are trained.
         layers: Computes the gradients of all terms in one backward pass; `None` where
             there is one term, or each needs its own pass.
-        recorder: Records the steps of an epoch; `None` for stages of one term.
+        recorder: Records the steps of an epoch.
         means: Signed means of the terms of each step of an epoch.
     """
 
@@ -115,7 +115,7 @@ class StageTraining:
     held_out: DataLoader
     losses: Callable[[Parts], dict[int, Tensor]]
     is_random: bool
-    cycle: Cycle | None
+    cycle: Cycle
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -136,9 +136,8 @@ class StageTraining:
         Args:
             epoch: Epochs of the stage that were trained before.
         """
-        if self.cycle is not None:
-            self.cycle.begin_epoch(epoch)
-        self.recorder = StepRecorder(self.terms) if len(self.terms) > 1 else None
+        self.cycle.begin_epoch(epoch)
+        self.recorder = StepRecorder(self.terms)
         self.means: list[Tensor] = []
         self.has_diverged = False
 
@@ -161,37 +160,24 @@ class StageTraining:
         Raises:
             NotFinite: If the loss or its gradient is not finite.
         """
-        values = self._term_values(batch, self.recorder)
-        step = adjusted_step(
-            values,
-            self.parameters,
-            self.stage.adjustment,
-            flat_gradients if self.layers is None else self.layers,
-        )
+        values = self._term_values(batch)
+        adjustment, gradients_of = self.stage.adjustment, self.layers or flat_gradients
+        step = adjusted_step(values, self.parameters, adjustment, gradients_of)
         if not step.direction.isfinite().all():
             raise NotFinite("the gradient is not finite")
-        if self.recorder is not None:
-            self.recorder.keep_step(step)
+        self.recorder.keep_step(step)
         assign_gradient(step.direction, self.parameters)
         if clip_max_norm is not None:
             clip_grad_norm_(self.parameters, max_norm=clip_max_norm)
-        if self.cycle is None:
-            optimizer.step()
-        else:
-            self.cycle.step(optimizer)
+        self.cycle.step(optimizer)
         means = torch.stack(values).detach()
         self.means.append(means)
         return means
 
-    def is_finished(self, epoch: int) -> bool:
-        """Whether the schedule ended after so many epochs."""
-        return self.cycle is not None and self.cycle.is_finished(epoch)
-
     def end_epoch(self) -> float:
         """Log the steps of the epoch, and return their mean loss."""
-        if self.recorder is not None:
-            for name, value in self.recorder.metrics().items():
-                self.log.add(name, value)
+        for name, value in self.recorder.metrics().items():
+            self.log.add(name, value)
         means = torch.stack(self.means).mean(dim=0).tolist()
         return self.log.add_levels("training_loss", means, self.stage)
 
@@ -232,9 +218,7 @@ class StageTraining:
         values, marks = (torch.cat(column) for column in zip(*parts))
         return TermLosses.of(values, marks, self.terms)
 
-    def _term_values(
-        self, batch: Sequence[Tensor], recorder: StepRecorder | None = None
-    ) -> list[Tensor]:
+    def _term_values(self, batch: Sequence[Tensor]) -> list[Tensor]:
         """The signed means of the terms, whose sum is the loss.
 
         One pass over the whole batch and one over each term give the same values. With
@@ -246,13 +230,11 @@ class StageTraining:
         is_large = self._is_adjusted and len(marks) >= _MIN_FOR_SEPARATE_PASSES
         if self.is_random or (is_large and layers is None):
             by_term = self.losses(split_terms(batch))
-            if recorder is not None:
-                recorder.keep_losses(*_joined(by_term))
+            self.recorder.keep_losses(*_joined(by_term))
             return [term.weight * by_term[m].mean() for m, term in self.terms.items()]
         with contextlib.nullcontext() if layers is None else layers.watch():
             values = self.losses({0: batch})[0]
-        if recorder is not None:
-            recorder.keep_losses(values, marks)
+        self.recorder.keep_losses(values, marks)
         weights = {mark: term.weight for mark, term in self.terms.items()}
         return multilevel_terms(values, marks.to(values.device), weights)
 

@@ -134,10 +134,8 @@ def start_from(
 
 def _key_of_mean(weights: Mapping[str, Tensor]) -> str | None:
     """The key of the mean of x among the weights of a network."""
-    ends = (
-        f"{prefix}x_mean" for prefix in ("", "embedding_net_x.0.", "_embedding_net.0.")
-    )
-    return next((key for key in ends if key in weights), None)
+    prefixes = ("", "embedding_net_x.0.", "_embedding_net.0.")
+    return next((key for p in prefixes if (key := f"{p}x_mean") in weights), None)
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ class OneCycle:
         """Largest number of steps between evaluations of the held-out loss."""
         return math.ceil(self.num_steps / _NUM_EPOCHS)
 
-    def factor(self, step: int, num_steps: int) -> float:
+    def factor(self, step: int, num_steps: float) -> float:
         """Factor to the learning rate.
 
         Args:
@@ -181,34 +181,40 @@ class Stage:
 
 @dataclass(eq=False)
 class Cycle:
-    """A schedule under way.
+    """The learning rates of a stage under way.
 
     Args:
-        schedule: The schedule.
+        schedule: The schedule; `None` for a constant rate.
         num_steps: Its steps.
         epoch_size: Steps of an epoch.
         is_cut: Whether these are fewer than the schedule has.
         index: Steps that were taken.
     """
 
-    schedule: OneCycle
-    num_steps: int
+    schedule: OneCycle | None
+    num_steps: float
     epoch_size: int
     is_cut: bool = False
     index: int = 0
 
     @classmethod
     def of(
-        cls, schedule: OneCycle, num_available: int, epoch_size: int, max_epochs: int
+        cls,
+        schedule: OneCycle | None,
+        num_available: int,
+        epoch_size: int,
+        max_epochs: int,
     ) -> Cycle:
         """The cycle of a stage.
 
         Args:
-            schedule: The schedule.
+            schedule: The schedule; `None` for a constant rate, without an end.
             num_available: Batches of a pass through all simulations.
             epoch_size: Batches of an epoch.
             max_epochs: Epochs at most.
         """
+        if schedule is None:
+            return cls(None, math.inf, epoch_size)
         wanted = math.ceil(max(schedule.num_steps, num_available) / epoch_size)
         epochs = min(wanted, max_epochs)
         return cls(schedule, epochs * epoch_size, epoch_size, epochs < wanted)
@@ -225,7 +231,8 @@ class Cycle:
         """Take a step at the learning rate of the schedule."""
         (group,) = optimizer.param_groups
         rate = group["lr"]
-        group["lr"] = rate * self.schedule.factor(self.index, self.num_steps)
+        if self.schedule is not None:
+            group["lr"] = rate * self.schedule.factor(self.index, self.num_steps)
         optimizer.step()
         group["lr"] = rate
         self.index += 1

@@ -217,12 +217,14 @@ class StepRecorder:
             self._grams.append(step.levels @ step.levels.T)
 
     def metrics(self) -> dict[str, float]:
-        """Means over the steps, by the names of the tracker.
+        """Means over the steps, by the names of the tracker; none of a single term.
 
         `gradient_norm` is the norm of a step before clipping, and by level that of the
         entries of `GradientStep.levels`. Control-variate coefficients and effective
         sample sizes are ratios of means, which are more robust than means of ratios.
         """
+        if len(self._terms) == 1:
+            return {}
         metrics = {"gradient_norm": torch.stack(self._lengths).mean().item()}
         if self._grams:
             grams = torch.stack(self._grams).cpu().double()

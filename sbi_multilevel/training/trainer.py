@@ -341,12 +341,12 @@ class MultilevelTrainer(AppendingTrainer):
                 )
                 plan.stage_index = index
                 batches, held_out = layout.loaders(stage)
-                cycle = None
-                if stage.schedule is not None:
-                    available = batches.sampler.num_available  # pyright: ignore[reportAttributeAccessIssue]
-                    cycle = Cycle.of(
-                        stage.schedule, available, len(batches), config.max_num_epochs
-                    )
+                cycle = Cycle.of(
+                    stage.schedule,
+                    batches.sampler.num_available,
+                    len(batches),
+                    config.max_num_epochs,
+                )
                 with frozen(network, stage.freeze):
                     plan.running = StageTraining(
                         stage,
@@ -483,14 +483,14 @@ class MultilevelTrainer(AppendingTrainer):
             self._best_model_state_dict = None
             if running.has_diverged:
                 return self._end_diverged(epoch)
-            return running.is_finished(epoch)
+            return running.cycle.is_finished(epoch)
         if epoch == 0 and running.stage.is_warm:
             self._neural_net.eval()
             self._val_loss = running.validate_start()
         converged = super()._converged(epoch, stop_after_epochs)
         if running.has_diverged:
             return converged or self._end_diverged(epoch)
-        if not converged and running.is_finished(epoch):
+        if not converged and running.cycle.is_finished(epoch):
             self._neural_net.load_state_dict(self._best_model_state_dict)
             converged = True
         return converged
@@ -501,8 +501,6 @@ class MultilevelTrainer(AppendingTrainer):
         Raises:
             ValueError: If there are none.
         """
-        assert self._plan.running is not None
-        self._plan.running.has_diverged = False
         where = f"The loss or its gradient was not finite in epoch {epoch}"
         remedy = f"Lower learning_rate={self.optimizer.param_groups[0]['lr']:g} or "
         best = self._best_model_state_dict
@@ -523,8 +521,7 @@ class MultilevelTrainer(AppendingTrainer):
 
     def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
         running = self._plan.running
-        cycle = None if running is None else running.cycle
-        if cycle is not None and cycle.is_cut:
+        if running is not None and running.cycle.is_cut:
             epoch = max_num_epochs + 1  # as in sbi where the limit ends a training
         self._log.end(epoch <= max_num_epochs, self._best_val_loss)
         if not self._plan.reports_convergence:
