@@ -214,10 +214,10 @@ class MultilevelTrainer(AppendingTrainer):
         self, num_examples: int, validation_fraction: float
     ) -> tuple[Tensor, Tensor]:
         """As the parent, or the indices of a fold, for simulations of one level."""
-        if self._plan.fold is None:
+        fold = self._plan.fold
+        if fold is None:
             return super()._split(num_examples, validation_fraction)
-        counts = [num_examples]
-        split = LevelSplit.random(counts, validation_fraction, self._plan.fold)
+        split = LevelSplit.random([num_examples], validation_fraction, fold)
         return split.train[0], split.validation[0]
 
     def _prepared_simulations(self) -> MultilevelSimulations:
@@ -296,10 +296,8 @@ class MultilevelTrainer(AppendingTrainer):
         source, builder = self._plan.warm_start, self._network_builder
         theta, x = self._layout.dataset.columns
         if is_new and source is not None:
-            chosen = self.train_indices
-            self._neural_net = start_from(
-                source, builder, self._target, theta[chosen].cpu(), x[chosen].cpu()
-            )
+            columns = (each[self.train_indices].cpu() for each in (theta, x))
+            self._neural_net = start_from(source, builder, self._target, *columns)
             return
         x = with_spread(x, self.train_indices)
         users_builder = self._build_neural_net
@@ -524,11 +522,10 @@ class MultilevelTrainer(AppendingTrainer):
         if running is not None and running.cycle.is_cut:
             epoch = max_num_epochs + 1  # as in sbi where the limit ends a training
         self._log.end(epoch <= max_num_epochs, self._best_val_loss)
-        if not self._plan.reports_convergence:
-            return
-        if running is not None and not self._config.early_stopping:
-            return  # a fixed number of epochs was asked for
-        super()._report_convergence_at_end(epoch, max_num_epochs)
+        # without early stopping a fixed number of epochs was asked for
+        stops_early = running is None or self._config.early_stopping
+        if self._plan.reports_convergence and stops_early:
+            super()._report_convergence_at_end(epoch, max_num_epochs)
 
     # Posterior
 
