@@ -121,16 +121,13 @@ def test_weights_follow_from_scores_over_costs():
     acquisition = by_cost(share=0.4, pool_size=4, correct=True)
     passive = torch.tensor([[10.0, 2.0], [5.0, 5.0], [3.0, 1.0]])  # ratios 5, 1, 3
 
-    def score(passive, pool):
-        scores = scores_of(torch.cat([passive, pool]), acquisition)
-        return scores[: len(passive)], scores[len(passive) :]
-
+    scores = scores_of(torch.cat([passive, SCORE_AND_COST]), acquisition)
     proposals = propose_active(
-        5,
-        acquisition,
-        lambda n: Proposals(passive[:n], torch.ones(n)),
-        lambda: SCORE_AND_COST,
-        score,
+        Proposals(passive, torch.ones(3)),
+        SCORE_AND_COST,
+        scores.split([3, 4]),
+        acquisition.num_active(5),
+        acquisition.correct,
         acceptance=lambda: 0.5,
     )
     assert torch.equal(proposals.theta[3:], SCORE_AND_COST[1:3])  # ratios 4 and 2

@@ -76,7 +76,7 @@ which makes the loss that of the truncated prior.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -261,41 +261,37 @@ def importance_weights(
 
 
 def propose_active(
-    num: int,
-    acquisition: Acquisition,
-    draw: Callable[[int], Proposals],
-    draw_pool: Callable[[], Tensor],
-    score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    passive: Proposals,
+    pool: Tensor,
+    scores: Sequence[Tensor],
+    num_active: int,
+    correct: bool,
     inside: Callable[[Tensor], Tensor] = lambda theta: torch.ones(len(theta)),
     acceptance: Callable[[], float] = lambda: 1.0,
 ) -> Proposals:
     """Draws from the truncated prior, then active points.
 
     Args:
-        num: Number of proposals.
-        acquisition: How active points are chosen.
-        draw: Draws from the truncated prior.
-        draw_pool: Draws what they are chosen from, shape `(M, d_theta)`.
-        score: Scores of such draws, which only weights need, and of the pool, known up
+        passive: Draws from the truncated prior.
+        pool: What active points are chosen from, shape `(M, d_theta)`.
+        scores: Scores of the draws, which only weights need, and of the pool, known up
             to one factor.
+        num_active: Number of active points.
+        correct: Whether simulations have importance weights.
         inside: Whether parameters lie in the region; all of them by default.
         acceptance: Share Z of the pool that does.
     """
-    num_active = acquisition.num_active(num)
-    passive = draw(num - num_active)
-    if num_active == 0:
-        return passive
-    pool = draw_pool()
-    of_passive, of_pool = score(passive.theta, pool)
+    of_passive, of_pool = scores
     chosen = of_pool.argsort(descending=True, stable=True)[:num_active]
-    theta, weights = torch.cat([passive.theta, pool[chosen]]), torch.ones(num)
-    if acquisition.correct:
-        scores = torch.cat([of_passive, of_pool[chosen]])
+    theta = torch.cat([passive.theta, pool[chosen]])
+    weights = torch.ones(len(theta))
+    if correct:
+        each = torch.cat([of_passive, of_pool[chosen]])
         weights = importance_weights(
-            inside(theta), scores, of_pool, acceptance(), num_active
+            inside(theta), each, of_pool, acceptance(), num_active
         )
-    active = torch.arange(num) >= num - num_active
-    return Proposals(theta, weights, passive.acceptance, active)
+    is_active = torch.arange(len(theta)) >= len(passive.theta)
+    return Proposals(theta, weights, passive.acceptance, is_active)
 
 
 def scores_at(posterior: Any, theta: Tensor, acquisition: Acquisition) -> Tensor:

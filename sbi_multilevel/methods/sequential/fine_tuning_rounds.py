@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar
@@ -241,41 +242,35 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
             self._state.is_pretrained = True
 
     def _draw(self, num: int, level: int, index: int, is_active: bool) -> Proposals:
-        state, settings = self._state, self._settings
-        acquisition = settings.acquisition if is_active else None
-        if acquisition is not None and state.index == 0:
+        state, settings, prior = self._state, self._settings, self._settings.prior
+        acquisition, is_first = settings.acquisition, self._state.index == 0
+        if acquisition is not None and is_active and is_first:
             if acquisition.first_round:
                 self._pretrain()
-            if state.networks is None or not acquisition.first_round:
-                acquisition = None
-        is_first, prior = state.index == 0, settings.prior
+            is_active = acquisition.first_round and state.networks is not None
+        acquisition = acquisition if is_active else None
         with seeded(settings.seed_of(Stream.PROPOSALS, state.index, index)):
             posterior = self.build_posterior() if acquisition or not is_first else None
             region = self._region_of(None if is_first else posterior)
-            if acquisition is None:
-                return region.draw(num)
-
-            def draw_pool() -> Tensor:
-                if not acquisition.fixed_pool:
-                    return prior.sample((acquisition.pool_size,))
-                # the same in all rounds; later draws of one round have other pools, so
-                # that no point is acquired twice
-                with seeded(settings.seed_of(Stream.POOL, index)):
-                    return prior.sample((acquisition.pool_size,))
-
-            def score(passive: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-                both = torch.cat([passive, pool])
-                scores = scores_at(posterior, both, acquisition)
-                return scores[: len(passive)], scores[len(passive) :]
-
+            num_active = acquisition.num_active(num) if acquisition else 0
+            passive = region.draw(num - num_active)
+            if acquisition is None or num_active == 0:
+                return passive
+            # a fixed pool is the same in all rounds; later draws of one round have
+            # other pools, so that no point is acquired twice
+            fixed = seeded(settings.seed_of(Stream.POOL, index))
+            with fixed if acquisition.fixed_pool else nullcontext():
+                pool = prior.sample((acquisition.pool_size,))
+            both = torch.cat([passive.theta, pool])
+            scores = scores_at(posterior, both, acquisition)
             return propose_active(
-                num,
-                acquisition,
-                region.draw,
-                draw_pool,
-                score,
-                inside=region.inside,
-                acceptance=region.acceptance,
+                passive,
+                pool,
+                scores.split([len(passive.theta), len(pool)]),
+                num_active,
+                acquisition.correct,
+                region.inside,
+                region.acceptance,
             )
 
     def _region(self) -> Region:

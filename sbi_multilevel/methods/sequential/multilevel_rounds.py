@@ -214,29 +214,28 @@ class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
         return LevelSimulations.trusted(part.level, *columns)
 
     def _draw(self, num: int, level: int, index: int, is_active: bool) -> Proposals:
-        state, acquisition = self._state, self._settings.acquisition
-        is_active = is_active and level > 0 and num > 0 and bool(state.fits)
-        settings, seed_of = self._settings, self._settings.seed_of
-        with seeded(seed_of(Stream.PROPOSALS, state.index, level, index)):
-            if acquisition is None or not is_active:
+        state, settings = self._state, self._settings
+        acquisition = settings.acquisition
+        with seeded(settings.seed_of(Stream.PROPOSALS, state.index, level, index)):
+            if not (acquisition and is_active and level > 0 and num > 0 and state.fits):
                 return self._passive(num)
-
-            def draw_pool() -> Tensor:
-                prior, round_ = state.prior, state.index
-                if settings.is_likelihood:
-                    prior = settings.prior
-                    # regions differ, so that their pools do
-                    round_ = 0 if acquisition.fixed_pool else round_
-                # the last key is the number of draws, with this one
-                with seeded(seed_of(Stream.POOL, round_, level, index + 1)):
-                    return prior.sample(torch.Size((acquisition.pool_size,)))
-
-            def score(passive: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-                scored = torch.cat([pool, passive]) if acquisition.correct else pool
-                scores = settings.scores(scored, state)
-                return scores[len(pool) :], scores[: len(pool)]
-
-            return propose_active(num, acquisition, self._passive, draw_pool, score)
+            num_active = acquisition.num_active(num)
+            passive = self._passive(num - num_active)
+            if num_active == 0:
+                return passive
+            prior, round_ = state.prior, state.index
+            if settings.is_likelihood:
+                prior = settings.prior
+                # regions differ, so that their pools do
+                round_ = 0 if acquisition.fixed_pool else round_
+            # the last key is the number of draws, with this one
+            with seeded(settings.seed_of(Stream.POOL, round_, level, index + 1)):
+                pool = prior.sample(torch.Size((acquisition.pool_size,)))
+            correct = acquisition.correct
+            scored = torch.cat([pool, passive.theta]) if correct else pool
+            scores = settings.scores(scored, state)
+            scores = scores[len(pool) :], scores[: len(pool)]
+            return propose_active(passive, pool, scores, num_active, correct)
 
     def _passive(self, num: int) -> Proposals:
         """Draws from the truncated prior, or of a likelihood from the posterior."""
