@@ -67,7 +67,7 @@ from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.npe import MLNPE, HybridNPE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.round_method import RoundMethod
+from sbi_multilevel.methods.sequential.settings import MultilevelSettings
 from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.simulation.arguments import check_seed
@@ -110,7 +110,7 @@ class _TruncatedRounds(SimulatedRounds):
             )
         config = check_config(config, self._config_type, {})
         _check_acquisition(acquisition, config)
-        method = RoundMethod(
+        settings = MultilevelSettings(
             prior=prior,
             trainer_type=self._trainer_type,
             density_estimator=density_estimator,
@@ -120,7 +120,7 @@ class _TruncatedRounds(SimulatedRounds):
             acquisition=acquisition,
             seed=seed,
         )
-        super().__init__(method, check_observation(x_o))
+        super().__init__(settings, check_observation(x_o))
 
 
 def _check_acquisition(acquisition: Acquisition | None, config: MethodConfig) -> None:

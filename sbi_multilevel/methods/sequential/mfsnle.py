@@ -38,7 +38,7 @@ from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.round_method import RoundMethod
+from sbi_multilevel.methods.sequential.settings import MultilevelSettings
 from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
 from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.training.config import check_config
@@ -134,7 +134,7 @@ class MFSNLE(SimulatedRounds):
                 "compares the members of a mixture, and likelihoods need no weights. "
                 "Use `Acquisition(correct=False)` and `HybridConfig(distill=False)`."
             )
-        method = RoundMethod(
+        settings = MultilevelSettings(
             prior=prior,
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
@@ -145,4 +145,4 @@ class MFSNLE(SimulatedRounds):
             acquisition=acquisition,
             seed=seed,
         )
-        super().__init__(method, check_observation(x_o))
+        super().__init__(settings, check_observation(x_o))

@@ -15,13 +15,11 @@ from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.data.validation import check_level
-from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.acquisition import propose_active
-from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
+from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState, restored
 from sbi_multilevel.methods.sequential.proposals import Proposals
-from sbi_multilevel.methods.sequential.round_method import RoundMethod
 from sbi_multilevel.methods.sequential.rounds import Rounds
-from sbi_multilevel.methods.sequential.settings import Stream
+from sbi_multilevel.methods.sequential.settings import MultilevelSettings, Stream
 from sbi_multilevel.methods.sequential.truncated_prior import (
     Cut,
     TruncatedPrior,
@@ -35,18 +33,18 @@ _LOG = logging.getLogger(__name__)
 _MAX_KEPT = 0.9  # of a region: if more is kept, further rounds would draw from the same
 
 
-class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
+class MultilevelRounds(Rounds[MultilevelSettings, MultilevelState]):
     """Sequential inference with simulations of all levels in each round.
 
     Args:
-        method: How a round trains, and what its networks are used for.
+        settings: The settings of the run.
         x_o: The observation, shape `(1, *x_shape)`.
     """
 
-    def __init__(self, method: RoundMethod, x_o: Tensor):
-        max_draws = method.truncation.max_draws if method.truncation else 1
-        prior = TruncatedPrior(method.prior, (), max_draws)
-        super().__init__(method, MultilevelState(x_o, prior=prior))
+    def __init__(self, settings: MultilevelSettings, x_o: Tensor):
+        max_draws = settings.truncation.max_draws if settings.truncation else 1
+        prior = TruncatedPrior(settings.prior, (), max_draws)
+        super().__init__(settings, MultilevelState(x_o, prior=prior))
 
     @property
     def truncated_prior(self) -> TruncatedPrior:
@@ -156,19 +154,19 @@ class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
                 truncation keeps nothing.
             ValueError: If there are too few simulations in the region.
         """
-        state, method = self._state, self._settings
+        state, settings = self._state, self._settings
         if not any(state.num_new.values()):
             raise RuntimeError(
                 "No simulations were appended since the last training. Simulate the "
                 "parameters of `propose()` and append them."
             )
-        self._check_enough()
-        with seeded(method.seed_of(Stream.TRAINING, state.index)):
-            estimator, score = method.fit(state)
+        state.check_enough()
+        with seeded(settings.seed_of(Stream.TRAINING, state.index)):
+            estimator, score = state.fit(settings)
         prior, stopped = state.prior, state.stopped
-        if method.truncation is not None:
-            with seeded(method.seed_of(Stream.REGION, state.index)):
-                prior = prior.cut(estimator, state.x_o, method.truncation)
+        if settings.truncation is not None:
+            with seeded(settings.seed_of(Stream.REGION, state.index)):
+                prior = prior.cut(estimator, state.x_o, settings.truncation)
             kept = prior.acceptance / state.prior.acceptance
             if state.index > 0 and kept > _MAX_KEPT:
                 stopped = (
@@ -176,7 +174,14 @@ class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
                     "prior, so that further rounds would simulate in the same region."
                 )
                 _LOG.warning(stopped)
-        ended, fits = state.ended(state.entries(score)), [*state.fits, estimator]
+        inside = list(self.num_inside)
+        entries = {
+            "num_simulations": [state.num_new.get(n, 0) for n in range(len(inside))],
+            "num_inside": inside,
+            "acceptance_rate": state.prior.acceptance,
+            "log_score": score,
+        }
+        ended, fits = state.ended(entries), [*state.fits, estimator]
         self._state = replace(ended, prior=prior, fits=fits, stopped=stopped)
         return estimator
 
@@ -233,8 +238,8 @@ class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
                 pool = prior.sample(torch.Size((acquisition.pool_size,)))
             correct = acquisition.correct
             scored = torch.cat([pool, passive.theta]) if correct else pool
-            scores = settings.scores(scored, state)
-            scores = scores[len(pool) :], scores[: len(pool)]
+            found = state.scores(scored, acquisition, settings.prior)
+            scores = found[len(pool) :], found[: len(pool)]
             return propose_active(passive, pool, scores, num_active, correct)
 
     def _passive(self, num: int) -> Proposals:
@@ -246,35 +251,15 @@ class MultilevelRounds(Rounds[RoundMethod, MultilevelState]):
             theta = self.build_posterior().sample((num,), show_progress_bars=False)
         return Proposals(theta, torch.ones(num), prior.acceptance)
 
-    def _check_enough(self) -> None:
-        """Raise unless each level has simulations in the region.
-
-        Raises:
-            ValueError: If one has too few.
-        """
-        inside, least = self.num_inside, MIN_SIMULATIONS
-        if len(inside) < 2:
-            raise ValueError(
-                f"num_simulations in the region is {inside}, of level 0 alone. Append "
-                "pairs of the highest level by `append_multilevel_simulations`."
-            )
-        for level, num in enumerate(inside):
-            needed = least if level == len(inside) - 1 else 2
-            if num < needed:
-                raise ValueError(
-                    f"Level {level} has {num} simulations in the region of this round, "
-                    f"but needs at least {needed}. Simulate more of `propose()`."
-                )
-
     def _restored(self, content: dict[str, Any]) -> MultilevelState:
         fits, cuts = content["fits"], content["cuts"]
         is_valid = len(cuts) in (0, len(fits)) and all(map(is_cut, cuts))
         expect(is_valid, f"cuts are {cuts!r:.60}")
-        method, prior, estimators = self._settings, self._state.prior, []
+        settings, prior, estimators = self._settings, self._state.prior, []
         prior = TruncatedPrior(prior.whole, (), prior.max_draws)
-        state = self._state.filled(content, len(fits), method.prior)
+        state = self._state.filled(content, len(fits), settings.prior)
         for index, saved in enumerate(fits):
-            estimators.append(method.restored(saved, prior, state.x_o))
+            estimators.append(restored(saved, settings, prior, state.x_o))
             if cuts:
                 cut = Cut(parts_of(estimators[-1]), state.x_o, *cuts[index])
                 prior = TruncatedPrior(prior.whole, [*prior.cuts, cut], prior.max_draws)

@@ -1,4 +1,4 @@
-"""The state of rounds of several levels, and its file."""
+"""The state of rounds of several levels: how it is trained on, and its file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.data.simulations import LevelSimulations, merge_levels, merged
 from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.estimators.reading import without_x_map
+from sbi_multilevel.level_maps.tail_transform import TailTransform
+from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS, HybridTrainer
+from sbi_multilevel.methods.sequential.acquisition import Acquisition
+from sbi_multilevel.methods.sequential.checkpoint import network_from
+from sbi_multilevel.methods.sequential.settings import MultilevelSettings
 from sbi_multilevel.methods.sequential.state import RoundState
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
+from sbi_multilevel.utils.files import check_state_dict, expect
+
+_ENTRIES = {"members", "weights", "tails", "has_prior"}  # of a mixture in a file
 
 
 @dataclass(eq=False, kw_only=True)
@@ -61,14 +72,10 @@ class MultilevelState(RoundState):
 
     def num_inside(self) -> tuple[int, ...]:
         """Simulations in the region at each level, the lowest first."""
-        counts = [0] * self._num_levels
+        counts = [0] * max((part.level + 1 for part in self.parts), default=0)
         for part, mask in zip(self.parts, self._masks()):
             counts[part.level] += int(mask.sum())
         return tuple(counts)
-
-    @property
-    def _num_levels(self) -> int:
-        return max((part.level + 1 for part in self.parts), default=0)
 
     def _masks(self) -> list[Tensor]:
         """For each part, whether its simulations are in the region."""
@@ -76,27 +83,82 @@ class MultilevelState(RoundState):
         self._inside += [self.prior.contains(part.theta) for part in new]
         return self._inside
 
-    def entries(self, log_score: float) -> dict[str, Any]:
-        """What the summary keeps of this round, see `ended`."""
-        levels = range(self._num_levels)
-        return {
-            "num_simulations": [self.num_new.get(level, 0) for level in levels],
-            "num_inside": list(self.num_inside()),
-            "acceptance_rate": self.prior.acceptance,
-            "log_score": log_score,
-        }
+    def check_enough(self) -> None:
+        """Raise unless each level has simulations in the region.
+
+        Raises:
+            ValueError: If one has too few.
+        """
+        inside = self.num_inside()
+        if len(inside) < 2:
+            raise ValueError(
+                f"num_simulations in the region is {inside}, of level 0 alone. Append "
+                "pairs of the highest level by `append_multilevel_simulations`."
+            )
+        for level, num in enumerate(inside):
+            needed = MIN_SIMULATIONS if level == len(inside) - 1 else 2
+            if num < needed:
+                raise ValueError(
+                    f"Level {level} has {num} simulations in the region of this round, "
+                    f"but needs at least {needed}. Simulate more of `propose()`."
+                )
+
+    def fit(self, settings: MultilevelSettings) -> tuple[MixtureEstimator, float]:
+        r"""Train from scratch on the simulations in the region.
+
+        These are independent draws from :math:`p(\theta)\, 1[\theta \in R]`, at each
+        level and of all rounds, so that any trainer can be used as it is. A hybrid fits
+        level maps to the pairs outside, too. In the first round a warning is given if
+        the observation lies far outside of the simulations.
+
+        Returns:
+            The density of theta, or of x; and the mean log density of held-out
+            high-fidelity simulations under the networks that were not trained on them,
+            NaN if the method has none.
+        """
+        trainer: Any = settings.trainer(
+            settings.trainer_type, settings.config, self.prior
+        )
+        trainer.append_multilevel_simulations(merge_levels(self.parts_inside()))
+        if isinstance(trainer, HybridTrainer):
+            pairs = [part for part in self.parts_outside() if part.is_paired]
+            for level in sorted({part.level for part in pairs}):
+                part = merged([each for each in pairs if each.level == level])
+                columns: Any = part.theta, part.x, part.x_coarse
+                trainer.append_map_simulations(*columns, level)
+        estimator = trainer.train(**settings.train_options)
+        if self.index == 0 and trainer._watch is not None:
+            trainer._watch.check(self.x_o)
+        summary = getattr(trainer, "hybrid_summary", None)
+        score = float("nan") if summary is None else max(summary.log_scores.values())
+        if not isinstance(estimator, MixtureEstimator):
+            estimator = MixtureEstimator([estimator], torch.ones(1), trainer._target)
+        return estimator.cpu().eval(), score
+
+    def scores(self, theta: Tensor, acquisition: Acquisition, prior: Any) -> Tensor:
+        """Scores of parameters `(n, d_theta)` by the members, up to a factor."""
+        estimator, log_probs = self.fits[-1], []
+        target = estimator.target
+        at = self.x_o.expand(len(theta), *self.x_o.shape[1:])
+        pair = (theta[None], at) if target == "theta" else (at[None], theta)
+        with torch.no_grad():
+            of_prior = 0.0 if target == "theta" else prior.log_prob(theta)
+            for member in estimator.members:
+                q = MixtureEstimator([member], torch.ones(1), target, estimator.tails)
+                log_probs.append(of_prior + q.log_prob(*pair)[0])
+        return acquisition.scores(theta, torch.stack(log_probs), prior)
 
     def content(self) -> dict[str, Any]:
         """The state as tensors and plain values."""
         return {
             **super().content(),
-            "fits": [_saved_as(fit) for fit in self.fits],
+            "fits": [saved_as(fit) for fit in self.fits],
             "cuts": [(cut.threshold, cut.low, cut.high) for cut in self.prior.cuts],
             "stopped": self.stopped,
         }
 
 
-def _saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
+def saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
     """A mixture as tensors and plain values."""
     tails = estimator.tails
     columns = None if tails is None else (tails.center, tails.scale, tails.delta)
@@ -106,3 +168,39 @@ def _saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
         "tails": columns,
         "has_prior": estimator.prior is not None,
     }
+
+
+def restored(
+    saved: Mapping[str, Any],
+    settings: MultilevelSettings,
+    prior: TruncatedPrior,
+    x_o: Tensor,
+) -> MixtureEstimator:
+    """A mixture from what `saved_as` returned, read from a file.
+
+    Args:
+        saved: The weights.
+        settings: The settings of the run.
+        prior: The prior in the region that they were trained in.
+        x_o: The observation.
+    """
+    is_valid = isinstance(saved, dict) and set(saved) == _ENTRIES
+    is_valid = is_valid and isinstance(saved["weights"], Tensor)
+    expect(is_valid, "fits are no networks")
+    for weights in saved["members"]:
+        check_state_dict(weights)
+    config, trainer_type = settings.config, settings.trainer_type
+    if isinstance(config, HybridConfig):
+        config, trainer_type = config.plain_config, trainer_type._member_type  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = settings.trainer(trainer_type, config, prior)
+    build, target = trainer._network_builder, trainer._target
+    members, tails = [], saved["tails"]
+    for weights in saved["members"]:
+        network = network_from(weights, build, target, settings.prior, x_o)
+        # estimators of sbi get a map of x; as they were, they can be saved again
+        if set(network.state_dict()) != set(weights):
+            network = without_x_map(network)
+        members.append(network)
+    tails = None if tails is None else TailTransform(*tails)
+    component = prior if saved["has_prior"] else None
+    return MixtureEstimator(members, saved["weights"], target, tails, component).eval()

@@ -10,6 +10,7 @@ from typing import Any
 import cloudpickle
 from torch import Tensor
 
+from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import with_sorted_fields
 from sbi_multilevel.methods.sequential.truncation import Truncation
@@ -144,3 +145,36 @@ class FineTuningSettings(Settings):
         names = *names, "num_coverage_simulations"
         own = {name: getattr(self, name) for name in names}
         return {**super().saved(x_o), **own, "parameters": repr(self.parameters)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MultilevelSettings(Settings):
+    """The settings of rounds of several levels.
+
+    Args:
+        trainer_type: The trainer of several levels.
+        mcmc_options: Arguments of `MCMCPosterior`, for a likelihood.
+
+    Raises:
+        ValueError: If `config` has `widen=True`.
+    """
+
+    trainer_type: type[MultilevelTrainer]
+    mcmc_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        # files of a run hold the weights of networks as `density_estimator` builds them
+        if isinstance(self.config, HybridConfig) and self.config.widen:
+            raise ValueError(
+                "config has widen=True, which is not available in rounds. Leave it "
+                "out, or widen in one training of `HybridNPE` or `HybridNLE`."
+            )
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether theta may follow any distribution."""
+        return self.truncation is None
+
+    def saved(self, x_o: Tensor) -> dict[str, Any]:
+        """The settings that must be the same to resume a run, as plain values."""
+        return {**super().saved(x_o), "method": self.trainer_type.__name__}
