@@ -62,7 +62,7 @@ from sbi_multilevel.methods.npe import MFNPE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import read
 from sbi_multilevel.methods.sequential.fine_tuning_rounds import FineTuningRounds
-from sbi_multilevel.methods.sequential.runner import Runner
+from sbi_multilevel.methods.sequential.rounds import Runner
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.methods.transfer import TransferConfig

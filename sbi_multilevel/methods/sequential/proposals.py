@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbi_multilevel.data.validation import check_columns
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 from sbi_multilevel.utils.files import expect
+from sbi_multilevel.utils.seeds import derive_seed
 
 
 @dataclass
@@ -39,22 +41,27 @@ class Proposals:
             return self.active
         return torch.zeros(len(self.theta), dtype=torch.bool)
 
-    @property
-    def missing(self) -> list[int]:
-        """Indices of proposals that were neither simulated nor failed."""
-        done = {*self.outputs, *self.failures}
-        return [index for index in range(len(self.theta)) if index not in done]
-
-    @property
-    def last_failure(self) -> str:
-        """The error message of the last failed simulation."""
-        return self.failures[max(self.failures)]
-
     def extend(self, other: Proposals) -> None:
         """Add proposals, e.g. in place of failed ones."""
         self.active = torch.cat([self.is_active, other.is_active])
         self.theta = torch.cat([self.theta, other.theta])
         self.weights = torch.cat([self.weights, other.weights])
+
+    def tasks(self, level: int, seed: int, size: int) -> list[Task]:
+        """Batches of the proposals that were neither simulated nor failed.
+
+        Args:
+            level: Their level.
+            seed: Seed of the noise, which depends on it and on the index alone.
+            size: Simulations per batch.
+        """
+        done, tasks = {*self.outputs, *self.failures}, []
+        missing = [index for index in range(len(self.theta)) if index not in done]
+        for first in range(0, len(missing), size):
+            indices = missing[first : first + size]
+            seeds = torch.tensor([derive_seed(seed, index) for index in indices])
+            tasks.append(Task(level, np.array(indices), self.theta[indices], seeds))
+        return tasks
 
     def record(self, task: Task, outcome: Outcome) -> None:
         """Keep the outputs and errors of some simulations."""

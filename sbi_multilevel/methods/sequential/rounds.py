@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -16,12 +17,33 @@ from typing_extensions import Self
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.methods.sequential import checkpoint as checkpoints
 from sbi_multilevel.methods.sequential.proposals import Proposals
-from sbi_multilevel.methods.sequential.runner import Runner
 from sbi_multilevel.methods.sequential.settings import Settings
 from sbi_multilevel.methods.sequential.state import RoundState
+from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.tasks import Work
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 StateT = TypeVar("StateT", bound=RoundState)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How proposals are simulated.
+
+    Args:
+        work: The simulators; `None` where pairs have no simulator of the level below.
+        batch_sizes: Simulations per call of the simulator of each level.
+        num_workers: Workers of joblib.
+        max_resampling: Failed simulations of a round that may be replaced; as many as
+            the round has if `None`.
+        checkpoint: File that holds the simulations; `None` if they are not kept.
+    """
+
+    work: Work
+    batch_sizes: Sequence[int]
+    num_workers: int
+    max_resampling: int | None
+    checkpoint: str | os.PathLike | None
 
 
 class Rounds(ABC, Generic[SettingsT, StateT]):
@@ -134,7 +156,7 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         """Propose, simulate and train, as long as a round follows.
 
         Args:
-            runner: Simulates proposals.
+            runner: How proposals are simulated.
             sizes: Returns the simulations of each level in this round; none at the end.
             bar: Shows progress.
             done: Returns where the bar is.
@@ -147,18 +169,67 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
 
         with bar:
             while numbers := sizes():
-                index = self._state.index
-                bar.set_description(f"Round {index + 1}")
+                bar.set_description(f"Round {self._state.index + 1}")
                 if not self._state.pending and any(numbers.values()):
                     self._propose(numbers)
                     keep()
                 pending = self._state.pending
-                for level, proposals in pending.items():
-                    draw = partial(self._drawn, level=level, is_active=False)
-                    seed = self._settings.noise_seed(index, level)
-                    num = numbers[level]
-                    runner.simulate(level, proposals, num, draw, seed, index, keep)
+                for level in pending:
+                    self._simulate(level, numbers[level], runner, keep)
                 valid = (item for item in pending.items() if item[1].outputs)
                 self._append(LevelSimulations(n, *each.done()) for n, each in valid)
                 self.train()
                 keep()
+
+    def _simulate(
+        self, level: int, num: int, runner: Runner, keep: Callable[[], None]
+    ) -> None:
+        """Simulate proposals of a level, and others in place of those that fail.
+
+        Args:
+            level: The level.
+            num: Valid simulations to reach.
+            runner: How proposals are simulated.
+            keep: Called after every batch, to save the state.
+
+        Raises:
+            RuntimeError: If more simulations fail than may be replaced.
+        """
+        index, proposals = self._state.index, self._state.pending[level]
+        seed, failures = self._settings.noise_seed(index, level), proposals.failures
+        limit = num if runner.max_resampling is None else runner.max_resampling
+        failed_before, which = len(failures), f"simulations of round {index + 1} failed"
+        path, kept = runner.checkpoint, ""
+        if path is not None:
+            kept = f" Valid simulations are kept in {path}."
+        while True:
+            tasks = proposals.tasks(level, seed, runner.batch_sizes[level])
+            results = run_tasks(tasks, runner.work, runner.num_workers)
+            with contextlib.closing(results):
+                for task, outcome in results:
+                    proposals.record(task, outcome)
+                    keep()
+                    if len(failures) - failed_before > limit:
+                        kept = ""
+                        if runner.checkpoint is not None:
+                            kept = (
+                                f" Valid simulations are kept in {runner.checkpoint}."
+                            )
+                        num_done = len(failures) + len(proposals.outputs)
+                        raise RuntimeError(
+                            f"{len(failures)} of {num_done} {which}, more than "
+                            f"max_resampling={limit}; last error: "
+                            f"{failures[max(failures)]}.{kept} Fix the simulator and "
+                            "call `run` again, or raise max_resampling."
+                        )
+            if len(proposals.outputs) >= num:
+                break
+            missing = num - len(proposals.outputs)
+            proposals.extend(self._drawn(missing, level, is_active=False))
+        if failures:
+            warnings.warn(
+                f"{len(failures)} {which} and were replaced by others from the same "
+                f"proposal (last error: {failures[max(failures)]}). The posterior is "
+                "conditional on a valid output.",
+                stacklevel=4,
+            )

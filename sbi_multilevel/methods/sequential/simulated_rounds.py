@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
-from sbi_multilevel.methods.sequential.runner import Runner
+from sbi_multilevel.methods.sequential.rounds import Runner
 from sbi_multilevel.simulation.arguments import per_level, simulations_per_level
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Work
