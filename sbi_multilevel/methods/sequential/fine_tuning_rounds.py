@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from sbi.inference import DirectPosterior, EnsemblePosterior
@@ -14,7 +14,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from typing_extensions import Self
 
-from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.data.simulations import LevelSimulations, merged
 from sbi_multilevel.data.validation import check_level
 from sbi_multilevel.methods.sequential.acquisition import (
     active_share,
@@ -28,7 +28,6 @@ from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.rounds import Rounds
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
 from sbi_multilevel.methods.sequential.truncation import Region
-from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.files import expect
 from sbi_multilevel.utils.seeds import seeded
@@ -37,18 +36,14 @@ from sbi_multilevel.utils.seeds import seeded
 class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
     """Rounds of high-fidelity simulations, on which networks are fine-tuned.
 
-    A subclass sets the trainer of its members, `_member_type`.
-
     Args:
         settings: The settings of the run.
         x_o: The observation, shape `(1, *x_shape)`.
     """
 
-    _member_type: ClassVar[type[MultilevelTrainer]]
-
     def __init__(self, settings: FineTuningSettings, x_o: Tensor):
         super().__init__(settings, FineTuningState(x_o))
-        self._trainer = RoundTrainer(self._member_type, settings)
+        self._trainer = RoundTrainer(settings)
 
     # Simulations and networks from elsewhere
 
@@ -171,7 +166,7 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
             RuntimeError: If nothing was appended since the last training.
             ValueError: If the low-fidelity simulations are not those of earlier rounds.
         """
-        state = self._state
+        state, proposals = self._state, self._state.proposals
         if state.num_appended == 0:
             raise RuntimeError(
                 "No high-fidelity simulations were appended since the last training. "
@@ -180,15 +175,20 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         self._pretrain()
         # found at most once, as it takes samples of the posterior
         region = cache(self._region)
-        coverage = self._coverage_of_round(region)
+        entries = {
+            "num_simulations": state.num_appended,
+            "acceptance_rate": proposals.acceptance if proposals else 1.0,
+            "num_active": int(proposals.is_active.sum()) if proposals else 0,
+            "coverage": self._coverage_of_round(region),
+        }
         low = self._trainer.low_fidelity
-        low_weights = self._weigh(low, region)
+        low_weights, low_sums = self._weigh(low, region), sums_of(low)
         networks = self._trainer.fine_tune(state, low, low_weights)
         self._state = replace(
-            state.ended(state.entries(coverage)),
+            state.ended(entries),
             networks=networks,
             low_weights=low_weights,
-            low_sums=sums_of(low),
+            low_sums=low_sums,
         )
         return networks
 
@@ -232,7 +232,7 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         new = LevelSimulations(1, theta, x)
         self._state.check_x(new.x)
         new = new[self._state.proposals.is_passive(new.theta)]
-        return self._coverage_at(new.theta, new.x, self._region())
+        return self._coverage_at(new, self._region())
 
     # Parts of the steps
 
@@ -251,7 +251,7 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         acquisition = acquisition if is_active else None
         with seeded(settings.seed_of(Stream.PROPOSALS, state.index, index)):
             posterior = self.build_posterior() if acquisition or not is_first else None
-            region = self._region_of(None if is_first else posterior)
+            region = Region(prior, settings.truncation, None if is_first else posterior)
             num_active = acquisition.num_active(num) if acquisition else 0
             passive = region.draw(num - num_active)
             if acquisition is None or num_active == 0:
@@ -275,14 +275,10 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
 
     def _region(self) -> Region:
         """The region of this round, the same at each call."""
-        index = self._state.index
-        with seeded(self._settings.seed_of(Stream.REGION, index)):
-            return self._region_of(self.build_posterior() if index > 0 else None)
-
-    def _region_of(self, posterior: Any) -> Region:
-        prior, truncation = self._settings.prior, self._settings.truncation
-        truncated = None if posterior is None else truncation.truncate(posterior, prior)
-        return Region(prior, truncation, truncated)
+        settings, index = self._settings, self._state.index
+        with seeded(settings.seed_of(Stream.REGION, index)):
+            posterior = self.build_posterior() if index > 0 else None
+            return Region(settings.prior, settings.truncation, posterior)
 
     def _weighted(self, part: LevelSimulations) -> LevelSimulations:
         if not self._settings.is_corrected:
@@ -299,15 +295,19 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         self, low: LevelSimulations | None, region: Callable[[], Region]
     ) -> Tensor | None:
         """Weights that give low-fidelity simulations the density of all proposals."""
-        state = self._state
-        state.check_low_fidelity(low)
-        if low is None or getattr(self._settings.config, "alignment", None) is None:
+        state, acquisition = self._state, self._settings.acquisition
+        if state.low_weights is not None and state.low_sums != sums_of(low):
+            raise ValueError(
+                "The low-fidelity simulations are not those that this run began with, "
+                "by which levels are aligned. Call `append_lowfidelity_simulations` "
+                "with the same ones before resuming."
+            )
+        if low is None or self._settings.config.alignment is None:
             return None
-        num, acquisition = state.num_appended, self._settings.acquisition
-        weights, share, proposals = state.low_weights, 0.0, state.proposals
+        num, weights, proposals = state.num_appended, state.low_weights, state.proposals
         if weights is None or not self._settings.all_rounds:
             weights = torch.zeros(len(low))
-        acquired = torch.zeros(len(low))
+        share, acquired = 0.0, torch.zeros(len(low))
         has_active = proposals is not None and bool(proposals.is_active.any())
         if proposals and acquisition and has_active and not acquisition.correct:
             chosen_by = self.build_posterior(), acquisition
@@ -321,16 +321,15 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         state, num = self._state, self._settings.num_coverage_simulations
         if state.proposals is None or state.networks is None or num == 0:
             return []
-        theta = torch.cat([part.theta for part in state.new_simulations])
-        x = torch.cat([part.x for part in state.new_simulations])
-        chosen = state.proposals.is_passive(theta).nonzero()[:num, 0]
-        return self._coverage_at(theta[chosen], x[chosen], region()).tolist()
+        new = merged(state.new_simulations)
+        chosen = state.proposals.is_passive(new.theta).nonzero()[:num, 0]
+        return self._coverage_at(new[chosen], region()).tolist()
 
-    def _coverage_at(self, theta: Tensor, x: Tensor, region: Region) -> Tensor:
-        chosen = region.inside(theta)
+    def _coverage_at(self, new: LevelSimulations, region: Region) -> Tensor:
+        new = new[region.inside(new.theta)]
         with seeded(self._settings.seed_of(Stream.COVERAGE, self._state.index)):
             posterior = self.build_posterior()
-            return coverage_levels(posterior, theta[chosen], x[chosen], region.inside)
+            return coverage_levels(posterior, new.theta, new.x, region.inside)
 
     def _restored(self, content: dict[str, Any]) -> FineTuningState:
         networks, weights = self._state.networks, content["members"]

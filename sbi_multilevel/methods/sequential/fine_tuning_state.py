@@ -71,29 +71,6 @@ class FineTuningState(RoundState):
         """Proposals of the current round; `None` where there are none yet."""
         return self.pending.get(1)
 
-    def entries(self, coverage: list[float]) -> dict[str, Any]:
-        """What the summary keeps of this round, see `ended`."""
-        proposals = self.proposals
-        return {
-            "num_simulations": self.num_appended,
-            "acceptance_rate": proposals.acceptance if proposals else 1.0,
-            "num_active": int(proposals.is_active.sum()) if proposals else 0,
-            "coverage": coverage,
-        }
-
-    def check_low_fidelity(self, low: LevelSimulations | None) -> None:
-        """Raise unless low-fidelity simulations are those of earlier rounds.
-
-        Raises:
-            ValueError: If levels were aligned by others.
-        """
-        if self.low_weights is not None and self.low_sums != sums_of(low):
-            raise ValueError(
-                "The low-fidelity simulations are not those that this run began with, "
-                "by which levels are aligned. Call `append_lowfidelity_simulations` "
-                "with the same ones before resuming."
-            )
-
     def content(self) -> dict[str, Any]:
         """The state as tensors and plain values."""
         common, networks = super().content(), self.networks

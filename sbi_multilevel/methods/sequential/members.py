@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
-from sbi_multilevel.estimators.observations import Watch
+from sbi_multilevel.methods.npe import MFNPE
 from sbi_multilevel.methods.sequential.checkpoint import network_from
 from sbi_multilevel.methods.sequential.fine_tuning_state import FineTuningState
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
@@ -23,31 +23,25 @@ from sbi_multilevel.training.ensemble import (
     trainer_state,
 )
 from sbi_multilevel.training.network import WarmStart
-from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.seeds import seeded
 
 Networks = list[ConditionalDensityEstimator]
 
 
 class RoundTrainer:
-    """Trains the networks of the members with a trainer of several levels.
-
-    This is all that depends on the method: what a trainer is given, and in which order.
+    """Trains the networks of the members by `MFNPE`.
 
     Args:
-        trainer_type: The trainer, one that can start from weights.
         settings: The settings of the run.
 
     Attributes:
         pretraining: The trainer that holds the low-fidelity simulations.
     """
 
-    def __init__(
-        self, trainer_type: type[MultilevelTrainer], settings: FineTuningSettings
-    ):
-        self._trainer_type, self._settings = trainer_type, settings
+    def __init__(self, settings: FineTuningSettings):
+        self._settings, parameters = settings, settings.parameters
         self.pretraining = settings.trainer(
-            trainer_type, settings.config, parameters=settings.parameters
+            MFNPE, settings.config, parameters=parameters
         )
 
     @property
@@ -103,13 +97,13 @@ class RoundTrainer:
         simulations = state.parts if settings.all_rounds else state.new_simulations
         starts: Sequence[Any] = networks or [None] * settings.num_members
         if low is None or low_weights is None:
-            config = replace(config, alignment=None)  # pyright: ignore[reportCallIssue]
+            config = replace(config, alignment=None)
         elif networks is not None:  # read x at the scale of the weighted simulations
             moments = Moments.of(low.x, low_weights)
             starts = [network.refer_to(moments) for network in networks]  # pyright: ignore
         trainers = []
         for network in starts:
-            trainer = settings.trainer(self._trainer_type, config)
+            trainer = settings.trainer(MFNPE, config)
             if network is not None:
                 trainer.warm_start(network)
             for part in simulations:
@@ -124,9 +118,8 @@ class RoundTrainer:
         folds = [Fold(index, seed) for index in range(settings.num_members)]
         options = settings.train_options
         trained = train_members(trainers, folds, settings.num_workers, options)
-        training_range = trained[0]._plan.training_range
-        if round_ == 0 and training_range is not None:
-            Watch(training_range).check(state.x_o)
+        if round_ == 0 and (watch := trained[0]._watch) is not None:
+            watch.check(state.x_o)
         return [trainer._neural_net for trainer in trained]
 
     def network_from(
@@ -136,16 +129,16 @@ class RoundTrainer:
         template: ConditionalDensityEstimator | None = None,
     ) -> ConditionalDensityEstimator:
         """A network from another, or from weights that fit a template or builder."""
-        settings, target = self._settings, self._trainer_type._target
-        build = settings.trainer(self._trainer_type, settings.config)._network_builder
+        settings = self._settings
+        build = settings.trainer(MFNPE, settings.config)._network_builder
         if template is not None:
             build = lambda theta, x: deepcopy(template)
-        return network_from(source, build, target, settings.prior, x_o).eval().cpu()
+        return network_from(source, build, "theta", settings.prior, x_o).eval().cpu()
 
     def __getstate__(self) -> dict[str, Any]:
         pretraining = trainer_state(self.pretraining)
         return {**vars(self), "pretraining": pretraining}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        RoundTrainer.__init__(self, state["_trainer_type"], state["_settings"])
+        RoundTrainer.__init__(self, state["_settings"])
         vars(self.pretraining).update(state["pretraining"])

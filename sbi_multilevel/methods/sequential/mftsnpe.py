@@ -58,7 +58,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sbi_multilevel.data.validation import check_observation
-from sbi_multilevel.methods.npe import MFNPE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import read
 from sbi_multilevel.methods.sequential.fine_tuning_rounds import FineTuningRounds
@@ -148,8 +147,6 @@ class MFTSNPE(FineTuningRounds):
         >>> posterior.sample((10,), show_progress_bars=False).shape
         torch.Size([10, 2])
     """
-
-    _member_type = MFNPE
 
     def __init__(
         self,

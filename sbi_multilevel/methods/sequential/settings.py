@@ -14,6 +14,7 @@ from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import with_sorted_fields
 from sbi_multilevel.methods.sequential.truncation import Truncation
+from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.tracking import SilentTracker
 from sbi_multilevel.training.trainer import MultilevelTrainer
@@ -104,6 +105,7 @@ class FineTuningSettings(Settings):
         ValueError: If a setting is out of range, or two do not fit each other.
     """
 
+    config: TransferConfig
     truncation: Truncation
     num_members: int
     shared_pretraining: bool

@@ -160,20 +160,20 @@ class Truncation:
         return theta, rate
 
 
-@dataclass(frozen=True, eq=False)
 class Region:
     """The part of the prior that a round draws from.
 
     Args:
         prior: The prior.
         truncation: How the prior is truncated.
-        truncated: The truncated prior; `None` in the first round, which draws from the
-            whole prior.
+        posterior: The posterior by which it is truncated; `None` in the first round,
+            which draws from the whole prior.
     """
 
-    prior: Any
-    truncation: Truncation
-    truncated: RestrictedPrior | None = None
+    def __init__(self, prior: Any, truncation: Truncation, posterior: Any):
+        self.prior, self.truncation, self.truncated = prior, truncation, None
+        if posterior is not None:
+            self.truncated = truncation.truncate(posterior, prior)
 
     def inside(self, theta: Tensor) -> Tensor:
         """Which parameters lie in the region, shape `(n,)`."""
