@@ -123,7 +123,9 @@ class RatioTrainer(MultilevelTrainer):
         self, parts: Mapping[int, Sequence[Tensor]], loss_args: LossArgs | None
     ) -> dict[int, Tensor]:
         """Loss of each simulation, with the same contrasts for both sides of a pair."""
-        count, contrasts = _num_contrasts(loss_args), self._layout.contrasts
+        contrasts, num_atoms = self._layout.contrasts, loss_args.num_atoms  # pyright: ignore
+        is_of_c = isinstance(loss_args, LossArgsNRE_C)
+        count = 2 * (num_atoms - 1) - 1 if is_of_c else num_atoms - 1
 
         def logits_of(part: Sequence[Tensor]) -> Tensor:
             theta, x = (column.to(self._device) for column in part[:2])
@@ -134,7 +136,7 @@ class RatioTrainer(MultilevelTrainer):
 
         terms = self._layout.dataset.terms
         logits = with_common_noise(parts, [t.level for t in terms], logits_of)
-        if isinstance(loss_args, LossArgsNRE_C):
+        if is_of_c:
             gamma = loss_args.gamma
             return {m: independent_loss(each, gamma) for m, each in logits.items()}
         if not isinstance(loss_args, LossArgsNRE_A):
@@ -161,11 +163,9 @@ class RatioTrainer(MultilevelTrainer):
         """Negative log density of the posterior, see `log_posterior_ratio`."""
         others = self._reference()
         count = len(others)
-        own = network(theta, x)
-        logits = network(
-            others.repeat(len(x), 1), x.repeat_interleave(count, dim=0)
-        ).reshape(len(x), count)
-        losses = -log_posterior_ratio(own, logits)
+        own, every = network(theta, x), others.repeat(len(x), 1)
+        logits = network(every, x.repeat_interleave(count, dim=0))
+        losses = -log_posterior_ratio(own, logits.reshape(len(x), count))
         if isinstance(self._prior, ImproperEmpirical):
             return losses
         return losses - self._prior.log_prob(theta)  # pyright: ignore
@@ -175,14 +175,6 @@ class RatioTrainer(MultilevelTrainer):
         theta = torch.cat([level.theta for level in self._layout.simulations])
         step = max(len(theta) // _NUM_REFERENCE, 1)
         return theta[::step][:_NUM_REFERENCE].to(self._device)
-
-
-def _num_contrasts(loss_args: Any) -> int:
-    """Contrastive parameters of a simulation."""
-    atoms = loss_args.num_atoms
-    if isinstance(loss_args, LossArgsNRE_C):
-        return 2 * (atoms - 1) - 1
-    return atoms - 1
 
 
 class HybridRatioTrainer(HybridTrainer, RatioTrainer):
