@@ -75,8 +75,6 @@ from sbi_multilevel.training.config import MethodConfig, check_config
 from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.argument_types import check_types
 
-_EPSILON, _NUM_SAMPLES = 1e-3, 20_000
-
 
 class _TruncatedRounds(SimulatedRounds):
     """Rounds of a trainer of posteriors.
@@ -101,7 +99,7 @@ class _TruncatedRounds(SimulatedRounds):
     ):
         check_types(_TruncatedRounds.__init__, locals(), but=("seed",))
         check_seed(seed)
-        truncation = truncation or Truncation(_EPSILON, _NUM_SAMPLES)
+        truncation = truncation or Truncation(1e-3, 20_000)
         if truncation.sample_with != "rejection":
             raise ValueError(
                 f"Truncation(sample_with={truncation.sample_with!r}) draws "

@@ -55,7 +55,6 @@ from typing import Any
 
 from sbi.inference import DirectPosterior, EnsemblePosterior
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
@@ -243,8 +242,8 @@ class MFTSNPE(FineTuningRounds):
             if checkpoint is not None:
                 self.save(checkpoint)
         coarse, fine = simulator if isinstance(simulator, tuple) else (None, simulator)
-        work = Work((coarse, fine), noise)
-        runner = Runner(work, batches, num_workers, max_resampling, checkpoint)
+        work, show = Work((coarse, fine), noise), show_progress_bars
+        runner = Runner(work, batches, num_workers, max_resampling, checkpoint, show)
         least, rest = divmod(num_simulations, num_rounds)
 
         def sizes() -> dict[int, int]:
@@ -255,8 +254,7 @@ class MFTSNPE(FineTuningRounds):
             simulated = sum(len(each.outputs) for each in self._state.pending.values())
             return sum(self.summary["num_simulations"]) + simulated
 
-        bar = tqdm(total=num_simulations, disable=not show_progress_bars)
-        self._simulate_rounds(runner, sizes, bar, done)
+        self._simulate_rounds(runner, sizes, num_simulations, done)
         return self.build_posterior()
 
     def _resume(self, path: str | os.PathLike) -> None:

@@ -261,8 +261,8 @@ class MultilevelRounds(Rounds[MultilevelSettings, MultilevelState]):
         for index, saved in enumerate(fits):
             estimators.append(restored(saved, settings, prior, state.x_o))
             if cuts:
-                cut = Cut(parts_of(estimators[-1]), state.x_o, *cuts[index])
-                prior = TruncatedPrior(prior.whole, [*prior.cuts, cut], prior.max_draws)
+                network = parts_of(estimators[-1])
+                prior = prior.inside(Cut(network, state.x_o, *cuts[index]))
         stopped = content["stopped"]
         return replace(state, prior=prior, fits=estimators, stopped=stopped)
 

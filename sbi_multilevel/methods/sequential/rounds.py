@@ -37,6 +37,7 @@ class Runner:
         max_resampling: Failed simulations of a round that may be replaced; as many as
             the round has if `None`.
         checkpoint: File that holds the simulations; `None` if they are not kept.
+        show_progress_bars: Whether to show progress.
     """
 
     work: Work
@@ -44,6 +45,7 @@ class Runner:
     num_workers: int
     max_resampling: int | None
     checkpoint: str | os.PathLike | None
+    show_progress_bars: bool
 
 
 class Rounds(ABC, Generic[SettingsT, StateT]):
@@ -150,7 +152,7 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         self,
         runner: Runner,
         sizes: Callable[[], Mapping[int, int]],
-        bar: tqdm,
+        total: int,
         done: Callable[[], int],
     ) -> None:
         """Propose, simulate and train, as long as a round follows.
@@ -158,8 +160,8 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         Args:
             runner: How proposals are simulated.
             sizes: Returns the simulations of each level in this round; none at the end.
-            bar: Shows progress.
-            done: Returns where the bar is.
+            total: Length of the progress bar.
+            done: Returns how much of it is done.
         """
 
         def keep() -> None:
@@ -167,7 +169,8 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
                 self.save(runner.checkpoint)
             bar.update(done() - bar.n)
 
-        with bar:
+        with tqdm(total=total, disable=not runner.show_progress_bars) as bar:
+            bar.update(done())  # of a run that is resumed
             while numbers := sizes():
                 bar.set_description(f"Round {self._state.index + 1}")
                 if not self._state.pending and any(numbers.values()):

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
 from sbi_multilevel.methods.sequential.rounds import Runner
@@ -63,15 +61,13 @@ class SimulatedRounds(MultilevelRounds):
         """
         num_simulations = self._check_run(simulators, num_simulations, num_rounds)
         batches = per_level(simulation_batch_size, len(num_simulations))
-        exists = checkpoint is not None and Path(checkpoint).exists()
-        if checkpoint is not None and exists and not self._state.fits:
+        is_new = not self._state.fits
+        if checkpoint is not None and is_new and Path(checkpoint).exists():
             self.load(checkpoint)
-        work = Work(simulators, noise)
-        runner = Runner(work, batches, num_workers, max_resampling, checkpoint)
-        bar = tqdm(total=num_rounds, disable=not show_progress_bars)
-        bar.update(self._state.index)
+        work, show = Work(simulators, noise), show_progress_bars
+        runner = Runner(work, batches, num_workers, max_resampling, checkpoint, show)
         sizes = partial(self._sizes, num_simulations, num_rounds)
-        self._simulate_rounds(runner, sizes, bar, lambda: self._state.index)
+        self._simulate_rounds(runner, sizes, num_rounds, lambda: self._state.index)
         return self.build_posterior()
 
     # Parts of a run

@@ -119,16 +119,17 @@ class TruncatedPrior(Distribution):
             RuntimeError: If all draws from the estimator lie outside of this prior.
         """
         estimator = parts_of(estimator)
-        shape, drawn = torch.Size((truncation.num_samples,)), []
+        count, drawn = truncation.num_samples, []
         with torch.no_grad():
-            for num in _blocks(shape[0]):
+            for first in range(0, count, _BLOCK):
+                num = min(_BLOCK, count - first)
                 sample = estimator.sample(torch.Size((num,)), x_o)
                 drawn.append(sample.reshape(-1, *self.event_shape))
         theta = torch.cat(drawn)
         theta = theta[self.contains(theta)]
         if len(theta) == 0:
             raise RuntimeError(
-                f"None of {shape[0]} draws from the posterior of this round lies in "
+                f"None of {count} draws from the posterior of this round lies in "
                 "the truncated prior, so truncation keeps nothing. Use more "
                 "simulations per round, a larger epsilon in `Truncation`, or check "
                 "that the prior can produce this observation."
@@ -145,7 +146,10 @@ class TruncatedPrior(Distribution):
         margin = (_WIDENING - 1) / 2 * (high - low)
         top = float(values.max())
         threshold = top - _WIDENING**2 * (top - threshold)
-        cut = Cut(estimator, x_o, threshold, low - margin, high + margin)
+        return self.inside(Cut(estimator, x_o, threshold, low - margin, high + margin))
+
+    def inside(self, cut: Cut) -> TruncatedPrior:
+        """This prior inside of one more cut."""
         return TruncatedPrior(self.whole, [*self.cuts, cut], self.max_draws)
 
     def contains(self, theta: Tensor) -> Tensor:
@@ -274,7 +278,3 @@ def check_truncatable(prior: Any) -> None:
             "rounds need to draw from a part of it. Pass a distribution of PyTorch or "
             "sbi, e.g. `BoxUniform(low, high)`."
         )
-
-
-def _blocks(num: int) -> list[int]:
-    return [min(_BLOCK, num - first) for first in range(0, num, _BLOCK)]
