@@ -33,7 +33,6 @@ from tests.gaussian_simulations import (
     scaled_simulations,
 )
 
-
 CONDITIONAL = ("gain", "shift", "full", "scaled", "homoscedastic")
 
 
