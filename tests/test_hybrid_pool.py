@@ -115,7 +115,8 @@ def test_held_out_scores_are_those_of_maps_selected_by_other_folds():
     for fold, indices in enumerate(folds):
         choice = step.choice([f for f in range(5) if f != fold])
         part = slice(start, start + len(indices))
-        assert np.array_equal(step.held_out_scores()[part], step.scores[choice][part])
+        expected = step.scores[choice].score[part]
+        assert np.array_equal(step.held_out_scores()[part], expected)
         start = part.stop
 
 
@@ -164,8 +165,10 @@ def test_low_fidelity_at_held_out_parameters_does_not_affect_scores(target):
             np.concatenate((low.x, high.x[others])),
         )
         alone = selector.step(rest, high, folds)
-        for choice in step.scores:
-            assert np.allclose(step.scores[choice][part], alone.scores[choice][part])
+        for choice, scores in step.scores.items():
+            expected = alone.scores[choice][part]
+            assert np.allclose(scores[part].score, expected.score)
+            assert np.allclose(scores[part].likelihood, expected.likelihood)
 
 
 def test_low_fidelity_simulations_at_held_out_parameters_are_left_out():

@@ -8,7 +8,7 @@ from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.stacking import stacking_weights
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapChoice
-from sbi_multilevel.level_maps.selection.cross_validation import best_map
+from sbi_multilevel.level_maps.selection.cross_validation import MapScores, best_map
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
 from sbi_multilevel.methods.hybrid.pool import MapSelector, split_folds
 from sbi_multilevel.methods.hybrid.weights import mixture_sample_size, mixture_weights
@@ -59,16 +59,21 @@ def test_the_best_map_is_that_of_the_weighted_mean():
     none, shift, paired, other = map(
         MapChoice, ("none", "shift", "paired", "paired_quadratic")
     )
-    scores = {none: np.array([0.0, 0.0, 9.0, 9.0]), shift: np.ones(4)}
-    assert best_map(scores, {}) == none
-    assert best_map(scores, {}, TWICE) == shift
-    scores = {paired: np.zeros(4), other: np.zeros(4)}
-    errors = {
-        paired: np.array([2.0, 2.0, 0.1, 0.1])[:, None],
-        other: np.array([1.5, 1.5, 1.5, 1.5])[:, None],
+
+    def scores_of(score, error=None):
+        error = None if error is None else np.array(error)[:, None]
+        return MapScores(np.array(score), np.zeros(4), error)
+
+    # differences of the same size at all simulations that have weight
+    scores = {none: scores_of([0.0, 0.0, 9.0, 9.0]), shift: scores_of([1.0] * 4)}
+    assert best_map(scores) == none
+    assert best_map(scores, np.array([2.0, 2.0, 0.0, 0.0])) == shift
+    scores = {
+        paired: scores_of([0.0] * 4, [2.0, 2.0, 0.1, 0.1]),
+        other: scores_of([0.0] * 4, [1.5, 1.5, 1.5, 1.5]),
     }
-    assert best_map(scores, errors) == paired
-    assert best_map(scores, errors, TWICE) == other
+    assert best_map(scores) == paired
+    assert best_map(scores, TWICE) == other
 
 
 def test_the_evidence_is_that_of_weighted_draws():

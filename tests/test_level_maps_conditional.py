@@ -33,7 +33,7 @@ from tests.gaussian_simulations import (
     scaled_simulations,
 )
 
-CONDITIONAL = ("gain", "shift", "full", "scaled", "homoscedastic")
+CONDITIONAL = ("gain", "shift", "full", "scaled", "homoscedastic", "normal")
 
 
 def square_root(covariance):
@@ -210,7 +210,7 @@ def test_leverages_of_many_inputs_are_computed_in_blocks():
     assert np.allclose(repeated, np.tile(leverage(inputs), 1_000))
 
 
-@pytest.mark.parametrize("kind", ("gain", "full", "homoscedastic", "paired"))
+@pytest.mark.parametrize("kind", ("gain", "full", "normal", "paired"))
 def test_mapped_simulations_are_as_wide_as_the_posterior_predictive(kind):
     """Of high-fidelity simulations, also far from those that a map was fitted to."""
     gain, place, n = -0.5, 3.0, 12
@@ -418,14 +418,32 @@ def test_homoscedastic_noise_depends_neither_on_theta_nor_on_low_fidelity():
         assert np.allclose(each.std(axis=0) / [1.0, 10.0], 1.0, atol=4 * error)
 
 
-def test_homoscedastic_noise_keeps_the_shape_of_low_fidelity():
+@pytest.mark.parametrize("kind, expected", (("homoscedastic", 2.0), ("normal", 0.0)))
+def test_noise_has_the_shape_of_low_fidelity_or_of_a_normal(kind, expected):
     generator = np.random.default_rng(0)
     theta, noise = generator.normal(size=(4_000, 1)), generator.exponential(size=4_000)
     low = LevelArrays(theta, theta + noise[:, np.newaxis])
     high = LevelArrays(theta[:100], low.x[:100] + 5.0)
-    moved = fitted("homoscedastic", low, high)(theta, low.x) - theta
+    moved = fitted(kind, low, high)(theta, low.x) - theta
     skewness = ((moved - moved.mean()) ** 3).mean() / moved.std() ** 3
-    assert skewness == pytest.approx(2.0, abs=0.5)
+    assert skewness == pytest.approx(expected, abs=0.5)
+
+
+def test_normal_noise_has_the_covariance_of_high_fidelity():
+    low, n = low_simulations(), 4_000
+    move = fitted("normal", low, high_simulations(n))
+    *_, covariance = regressed(LevelArrays(low.theta, move(low.theta, low.x)))
+    of_covariance = 4 * np.sqrt(2 * 2 / n) * HIGH_COVARIANCE.max()
+    assert np.allclose(covariance, HIGH_COVARIANCE, atol=of_covariance)
+
+
+@pytest.mark.parametrize("kind", ("full", "scaled", "homoscedastic", "normal"))
+def test_a_feature_that_is_constant_at_high_fidelity_becomes_so(kind):
+    low, high = low_simulations(500), high_simulations(30)
+    low.x[:, 1] = low.theta[:, 0] + np.random.default_rng(3).normal(size=500)
+    high.x[:, 1] = 3.0
+    moved = fitted(kind, low, high)(low.theta, low.x)
+    assert np.allclose(moved[:, 1], 3.0, atol=0.2)
 
 
 @pytest.mark.parametrize("kind", CONDITIONAL)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import BUILT_IN_MAPS, LEVEL_MAPS, LevelMapKind
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.selection.cross_validation import (
+    MapScores,
     best_map,
     choose_scorer,
     score_maps,
@@ -23,9 +25,9 @@ from sbi_multilevel.level_maps.tail_transform import TailTransform
 from tests.gaussian_simulations import normal_noise
 from tests.linear_gaussian import SilentTracker
 
-UNPAIRED = ("none", "gain", "shift", "full", "scaled", "homoscedastic")
+UNPAIRED = ("none", "gain", "shift", "full", "scaled", "homoscedastic", "normal")
 PAIRED = ("paired", "paired_quadratic", "paired_process")
-COVARIANCES = ("full", "scaled", "homoscedastic")
+COVARIANCES = ("full", "scaled", "homoscedastic", "normal")
 both = pytest.mark.parametrize("target", ("theta", "x"))
 
 
@@ -35,7 +37,8 @@ def choices_of(*kinds):
 
 def scored(fitter, choices, high, folds, target):
     scorer = choose_scorer(fitter, high, target)
-    return score_maps(fitter, choices, high, folds, scorer)[0]
+    scores = score_maps(fitter, choices, high, folds, scorer)
+    return {choice: each.score for choice, each in scores.items()}
 
 
 def mean_scores(low, high, kinds, target, num_folds=4, tails=None):
@@ -210,33 +213,54 @@ def test_many_features_are_scored_by_their_principal_components():
 # ------------------------------------------------------------- members
 
 
-def scores_of(*means, num_simulations=40):
+def scores_of(*means, likelihoods=(0.0, 0.0, 0.0), num_simulations=40):
+    """Scores of three maps whose differences between simulations are normal."""
     generator = np.random.default_rng(0)
-    sims = generator.normal(size=num_simulations)
+    noise = generator.normal(size=(3, num_simulations))
+    noise -= noise.mean(axis=1, keepdims=True)
+    kinds = ("none", "shift", "full")
     return {
-        MapChoice(kind): sims + mean
-        for kind, mean in zip(("none", "shift", "full"), means)
+        MapChoice(kind): MapScores(each + mean, np.full(num_simulations, likelihood))
+        for kind, mean, likelihood, each in zip(kinds, means, likelihoods, noise)
     }
 
 
-def test_the_best_map_is_that_of_the_highest_mean():
-    assert best_map(scores_of(-2.0, 0.0, -1.5), {}) == MapChoice("shift")
+def test_the_best_map_is_that_of_a_clearly_greater_score():
+    # a difference has a standard error of about sqrt(2 / 40) = 0.22
+    scores = scores_of(-2.0, 0.0, -1.5, likelihoods=(9.0, -9.0, 9.0))
+    assert best_map(scores) == MapChoice("shift")
+
+
+def test_of_maps_with_similar_scores_the_likelihood_selects():
+    scores = scores_of(-2.0, 0.0, -0.3, likelihoods=(9.0, -9.0, 0.0))
+    assert best_map(scores) == MapChoice("full")
+
+
+def test_without_noise_any_difference_of_scores_selects():
+    scores = {
+        MapChoice("none"): MapScores(np.zeros(10), np.ones(10)),
+        MapChoice("shift"): MapScores(np.full(10, 0.1), np.zeros(10)),
+    }
+    assert best_map(scores) == MapChoice("shift")
+    first = {choice: each[np.array([0])] for choice, each in scores.items()}
+    assert best_map(first) == MapChoice("shift")
 
 
 def test_of_maps_that_use_pairs_the_one_that_predicts_pairs_takes_part():
     none, *pairs = choices_of("none", "paired", "paired_quadratic", "paired_process")
     size = np.ones((40, 2))
+    flat = np.ones(40)
     # the product over features counts: 0.8, 1 and 1.2
     errors = [size * [0.2, 4.0], size * [1.0, 1.0], size * [0.4, 3.0]]
-    errors = dict(zip(pairs, errors))
-    scores = dict(
-        zip((none, *pairs), np.array([[0.0], [0.1], [2.0], [3.0]]) + size[:, 0])
-    )
-    assert best_map(scores, errors) == MapChoice("paired")
-    scores[none] = scores[none] + 0.2
-    assert best_map(scores, errors) == MapChoice("none")
-    scores[pairs[0]] = scores[pairs[0]] - np.inf  # it could not be fitted
-    assert best_map(scores, errors) == MapChoice("paired_quadratic")
+    scores = {none: MapScores(0.0 * flat, 0.0 * flat)}
+    for pair, score, error in zip(pairs, (0.1, 2.0, 3.0), errors):
+        scores[pair] = MapScores(score * flat, 0.0 * flat, error)
+    assert best_map(scores) == MapChoice("paired")
+    scores[none] = MapScores(0.2 * flat, 0.0 * flat)
+    assert best_map(scores) == MapChoice("none")
+    # it could not be fitted
+    scores[pairs[0]] = replace(scores[pairs[0]], score=-np.inf * flat)
+    assert best_map(scores) == MapChoice("paired_quadratic")
 
 
 def test_errors_of_pairs_are_ranked_probability_scores():
@@ -250,9 +274,9 @@ def test_errors_of_pairs_are_ranked_probability_scores():
     folds = np.array_split(np.arange(500), 5)
     choices, fitter = choices_of("none", "paired"), MapFitter(low)
     scorer = choose_scorer(fitter, high, "x")
-    _, errors = score_maps(fitter, choices, high, folds, scorer)
-    assert list(errors) == [MapChoice("paired")]
-    (error,) = errors.values()
+    none, paired = score_maps(fitter, choices, high, folds, scorer).values()
+    assert none.error is None
+    error = paired.error
     gap = error.mean(axis=0) - scale / np.sqrt(np.pi)
     assert error.shape == (500, 2)
     assert (np.abs(gap) < 4 * error.std(axis=0) / np.sqrt(500)).all()
@@ -264,9 +288,9 @@ def test_errors_are_infinite_where_a_map_cannot_be_fitted(broken_map):
     folds = np.array_split(np.arange(20), 4)
     choices, fitter = choices_of("none", broken_map), MapFitter(low)
     scorer = choose_scorer(fitter, high, "x")
-    scores, errors = score_maps(fitter, choices, high, folds, scorer)
-    assert np.isposinf(errors[choices[1]]).all()
-    assert best_map(scores, errors) == MapChoice("none")
+    scores = score_maps(fitter, choices, high, folds, scorer)
+    assert np.isposinf(scores[choices[1]].error).all()
+    assert best_map(scores) == MapChoice("none")
 
 
 @pytest.fixture
@@ -282,14 +306,16 @@ def broken_map():
     del LEVEL_MAPS["broken"]
 
 
-def test_a_map_that_could_not_be_fitted_is_not_chosen():
-    scores = scores_of(-1.0, -2.0, -1.5)
-    row = next(iter(scores))
-    scores[row] = scores[row].copy()
-    scores[row][3] = -np.inf
-    assert best_map(scores, {}) == MapChoice("full")
-    all_broken = {choice: np.full(20, -np.inf) for choice in scores}
-    assert best_map(all_broken, {}) == MapChoice("none")
+@pytest.mark.parametrize("what", ("score", "likelihood"))
+def test_a_map_that_could_not_be_fitted_is_not_chosen(what):
+    scores = scores_of(3.0, -2.0, 0.0)
+    none = MapChoice("none")
+    values = getattr(scores[none], what).copy()
+    values[3] = -np.inf
+    scores[none] = replace(scores[none], **{what: values})
+    assert best_map(scores) == MapChoice("full")
+    broken = MapScores(np.full(20, -np.inf), np.full(20, -np.inf))
+    assert best_map(dict.fromkeys(scores, broken)) == MapChoice("none")
 
 
 # ------------------------------------------- what the simulations allow

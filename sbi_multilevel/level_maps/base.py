@@ -84,6 +84,7 @@ BUILT_IN_MAPS = (
     "full",
     "scaled",
     "homoscedastic",
+    "normal",
     "paired",
     "paired_quadratic",
     "paired_process",

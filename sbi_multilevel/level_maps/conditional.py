@@ -34,8 +34,8 @@ predictive distribution, which are larger by :math:`\sqrt{1 + h}`. Without this 
 posteriors are too narrow. The uncertainty of :math:`\delta` is left out.
 
 No pairs are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
-`sbi_multilevel.level_maps.full`, `sbi_multilevel.level_maps.scaled` and
-`sbi_multilevel.level_maps.homoscedastic`.
+`sbi_multilevel.level_maps.full`, `sbi_multilevel.level_maps.scaled`,
+`sbi_multilevel.level_maps.homoscedastic` and `sbi_multilevel.level_maps.normal`.
 
 Reference: James, Stein (1961), *Estimation with quadratic loss*, for the shrinkage.
 """

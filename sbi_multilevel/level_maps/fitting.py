@@ -9,6 +9,7 @@ kind                what it does                                                
 `full`              also the covariance of the residuals                        no
 `scaled`            the same, with scales that depend on theta                  no
 `homoscedastic`     the same, with noise that does not depend on theta          no
+`normal`            the same, with normal noise                                 no
 `paired`            adds the difference, linear in :math:`x_L` and theta        yes
 `paired_quadratic`  the same, quadratic                                         yes
 `paired_process`    the same, by a Gaussian process for each feature            yes

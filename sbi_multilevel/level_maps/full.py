@@ -45,9 +45,9 @@ def transport(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     from_scale = spread(source)
     to_scale = np.sqrt((target**2).mean(axis=0))
-    to_scale = np.where(to_scale > 0, to_scale, 1.0)
+    standardized = target / np.where(to_scale > 0, to_scale, 1.0)
     covariance = np.atleast_2d(np.cov((source / from_scale).T))
-    shrunk, _ = ledoit_wolf(target / to_scale, assume_centered=True)
+    shrunk, _ = ledoit_wolf(standardized, assume_centered=True)
     root, inverse = _roots(covariance)
     middle, _ = _roots(root @ shrunk @ root)
     return to_scale[:, None] * (inverse @ middle @ inverse) / from_scale[None, :]

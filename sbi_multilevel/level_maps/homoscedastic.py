@@ -31,7 +31,7 @@ class HomoscedasticMap:
 
     Args:
         change: Change of the mean.
-        noise: :math:`R\, e` of each low-fidelity simulation, shape `(n, k)`.
+        noise: Noise to draw from, e.g. :math:`R\, e`, shape `(n, k)`.
         seed: Seed of the draws from them.
     """
 

@@ -17,6 +17,13 @@ mapped ones (`sbi_multilevel.level_maps.selection.scorer`). At most 500 high-fid
 simulations are scored, under at most 20 000 mapped ones, by 64 principal components
 where x has more features.
 
+Where posteriors are to be learned, scores of a few dozen simulations often do not
+distinguish maps. The likelihood of x does so better, as it is the sum of the score and
+of the evidence of x, which depends on the map as well. Of the maps whose mean score is
+less than two standard errors of the difference below the greatest one, that of the
+greatest mean log likelihood is therefore selected. Of clearly different scores the
+greater one counts, since features that say nothing on theta affect the likelihood too.
+
 Of maps that use pairs only one takes part, the one that predicts the high-fidelity side
 of held-out pairs best from the other side,
 
@@ -38,6 +45,7 @@ estimation*, section 4.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +66,38 @@ _MAX_FEATURES = 64  # of x in scores
 _NUM_DRAWS = 64  # of a map at the lower side of a pair
 _TINY = 1e-12
 
-Scores = dict[MapChoice, np.ndarray]
+_NUM_ERRORS = 2.0  # standard errors by which scores must differ
+
+
+@dataclass(frozen=True, eq=False)
+class MapScores:
+    """How well a map does at each held-out simulation.
+
+    Args:
+        score: Log score of what is to be learned, in nats, shape `(n,)`; -inf where
+            the map could not be fitted.
+        likelihood: Log likelihood of x given theta, shape `(n,)`.
+        error: Ranked probability score of each feature, lower is better, shape
+            `(n, k)`; `None` for maps that do not use pairs.
+    """
+
+    score: np.ndarray
+    likelihood: np.ndarray
+    error: np.ndarray | None = None
+
+    def __getitem__(self, index: np.ndarray) -> MapScores:
+        error = None if self.error is None else self.error[index]
+        return MapScores(self.score[index], self.likelihood[index], error)
+
+    @classmethod
+    def joined(cls, parts: Sequence[MapScores]) -> MapScores:
+        """All folds, one after the other."""
+        errors = [each.error for each in parts if each.error is not None]
+        return cls(
+            np.concatenate([each.score for each in parts]),
+            np.concatenate([each.likelihood for each in parts]),
+            np.concatenate(errors) if errors else None,
+        )
 
 
 def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapScorer:
@@ -85,7 +124,7 @@ def score_maps(
     high: LevelArrays,
     folds: Sequence[np.ndarray],
     scorer: MapScorer,
-) -> tuple[Scores, Scores]:
+) -> dict[MapChoice, MapScores]:
     """Score each map by held-out simulations, all with transformed tails.
 
     Args:
@@ -96,14 +135,10 @@ def score_maps(
         scorer: As returned by `choose_scorer`.
 
     Returns:
-        For each map the score of each held-out simulation, in nats, higher is better,
-        shape `(n,)`, and for each map that uses pairs the ranked probability score of
-        each feature, lower is better, shape `(n, k)`: all folds one after the other, of
-        large folds the first simulations. A map that cannot be fitted has scores of
-        -inf.
+        The scores of each map: all folds one after the other, of large folds the first
+        simulations.
     """
-    scores: dict[MapChoice, list] = {choice: [] for choice in choices}
-    errors: dict[MapChoice, list] = {c: [] for c in choices if _uses_pairs(c)}
+    scores: dict[MapChoice, list[MapScores]] = {choice: [] for choice in choices}
     for fold, index in zip(folds, held_out_to_score(folds)):
         others = np.setdiff1d(np.arange(len(high)), fold)
         pairs = high[index]
@@ -113,20 +148,23 @@ def score_maps(
         inputs = low.of_theta(scorer.inputs)
         simulations = LevelArrays(inputs, low.x, weights=low.weights)
         for choice in choices:
-            error = np.full(held_out.x.shape, np.inf)
+            score = likelihood = np.full(len(held_out), -np.inf)
+            error = np.full(held_out.x.shape, np.inf) if _uses_pairs(choice) else None
             try:
                 level_map = unseen.fit(choice, high[others])
                 outputs = scorer.outputs(level_map(low.theta, low.x))
-                score = scorer.scores(simulations.with_x(outputs), held_out)
-                if choice in errors:
-                    error = _ranked_probability_scores(level_map, pairs, scorer.outputs)
+                score, likelihood = (
+                    np.nan_to_num(each, nan=-np.inf)
+                    for each in scorer.scores(simulations.with_x(outputs), held_out)
+                )
+                if error is not None:
+                    found = _ranked_probability_scores(level_map, pairs, scorer.outputs)
+                    error = np.where(np.isnan(found), np.inf, found)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or whose outputs are infinite
-                score = np.full(len(held_out), -np.inf)
-            scores[choice].append(np.nan_to_num(score, nan=-np.inf))
-            if choice in errors:
-                errors[choice].append(np.where(np.isnan(error), np.inf, error))
-    return _joined(scores), _joined(errors)
+                pass
+            scores[choice].append(MapScores(score, likelihood, error))
+    return {choice: MapScores.joined(parts) for choice, parts in scores.items()}
 
 
 def held_out_to_score(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -135,35 +173,44 @@ def held_out_to_score(folds: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def best_map(
-    scores: Mapping[MapChoice, np.ndarray],
-    errors: Mapping[MapChoice, np.ndarray],
-    weights: np.ndarray | None = None,
+    scores: Mapping[MapChoice, MapScores], weights: np.ndarray | None = None
 ) -> MapChoice:
-    """The map of the highest mean score; `"none"` where no map could be fitted.
+    """The map to use, see the module; `"none"` where no map could be fitted.
 
     Args:
         scores: Scores of held-out simulations, as returned by `score_maps`.
-        errors: Errors of the maps that use pairs, of which the best takes part.
         weights: Weight of each simulation, shape `(n,)`; `None` for equal weights.
     """
 
     def mean(values: np.ndarray) -> np.ndarray:
         return np.average(values, axis=0, weights=weights)
 
-    known = {c: mean(each) for c, each in scores.items() if np.isfinite(each).all()}
-    paired = {c: np.log(mean(errors[c])).sum() for c in errors if c in known}
-    if paired:
-        best = min(paired, key=lambda c: paired[c])
-        known = {c: known[c] for c in known if c == best or c not in paired}
-    return max(known, key=lambda c: known[c]) if known else MapChoice("none")
+    def is_tied(choice: MapChoice) -> bool:
+        gap = known[best].score - known[choice].score
+        squares = (gap - mean(gap)) ** 2
+        shares = 1 / len(gap) if weights is None else weights / weights.sum()
+        return mean(gap) <= _NUM_ERRORS * np.sqrt((shares**2 * squares).sum())
+
+    known = {c: each for c, each in scores.items() if _is_finite(each)}
+    if not known:
+        return MapChoice("none")
+    paired = {
+        choice: np.log(mean(each.error)).sum()
+        for choice, each in known.items()
+        if each.error is not None
+    }
+    for choice in sorted(paired, key=lambda c: paired[c])[1:]:
+        del known[choice]
+    best = max(known, key=lambda c: mean(known[c].score))
+    return max(filter(is_tied, known), key=lambda c: mean(known[c].likelihood))
+
+
+def _is_finite(scores: MapScores) -> bool:
+    return bool(np.isfinite((scores.score, scores.likelihood)).all())
 
 
 def _uses_pairs(choice: MapChoice) -> bool:
     return level_map_kind(choice.kind).needs_pairs
-
-
-def _joined(parts: Mapping[MapChoice, Sequence[np.ndarray]]) -> Scores:
-    return {choice: np.concatenate(each) for choice, each in parts.items()}
 
 
 def _ranked_probability_scores(

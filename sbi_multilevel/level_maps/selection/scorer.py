@@ -92,19 +92,26 @@ class MapScorer:
         """What means and log scales are regressed on, in the place of theta."""
         return theta if self.features is None else self.features.joined(theta)
 
-    def scores(self, mapped: LevelArrays, held_out: LevelArrays) -> np.ndarray:
-        """Log score of each held-out simulation, in nats, shape `(n,)`.
+    def scores(
+        self, mapped: LevelArrays, held_out: LevelArrays
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log score and log likelihood of each held-out simulation, in nats.
 
         Args:
             mapped: Mapped simulations, with `inputs` for theta and `outputs` for x.
             held_out: High-fidelity simulations that the map was not fitted to,
-            likewise.
+                likewise.
+
+        Returns:
+            Both of shape `(n,)`; the same if likelihoods are to be learned.
         """
         degree = 2 if self.features is None else 1
         model = SyntheticLikelihood.fit(mapped, degree)
+        likelihood = model.log_likelihood(held_out)
         if self.target == "x":
-            return model.log_likelihood(held_out)
-        return model.log_posterior_ratio(held_out, mapped.theta, mapped.weights)
+            return likelihood, likelihood
+        ratio = model.log_posterior_ratio(held_out, mapped.theta, mapped.weights)
+        return ratio, likelihood
 
     def _left_out(self, low: LevelArrays) -> np.ndarray:
         """Scores of the first simulations under the later ones."""
@@ -112,4 +119,4 @@ class MapScorer:
         inputs = low.of_theta(self.inputs)
         low = LevelArrays(inputs, low.x, weights=low.weights)
         left_out, others = np.split(np.arange(len(low)), [num_left_out])
-        return self.scores(low[others], low[left_out])
+        return self.scores(low[others], low[left_out])[0]

@@ -12,6 +12,7 @@ from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.selection.cross_validation import (
+    MapScores,
     best_map,
     choose_scorer,
     held_out_to_score,
@@ -29,10 +30,8 @@ class LevelStep:
     Args:
         fitter: Fits maps of the simulations below.
         candidates: The maps to choose from.
-        scores: Held-out score of each simulation of the level under each map, fold by
-            fold, in nats, higher is better; empty if there is one map only.
-        errors: The same for maps that use pairs: errors of each feature, lower is
-            better (`sbi_multilevel.level_maps.selection.cross_validation`).
+        scores: Held-out scores of each map at each simulation of the level, fold by
+            fold; empty if there is one map only.
         weights: Weight of each simulation that has scores; `None` for equal weights.
         num_scored: Number of simulations of each fold that have scores.
         scorer: What computed the scores; `None` if there is one map only.
@@ -40,8 +39,7 @@ class LevelStep:
 
     fitter: MapFitter
     candidates: tuple[MapChoice, ...]
-    scores: Mapping[MapChoice, np.ndarray]
-    errors: Mapping[MapChoice, np.ndarray]
+    scores: Mapping[MapChoice, MapScores]
     weights: np.ndarray | None
     num_scored: tuple[int, ...]
     scorer: MapScorer | None
@@ -58,24 +56,22 @@ class LevelStep:
         return np.split(np.arange(stops[-1]), stops[:-1])
 
     def choice(self, folds: Sequence[int]) -> MapChoice:
-        """The map with the best score in these folds."""
+        """The map that is best in these folds."""
         if not self.scores:
             return self.candidates[0]
         kept = np.concatenate([self.scored_folds[fold] for fold in folds])
-        of_kept = (
-            {choice: each[kept] for choice, each in values.items()}
-            for values in (self.scores, self.errors)
-        )
-        return best_map(*of_kept, None if self.weights is None else self.weights[kept])
+        of_kept = {choice: each[kept] for choice, each in self.scores.items()}
+        return best_map(of_kept, None if self.weights is None else self.weights[kept])
 
     def held_out_scores(self) -> np.ndarray:
-        """Score of each simulation under the map with the best score in other folds."""
+        """Score of each simulation under the map that is best in the other folds."""
         parts = []
         for fold, part in enumerate(self.scored_folds):
             choice = self.choice([f for f in range(self.num_folds) if f != fold])
             # without a score where no map could be fitted
             known = self.scores.get(choice)
-            parts.append(np.full(len(part), -np.inf) if known is None else known[part])
+            unknown = np.full(len(part), -np.inf)
+            parts.append(unknown if known is None else known.score[part])
         return np.concatenate(parts)
 
     def map_low(
@@ -132,14 +128,14 @@ class MapSelector:
         """
         elsewhere = None if level is None else self.elsewhere.get(level)
         fitter = MapFitter(low, self.tails, self.seed, elsewhere)
-        maps, scores, errors = fitter.candidates(self.kinds, high), {}, {}
+        maps, scores = fitter.candidates(self.kinds, high), {}
         if len(maps) > 1:  # with one map there is nothing to choose
             scorer = scorer or choose_scorer(fitter, high, self.target)
-            scores, errors = score_maps(fitter, maps, high, folds, scorer)
+            scores = score_maps(fitter, maps, high, folds, scorer)
         scored = held_out_to_score(folds)
         weights = None if high.weights is None else high.weights[np.concatenate(scored)]
         num_scored = tuple(len(fold) for fold in scored)
-        return LevelStep(fitter, maps, scores, errors, weights, num_scored, scorer)
+        return LevelStep(fitter, maps, scores, weights, num_scored, scorer)
 
     def gain_from_outputs(
         self, step: LevelStep, high: LevelArrays, folds: Sequence[np.ndarray]

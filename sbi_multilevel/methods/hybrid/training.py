@@ -252,7 +252,7 @@ def _summarize(
     return HybridSummary(
         tuple(", ".join(dict.fromkeys(map(str, each))) for each in chosen),
         tuple(
-            {str(c): float(scores.mean()) for c, scores in step.scores.items()}
+            {str(c): float(each.score.mean()) for c, each in step.scores.items()}
             for step in steps
         ),
         dict(weights),
