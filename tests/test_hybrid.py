@@ -24,6 +24,7 @@ from sbi_multilevel import (
 from sbi_multilevel.data.preparation import fill_constant
 from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.level_maps.base import LEVEL_MAPS, LevelMapKind, register_level_map
 from sbi_multilevel.methods.hybrid import members as members_module
 from sbi_multilevel.methods.hybrid.pool import LevelStep
 from tests import linear_gaussian
@@ -583,6 +584,48 @@ def test_a_start_that_learns_nothing_is_trained_again(tmp_path):
     losses = [runs[f"start {i}"][-1].best_validation_loss for i in (1, 2)]
     # x determines theta up to noise: without it the loss is 0.8 nats higher
     assert abs(losses[0] - losses[1]) < 0.4
+
+
+@pytest.fixture
+def uneven_map():
+    class Uneven(LevelMapKind):
+        """Adds noise if it was fitted to an even number of simulations."""
+
+        name = "uneven"
+
+        def fit(self, low, high, seed):
+            scale, draw = 3.0 * (len(high) % 2 == 0), np.random.default_rng(seed)
+            return lambda theta, x: x + scale * draw.normal(size=x.shape)
+
+    register_level_map(Uneven())
+    yield "uneven"
+    del LEVEL_MAPS["uneven"]
+
+
+def test_starts_whose_pools_differ_are_not_trained_again(uneven_map, tmp_path):
+    schedule = OneCycle(num_steps=100, fine_tuning_steps=10)
+    config = replace(QUICK, mix=False, schedule=schedule)
+    simulations = simulated(n_low=1_000, n_high=25)
+    # the maps of the two starts are fitted to 12 and to 13 simulations
+    numbers = []
+    for kind in ("none", uneven_map):
+        log = tmp_path / f"{kind}.txt"
+        own = replace(config, level_maps=(kind,))
+        trained(HybridNPE, simulations, own, Logged(log), options={})
+        numbers.append(len(log.read_text()))
+    assert numbers[0] == numbers[1]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Builds networks, and writes down that it does."""
+
+    log: Path
+
+    def __call__(self, theta, x):
+        with self.log.open("a") as file:
+            file.write(".")
+        return posterior_nn("mdn")(theta, x)
 
 
 def test_pairs_for_level_maps_are_kept_and_checked():

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _MAX_LOSS = 1e6  # the loss where the density of a network is not finite
 _MAX_RESTARTS = 3  # of a network whose held-out loss is worse than that of its twin
 _NUM_ERRORS, _MIN_GAP = 5.0, 0.1  # by so many standard errors, and nats
+_NUM_COMPARED = 500  # simulations of a pool on which two networks are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,28 +120,43 @@ class MemberTrainer:
         a network that depends on its fold. Simulations of the pool that a member holds
         out for early stopping may have been trained on in its start.
 
-        A network that was initialized badly is trained again, from other weights. E.g.
-        the autoregressive flows of nflows do not condition a feature that all random
-        permutations put first.
+        A network that was initialized badly is trained again, from other weights, if
+        the other predicts its pool better than it does. E.g. the autoregressive flows
+        of nflows do not condition a feature that all random permutations put first.
         """
-        trainers = []
+        trainers, pools = [], []
         for half in range(2):
             training_folds = range(1 - half, len(self.folds), 2)
             kept = np.concatenate([self.folds[fold] for fold in training_folds])
             unseen = np.delete(self.high.theta, kept, axis=0)
             pool = step.map_low(self.high[kept], training_folds, unseen)
             trainers.append(self._plain(pool))
+            pools.append(pool.first(_NUM_COMPARED))
         what, seed = "networks to start from", self.run.seed
         starts = self._train(trainers, [Fold(0, seed), Fold(1, seed)], what)
         for attempt in range(1, 1 + _MAX_RESTARTS):
             worse = _stuck(starts)
-            if worse is None:
+            if worse is None or not self._is_beaten(worse, starts, pools[worse]):
                 break
             fold, name = Fold(worse + 2 * attempt, seed), f"{what}, {attempt} again"
             (other,) = self._train([trainers[worse]], [fold], name)
             if other.held_out_loss < starts[worse].held_out_loss:
                 starts[worse] = other
         return starts
+
+    def _is_beaten(
+        self, index: int, starts: Sequence[Trained], pool: LevelArrays
+    ) -> bool:
+        """Whether the other of two networks predicts the pool of one better."""
+        losses = [self._losses(start.network, pool).mean() for start in starts]
+        return bool(losses[index] - losses[1 - index] > _MIN_GAP)
+
+    def _losses(self, network: Any, simulations: LevelArrays) -> Tensor:
+        """Held-out loss of each simulation, shape `(n,)`."""
+        columns = self._columns(simulations)
+        columns = [column.to(self.trainer._device) for column in columns]
+        with torch.no_grad():
+            return self.trainer._held_out_losses(network, *columns).cpu()
 
     def alone(self) -> Component:
         """Networks trained on high-fidelity simulations alone."""
@@ -264,10 +280,7 @@ class MemberTrainer:
         networks = [member.network for member in trained]
         losses = torch.empty(len(self.high))
         for network, fold in zip(networks, self.folds):
-            columns = self._columns(self.high[fold])
-            columns = [column.to(self.trainer._device) for column in columns]
-            with torch.no_grad():
-                losses[fold] = self.trainer._held_out_losses(network, *columns).cpu()
+            losses[fold] = self._losses(network, self.high[fold])
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
         runs = _runs("member", trained)
         return Component(networks, _finite(losses), float(np.mean(epochs)), runs)
