@@ -197,6 +197,20 @@ def test_leverages_are_the_diagonal_of_the_hat_matrix():
     assert np.allclose(leverages, np.diag(hat.predict(features.transform(inputs))))
 
 
+@pytest.mark.parametrize("num_features", (3, 20))
+def test_leverages_are_those_of_the_inverse_matrix(num_features):
+    """Also in directions in which the simulations do not vary."""
+    draw = np.random.default_rng(0).normal
+    inputs, others = draw(size=(12, num_features)), draw(size=(5, num_features))
+    features = polynomials(draw(size=(50, num_features)), 1)
+    regression = Regression.fit(features, inputs, draw(size=(12, 2)) + inputs[:, :2])
+    design, new = features.transform(inputs), features.transform(others)
+    new, design = new - design.mean(axis=0), design - design.mean(axis=0)
+    matrix = design.T @ design + regression.penalty * np.eye(num_features)
+    expected = 1 / 12 + np.diag(new @ np.linalg.inv(matrix) @ new.T)
+    assert np.allclose(regression.leverage(inputs)(others), expected)
+
+
 def test_leverages_of_a_mean_are_one_over_the_number():
     inputs, targets = np.arange(6.0).reshape(3, 2), np.array([[1.0], [2.0], [6.0]])
     regression = Regression.fit(polynomials(inputs, 1), inputs, targets)

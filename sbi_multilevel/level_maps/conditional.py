@@ -116,20 +116,16 @@ class LowMoments:
         """Regress the change of the mean on theta.
 
         Returns:
-            The change, and the centered residuals of the high-fidelity simulations,
-            shape `(m, k)`, as large as if the mean had not been fitted to them.
+            The change, and the centered residuals of the high-fidelity simulations with
+            the variance of the noise, shape `(m, k)`.
         """
         mean = self.mean(high.theta)
         gaps = high.x - mean
         coefficients = coefficients_of_mean(high.theta, mean, gaps)
         rest = gaps - coefficients * mean
         linear = Regression.fit(self.features, high.theta, rest)
-        leverage = linear.leverage(high.theta)
-        change = ChangeOfMean(self.mean, coefficients, linear, leverage)
-        residuals = gaps - change(high.theta)
-        n = len(residuals)
-        freedom = max(n - 1 - high.theta.shape[1], n / 2)
-        return change, (residuals - residuals.mean(axis=0)) * np.sqrt(n / freedom)
+        noise, leverage = linear.noise(high.theta, rest)
+        return ChangeOfMean(self.mean, coefficients, linear, leverage), noise
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,11 +73,8 @@ class Paired(LevelMapKind):
         inputs = np.concatenate((high.x_coarse, high.theta), axis=1)
         gaps = high.x - high.x_coarse
         difference = Regression.fit(features, inputs, gaps)
-        leverage = difference.leverage(inputs)
-        left = np.maximum(1 - leverage(inputs), 1e-3)
-        residuals = (gaps - difference(inputs)) / np.sqrt(left)[:, np.newaxis]
-        residuals -= residuals.mean(axis=0)
-        return PairedMap(difference, leverage, residuals, seed)
+        noise, leverage = difference.noise(inputs, gaps)
+        return PairedMap(difference, leverage, noise, seed)
 
     def _features(self, low: LevelArrays):
         return polynomials(np.concatenate((low.x, low.theta), axis=1), self.degree)

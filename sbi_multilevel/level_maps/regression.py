@@ -15,6 +15,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 PENALTIES = np.logspace(-3, 4, 22)
 MIN_FOR_SLOPES = 4  # simulations; the mean of fewer is taken
 _MANY = 2_000  # rows, of which the penalty is chosen by generalized cross-validation
+_MIN_LEFT = 1e-3  # of one minus a leverage
 _BLOCK = 20_000  # rows whose features are in memory at a time
 
 
@@ -61,27 +62,41 @@ class Leverage:
     with :math:`\phi` the n features that a regression with ridge penalty
     :math:`\lambda` was fitted to; at these, h is the leverage. A new target has the
     variance :math:`1 + h` (Rasmussen and Williams 2006, *Gaussian processes for machine
-    learning*, equation 2.9).
+    learning*, equation 2.9). With :math:`v_j` and :math:`s_j` the singular vectors and
+    values of the centered features, the second term is
+
+    .. math::  \sum_j \frac{(v_j^\top (\phi - \bar\phi))^2}{s_j^2 + \lambda}
+        + \frac1\lambda \Bigl(|\phi - \bar\phi|^2
+        - \sum_j (v_j^\top (\phi - \bar\phi))^2\Bigr),
+
+    where the last part is that of directions in which the n do not vary.
 
     Args:
         features: Map from inputs to features.
         mean: Mean of the features, shape `(p,)`.
-        root: A root of the inverse matrix, shape `(p, min(n, p))`.
+        vectors: Singular vectors, shape `(p, min(n, p))`.
+        precisions: :math:`s_j^2 + \lambda`, shape `(min(n, p),)`.
+        penalty: :math:`\lambda`.
         count: n.
     """
 
     features: Pipeline
     mean: np.ndarray
-    root: np.ndarray
+    vectors: np.ndarray
+    precisions: np.ndarray
+    penalty: float
     count: int
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """h at inputs of shape `(m, d)`, shape `(m,)`."""
-        squares = np.empty(len(inputs))
+        variances = np.empty(len(inputs))
         for rows in blocks(len(inputs)):
             centered = self.features.transform(inputs[rows]) - self.mean
-            squares[rows] = ((centered @ self.root) ** 2).sum(axis=1)
-        return 1 / self.count + squares
+            squares = (centered @ self.vectors) ** 2
+            others = (centered**2).sum(axis=1) - squares.sum(axis=1)
+            along = (squares / self.precisions).sum(axis=1)
+            variances[rows] = along + np.maximum(others, 0.0) / self.penalty
+        return 1 / self.count + variances
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +138,26 @@ class Regression:
         features = self.features.transform(inputs)
         mean = features.mean(axis=0)
         _, values, vectors = np.linalg.svd(features - mean, full_matrices=False)
-        root = vectors.T / np.sqrt(values**2 + self.penalty)
-        return Leverage(self.features, mean, root, len(inputs))
+        precisions, count = values**2 + self.penalty, len(inputs)
+        return Leverage(self.features, mean, vectors.T, precisions, self.penalty, count)
+
+    def noise(
+        self, inputs: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, Leverage]:
+        r"""Residuals with the variance of the noise, and the leverage.
+
+        Args:
+            inputs: The inputs that it was fitted to.
+            targets: Their targets, shape `(n, k)`.
+
+        Returns:
+            :math:`(y_i - \hat y_i) / \sqrt{1 - h_i}`, less their mean, shape `(n, k)`,
+            and h.
+        """
+        leverage = self.leverage(inputs)
+        left = np.sqrt(np.maximum(1 - leverage(inputs), _MIN_LEFT))
+        noise = (targets - self(inputs)) / left[:, np.newaxis]
+        return noise - noise.mean(axis=0), leverage
 
     def left_out(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         r"""Leave-one-out residuals, shape `(n, k)`.
@@ -137,7 +170,7 @@ class Regression:
         """
         leverages = self.leverage(inputs)(inputs)
         residuals = targets - self(inputs)
-        return residuals / np.maximum(1 - leverages, 1e-3)[:, None]
+        return residuals / np.maximum(1 - leverages, _MIN_LEFT)[:, None]
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Predictions, shape `(n, k)`."""

@@ -7,7 +7,7 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has six 
    lower level, but not at the highest, are replaced by noise
    (`sbi_multilevel.data.preparation`).
 2. **Level maps.** A level map moves the simulations of a level to the level above. Its
-   kind has the best cross-validated score
+   kind is selected by cross-validation
    (`sbi_multilevel.level_maps.selection.cross_validation`). The mapped simulations join
    those of the level above, and so on up to the highest level. The result is one pool
    of pseudo-high-fidelity simulations :math:`(\theta, \tilde x)`.
