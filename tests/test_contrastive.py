@@ -19,6 +19,7 @@ from sbi_multilevel.training.common_noise import (
     split_terms,
     with_common_noise,
 )
+from sbi_multilevel.utils.seeds import seeded
 from tests.linear_gaussian import SilentTracker, prior, simulations
 
 
@@ -202,3 +203,17 @@ def test_the_telescoping_loss_of_ratios_is_unbiased_and_has_a_small_variance():
 
     independent = losses_of(classifier, contrasts, count, same_noise=False)
     assert (fine - coarse).var() < 0.2 * (independent[0] - independent[1]).var()
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ("cpu", pytest.param("cuda", marks=gpu)))
+def test_a_block_with_its_own_seed_restores_the_generators(device):
+    torch.manual_seed(1)
+    expected = torch.rand(3, device=device)
+    torch.manual_seed(1)
+    with seeded(1):
+        inside = torch.rand(3, device=device)
+    assert torch.equal(inside, expected)
+    assert torch.equal(torch.rand(3, device=device), expected)

@@ -19,7 +19,9 @@ def derive_seed(*key: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch and numpy inside the block, and restore their states after it."""
     state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    # `manual_seed` seeds GPUs too; asking for their number would start CUDA in workers
+    count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    with torch.random.fork_rng(devices=range(count)):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         try:
