@@ -9,8 +9,8 @@ r"""The map `"paired"`: the difference between the sides of pairs, by linear reg
 What low-fidelity x does not determine is noise: :math:`\varepsilon` is the vector of
 residuals of one pair, drawn with replacement, over :math:`\sqrt{1 - h}`, so that it has
 the variance of the noise. With :math:`1 + h` that of the posterior predictive
-distribution is drawn, in which d is uncertain, most where pairs are far
-(`sbi_multilevel.level_maps.regression.Leverage`).
+distribution is drawn, in which d is uncertain, most where pairs are far; h is as in
+`sbi_multilevel.level_maps.conditional`, with the features of d.
 
 Where the levels differ in the curvature of their means, :math:`\delta\, m_L(\theta)` is
 added to d, with :math:`\delta` as in `sbi_multilevel.level_maps.conditional`; so it is
