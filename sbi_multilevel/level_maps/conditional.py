@@ -28,17 +28,16 @@ and are 0 unless the mean square exceeds 10 c: the errors of features are correl
 and where the noise depends on theta the :math:`t_j` are too large.
 
 Few high-fidelity simulations leave :math:`\Delta` uncertain. With centered features
-:math:`\phi(\theta)` and the ridge penalty :math:`\lambda` of its regression, its variance
-relative to that of the residuals is
+:math:`\phi(\theta)` and the ridge penalty :math:`\lambda` of its regression, its
+variance relative to that of the residuals is
 
 .. math::
 
     h(\theta) = \frac1n + \phi(\theta)^\top
     \Bigl(\sum_i \phi_i \phi_i^\top + \lambda I\Bigr)^{-1} \phi(\theta).
 
-As an observation may have any of the means that are possible, a simulation has the
-residuals of its posterior predictive distribution, which are larger by
-:math:`\sqrt{1 + h}`. Without this factor posteriors are too narrow. The uncertainty of
+As an observation may have any of the possible means, a simulation has the residuals of
+its posterior predictive distribution, which are larger by :math:`\sqrt{1 + h}`. Without this factor posteriors are too narrow. The uncertainty of
 :math:`\delta` is left out.
 
 No pairs are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
