@@ -37,8 +37,8 @@ variance relative to that of the residuals is
     \Bigl(\sum_i \phi_i \phi_i^\top + \lambda I\Bigr)^{-1} \phi(\theta).
 
 As an observation may have any of the possible means, a simulation has the residuals of
-its posterior predictive distribution, which are larger by :math:`\sqrt{1 + h}`. Without this factor posteriors are too narrow. The uncertainty of
-:math:`\delta` is left out.
+its posterior predictive distribution, which are larger by :math:`\sqrt{1 + h}`. Without
+this factor posteriors are too narrow. The uncertainty of :math:`\delta` is left out.
 
 No pairs are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
 `sbi_multilevel.level_maps.full`, `sbi_multilevel.level_maps.scaled`,
