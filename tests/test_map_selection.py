@@ -293,6 +293,37 @@ def test_errors_are_infinite_where_a_map_cannot_be_fitted(broken_map):
     assert best_map(scores) == MapChoice("none")
 
 
+def test_a_map_that_fails_at_the_lower_side_of_pairs_has_no_score(map_of_distinct):
+    low, high = level(100, 0, correlated(0.0)), level(20, 1, correlated(0.0))
+    high = LevelArrays(high.theta, high.x, high.x)
+    folds = np.array_split(np.arange(20), 4)
+    choices, fitter = choices_of("none", map_of_distinct), MapFitter(low)
+    scorer = choose_scorer(fitter, high, "x")
+    scores = score_maps(fitter, choices, high, folds, scorer)
+    assert np.isneginf(scores[choices[1]].score).all()
+    assert best_map(scores) == MapChoice("none")
+
+
+@pytest.fixture
+def map_of_distinct():
+    class Distinct(LevelMapKind):
+        """Fails at repeated parameters, which the errors of pairs are computed at."""
+
+        name, needs_pairs = "distinct", True
+
+        def fit(self, low, high, seed):
+            def level_map(theta, x):
+                if len(np.unique(theta)) < len(theta):
+                    raise ValueError("repeated")
+                return x
+
+            return level_map
+
+    LEVEL_MAPS["distinct"] = Distinct()
+    yield "distinct"
+    del LEVEL_MAPS["distinct"]
+
+
 @pytest.fixture
 def broken_map():
     class Broken(LevelMapKind):

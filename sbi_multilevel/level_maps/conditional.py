@@ -88,9 +88,10 @@ class ChangeOfMean:
     linear: Regression
     leverage: Leverage
 
-    def __call__(self, theta: np.ndarray) -> np.ndarray:
-        """The change at `theta`, shape `(n, k)`."""
-        return self.linear(theta) + self.coefficients * self.mean(theta)
+    def means(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """:math:`m_L` and :math:`m_H` at `theta`, each of shape `(n, k)`."""
+        mean = self.mean(theta)
+        return mean, mean + (self.linear(theta) + self.coefficients * mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +155,8 @@ class ConditionalMap:
 
     def __call__(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
-        mean = self.low.mean(theta)
-        residuals = x - mean
+        low_mean, mean = self.change.means(theta)
+        residuals = x - low_mean
         if self.log_scale_change is None:
             turned = residuals if self.turn is None else residuals @ self.turn.T
         else:
@@ -163,8 +164,7 @@ class ConditionalMap:
             scale = np.exp(self.low.log_scale(theta))
             ratio = np.exp(self.log_scale_change(theta))
             turned = ratio * scale * ((residuals / scale) @ self.turn.T)
-        growth = np.sqrt(1 + self.change.leverage(theta))
-        return mean + self.change(theta) + growth[:, np.newaxis] * turned
+        return mean + self.change.leverage.growth(theta) * turned
 
 
 def fit_beside_mean(

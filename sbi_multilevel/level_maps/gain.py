@@ -51,7 +51,7 @@ class GainMap:
         gain: a, shape `(k,)`.
         offset: b, shape `(k,)`.
         center: :math:`\bar m_L`, shape `(k,)`.
-        curvature: :math:`f_j` over the sum of squares, shape `(k,)`.
+        slope_variance: :math:`f_j` over the sum of squares, shape `(k,)`.
         count: n.
     """
 
@@ -59,13 +59,13 @@ class GainMap:
     gain: np.ndarray
     offset: np.ndarray
     center: np.ndarray
-    curvature: np.ndarray
+    slope_variance: np.ndarray
     count: int
 
     def __call__(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
         mean = self.mean(theta)
-        variance = 1 / self.count + self.curvature * (mean - self.center) ** 2
+        variance = 1 / self.count + self.slope_variance * (mean - self.center) ** 2
         moved = mean + np.sqrt(1 + variance) * (x - mean)
         return self.offset + self.gain * moved
 
@@ -82,9 +82,13 @@ class Gain(LevelMapKind):
         change, factor = _change_of_gain(mean, high.x - mean)
         center = mean.mean(axis=0)
         squares = ((mean - center) ** 2).sum(axis=0)
-        curvature = np.divide(factor, squares, np.zeros_like(factor), where=factor > 0)
+        slope_variance = np.divide(
+            factor, squares, np.zeros_like(factor), where=factor > 0
+        )
         offset = high.x.mean(axis=0) - (1 + change) * center
-        return GainMap(regression, 1 + change, offset, center, curvature, len(high))
+        return GainMap(
+            regression, 1 + change, offset, center, slope_variance, len(high)
+        )
 
 
 def _change_of_gain(

@@ -43,9 +43,8 @@ class HomoscedasticMap:
         """Simulate at `theta`, shape `(n, d)`, as many as `x`, shape `(n, k)`."""
         generator = np.random.default_rng(self.seed)
         drawn = self.noise[generator.integers(len(self.noise), size=len(x))]
-        growth = np.sqrt(1 + self.change.leverage(theta))
-        mean = self.change.mean(theta) + self.change(theta)
-        return mean + growth[:, np.newaxis] * drawn
+        _, mean = self.change.means(theta)
+        return mean + self.change.leverage.growth(theta) * drawn
 
 
 class Homoscedastic(LevelMapKind):

@@ -51,8 +51,8 @@ class PairedMap:
         generator = np.random.default_rng(self.seed)
         chosen = generator.integers(len(self.residuals), size=len(x))
         inputs = np.concatenate((x, theta), axis=1)
-        growth = np.sqrt(1 + self.leverage(inputs))[:, np.newaxis]
-        return x + self.difference(inputs) + growth * self.residuals[chosen]
+        noise = self.leverage.growth(inputs) * self.residuals[chosen]
+        return x + self.difference(inputs) + noise
 
 
 class Paired(LevelMapKind):

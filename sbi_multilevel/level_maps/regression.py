@@ -98,6 +98,14 @@ class Leverage:
             variances[rows] = along + np.maximum(others, 0.0) / self.penalty
         return 1 / self.count + variances
 
+    def growth(self, inputs: np.ndarray) -> np.ndarray:
+        r"""Factor :math:`\sqrt{1 + h}` from noise to prediction, shape `(m, 1)`."""
+        return np.sqrt(1 + self(inputs))[:, np.newaxis]
+
+    def left(self, inputs: np.ndarray) -> np.ndarray:
+        """1 - h at the inputs of the fit, bounded below, shape `(n, 1)`."""
+        return np.maximum(1 - self(inputs), _MIN_LEFT)[:, np.newaxis]
+
 
 @dataclass(frozen=True, eq=False)
 class Regression:
@@ -155,8 +163,7 @@ class Regression:
             and h.
         """
         leverage = self.leverage(inputs)
-        left = np.sqrt(np.maximum(1 - leverage(inputs), _MIN_LEFT))
-        noise = (targets - self(inputs)) / left[:, np.newaxis]
+        noise = (targets - self(inputs)) / np.sqrt(leverage.left(inputs))
         return noise - noise.mean(axis=0), leverage
 
     def left_out(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -168,9 +175,7 @@ class Regression:
             inputs: The inputs that it was fitted to.
             targets: Their targets.
         """
-        leverages = self.leverage(inputs)(inputs)
-        residuals = targets - self(inputs)
-        return residuals / np.maximum(1 - leverages, _MIN_LEFT)[:, None]
+        return (targets - self(inputs)) / self.leverage(inputs).left(inputs)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Predictions, shape `(n, k)`."""

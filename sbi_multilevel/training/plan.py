@@ -8,7 +8,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from sbi_multilevel.data.simulations import MultilevelSimulations
+from sbi_multilevel.data.preparation import (
+    check_pretrained,
+    check_theta_varies,
+    check_vectors,
+    fill_constant,
+    without_extremes,
+)
+from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.estimators.observations import TrainingRange
 from sbi_multilevel.training.batches import (
     Fold,
@@ -19,8 +26,10 @@ from sbi_multilevel.training.batches import (
 )
 from sbi_multilevel.training.common_noise import Contrasts
 from sbi_multilevel.training.epochs import StageTraining
-from sbi_multilevel.training.network import WarmStart
+from sbi_multilevel.training.network import WarmStart, moments_of
 from sbi_multilevel.training.schedule import Stage
+
+_SEED_OF_NOISE = 0  # the same in all trainings on the same simulations
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +106,35 @@ class TrainingPlan:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but copies of the simulations."""
         return {**vars(self), "layout": None, "running": None}
+
+    def prepare(
+        self, simulations: MultilevelSimulations, target: Target, is_new: bool
+    ) -> MultilevelSimulations:
+        """Move single extreme values, fill constant features, and check the rest.
+
+        Args:
+            simulations: Simulations of all levels.
+            target: `"theta"` or `"x"`.
+            is_new: Whether there is no network yet.
+
+        Raises:
+            ValueError: If no network can be trained on them.
+        """
+        if not self.prepares:
+            return simulations
+        if target == "x":
+            check_vectors(simulations[0])
+        simulations = without_extremes(simulations)
+        highest, *lower = (level.x for level in reversed(simulations.levels))
+        training_range = TrainingRange.of(highest, lower)
+        simulations = fill_constant(simulations, target, _SEED_OF_NOISE)
+        if self.warm_start is not None:
+            moments = moments_of(self.warm_start, simulations[-1].x)
+            check_pretrained(moments, simulations)
+        elif is_new:
+            check_theta_varies(simulations[0])
+        self.training_range = training_range
+        return simulations
 
     def stages_to_train(self, resume: bool) -> list[int]:
         """Indices of the stages to train; all but the last on new simulations only."""

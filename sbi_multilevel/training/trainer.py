@@ -25,13 +25,6 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.data.preparation import (
-    check_pretrained,
-    check_theta_varies,
-    check_vectors,
-    fill_constant,
-    without_extremes,
-)
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
 from sbi_multilevel.data.validation import (
     check_inside,
@@ -41,7 +34,6 @@ from sbi_multilevel.data.validation import (
 )
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
 from sbi_multilevel.estimators.observations import (
-    TrainingRange,
     Watch,
     WatchedEstimator,
 )
@@ -66,8 +58,6 @@ from sbi_multilevel.training.network import (
 from sbi_multilevel.training.plan import Layout, TrainingPlan
 from sbi_multilevel.training.schedule import Cycle, OneCycle, Stage
 from sbi_multilevel.training.tracking import TrainingLog
-
-_SEED_OF_NOISE = 0  # the same in all trainings on the same simulations
 
 
 class MultilevelTrainer(AppendingTrainer):
@@ -221,29 +211,9 @@ class MultilevelTrainer(AppendingTrainer):
         return split.train[0], split.validation[0]
 
     def _prepared_simulations(self) -> MultilevelSimulations:
-        """All simulations as the method uses them, prepared for training.
-
-        Single extreme values are moved, constant features filled, the rest checked.
-
-        Raises:
-            ValueError: If no network can be trained on them.
-        """
-        simulations, plan = self._check_trainable(), self._plan
-        if not plan.prepares:
-            return simulations
-        if self._target == "x":
-            check_vectors(simulations[0])
-        simulations = without_extremes(simulations)
-        highest, *lower = (level.x for level in reversed(simulations.levels))
-        training_range = TrainingRange.of(highest, lower)
-        simulations = fill_constant(simulations, self._target, _SEED_OF_NOISE)
-        if plan.warm_start is not None:
-            moments = moments_of(plan.warm_start, simulations[-1].x)
-            check_pretrained(moments, simulations)
-        elif self._neural_net is None:
-            check_theta_varies(simulations[0])
-        plan.training_range = training_range
-        return simulations
+        """All simulations as the method uses them, prepared for training."""
+        is_new = self._neural_net is None
+        return self._plan.prepare(self._check_trainable(), self._target, is_new)
 
     # Network
 

@@ -65,7 +65,6 @@ _MAX_MAPPED = 20_000  # simulations that a synthetic likelihood is fitted to
 _MAX_FEATURES = 64  # of x in scores
 _NUM_DRAWS = 64  # of a map at the lower side of a pair
 _TINY = 1e-12
-
 _NUM_ERRORS = 2.0  # standard errors by which scores must differ
 
 
@@ -88,6 +87,12 @@ class MapScores:
     def __getitem__(self, index: np.ndarray) -> MapScores:
         error = None if self.error is None else self.error[index]
         return MapScores(self.score[index], self.likelihood[index], error)
+
+    @classmethod
+    def unknown(cls, shape: tuple[int, ...], uses_pairs: bool) -> MapScores:
+        """Those of a map that could not be fitted, for x of a shape `(n, k)`."""
+        none = np.full(shape[0], -np.inf)
+        return cls(none, none, np.full(shape, np.inf) if uses_pairs else None)
 
     @classmethod
     def joined(cls, parts: Sequence[MapScores]) -> MapScores:
@@ -148,22 +153,20 @@ def score_maps(
         inputs = low.of_theta(scorer.inputs)
         simulations = LevelArrays(inputs, low.x, weights=low.weights)
         for choice in choices:
-            score = likelihood = np.full(len(held_out), -np.inf)
-            error = np.full(held_out.x.shape, np.inf) if _uses_pairs(choice) else None
             try:
                 level_map = unseen.fit(choice, high[others])
                 outputs = scorer.outputs(level_map(low.theta, low.x))
-                score, likelihood = (
-                    np.nan_to_num(each, nan=-np.inf)
-                    for each in scorer.scores(simulations.with_x(outputs), held_out)
-                )
-                if error is not None:
-                    found = _ranked_probability_scores(level_map, pairs, scorer.outputs)
-                    error = np.where(np.isnan(found), np.inf, found)
+                found = scorer.scores(simulations.with_x(outputs), held_out)
+                score, likelihood = (np.nan_to_num(each, nan=-np.inf) for each in found)
+                error = None
+                if _uses_pairs(choice):
+                    error = _ranked_probability_scores(level_map, pairs, scorer.outputs)
+                    error = np.where(np.isnan(error), np.inf, error)
+                of_fold = MapScores(score, likelihood, error)
             except (np.linalg.LinAlgError, ValueError):
                 # a map that cannot be fitted, or whose outputs are infinite
-                pass
-            scores[choice].append(MapScores(score, likelihood, error))
+                of_fold = MapScores.unknown(held_out.x.shape, _uses_pairs(choice))
+            scores[choice].append(of_fold)
     return {choice: MapScores.joined(parts) for choice, parts in scores.items()}
 
 

@@ -148,8 +148,11 @@ class MemberTrainer:
         self, index: int, starts: Sequence[Trained], pool: LevelArrays
     ) -> bool:
         """Whether the other of two networks predicts the pool of one better."""
-        losses = [self._losses(start.network, pool).mean() for start in starts]
-        return bool(losses[index] - losses[1 - index] > _MIN_GAP)
+        own, other = (
+            _finite(self._losses(starts[i].network, pool)).mean()
+            for i in (index, 1 - index)
+        )
+        return bool(own - other > _MIN_GAP)
 
     def _losses(self, network: Any, simulations: LevelArrays) -> Tensor:
         """Held-out loss of each simulation, shape `(n,)`."""
