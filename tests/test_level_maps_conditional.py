@@ -246,6 +246,24 @@ def test_mapped_simulations_are_as_wide_as_the_posterior_predictive(kind):
     assert np.mean(excess) == pytest.approx(np.mean(errors), abs=4 * error)
 
 
+@pytest.mark.parametrize("multiple, factor", ((8.0, 0.0), (12.0, 1 - 1 / 12)))
+def test_coefficients_are_kept_if_ten_times_as_large_as_by_chance(multiple, factor):
+    """The t-statistic is set by noise of exact size, orthogonal to everything else."""
+    draw = np.random.default_rng(0).normal
+    inputs, mean, noise = draw(size=(20, 2)), draw(size=(20, 1)), draw(size=(20, 1))
+    basis = np.column_stack((np.ones(20), inputs))
+    orthogonal = lambda y, basis: y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
+    curved = orthogonal(mean, basis)
+    noise = orthogonal(noise, np.column_stack((basis, mean)))
+    freedom, coefficient = 20 - 4, -1.0
+    # t^2 = freedom * coefficient^2 |curved|^2 / |noise|^2
+    square = multiple * freedom / (freedom - 2)
+    size = np.sqrt(freedom / square) * np.linalg.norm(curved)
+    gaps = coefficient * mean + size * noise / np.linalg.norm(noise)
+    found = coefficients_of_mean(inputs, mean, gaps)
+    assert found == pytest.approx(factor * coefficient, abs=1e-9)
+
+
 def test_full_map_reproduces_mean_and_covariance_given_theta():
     low, n = low_simulations(), 4_000
     move = fitted("full", low, high_simulations(n))
@@ -430,6 +448,9 @@ def test_homoscedastic_noise_depends_neither_on_theta_nor_on_low_fidelity():
         error = np.sqrt(1 / (2 * len(each)) + 1 / (2 * len(high)))
         # normal noise of standard deviations 1 and 10
         assert np.allclose(each.std(axis=0) / [1.0, 10.0], 1.0, atol=4 * error)
+    # 3 of a normal, 6 if scales of low fidelity that depend on theta were mixed
+    kurtosis = (noise**4).mean(axis=0) / (noise**2).mean(axis=0) ** 2
+    assert np.allclose(kurtosis, 3.0, atol=1.0)
 
 
 @pytest.mark.parametrize("kind, expected", (("homoscedastic", 2.0), ("normal", 0.0)))
