@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from sbi.inference import NPE
 from sbi.utils import BoxUniform
 from torch import Tensor
 
@@ -26,7 +27,8 @@ from sbi_multilevel import (
 from sbi_multilevel.training.tracking import SilentTracker
 
 PRIOR = BoxUniform(-torch.ones(5), torch.ones(5))
-SCALED = {cls.__name__: cls for cls in (MFNPE, MLNPE, HybridNPE)}
+SCALED = {"NPE": NPE, "MFNPE": MFNPE, "MLNPE": MLNPE, "HybridNPE": HybridNPE}
+_CHUNK = 10_000  # simulated at once, so that the simulator needs little memory
 
 
 def simulations(num_low: int, num_high: int) -> MultilevelSimulations:
@@ -42,9 +44,11 @@ def simulations(num_low: int, num_high: int) -> MultilevelSimulations:
         return theta @ linear + 0.3 * (theta @ inner) ** 2 + noise
 
     theta_low, theta_high = PRIOR.sample((num_low,)), PRIOR.sample((num_high,))
-    x_high = high(theta_high)
+    x_high, x_low = high(theta_high), torch.empty(num_low, 10)
+    for theta, x in zip(theta_low.split(_CHUNK), x_low.split(_CHUNK)):
+        x.copy_(0.9 * high(theta) + 0.2)
     return MultilevelSimulations((
-        LevelSimulations(0, theta_low, 0.9 * high(theta_low) + 0.2),
+        LevelSimulations(0, theta_low, x_low),
         LevelSimulations(1, theta_high, x_high, 0.9 * x_high + 0.2),
     ))
 
@@ -62,7 +66,7 @@ def training_costs(name: str, counts: tuple[int, int]) -> tuple[float, float]:
     """Seconds and peak memory in MiB of a process that trains for two epochs a stage.
 
     Args:
-        name: One of `SCALED`.
+        name: One of `SCALED`; NPE has the simulations of the lower level alone.
         counts: Simulations of each level.
     """
     context = get_context("spawn")
@@ -78,8 +82,12 @@ def training_costs(name: str, counts: tuple[int, int]) -> tuple[float, float]:
 def _train_many(name: str, counts: tuple[int, int], sender: Connection) -> None:
     torch.set_num_threads(1)
     options = {"tracker": SilentTracker(), "show_progress_bars": False}
-    trainer = SCALED[name](PRIOR, **options)
-    trainer.append_multilevel_simulations(simulations(*counts))
+    trainer, levels = SCALED[name](PRIOR, **options), simulations(*counts)
+    if name == "NPE":
+        trainer.append_simulations(levels[0].theta, levels[0].x)
+    else:
+        trainer.append_multilevel_simulations(levels)
+    del levels
     seconds = cpu_seconds(partial(trainer.train, max_num_epochs=1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sender.send((seconds, peak / (2**20 if sys.platform == "darwin" else 2**10)))

@@ -11,6 +11,7 @@ from sbi_multilevel_benchmarks.scale import simulations
 from sbi_multilevel_benchmarks.speed import Comparison, Speed
 
 ROWS = ("log-prob", "step-maf-200", "ensemble")
+SCALED = ("npe", "mfnpe", "mlnpe", "hybridnpe")
 
 
 def test_medians_are_of_alternating_runs():
@@ -40,7 +41,7 @@ def test_levels_share_noise():
 def test_rows_with_many_simulations_are_asked_for():
     speed = Speed(quick=True)
     added = {*speed.works(scale=True)} - {*speed.works()}
-    assert added == {f"scale-{name}-500" for name in ("mfnpe", "mlnpe", "hybridnpe")}
+    assert added == {f"scale-{name}-500" for name in SCALED}
 
 
 def test_the_command_prints_the_rows_and_writes_them(capsys, tmp_path):

@@ -68,6 +68,8 @@ def count_repeats(
         >>> count_repeats(simulations, [LevelSimulations(0, theta, x + 1)])
         2
     """
+    if not known:
+        return 0
     own = set(_keys(simulations.theta))
     seen = {pair for part in known for pair in _pairs_at(own, part)}
     # x may be large: it is compared only where theta is known
