@@ -13,13 +13,13 @@ from sbi_multilevel.level_maps.conditional import (
     coefficients_of_mean,
     regress_on_mean,
 )
-from sbi_multilevel.level_maps.full import transport
 from sbi_multilevel.level_maps.regression import (
     PENALTIES,
     Design,
     Regression,
     polynomials,
 )
+from sbi_multilevel.level_maps.unpaired import transport
 from tests.gaussian_simulations import (
     HIGH_COVARIANCE,
     HIGH_SHIFT,
@@ -408,10 +408,11 @@ def test_scaled_bounds_the_change_of_scale():
     low = scaled_simulations(2_000, lambda theta: 0.0 * theta, seed=0)
     high = scaled_simulations(200, lambda theta: 4.0 * theta, seed=1)
     move = fitted("scaled", low, high)
-    growth = move.log_scale_change
-    assert growth is not None
-    ends = growth(np.array([[-5.0], [5.0]]))
-    assert np.array_equal(ends, [[-2.0, -2.0], [2.0, 2.0]])
+    ends = np.array([[-5.0], [5.0]])
+    scale = np.exp(low.cached(LowMoments.fit).log_scale(ends))
+    assert move.turn is not None
+    turned = move.turn(ends, scale) / scale  # by the change of scale at either end
+    assert np.allclose(np.log(turned[1] / turned[0]), 2.0 - (-2.0))
 
 
 def test_the_spread_from_few_simulations_is_right_on_average():
@@ -420,8 +421,9 @@ def test_the_spread_from_few_simulations_is_right_on_average():
     variances = []
     for seed in range(100):
         high = gaussian_simulations(8, 20 * np.eye(2), np.zeros(2), np.eye(2), seed + 1)
-        turn = fitted("full", low, high).turn
-        assert turn is not None
+        move = fitted("full", low, high)
+        assert move.turn is not None
+        turn = move.turn(high.theta, np.eye(2)).T
         variances.append(np.diag(turn @ turn.T))
     error = np.std(variances) / np.sqrt(np.size(variances))
     assert np.mean(variances) == pytest.approx(1.0, abs=4 * error)

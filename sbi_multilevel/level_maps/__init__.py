@@ -2,9 +2,9 @@
 
 `affine`: maps by mean and standard deviation, for the multilevel loss and transfer.
 `base`: the register of the maps that depend on theta, from low-fidelity to
-pseudo-high-fidelity simulations, each in the module of its name; `fitting` fits them.
-`selection`: which of them fits the simulations at hand. `tail_transform`: for heavy
-tails of x.
+pseudo-high-fidelity simulations, which are in `unpaired` and `paired`; `fitting` fits
+them. `selection`: which of them fits the simulations at hand. `tail_transform`: for
+heavy tails of x.
 """
 
 from sbi_multilevel.level_maps.affine import (

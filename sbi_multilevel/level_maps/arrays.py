@@ -115,6 +115,11 @@ class LevelArrays:
         return LevelArrays(self.theta[index], self.x[index], coarse, weights)
 
 
+def drawn(values: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Rows of values, drawn at random with replacement, shape `(count, k)`."""
+    return values[np.random.default_rng(seed).integers(len(values), size=count)]
+
+
 def bit_patterns(values: np.ndarray) -> np.ndarray:
     """Double precision numbers as integers that are equal where all bits are."""
     return np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)

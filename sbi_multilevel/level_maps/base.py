@@ -1,17 +1,17 @@
-r"""The protocol and the register of level maps: one module and one registration a map.
+r"""The protocol and the register of level maps.
 
 A level map turns low-fidelity simulations into pseudo-high-fidelity simulations,
 
 .. math::  \tilde x = T(\theta, x_L),
 
-with T fitted to simulations of both levels. The built-in maps are in the modules of
-this package that have their names; they are imported when they are first used, since
-fitting needs scikit-learn and configurations do not.
+with T fitted to simulations of both levels. The built-in maps are in
+`sbi_multilevel.level_maps.unpaired` and `sbi_multilevel.level_maps.paired`; they are
+imported when they are first used, since fitting needs scikit-learn and configurations
+do not.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -89,7 +89,7 @@ BUILT_IN_MAPS = (
     "paired_quadratic",
     "paired_process",
 )
-# `None` until the module of a built-in map is imported
+# `None` until a built-in map is used
 LEVEL_MAPS: dict[str, LevelMapKind | None] = dict.fromkeys(BUILT_IN_MAPS)
 
 Kind = TypeVar("Kind", bound=LevelMapKind)
@@ -121,7 +121,8 @@ def level_map_kind(name: str) -> LevelMapKind:
         )
     kind = LEVEL_MAPS[name]
     if kind is None:
-        importlib.import_module(f"sbi_multilevel.level_maps.{name}")
-        kind = LEVEL_MAPS[name]
-    assert kind is not None
+        from sbi_multilevel.level_maps import paired, unpaired
+
+        built_in = {each.name: each for each in (*unpaired.KINDS, *paired.KINDS)}
+        kind = LEVEL_MAPS[name] = built_in[name]
     return kind

@@ -40,9 +40,8 @@ As an observation may have any of the possible means, a simulation has the resid
 its posterior predictive distribution, which are larger by :math:`\sqrt{1 + h}`. Without
 this factor posteriors are too narrow. The uncertainty of :math:`\delta` is left out.
 
-No pairs are needed. The kinds of map differ in R: `sbi_multilevel.level_maps.shift`,
-`sbi_multilevel.level_maps.full`, `sbi_multilevel.level_maps.scaled`,
-`sbi_multilevel.level_maps.homoscedastic` and `sbi_multilevel.level_maps.normal`.
+No pairs are needed. The kinds of map differ in R, see
+`sbi_multilevel.level_maps.unpaired`.
 
 Reference: James, Stein (1961), *Estimation with quadratic loss*, for the shrinkage.
 """
@@ -56,7 +55,6 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.base import LevelMap
 from sbi_multilevel.level_maps.regression import (
     Design,
     Leverage,
@@ -73,25 +71,32 @@ _ROUNDING = 1e-8  # of squares
 
 
 @dataclass(frozen=True, eq=False)
-class ChangeOfMean:
-    r"""The change :math:`\delta\, m_L + \Delta` of the mean.
+class ConditionalMap:
+    r"""The map :math:`\tilde x = m_H + \sqrt{1 + h}\; R\,(x_L - m_L)`.
 
     Args:
-        mean: :math:`m_L`.
+        low_mean: :math:`m_L`.
         coefficients: :math:`\delta`, shape `(k,)`.
         linear: :math:`\Delta`.
         leverage: h.
+        turn: R, a function of theta and of residuals, shape `(n, k)`; `None`
+            leaves residuals as they are.
     """
 
-    mean: Regression
+    low_mean: Regression
     coefficients: np.ndarray
     linear: Regression
     leverage: Leverage
+    turn: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
-    def means(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """:math:`m_L` and :math:`m_H` at `theta`, each of shape `(n, k)`."""
-        mean = self.mean(theta)
-        return mean, mean + (self.linear(theta) + self.coefficients * mean)
+    def __call__(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
+        low_mean = self.low_mean(theta)
+        mean = low_mean + (self.linear(theta) + self.coefficients * low_mean)
+        residuals = x - low_mean
+        if self.turn is not None:
+            residuals = self.turn(theta, residuals)
+        return mean + self.leverage.growth(theta) * residuals
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +125,16 @@ class LowMoments:
         features = low.of_theta(Design.of, _CHANGE_DEGREE).features
         return cls(residuals, features, mean, log_scale)
 
-    def change_of_mean(self, high: LevelArrays) -> tuple[ChangeOfMean, np.ndarray]:
+    def standardized(self, theta: np.ndarray) -> np.ndarray:
+        """The residuals, which are at `theta`, over their scale, shape `(n, k)`."""
+        return self.residuals / np.exp(self.log_scale(theta))
+
+    def change_of_mean(self, high: LevelArrays) -> tuple[ConditionalMap, np.ndarray]:
         """Regress the change of the mean on theta.
 
         Returns:
-            The change, and the centered residuals of the high-fidelity simulations with
-            the variance of the noise, shape `(m, k)`.
+            The map that leaves residuals as they are, and the centered residuals of the
+            high-fidelity simulations with the variance of the noise, shape `(m, k)`.
         """
         mean = self.mean(high.theta)
         gaps = high.x - mean
@@ -133,61 +142,7 @@ class LowMoments:
         rest = gaps - coefficients * mean
         linear = Regression.fit(self.features, high.theta, rest)
         noise, leverage = linear.noise(high.theta, rest)
-        return ChangeOfMean(self.mean, coefficients, linear, leverage), noise
-
-
-@dataclass(frozen=True, eq=False)
-class ConditionalMap:
-    r"""The map :math:`\tilde x = m_H + \sqrt{1 + h}\, s_H R\, e / s_L`.
-
-    Args:
-        low: Mean and scale of the low-fidelity simulations.
-        change: Change of the mean.
-        turn: R, shape `(k, k)`; `None` leaves residuals as they are.
-        log_scale_change: Logarithm of :math:`s_H / s_L` at theta; `None` where scales
-            do not depend on theta.
-    """
-
-    low: LowMoments
-    change: ChangeOfMean
-    turn: np.ndarray | None = None
-    log_scale_change: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def __call__(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Map `x`, shape `(n, k)`, at `theta`, shape `(n, d)`."""
-        low_mean, mean = self.change.means(theta)
-        residuals = x - low_mean
-        if self.log_scale_change is None:
-            turned = residuals if self.turn is None else residuals @ self.turn.T
-        else:
-            assert self.turn is not None
-            scale = np.exp(self.low.log_scale(theta))
-            ratio = np.exp(self.log_scale_change(theta))
-            turned = ratio * scale * ((residuals / scale) @ self.turn.T)
-        return mean + self.change.leverage.growth(theta) * turned
-
-
-def fit_beside_mean(
-    fit: Callable[[LevelArrays], LevelMap], low: LevelArrays, pairs: LevelArrays
-) -> LevelMap:
-    r"""Fit a map to pairs less :math:`\delta\, m_L`, and add that part.
-
-    Args:
-        fit: Fits the map.
-        low: Low-fidelity simulations, whose mean is :math:`m_L`.
-        pairs: The pairs. :math:`\delta` is that of a regression of their difference on
-            :math:`m_L`, theta and low-fidelity x; where it is 0, `fit(pairs)` is
-            returned.
-    """
-    assert pairs.x_coarse is not None
-    mean = low.cached(LowMoments.fit).mean
-    at = mean(pairs.theta)
-    inputs = np.concatenate((pairs.x_coarse, pairs.theta), axis=1)
-    coefficients = coefficients_of_mean(inputs, at, pairs.x - pairs.x_coarse)
-    if not coefficients.any():
-        return fit(pairs)
-    move = fit(pairs.with_x(pairs.x - coefficients * at, pairs.x_coarse))
-    return lambda theta, x: move(theta, x) + coefficients * mean(theta)
+        return ConditionalMap(self.mean, coefficients, linear, leverage), noise
 
 
 def coefficients_of_mean(

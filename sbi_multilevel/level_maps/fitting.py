@@ -15,11 +15,12 @@ kind                what it does                                                
 `paired_process`    the same, by a Gaussian process for each feature            yes
 =================== =========================================================== =====
 
-The formulas are in the modules of the same names. Each kind but `none` can also act on
-x with transformed tails, where tails are heavy
-(`sbi_multilevel.level_maps.tail_transform`). Kinds that the simulations do not allow
-are left out: paired maps without pairs, and kinds that need more simulations or fewer
-features (`sbi_multilevel.level_maps.base.LevelMapKind`).
+The formulas are in `sbi_multilevel.level_maps.unpaired` and, of those that need pairs,
+`sbi_multilevel.level_maps.paired`. Each kind but `none` can also act on x with
+transformed tails, where tails are heavy (`sbi_multilevel.level_maps.tail_transform`).
+Kinds that the simulations do not allow are left out: paired maps without pairs, and
+kinds that need more simulations or fewer features
+(`sbi_multilevel.level_maps.base.LevelMapKind`).
 """
 
 from __future__ import annotations
