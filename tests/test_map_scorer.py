@@ -12,8 +12,10 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
     choose_scorer,
     score_maps,
 )
-from sbi_multilevel.level_maps.selection.scorer import MapScorer
-from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import (
+    MapScorer,
+    SyntheticLikelihood,
+)
 from sbi_multilevel.level_maps.selection.theta_features import ThetaFeatures, part_of
 from tests.gaussian_simulations import low_simulations, scaled_simulations
 
@@ -158,7 +160,7 @@ def test_the_best_map_at_a_switch_is_found_with_networks(monkeypatch):
     gains = []
     for least in (0.1, np.inf):  # with networks, and without
         monkeypatch.setattr(
-            "sbi_multilevel.level_maps.selection.scorer._MIN_GAIN", least
+            "sbi_multilevel.level_maps.selection.synthetic_likelihood._MIN_GAIN", least
         )
         scores = scored(low, (none, shift, paired), high, folds, "x")
         rivals = np.maximum(scores[none].mean(), scores[shift].mean())

@@ -13,9 +13,9 @@ simulations are scored by that one,
 
 with :math:`F_k` the simulations of fold k, :math:`T_{-k}` the map fitted without them,
 and s the log score of a high-fidelity simulation under the synthetic likelihood of the
-mapped ones (`sbi_multilevel.level_maps.selection.scorer`). At most 500 high-fidelity
-simulations are scored, under at most 20 000 mapped ones, by 64 principal components
-where x has more features.
+mapped ones (`sbi_multilevel.level_maps.selection.synthetic_likelihood`). At most 500
+high-fidelity simulations are scored, under at most 20 000 mapped ones, by 64 principal
+components where x has more features.
 
 Where posteriors are to be learned, scores of a few dozen simulations often do not
 distinguish maps. The likelihood of x does so better, as it is the sum of the score and
@@ -44,21 +44,19 @@ estimation*, section 4.2.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.decomposition import PCA
 
+from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.base import LevelMap, level_map_kind
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.regression import varies
-from sbi_multilevel.level_maps.selection.scorer import MapScorer
-
-if TYPE_CHECKING:
-    from sbi_multilevel.data.simulations import Target
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import MapScorer
 
 _MAX_HELD_OUT = 500  # simulations that are scored
 _MAX_MAPPED = 20_000  # simulations that a synthetic likelihood is fitted to
@@ -87,12 +85,6 @@ class MapScores:
     def __getitem__(self, index: np.ndarray) -> MapScores:
         error = None if self.error is None else self.error[index]
         return MapScores(self.score[index], self.likelihood[index], error)
-
-    @classmethod
-    def unknown(cls, shape: tuple[int, ...], uses_pairs: bool) -> MapScores:
-        """Those of a map that could not be fitted, for x of a shape `(n, k)`."""
-        none = np.full(shape[0], -np.inf)
-        return cls(none, none, np.full(shape, np.inf) if uses_pairs else None)
 
     @classmethod
     def joined(cls, parts: Sequence[MapScores]) -> MapScores:
@@ -153,20 +145,18 @@ def score_maps(
         inputs = low.of_theta(scorer.inputs)
         simulations = LevelArrays(inputs, low.x, weights=low.weights)
         for choice in choices:
-            try:
+            uses_pairs = level_map_kind(choice.kind).needs_pairs
+            score = likelihood = np.full(len(index), -np.inf)
+            error = np.full(held_out.x.shape, np.inf) if uses_pairs else None
+            # a map that cannot be fitted, or whose outputs are infinite
+            with contextlib.suppress(np.linalg.LinAlgError, ValueError):
                 level_map = unseen.fit(choice, high[others])
                 outputs = scorer.outputs(level_map(low.theta, low.x))
                 found = scorer.scores(simulations.with_x(outputs), held_out)
-                score, likelihood = (np.nan_to_num(each, nan=-np.inf) for each in found)
-                error = None
-                if _uses_pairs(choice):
+                if uses_pairs:
                     error = _ranked_probability_scores(level_map, pairs, scorer.outputs)
-                    error = np.where(np.isnan(error), np.inf, error)
-                of_fold = MapScores(score, likelihood, error)
-            except (np.linalg.LinAlgError, ValueError):
-                # a map that cannot be fitted, or whose outputs are infinite
-                of_fold = MapScores.unknown(held_out.x.shape, _uses_pairs(choice))
-            scores[choice].append(of_fold)
+                score, likelihood = (np.nan_to_num(each, nan=-np.inf) for each in found)
+            scores[choice].append(MapScores(score, likelihood, error))
     return {choice: MapScores.joined(parts) for choice, parts in scores.items()}
 
 
@@ -194,7 +184,11 @@ def best_map(
         shares = 1 / len(gap) if weights is None else weights / weights.sum()
         return mean(gap) <= _NUM_ERRORS * np.sqrt((shares**2 * squares).sum())
 
-    known = {c: each for c, each in scores.items() if _is_finite(each)}
+    known = {
+        choice: each
+        for choice, each in scores.items()
+        if np.isfinite((each.score, each.likelihood)).all()
+    }
     if not known:
         return MapChoice("none")
     paired = {
@@ -206,14 +200,6 @@ def best_map(
         del known[choice]
     best = max(known, key=lambda c: mean(known[c].score))
     return max(filter(is_tied, known), key=lambda c: mean(known[c].likelihood))
-
-
-def _is_finite(scores: MapScores) -> bool:
-    return bool(np.isfinite((scores.score, scores.likelihood)).all())
-
-
-def _uses_pairs(choice: MapChoice) -> bool:
-    return level_map_kind(choice.kind).needs_pairs
 
 
 def _ranked_probability_scores(
@@ -232,7 +218,8 @@ def _ranked_probability_scores(
     ranks = 2 * np.arange(1, _NUM_DRAWS + 1) - _NUM_DRAWS - 1
     # half the mean distance between two draws
     spreads = np.einsum("r,nrk->nk", ranks, draws) / _NUM_DRAWS**2
-    return np.maximum(distances - spreads, _TINY)
+    scores = np.maximum(distances - spreads, _TINY)
+    return np.where(np.isnan(scores), np.inf, scores)
 
 
 def _compression(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

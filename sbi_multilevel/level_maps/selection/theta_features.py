@@ -98,7 +98,7 @@ class ThetaFeatures:
     def __call__(self, theta: np.ndarray) -> np.ndarray:
         """Outputs of the networks, of means, then of log scales, shape `(n, 2 k)`."""
         numbers = part_of(theta)
-        features = np.empty((len(theta), 2 * self.networks[0].num_outputs))
+        features = np.empty((len(theta), 2 * len(self.networks[0].scale)))
         with _one_thread():
             for number in np.unique(numbers):
                 rows = numbers == number
@@ -148,11 +148,6 @@ class Network:
         network = _train(inputs, targets.clamp(-_MAX_RESIDUAL, _MAX_RESIDUAL))
         left = residuals - scale * _outputs(network, inputs)[:, : len(scale)]
         return cls(mean, design.fit(log_sizes(left)), scale, network)
-
-    @property
-    def num_outputs(self) -> int:
-        """Number of features of x."""
-        return len(self.scale)
 
     def gain(self, rows: LevelArrays) -> float:
         """Gain over quadratics in nats a simulation, of the features that gain.

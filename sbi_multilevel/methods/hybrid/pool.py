@@ -18,7 +18,7 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
     held_out_to_score,
     score_maps,
 )
-from sbi_multilevel.level_maps.selection.scorer import MapScorer
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import MapScorer
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.summary import OutputsGain
 
