@@ -31,15 +31,11 @@ def map_outputs(
         change: Function of outputs, shape `(n, *x_shape)`, that keeps the shape.
     """
     levels = list(simulations)
-    own, *above = levels[level : level + 2]
-    make = LevelSimulations.trusted
-    levels[level] = make(level, own.theta, change(own.x), own.x_coarse, own.weights)
-    for each in above:
-        if each.x_coarse is not None:
-            coarse = change(each.x_coarse)
-            levels[level + 1] = make(
-                each.level, each.theta, each.x, coarse, each.weights
-            )
+    for each, name in zip(levels[level : level + 2], ("x", "x_coarse")):
+        outputs = getattr(each, name)
+        if outputs is not None:
+            columns = {**vars(each), name: change(outputs)}
+            levels[each.level] = LevelSimulations.trusted(**columns)
     return replace(simulations, levels=tuple(levels))
 
 

@@ -110,16 +110,16 @@ class LevelParameters:
             )
         if have == want:
             return theta
-        missing = tuple(name for name in want if name not in have)
-        if not missing:
-            return theta[:, [have.index(name) for name in want]]
+        common = [name for name in want if name in have]
+        columns = theta[:, [have.index(name) for name in common]]
+        if common == want:
+            return columns
         if prior is None:
+            missing = tuple(name for name in want if name not in have)
             raise ValueError(
                 f"prior is None, but the parameters {missing} that level {level} lacks "
                 "are drawn from it. Pass the prior to the trainer."
             )
         full = prior.sample((len(theta),)).to(theta).clone()
-        for column, name in enumerate(want):
-            if name in have:
-                full[:, column] = theta[:, have.index(name)]
+        full[:, [want.index(name) for name in common]] = columns
         return full

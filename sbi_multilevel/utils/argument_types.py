@@ -20,7 +20,6 @@ import os
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, Literal, SupportsIndex, Union, get_args, get_origin
 
@@ -74,9 +73,7 @@ def check_field_types(instance: Any) -> None:
     hints: dict[str, Any] = {}
     for base in reversed(type(instance).__mro__):
         hints |= _annotations(base)
-    _check(
-        hints, {each.name: getattr(instance, each.name) for each in fields(instance)}
-    )
+    _check(hints, vars(instance))
 
 
 def _check(hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
