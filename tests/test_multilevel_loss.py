@@ -3,7 +3,7 @@
 import torch
 from torch import tensor
 
-from sbi_multilevel.losses.multilevel import multilevel_loss, term_means
+from sbi_multilevel.losses.gradients import multilevel_loss, term_means
 
 # level 0, fine and coarse of level 1, fine and coarse of level 2
 WEIGHTS = {0: 1.0, 1: 1.0, 2: -1.0, 3: 1.0, 4: -1.0}

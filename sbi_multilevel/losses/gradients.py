@@ -1,10 +1,21 @@
-r"""Gradients of the multilevel loss, term by term, and how they are combined.
+r"""The multilevel loss, the gradients of its terms, and how they are combined.
 
-The gradient of the loss (`sbi_multilevel.losses.multilevel`) is unbiased for that of
-:math:`\mathbb{E} f_L`, but the two large, opposite gradients of a pair need not cancel
-in a small batch, and the correction may work against the base. Algorithm 1 of Hikida et
-al. (2025) adjusts the gradients :math:`g_0, g^+_l, g^-_l` of the terms (the sign of the
-coarse term is part of :math:`g^-_l`):
+With :math:`f_l` the loss of a simulation of level l, e.g. :math:`-\log q(\theta \mid
+x)`, the multilevel loss (Hikida et al. 2025, equation 2) is a signed sum of means, its
+*terms*,
+
+.. math::
+
+    \ell(\phi) = \underbrace{\tfrac1{n_0}\textstyle\sum f_0}_{\text{base}}
+    + \sum_{l=1}^{L} \Big( \underbrace{\tfrac1{n_l}\textstyle\sum f_l}_{\text{fine}}
+    \underbrace{- \tfrac1{n_l}\textstyle\sum f_{l-1}}_{\text{coarse}} \Big),
+
+fine and coarse on the same pairs. Its expectation is :math:`\mathbb{E} f_L`.
+
+Its gradient is unbiased for that of :math:`\mathbb{E} f_L`, but the two large, opposite
+gradients of a pair need not cancel in a small batch, and the correction may work
+against the base. Algorithm 1 adjusts the gradients :math:`g_0, g^+_l, g^-_l` of the
+terms (the sign of the coarse term is part of :math:`g^-_l`):
 
 - *rescale*: :math:`g^-_l \leftarrow g^-_l\, \|g^+_l\| / \|g^-_l\|`;
 - *project*: with :math:`g_c = \sum_l (g^+_l + g^-_l)`, if
@@ -25,7 +36,7 @@ in their Appendix B.6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,6 +47,66 @@ from torch.nn import Parameter
 Adjustment = Literal["rescale_project", "rescale", "project", "none"]
 ADJUSTMENTS: tuple[str, ...] = get_args(Adjustment)
 GradientsOf = Callable[[Sequence[Tensor], Sequence[Parameter]], Tensor]
+
+
+def multilevel_loss(
+    losses: Tensor, term: Tensor, weights: Mapping[int, float]
+) -> Tensor:
+    r"""The loss of a batch, from the losses of its simulations.
+
+    Args:
+        losses: Loss of each simulation, shape `(n,)`; of a pair each side has its own.
+        term: Index of the term that each belongs to, shape `(n,)`.
+        weights: Weight of each term by its index: 1 for base and fine terms, -1 for
+            coarse terms.
+
+    Returns:
+        The loss, shape `()`.
+
+    Example:
+    --------
+
+    Two simulations of level 0 and one pair, :math:`(1 + 3) / 2 + 5 - 4`:
+
+    ::
+
+        >>> losses, term = torch.tensor([1.0, 3, 5, 4]), torch.tensor([0, 0, 1, 2])
+        >>> multilevel_loss(losses, term, {0: 1.0, 1: 1.0, 2: -1.0})
+        tensor(3.)
+    """
+    return torch.stack(multilevel_terms(losses, term, weights)).sum()
+
+
+def multilevel_terms(
+    losses: Tensor, term: Tensor, weights: Mapping[int, float]
+) -> list[Tensor]:
+    """The signed means of the terms, whose sum is `multilevel_loss`.
+
+    Args:
+        losses: As for `multilevel_loss`.
+        term: As for `multilevel_loss`.
+        weights: As for `multilevel_loss`.
+
+    Returns:
+        One scalar for each of `weights`; NaN for a term without simulations.
+    """
+    means = term_means(losses, term, max(weights) + 1)
+    return list(losses.new_tensor(list(weights.values())) * means[list(weights)])
+
+
+def term_means(losses: Tensor, term: Tensor, num_terms: int) -> Tensor:
+    """Mean loss of each term.
+
+    Args:
+        losses: Loss of each simulation, shape `(n,)`.
+        term: Index of the term that each belongs to, shape `(n,)`.
+        num_terms: Number of terms T.
+
+    Returns:
+        Means, shape `(T,)`; NaN for a term without simulations.
+    """
+    sums = losses.new_zeros(num_terms).index_add(0, term, losses)
+    return sums / torch.bincount(term, minlength=num_terms)
 
 
 def flat_gradients(values: Sequence[Tensor], parameters: Sequence[Parameter]) -> Tensor:

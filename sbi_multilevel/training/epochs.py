@@ -63,10 +63,10 @@ from sbi_multilevel.losses.gradients import (
     adjusted_step,
     assign_gradient,
     flat_gradients,
+    multilevel_terms,
 )
 from sbi_multilevel.losses.held_out import LossEstimate
 from sbi_multilevel.losses.layers import LayerGradients
-from sbi_multilevel.losses.multilevel import multilevel_terms
 from sbi_multilevel.training.common_noise import split_terms
 from sbi_multilevel.training.schedule import Cycle, Stage, Term
 from sbi_multilevel.training.tracking import StepRecorder, TermLosses, TrainingLog
