@@ -86,10 +86,8 @@ class AffineMap:
             source: The sample to be mapped, shape `(n, *x_shape)`.
             target: The sample it should resemble, shape `(m, *x_shape)`.
         """
-        return cls.matching(
-            Moments(source.mean(dim=0), source.std(dim=0)),
-            Moments(target.mean(dim=0), target.std(dim=0)),
-        )
+        sides = (Moments(x.mean(dim=0), x.std(dim=0)) for x in (source, target))
+        return cls.matching(*sides)
 
     @classmethod
     def matching(cls, source: Moments, target: Moments) -> AffineMap:

@@ -101,14 +101,15 @@ def bounded_loss(base: np.ndarray, pairs: Pairs) -> LossEstimate:
         >>> bounded_loss(base, [(fine, fine + 1e6)]).value > 1e5
         True
     """
-    value, variance, num_below = _mean(base), _variance_of_mean(base), len(base)
+    value, variance = float(base.mean()), _variance_of_mean(base)
+    num_below = len(base)
     for fine, coarse in pairs:
         if not np.isfinite([fine, coarse]).all() or not math.isfinite(value):
             return LossEstimate(math.inf, math.nan)
-        gap = value - _mean(coarse)
+        gap = value - float(coarse.mean())
         weight = _weight(fine, coarse, num_below, gap)
         tolerance = _NUM_ERRORS * float(np.std(base)) / math.sqrt(len(fine))
-        value = _mean(fine) + weight * gap + max(0.0, abs(gap) - tolerance)
+        value = float(fine.mean()) + weight * gap + max(0.0, abs(gap) - tolerance)
         variance = _variance_of_mean(fine - weight * coarse) + weight**2 * variance
         num_below = len(fine)
     share = _TAIL_COUNT / (num_below + _TAIL_COUNT)
@@ -126,10 +127,6 @@ def _weight(fine: np.ndarray, coarse: np.ndarray, num_below: int, gap: float) ->
         return 0.0
     share = num_below / (num_below + len(fine))
     return float(np.clip(share * (centered @ fine) / spread, 0.0, 1.0))
-
-
-def _mean(losses: np.ndarray) -> float:
-    return float(losses.mean())
 
 
 def _variance_of_mean(losses: np.ndarray) -> float:
