@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -77,18 +78,19 @@ class LevelMapKind(Protocol):
         ...
 
 
-BUILT_IN_MAPS = (
-    "none",
-    "gain",
-    "shift",
-    "full",
-    "scaled",
-    "homoscedastic",
-    "normal",
-    "paired",
-    "paired_quadratic",
-    "paired_process",
-)
+_MODULES = {
+    "none": "unpaired",
+    "gain": "unpaired",
+    "shift": "unpaired",
+    "full": "unpaired",
+    "scaled": "unpaired",
+    "homoscedastic": "unpaired",
+    "normal": "unpaired",
+    "paired": "paired",
+    "paired_quadratic": "paired",
+    "paired_process": "paired",
+}
+BUILT_IN_MAPS = tuple(_MODULES)
 # `None` until a built-in map is used
 LEVEL_MAPS: dict[str, LevelMapKind | None] = dict.fromkeys(BUILT_IN_MAPS)
 
@@ -121,8 +123,7 @@ def level_map_kind(name: str) -> LevelMapKind:
         )
     kind = LEVEL_MAPS[name]
     if kind is None:
-        from sbi_multilevel.level_maps import paired, unpaired
-
-        built_in = {each.name: each for each in (*unpaired.KINDS, *paired.KINDS)}
-        kind = LEVEL_MAPS[name] = built_in[name]
+        module = import_module(f"sbi_multilevel.level_maps.{_MODULES[name]}")
+        kind = next(each for each in module.KINDS if each.name == name)
+        LEVEL_MAPS[name] = kind
     return kind
