@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from sbi_multilevel.errors import SbiMultilevelError
 from sbi_multilevel.simulation.table import LevelTable
-from sbi_multilevel.simulation.tasks import Outcome, Status, Task
+from sbi_multilevel.simulation.tasks import Outcome, Status
 
 _CHANCE = 1e-3
 REMEDY = (
@@ -28,57 +28,6 @@ class TooManyFailures(SbiMultilevelError, RuntimeError):
 
 class LostSimulations(SbiMultilevelError, RuntimeError):
     """A simulation has no outcome, or more than one: an error of the executor."""
-
-
-class Account:
-    """Checks that each submitted simulation returns once, with a status.
-
-    Args:
-        tasks: The submitted tasks.
-    """
-
-    def __init__(self, tasks: Sequence[Task]):
-        self._missing = Counter(key for task in tasks for key in _rows(task))
-        self._num_sent = self._missing.total()
-
-    def settle(self, task: Task, outcome: Outcome) -> None:
-        """Remove returned simulations from the missing ones.
-
-        Raises:
-            LostSimulations: If one has no status, was not submitted, or has returned
-                before.
-        """
-        num_ended = int((outcome.status != Status.PENDING).sum())
-        if not num_ended == len(outcome.status) == len(task):
-            raise LostSimulations(
-                f"{len(task)} simulations of level {task.level} returned, but only "
-                f"{num_ended} of them with a status. {REMEDY}"
-            )
-        self._missing.subtract(_rows(task))
-        twice = [row for level, row in _rows(task) if self._missing[level, row] < 0]
-        if twice:
-            raise LostSimulations(
-                f"{len(twice)} simulations of level {task.level} returned more than "
-                f"once, e.g. number {twice[0]}. {REMEDY}"
-            )
-
-    def close(self) -> None:
-        """Check that all simulations returned.
-
-        Raises:
-            LostSimulations: If not, with their number.
-        """
-        missing = +self._missing
-        if missing:
-            level, index = min(missing)
-            raise LostSimulations(
-                f"{self._num_sent} simulations were submitted, and {missing.total()} "
-                f"did not return, e.g. number {index} of level {level}. {REMEDY}"
-            )
-
-
-def _rows(task: Task) -> list[tuple[int, int]]:
-    return [(task.level, row) for row in task.rows.tolist()]
 
 
 def check_none_pending(table: LevelTable, num_simulations: int) -> None:

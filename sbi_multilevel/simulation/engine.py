@@ -5,21 +5,21 @@ outcomes are yielded as they finish. A batch that fails is halved until the fail
 simulation is alone. When a worker dies, it is unknown which of the running tasks caused
 it: they are run again in two groups, and a group in which a worker dies is halved
 again. Each simulation ends with exactly one outcome: simulations leave the `Backlog`
-only with an outcome, which is checked against an `Account` of the wave.
+only with an outcome, however the run of a group ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from itertools import islice
+from dataclasses import replace
+from itertools import count, islice
 
 import joblib
 
-from sbi_multilevel.simulation.accounting import REMEDY, Account, LostSimulations
-from sbi_multilevel.simulation.backlog import Backlog
-from sbi_multilevel.simulation.independence import FailedTogether, Watched
-from sbi_multilevel.simulation.tasks import Outcome, Task, Work
+from sbi_multilevel.simulation.accounting import REMEDY, LostSimulations
+from sbi_multilevel.simulation.independence import Watched
+from sbi_multilevel.simulation.tasks import Origin, Outcome, Status, Task, Work
 from sbi_multilevel.simulation.workers import Numbered, WorkerDied, in_workers
 
 Result = tuple[Task, Outcome]
@@ -28,7 +28,7 @@ Executor = Callable[
     [Iterator[Numbered], Watched, int | None], Iterator[tuple[int, Outcome]]
 ]
 
-_TASKS_PER_WORKER = 64
+_MIN_TASKS, _MAX_TASKS = 2, 64  # of a wave, per worker
 _BYTES_UNDER_WAY = 2**27
 
 
@@ -50,26 +50,21 @@ def run_tasks(
     Yields:
         Tasks, or parts of them, with their outcomes; each simulation once.
     """
-    watched, together = Watched(work), FailedTogether()
-    tasks, bytes_a_task = iter(tasks), 0.0
+    watched = Watched(work)
+    tasks, bytes_a_task = iter(tasks), 1.0
     while True:
         # read for each wave: a cluster may have grown
         workers = max(1, joblib.effective_n_jobs(num_workers))
-        size = _TASKS_PER_WORKER * workers
-        if bytes_a_task > 0:
-            size = max(2 * workers, min(size, int(_BYTES_UNDER_WAY / bytes_a_task)))
-        wave = list(islice(tasks, size))
+        size = min(_MAX_TASKS * workers, int(_BYTES_UNDER_WAY / bytes_a_task))
+        wave = list(islice(tasks, max(_MIN_TASKS * workers, size)))
         if not wave:
             return
-        account, bytes_back = Account(wave), 0
+        num_bytes = 0
         for task, outcome in _run_wave(wave, watched, num_workers, executor):
-            account.settle(task, outcome)
             watched.check(task, outcome)
-            together.note(task, outcome)
-            bytes_back += outcome.nbytes
+            num_bytes += sum(side.nbytes for side in outcome.sides)
             yield task, outcome
-        account.close()
-        bytes_a_task = bytes_back / len(wave)
+        bytes_a_task = max(1.0, num_bytes / len(wave))
 
 
 def _run_wave(
@@ -82,19 +77,16 @@ def _run_wave(
             outcomes = executor(_recorded(group, sent), work, num_workers)
             with contextlib.closing(outcomes):
                 for number, outcome in outcomes:
-                    result = backlog.settle(number, outcome)
-                    if result is not None:
-                        yield result
+                    yield from backlog.settle(number, outcome)
         except WorkerDied as death:
             # copied, as a thread of the executor may still take tasks
-            result = _blamed(backlog, death, sent.copy())
-            if result is not None:
-                yield result
+            yield from backlog.divide(death, sent.copy())
         if backlog.group() == group:
             raise LostSimulations(
                 f"{len(group)} tasks of {sum(map(len, group.values()))} simulations "
                 f"were submitted to workers, and none returned. {REMEDY}"
             )
+    backlog.close()
 
 
 def _recorded(group: Mapping[int, Task], sent: set[int]) -> Iterator[Numbered]:
@@ -104,13 +96,83 @@ def _recorded(group: Mapping[int, Task], sent: set[int]) -> Iterator[Numbered]:
         yield number, task
 
 
-def _blamed(backlog: Backlog, death: WorkerDied, sent: Set[int]) -> Result | None:
-    """The simulation that killed its worker, if alone; else separates the suspects."""
-    group = backlog.group()
-    suspects = group.keys() & (sent if death.suspects is None else death.suspects)
-    if len(sent) == len(suspects) == 1:
-        (number,) = suspects
-        if len(group[number]) == 1:
-            return backlog.settle(number, Outcome.failed(1, death.status, str(death)))
-    backlog.separate(suspects)
-    return None
+class Backlog:
+    """Tasks without an outcome, in groups that run together; the last group is next.
+
+    A task leaves only with the outcomes of all its simulations: a batch that failed is
+    replaced by its halves, and a worker that dies only moves tasks to new groups.
+    """
+
+    def __init__(self, tasks: Iterable[Task]):
+        self._numbers = count()
+        self._groups = [self._numbered(tasks)]
+        self._missing = {
+            (task.level, row)
+            for task in self._groups[0].values()
+            for row in task.rows.tolist()
+        }
+        self._num_sent = len(self._missing)
+
+    def _numbered(self, tasks: Iterable[Task]) -> dict[int, Task]:
+        return {next(self._numbers): task for task in tasks}
+
+    def group(self) -> dict[int, Task]:
+        """The tasks to run next, by number; none if all simulations have an outcome."""
+        while self._groups and not self._groups[-1]:
+            self._groups.pop()
+        return dict(self._groups[-1]) if self._groups else {}
+
+    def settle(self, number: int, outcome: Outcome) -> list[Result]:
+        """The task of the group with its outcome.
+
+        None for a batch that failed, whose halves are run with the rest of the group.
+        """
+        group = self._groups[-1]
+        if number not in group:
+            raise LostSimulations(
+                f"An outcome was returned for task {number}, which is not running: its "
+                "simulations would be counted twice."
+            )
+        task = group.pop(number)
+        if outcome.error is not None and len(task) > 1:
+            origin = task.origin or Origin.of(task, outcome)
+            group.update(self._numbered(replace(task, origin=origin).halves()))
+            return []
+        num_ended = int((outcome.status != Status.PENDING).sum())
+        if not num_ended == len(outcome.status) == len(task):
+            raise LostSimulations(
+                f"{len(task)} simulations of level {task.level} returned, but only "
+                f"{num_ended} of them with a status. {REMEDY}"
+            )
+        self._missing.difference_update((task.level, row) for row in task.rows.tolist())
+        return [(task, outcome)]
+
+    def divide(self, death: WorkerDied, sent: Set[int]) -> list[Result]:
+        """Run the tasks that may have killed a worker first, in two new groups.
+
+        If there is only one, its batch is halved. A simulation that ran alone is the
+        cause, which is its outcome.
+        """
+        group = self._groups[-1]
+        suspects = group.keys() & (sent if death.suspects is None else death.suspects)
+        if len(sent) == len(suspects) == 1:
+            (number,) = suspects
+            if len(group[number]) == 1:
+                return self.settle(number, Outcome.failed(1, death.status, str(death)))
+        chosen = {n: group.pop(n) for n in list(group) if n in suspects}
+        if len(chosen) == 1:
+            (task,) = chosen.values()
+            chosen = self._numbered(task.halves() if len(task) > 1 else [task])
+        items, middle = list(chosen.items()), len(chosen) // 2
+        self._groups += [dict(items[:middle]), dict(items[middle:])]
+        return []
+
+    def close(self) -> None:
+        """Raise unless all simulations that were submitted have an outcome."""
+        if self._missing:
+            level, index = min(self._missing)
+            raise LostSimulations(
+                f"{self._num_sent} simulations were submitted, and "
+                f"{len(self._missing)} did not return, e.g. number {index} of level "
+                f"{level}. {REMEDY}"
+            )

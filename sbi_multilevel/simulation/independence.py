@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sbi_multilevel.simulation.tasks import Origin, Outcome, Status, Task, Work
+from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work
 
 # tolerances relative to a value, and to the largest value of its feature in the batch
 _RELATIVE, _ROUNDING = 1e-4, 1e-5
@@ -33,10 +33,12 @@ class Watched:
     Args:
         work: Runs a task.
         trusted: Kinds of suspect batches that were found to be correct.
+        has_warned: Whether a warning was given of a batch that failed without reason.
     """
 
     work: Work
     trusted: set[str] = field(default_factory=set)
+    has_warned: bool = False
 
     def __call__(self, task: Task) -> Outcome:
         outcome = self.work(task)
@@ -45,42 +47,31 @@ class Watched:
         return replace(outcome, is_mixed=_is_mixed(self.work, task, outcome))
 
     def check(self, task: Task, outcome: Outcome) -> None:
-        """Raise if the simulations of a suspect batch are mixed."""
-        if outcome.is_mixed is None:
-            return
-        if not outcome.is_mixed:
+        """Raise if the simulations of a suspect batch are mixed.
+
+        Warns, once, of a batch that failed although each of its simulations works.
+        """
+        origin = task.origin
+        if outcome.is_mixed:
+            before = "" if origin is None else f" Before, {origin.text}."
+            if self.work.noise is None:
+                before += " noise was not passed: simulators receive int64 seeds."
+            raise ValueError(
+                f"The simulator of level {task.level} mixes the simulations of a "
+                f"batch: number {task.rows[0]}, simulated alone, differs from its "
+                f"result in a batch of {len(task)}.{before} {_REMEDY}; "
+                "simulation_batch_size=1 simulates each theta alone. The batch was not "
+                "kept; a store may hold earlier batches, which retry=('ok', 'invalid') "
+                "runs again."
+            )
+        if outcome.is_mixed is False:
             self.trusted.add(str(_kind(task, outcome)))
-            return
-        origin = task.origin
-        before = "" if origin is None else f" Before, {origin.text}."
-        if self.work.noise is None:
-            before += " noise was not passed: simulators receive int64 seeds."
-        raise ValueError(
-            f"The simulator of level {task.level} mixes the simulations of a batch: "
-            f"number {task.rows[0]}, simulated alone, differs from its result in a "
-            f"batch of {len(task)}.{before} {_REMEDY}; simulation_batch_size=1 "
-            "simulates each theta alone. The batch was not kept; a store may hold "
-            "earlier batches, which retry=('ok', 'invalid') runs again."
-        )
-
-
-@dataclass
-class FailedTogether:
-    """Warns, once, of a batch that failed although each of its simulations works."""
-
-    _left: dict[Origin, int] = field(default_factory=dict)
-    _has_warned: bool = False
-
-    def note(self, task: Task, outcome: Outcome) -> None:
-        """Count the simulations of an outcome."""
-        origin = task.origin
-        if origin is None or self._has_warned:
+        if origin is None or self.has_warned:
             return
         # a failing simulation explains why the batch failed: never zero again
-        used = len(task) if outcome.error is None else np.inf
-        self._left[origin] = self._left.get(origin, origin.size) - used
-        if self._left[origin] == 0:
-            self._has_warned = True
+        origin.num_left -= len(task) if outcome.error is None else np.inf
+        if origin.num_left == 0:
+            self.has_warned = True
             warnings.warn(
                 f"{origin.text}, but all of them worked in smaller batches. {_REMEDY}.",
                 stacklevel=4,

@@ -63,14 +63,17 @@ class Status(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Origin:
-    """A batch that failed as a whole with an exception, and was divided."""
+    """A batch that failed as a whole with an exception, and was divided.
 
-    level: int
-    first: int
-    size: int
-    error: str
+    Args:
+        text: Description of the failure.
+        num_left: Number of its simulations that did not work in a smaller batch yet.
+    """
+
+    text: str
+    num_left: float
 
     @classmethod
     def of(cls, task: Task, outcome: Outcome) -> Origin | None:
@@ -79,15 +82,9 @@ class Origin:
         is_of_memory = "MemoryError" in error or "out of memory" in error.lower()
         if outcome.status[0] != Status.FAILED or is_of_memory:
             return None
-        return cls(task.level, int(task.rows[0]), len(task), error)
-
-    @property
-    def text(self) -> str:
-        """Description of the failure."""
-        return (
-            f"a batch of {self.size} simulations of level {self.level} failed with "
-            f"{self.error}"
-        )
+        size = len(task)
+        text = f"a batch of {size} simulations of level {task.level} failed with"
+        return cls(f"{text} {error}", size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,18 +141,10 @@ class Outcome:
     error: str | None = None
     is_mixed: bool | None = None
 
-    def take(self, index: np.ndarray) -> Outcome:
-        """The simulations at `index`."""
-        names = ("status", "seconds", "x", "x_coarse")
-        columns = {name: getattr(self, name) for name in names}
-        taken = {k: v[index] for k, v in columns.items() if v is not None}
-        return replace(self, **taken)
-
     @property
-    def nbytes(self) -> int:
-        """Bytes of the outputs."""
-        sides = (self.x, self.x_coarse)
-        return sum(side.nbytes for side in sides if side is not None)
+    def sides(self) -> tuple[np.ndarray, ...]:
+        """x and x_coarse, as far as there are."""
+        return tuple(side for side in (self.x, self.x_coarse) if side is not None)
 
     @classmethod
     def failed(

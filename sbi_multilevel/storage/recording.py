@@ -96,13 +96,15 @@ def record(
                 f"x has shape {x.shape}, x_coarse {x_coarse.shape}. Pass one output of "
                 "each level per id, of the same shape."
             )
-    outcome = Outcome(status_of(x, x_coarse), _seconds(cost, len(rows)), x, x_coarse)
+    seconds = _seconds(cost, len(rows))
     is_old = np.isin(rows, table.rows_with(Status.OK))
     _compare(table, rows[is_old], x[is_old])
     new = np.flatnonzero(~is_old)
     order = new[np.argsort(rows[new])]
     if len(order):
-        table.write(rows[order], outcome.take(order))
+        x, x_coarse = x[order], x_coarse if x_coarse is None else x_coarse[order]
+        outcome = Outcome(status_of(x, x_coarse), seconds[order], x, x_coarse)
+        table.write(rows[order], outcome)
     return len(order)
 
 
