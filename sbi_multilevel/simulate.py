@@ -176,9 +176,17 @@ class GrowingSimulations:
             store = self._stored(num_simulations)
             store.run_pending(self.simulators, options, num_simulations, retry)
             return store.to_simulations(num_simulations, costs=options.costs)
-        self._memory = tuple(
-            self._grown(level, number) for level, number in enumerate(num_simulations)
-        )
+        if not self._memory:
+            self._memory = tuple(
+                memory_table(
+                    level,
+                    draw_theta(self.prior, self.seed, level, number),
+                    simulation_seeds(self.seed, level, 0, number),
+                )
+                for level, number in enumerate(num_simulations)
+            )
+        for table, number in zip(self._memory, num_simulations):
+            table.grow(number, self.prior, self.seed)
         fill(self._memory, num_simulations, self._work, options)
         costs = options.costs or measured_costs(self._memory)
         return simulations_of(self._memory, num_simulations, costs)
@@ -230,28 +238,3 @@ class GrowingSimulations:
             seed=self.seed,
             chunk_size=self.options.batch_sizes,
         )
-
-    def _grown(self, level: int, number: int) -> LevelTable:
-        """The table of a level with at least `number` simulations, old ones copied."""
-        old = self._memory[level] if self._memory else None
-        if old is not None and len(old) >= number:
-            return old
-        start = 0 if old is None else len(old)
-        theta = draw_theta(self.prior, self.seed, level, number, start=start)
-        seeds = simulation_seeds(self.seed, level, start, number)
-        if old is None:
-            return memory_table(level, theta, seeds)
-        rows = np.arange(start)
-        table = memory_table(
-            level,
-            torch.cat([old.tensor("theta", rows), theta]),
-            torch.cat([old.tensor("seed", rows), seeds]),
-        )
-        for name in ("status", "seconds", "error", "x", "x_coarse"):
-            if name not in old.columns:
-                continue
-            values = old.columns[name]
-            if name not in table.columns:
-                table.columns.create(name, (number, *values.shape[1:]))
-            table.columns[name][:start] = values
-        return table

@@ -264,7 +264,7 @@ def test_numbers_may_be_numpy_integers_and_a_status_may_be_text(path):
 
 
 def test_a_store_whose_growth_was_interrupted_can_grow_again(path, monkeypatch):
-    from sbi_multilevel.storage import layout
+    from sbi_multilevel.simulation import table
 
     run(store=path)
 
@@ -272,7 +272,7 @@ def test_a_store_whose_growth_was_interrupted_can_grow_again(path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "simulation_seeds", killed)
+        patch.setattr(table, "simulation_seeds", killed)
         with pytest.raises(KeyboardInterrupt):
             run(n=(100, 40), store=path)
     assert SimulationStore.open(path).num_simulations == ROWS

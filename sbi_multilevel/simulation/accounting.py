@@ -58,7 +58,7 @@ class FailureLimit:
     def __init__(self, table: LevelTable, max_share: float):
         self._level = table.level
         self._max_share = max_share
-        self._done = len(table.rows_with(Status.OK, Status.INVALID))
+        self._done = len(table.finished())
         self._reasons: Counter[str] = Counter()
 
     def check(self, outcome: Outcome) -> None:
@@ -90,14 +90,14 @@ def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
 
     `None` if the cost of some level is unknown.
     """
-    seconds, runs = np.zeros(len(tables)), np.zeros(len(tables))
+    # the last entry is that of the level below level 0
+    seconds, runs = np.zeros(len(tables) + 1), np.zeros(len(tables) + 1)
     for level, table in enumerate(tables):
-        spent, known = table.seconds()
-        seconds[level] += spent[0]
-        runs[level] += known[0]
-        if level > 0:
-            seconds[level - 1] += spent[1]
-            runs[level - 1] += known[1]
+        rows = table.finished()
+        spent = table.read("seconds", rows)
+        seconds[[level, level - 1]] += np.nansum(spent, axis=0)
+        runs[[level, level - 1]] += np.isfinite(spent).sum(axis=0)
+    seconds, runs = seconds[:-1], runs[:-1]
     return tuple((seconds / runs).tolist()) if runs.all() else None
 
 
@@ -105,13 +105,12 @@ def summary(tables: Sequence[LevelTable], num_simulations: Sequence[int]) -> str
     """One line: statuses of the first simulations of each level, and their seconds."""
     parts = []
     for table, stop in zip(tables, num_simulations):
-        counts = table.counts(stop)
         states = [
             f"{count} {status.label}"
-            for status, count in counts.items()
+            for status, count in table.counts(stop).items()
             if count > 0 or status is Status.OK
         ]
-        seconds = table.total_seconds()
+        seconds = np.nansum(table.read("seconds"))  # including those that failed
         parts.append(f"level {table.level}: {', '.join(states)}, {seconds:.3g} s")
     return "; ".join(parts)
 

@@ -12,7 +12,7 @@ import torch
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.simulation.accounting import failure_text
-from sbi_multilevel.simulation.table import LevelTable, no_valid_simulations
+from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Status
 
 _BLOCK = 10_000
@@ -25,70 +25,66 @@ def valid_blocks(
     for start in range(0, stop, size):
         rows = table.rows_with(Status.OK, start=start, stop=min(start + size, stop))
         if len(rows):
-            yield table.read(rows)
+            yield table.simulations(rows)
 
 
 def simulations_of(
-    tables: Sequence[LevelTable], stops: Sequence[int], costs: tuple[float, ...] | None
-) -> MultilevelSimulations:
-    """The finished ones of the first `stops[l]` simulations of each level, in memory.
-
-    A warning gives the number of failed ones.
-    """
-    _warn_of_failures(tables, stops)
-    levels = tuple(table.simulations(stop) for table, stop in zip(tables, stops))
-    return MultilevelSimulations(levels, costs)
-
-
-def memory_mapped(
     tables: Sequence[LevelTable],
     stops: Sequence[int],
     costs: tuple[float, ...] | None,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike | None = None,
 ) -> MultilevelSimulations:
-    """As `simulations_of`, with tensors that map `.npy` files in `folder`."""
-    _warn_of_failures(tables, stops)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    levels = tuple(_mapped(t, stop, folder) for t, stop in zip(tables, stops))
-    return MultilevelSimulations(levels, costs)
+    """The finished ones of the first `stops[l]` simulations of each level.
 
-
-def _warn_of_failures(tables: Sequence[LevelTable], stops: Sequence[int]) -> None:
+    A warning gives the number of failed ones. With a folder, tensors map `.npy` files
+    in it; else they are in memory.
+    """
     for table, stop in zip(tables, stops):
         text = failure_text(table, stop)
         if text is not None:
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=3)
+    levels = []
+    for table, stop in zip(tables, stops):
+        # `LevelSimulations` drops the invalid ones, with a warning
+        kept = (Status.OK, Status.INVALID) if folder is None else (Status.OK,)
+        rows = table.rows_with(*kept, stop=stop)
+        if len(rows) == 0:
+            raise ValueError(
+                f"Level {table.level} has 0 valid simulations of {len(table)}: none "
+                "has been run, or all failed. Run the pending simulations, or `retry` "
+                "the failed ones."
+            )
+        if folder is None:
+            levels.append(table.simulations(rows))
+        else:
+            levels.append(_mapped(table, stop, len(rows), Path(folder)))
+    return MultilevelSimulations(tuple(levels), costs)
 
 
-def _mapped(table: LevelTable, stop: int, folder: Path) -> LevelSimulations:
-    total = len(table.rows_with(Status.OK, stop=stop))
-    if total == 0:
-        raise ValueError(no_valid_simulations(table))
+def _mapped(
+    table: LevelTable, stop: int, num_valid: int, folder: Path
+) -> LevelSimulations:
+    folder.mkdir(parents=True, exist_ok=True)
     names = ("theta", "x", "x_coarse") if table.is_paired else ("theta", "x")
-    paths = {name: folder / f"level_{table.level}_{name}.npy" for name in names}
     files: dict[str, np.memmap] = {}
-    position = 0
+    first = 0
     for block in valid_blocks(table, stop):
-        for name, path in paths.items():
+        for name in names:
             values = getattr(block, name).numpy()
             if name not in files:
-                shape = (total, *values.shape[1:])
+                partial = folder / f".level_{table.level}_{name}.npy.partial"
+                shape = (num_valid, *values.shape[1:])
                 files[name] = np.lib.format.open_memmap(
-                    _new(path), "w+", values.dtype, shape
+                    partial, "w+", values.dtype, shape
                 )
-            files[name][position : position + len(block)] = values
-        position += len(block)
+            files[name][first : first + len(block)] = values
+        first += len(block)
     columns = {}
-    for name, path in paths.items():
-        files[name].flush()
+    for name, file in files.items():
+        file.flush()
+        path = folder / f"level_{table.level}_{name}.npy"
         # tensors that map a previous file of this name keep it
-        os.replace(_new(path), path)
+        os.replace(file.filename, path)
         # copy on write: changing a tensor does not change the file
         columns[name] = torch.from_numpy(np.load(path, mmap_mode="c"))
     return LevelSimulations.trusted(table.level, **columns)
-
-
-def _new(path: Path) -> Path:
-    """Temporary path to which a file is written before it is renamed."""
-    return path.with_name(f".{path.name}.partial")

@@ -10,28 +10,17 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.simulation.noise import draw_theta, simulation_seeds
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 
-_BLOCK = 10_000  # statuses read at a time
-
-
-class Columns(Protocol):
-    """Named arrays with the indexing of numpy, in memory or on disk."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def __getitem__(self, name: str) -> Any: ...
-
-    def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Create an empty array, in place of an existing one."""
-        ...
+_BLOCK = 10_000  # simulations planned, and read to run them, at a time
 
 
 # name -> type of the values, and value of entries that have not been written
@@ -46,18 +35,24 @@ KINDS: dict[str, tuple[str, Any]] = {
 }
 
 
-class MemoryColumns(dict):
-    """Columns in memory."""
+class Columns(dict[str, Any]):
+    """Named arrays with the indexing of NumPy, in memory."""
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
-        """Create an array filled with the value of unwritten entries."""
+        """Create an array of unwritten entries, in place of an existing one."""
         dtype, fill = KINDS[name]
         self[name] = np.full(shape, fill, object if dtype == "str" else dtype)
+
+    def resize(self, name: str, length: int) -> None:
+        """Extend an array to `length` entries."""
+        old = self[name]
+        self.create(name, (length, *old.shape[1:]))
+        self[name][: len(old)] = old
 
 
 def memory_table(level: int, theta: Tensor, seeds: Tensor) -> LevelTable:
     """A table in memory whose simulations are all pending."""
-    columns = MemoryColumns(theta=theta.numpy(), seed=seeds.numpy())
+    columns = Columns(theta=theta.numpy(), seed=seeds.numpy())
     columns.create("seconds", (len(theta), 2))
     columns.create("error", (len(theta),))
     columns.create("status", (len(theta),))
@@ -99,30 +94,43 @@ class LevelTable:
         self, *statuses: Status, start: int = 0, stop: int | None = None
     ) -> np.ndarray:
         """Numbers of the simulations that have one of the statuses, ascending."""
-        found = [np.zeros(0, np.int64)]
-        for first, status in self._status(start, stop):
-            found.append(first + np.flatnonzero(np.isin(status, statuses)))
-        return np.concatenate(found)
+        return start + np.flatnonzero(np.isin(self._status(start, stop), statuses))
+
+    def finished(self) -> np.ndarray:
+        """Numbers of the simulations with an output, valid or not, ascending."""
+        return self.rows_with(Status.OK, Status.INVALID)
 
     def counts(self, num_simulations: int | None = None) -> dict[Status, int]:
         """Number of simulations with each status, of the first `num_simulations`."""
-        totals = np.zeros(len(Status), np.int64)
-        for _, status in self._status(0, num_simulations):
-            totals += np.bincount(status, minlength=len(Status))
-        return {status: int(totals[status]) for status in Status}
+        status = self._status(0, num_simulations)
+        return dict(zip(Status, np.bincount(status, minlength=len(Status)).tolist()))
 
-    def _status(self, start: int, stop: int | None) -> Iterator[tuple[int, np.ndarray]]:
-        """Blocks of the status, each with the number of its first simulation."""
+    def _status(self, start: int, stop: int | None) -> np.ndarray:
         stop = len(self) if stop is None else min(stop, len(self))
-        for first in range(start, stop, _BLOCK):
-            status = self._at("status", slice(first, min(first + _BLOCK, stop)))
-            if status.max() >= len(Status):
-                raise ValueError(
-                    f"status of level {self.level} has the value {status.max()}, but "
-                    f"there are {len(Status)} statuses. Use a store that "
-                    "`SimulationStore` wrote."
-                )
-            yield first, status
+        status = self.read("status", slice(start, max(start, stop)))
+        largest = status.max(initial=0)
+        if largest >= len(Status):
+            raise ValueError(
+                f"status of level {self.level} has the value {largest}, but there are "
+                f"{len(Status)} statuses. Use a store that `SimulationStore` wrote."
+            )
+        return status
+
+    def grow(self, num_simulations: int, prior: Any, seed: int) -> None:
+        """Draw theta and seeds of more simulations; they are pending afterwards."""
+        columns, planned = self.columns, len(self)
+        if num_simulations <= planned:
+            return
+        for name in columns:
+            if name != "status":
+                columns.resize(name, num_simulations)
+        for first in range(planned, num_simulations, _BLOCK):
+            stop = min(first + _BLOCK, num_simulations)
+            theta = draw_theta(prior, seed, self.level, stop, start=first)
+            seeds = simulation_seeds(seed, self.level, first, stop)
+            columns["theta"][first:stop] = theta.numpy()
+            columns["seed"][first:stop] = seeds.numpy()
+        columns.resize("status", num_simulations)
 
     def task(self, rows: np.ndarray) -> Task:
         """The simulations of these numbers as a task."""
@@ -149,102 +157,66 @@ class LevelTable:
 
         Returns it, as a failure if x does not have the shape of existing x.
         """
-        outcome = self._with_known_shape(outcome)
-        for name in ("x", "x_coarse"):
-            values = getattr(outcome, name)
-            if values is not None:
-                if name not in self.columns or not self._fits(name, values):
-                    self.columns.create(name, (len(self), *values.shape[1:]))
-                self._write(name, rows, values)
+        x, known = outcome.x, self._shape("x")
+        if x is not None and known not in (None, x.shape[1:]) and len(self.finished()):
+            error = (
+                f"x of one simulation has shape {x.shape[1:]}, but that of earlier "
+                f"simulations has {known}. If those are wrong, retry them: their "
+                "status is 'ok' or 'invalid'"
+            )
+            seconds = float(outcome.seconds.sum())
+            outcome = Outcome.failed(len(rows), Status.FAILED, error, seconds)
+        for name, values in zip(("x", "x_coarse"), outcome.sides):
+            if self._shape(name) != values.shape[1:]:
+                self.columns.create(name, (len(self), *values.shape[1:]))
+            self._write(name, rows, values)
         self._write("seconds", rows, outcome.seconds)
         if outcome.error is not None:
             self._write("error", rows, np.full(len(rows), outcome.error, object))
         self._write("status", rows, outcome.status)
         return outcome
 
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of the entries of a column; `None` if it does not exist."""
+        return self.columns[name].shape[1:] if name in self.columns else None
+
     def reset(self, *statuses: Status, stop: int | None = None) -> int:
         """Make simulations with these statuses pending again; returns their number."""
         rows = self.rows_with(*statuses, stop=stop)
-        if len(rows):
-            self._write("error", rows, np.full(len(rows), "", object))
-            self.mark(rows, Status.PENDING)
+        self._write("error", rows, np.full(len(rows), "", object))
+        self.mark(rows, Status.PENDING)
         return len(rows)
 
     def mark(self, rows: np.ndarray, status: Status) -> None:
         """Set the status of the simulations `rows`."""
-        if len(rows):
-            self._write("status", rows, np.full(len(rows), status, np.uint8))
+        self._write("status", rows, np.full(len(rows), status, np.uint8))
 
     def failures(self) -> Iterator[FailedSimulation]:
         """The simulations that failed or timed out, with the reason."""
         rows = self.rows_with(Status.FAILED, Status.TIMED_OUT)
-        for row, status, error in zip(
-            rows, self._read("status", rows), self._read("error", rows)
-        ):
-            yield FailedSimulation(
-                self.level, int(row), Status(int(status)).label, str(error)
-            )
+        status, errors = self.read("status", rows), self.read("error", rows)
+        for row, number, error in zip(rows.tolist(), status.tolist(), errors):
+            yield FailedSimulation(self.level, row, Status(number).label, str(error))
 
-    def seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of finished simulations, and runs they are known for, each `(2,)`."""
-        rows = self.rows_with(Status.OK, Status.INVALID)
-        seconds = self._read("seconds", rows)
-        return np.nansum(seconds, axis=0), np.isfinite(seconds).sum(axis=0)
-
-    def theta_and_seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Theta of finished simulations, and the seconds of both sides, where known."""
-        rows = self.rows_with(Status.OK, Status.INVALID)
-        theta, seconds = self._read("theta", rows), self._read("seconds", rows)
-        known = np.isfinite(seconds).any(axis=1)
-        return theta[known], np.nansum(seconds[known], axis=1)
-
-    def total_seconds(self) -> float:
-        """Seconds spent by all simulations, including failed ones."""
-        return float(np.nansum(self._at("seconds", slice(None))))
-
-    def simulations(self, num_simulations: int | None = None) -> LevelSimulations:
-        """The finished simulations; `LevelSimulations` drops the invalid ones."""
-        rows = self.rows_with(Status.OK, Status.INVALID, stop=num_simulations)
-        if len(rows) == 0:
-            raise ValueError(no_valid_simulations(self))
-        return self.read(rows)
-
-    def read(self, rows: np.ndarray) -> LevelSimulations:
-        """The simulations of these numbers."""
+    def simulations(self, rows: np.ndarray) -> LevelSimulations:
+        """Finished simulations; `LevelSimulations` drops the invalid ones."""
         x_coarse = self.tensor("x_coarse", rows) if self.is_paired else None
         theta, x = self.tensor("theta", rows), self.tensor("x", rows)
         return LevelSimulations(self.level, theta, x, x_coarse)
 
     def tensor(self, name: str, rows: np.ndarray) -> Tensor:
         """A column at `rows`."""
-        return torch.from_numpy(self._read(name, rows))
+        return torch.from_numpy(self.read(name, rows))
 
-    def _fits(self, name: str, values: np.ndarray) -> bool:
-        return self.columns[name].shape[1:] == values.shape[1:]
-
-    def _with_known_shape(self, outcome: Outcome) -> Outcome:
-        """The outcome, or a failure if x does not have the shape of existing x."""
-        if outcome.x is None or "x" not in self.columns or self._fits("x", outcome.x):
-            return outcome
-        if len(self.rows_with(Status.OK, Status.INVALID)) == 0:
-            return outcome
-        error = (
-            f"x of one simulation has shape {outcome.x.shape[1:]}, but that of earlier "
-            f"simulations has {self.columns['x'].shape[1:]}. If those are wrong, retry "
-            "them: their status is 'ok' or 'invalid'"
-        )
-        seconds = float(outcome.seconds.sum())
-        return Outcome.failed(len(outcome.status), Status.FAILED, error, seconds)
-
-    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        return self._at(name, contiguous(rows))
-
-    def _at(self, name: str, index: slice | np.ndarray) -> np.ndarray:
+    def read(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """A column at `rows`, copied, so that the caller may change it."""
+        index = contiguous(rows)
         with self._damage_explained(name, index):
-            # copied, so that the caller may change it
             return np.array(self.columns[name][index])
 
     def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        if len(rows) == 0:
+            return
         index = contiguous(rows)
         with self._damage_explained(name, index):  # writing to a chunk reads it first
             self.columns[name][index] = values
@@ -262,16 +234,9 @@ class LevelTable:
             ) from error
 
 
-def contiguous(rows: np.ndarray) -> slice | np.ndarray:
+def contiguous(rows: np.ndarray | slice) -> slice | np.ndarray:
     """Ascending numbers, as a slice if they are consecutive, which is faster."""
-    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+    is_array = isinstance(rows, np.ndarray) and len(rows) > 0
+    if is_array and rows[-1] - rows[0] + 1 == len(rows):
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows
-
-
-def no_valid_simulations(table: LevelTable) -> str:
-    """The message for a level without valid simulations."""
-    return (
-        f"Level {table.level} has 0 valid simulations of {len(table)}: none has been "
-        "run, or all failed. Run the pending simulations, or `retry` the failed ones."
-    )

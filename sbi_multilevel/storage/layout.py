@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sbi_multilevel.simulation.noise import draw_theta, simulation_seeds
-from sbi_multilevel.simulation.table import LevelTable
+from sbi_multilevel.simulation.noise import draw_theta
+from sbi_multilevel.simulation.table import Columns, LevelTable
 from sbi_multilevel.simulation.tasks import Status
 from sbi_multilevel.storage.checking import check_store
 from sbi_multilevel.storage.fingerprint import Fingerprint
@@ -24,7 +24,6 @@ from sbi_multilevel.utils.files import read_json
 
 FORMAT = "sbi_multilevel simulations"
 VERSION = 1
-_GROW_BY = 10_000  # simulations planned at a time
 _COMPARED = 100  # simulations whose theta is compared when a store grows
 
 
@@ -80,7 +79,7 @@ def tables(path: Path, mode: str) -> tuple[LevelTable, ...]:
     for level, size in enumerate(read_root(path, mode).attrs["chunk_rows"]):
         folder = path / f"level_{level}"
         exists = (folder / METADATA).exists()
-        columns = ZarrColumns(folder, mode, size) if exists else ()
+        columns = ZarrColumns(folder, mode, size) if exists else Columns()
         if "status" not in columns:
             raise ValueError(
                 f"The store lacks level {level}: its creation was interrupted. Run it "
@@ -102,14 +101,11 @@ def complete(path: Path, d_theta: int) -> None:
 
 
 def grow(table: LevelTable, num_simulations: int, prior: Any, seed: int) -> None:
-    """Draw theta and seeds of more simulations; they are pending afterwards."""
-    columns, planned = table.columns, len(table)
-    if num_simulations <= planned:
-        return
-    assert isinstance(columns, ZarrColumns)
+    """Plan more simulations, if the prior is that of the existing ones."""
+    planned = len(table)
     # theta of the last simulations is drawn again and must not have changed
     start = max(0, planned - _COMPARED)
-    if planned > 0 and not torch.allclose(
+    if 0 < planned < num_simulations and not torch.allclose(
         table.tensor("theta", np.arange(start, planned)),
         draw_theta(prior, seed, table.level, planned, start=start),
         rtol=1e-4,
@@ -119,14 +115,4 @@ def grow(table: LevelTable, num_simulations: int, prior: Any, seed: int) -> None
             "the store. Nothing was changed; use the prior and the versions of torch "
             "and sbi with which the store was created."
         )
-    for name in ("theta", "seed", "seconds", "error", "x", "x_coarse"):
-        if name in columns:
-            columns.resize(name, num_simulations)
-    for first in range(planned, num_simulations, _GROW_BY):
-        stop = min(first + _GROW_BY, num_simulations)
-        theta = draw_theta(prior, seed, table.level, stop, start=first)
-        columns["theta"][first:stop] = theta.numpy()
-        columns["seed"][first:stop] = simulation_seeds(
-            seed, table.level, first, stop
-        ).numpy()
-    columns.resize("status", num_simulations)
+    table.grow(num_simulations, prior, seed)

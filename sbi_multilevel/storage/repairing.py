@@ -32,7 +32,7 @@ def repair_table(table: LevelTable) -> int:
     unknown = _damaged_rows(table, "status")
     _empty(table, "status", unknown)
     without_x = [_damaged_rows(table, name) for name in ("x", "x_coarse")]
-    done = table.rows_with(Status.OK, Status.INVALID)
+    done = table.finished()
     lost = np.intersect1d(done, np.concatenate(without_x))
     table.mark(lost, Status.PENDING)
     for name, rows in zip(("x", "x_coarse"), without_x):

@@ -27,7 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
@@ -40,11 +39,7 @@ from sbi_multilevel.simulation.arguments import (
 )
 from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, check_noise
-from sbi_multilevel.simulation.reading import (
-    memory_mapped,
-    simulations_of,
-    valid_blocks,
-)
+from sbi_multilevel.simulation.reading import simulations_of, valid_blocks
 from sbi_multilevel.simulation.table import FailedSimulation, LevelTable
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import layout, recording
@@ -192,8 +187,11 @@ class SimulationStore:
             Theta, shape `(n, d_theta)`, and costs, shape `(n,)`.
         """
         check_types(SimulationStore.costs_of, locals())
-        theta, seconds = self._table(level).theta_and_seconds()
-        return torch.from_numpy(theta), torch.from_numpy(seconds)
+        table = self._table(level)
+        rows = table.finished()
+        theta, seconds = table.tensor("theta", rows), table.tensor("seconds", rows)
+        known = seconds.isfinite().any(dim=1)
+        return theta[known], seconds[known].nansum(dim=1)
 
     def failures(self) -> list[FailedSimulation]:
         """Simulations that failed or timed out, with the reasons."""
@@ -227,9 +225,7 @@ class SimulationStore:
         check_types(SimulationStore.to_simulations, locals())
         tables, stops = self.tables, self._checked_stops(num_simulations)
         chosen = tuple(costs) if costs is not None else self.costs
-        if memory_map is not None:
-            return memory_mapped(tables, stops, chosen, memory_map)
-        return simulations_of(tables, stops, chosen)
+        return simulations_of(tables, stops, chosen, memory_map)
 
     def batches(
         self, level: int, batch_size: int = 10_000

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sbi_multilevel.simulation.table import KINDS
+from sbi_multilevel.simulation.table import KINDS, Columns
 from sbi_multilevel.utils.files import understood
 
 METADATA = "zarr.json"
@@ -55,7 +55,7 @@ def open_group(path: Path, mode: str) -> Any:
         )
 
 
-class ZarrColumns:
+class ZarrColumns(Columns):
     """The existing arrays of a zarr group.
 
     Its metadata must have been checked by `checking.check_store`.
@@ -67,20 +67,13 @@ class ZarrColumns:
     """
 
     def __init__(self, folder: Path, mode: str, chunk_size: int):
+        super().__init__()
         self._chunk_size = chunk_size
         self._group = open_group(folder, mode)
         with understood("store", folder, "arrays of a store", REMEDY):
-            self._arrays: dict[str, Any] = {
-                name: self._group[name]
-                for name in KINDS
-                if (folder / name / METADATA).exists()
-            }
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays
-
-    def __getitem__(self, name: str) -> Any:
-        return self._arrays[name]
+            for name in KINDS:
+                if (folder / name / METADATA).exists():
+                    self[name] = self._group[name]
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
         """Create an empty array, in place of an existing one."""
@@ -89,7 +82,7 @@ class ZarrColumns:
         dtype, fill = KINDS[name]
         chunks = chunk_shape(name, shape, self._chunk_size)
         check_chunk(name, chunks)
-        self._arrays[name] = self._group.create_array(
+        self[name] = self._group.create_array(
             name,
             shape=shape,
             chunks=chunks,
