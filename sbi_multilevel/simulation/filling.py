@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from sbi_multilevel.simulation.accounting import (
@@ -66,7 +68,7 @@ def fill(
         len(table.rows_with(Status.PENDING, stop=stop))
         for table, stop in zip(tables, num_simulations)
     ]
-    with _Progress(remaining, options.costs, options.show_progress_bars) as progress:
+    with contextlib.closing(_Progress(remaining, options)) as progress:
         for table, stop, size in zip(tables, num_simulations, options.batch_sizes):
             limit = FailureLimit(table, options.max_failure_share)
             results = run_tasks(table.tasks(stop, size), work, options.num_workers)
@@ -83,44 +85,38 @@ def fill(
 class _Progress:
     """One bar of simulations per level, and one of cost with the remaining time."""
 
-    def __init__(
-        self, remaining: Sequence[int], costs: Sequence[float] | None, show: bool
-    ):
+    def __init__(self, remaining: Sequence[int], options: RunOptions):
+        show = options.show_progress_bars
         self._bars = [
             tqdm(
                 total=number,
                 desc=f"Level {level}",
                 unit="sim",
-                disable=not show or not number,
+                disable=not (show and number),
             )
             for level, number in enumerate(remaining)
         ]
-        costs = [0.0] * len(remaining) if costs is None else costs
-        below = (0.0, *costs[:-1])
-        self._simulation_costs = [cost + low for cost, low in zip(costs, below)]
-        total = sum(n * cost for n, cost in zip(remaining, self._simulation_costs))
+        costs = np.array(options.costs or [0.0] * len(remaining), float)
+        self._costs = costs + np.append(0.0, costs[:-1])  # with the level below
+        total = float(np.dot(remaining, self._costs))
         self._cost_bar = tqdm(
             total=total,
             desc="Cost",
-            disable=not show or total == 0,
+            disable=not (show and total),
             bar_format="{l_bar}{bar}| {n:.4g}/{total:.4g} [{elapsed}<{remaining}]",
         )
-        self._bad = [0] * len(remaining)
+        self._bad: Counter[int] = Counter()
 
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Leave the bars as they are."""
         for bar in (*self._bars, self._cost_bar):
             bar.close()
 
     def update(self, level: int, outcome: Outcome) -> None:
         """Count the simulations of an outcome."""
-        number = len(outcome.status)
-        bad = int((outcome.status != Status.OK).sum())
-        bar = self._bars[level]
-        if bad:
-            self._bad[level] += bad
+        number, bar = len(outcome.status), self._bars[level]
+        self._bad[level] += int((outcome.status != Status.OK).sum())
+        if self._bad[level]:
             bar.set_postfix(bad=self._bad[level], refresh=False)
         bar.update(number)
-        self._cost_bar.update(number * self._simulation_costs[level])
+        self._cost_bar.update(number * self._costs[level])

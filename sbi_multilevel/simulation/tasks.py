@@ -227,12 +227,8 @@ def describe(error: BaseException) -> str:
     message = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if not _is_in(f.filename, _HERE)]
-    users = [
-        f
-        for f in outside
-        if not (f.filename.endswith(".pyx") or _is_in(f.filename, *_LIBRARIES))
-    ]
-    chosen = (users or outside)[-1:]
+    users = [f for f in outside if not _is_in(f.filename, *_LIBRARIES)]
+    chosen = ([f for f in users if not f.filename.endswith(".pyx")] or outside)[-1:]
     place = "".join(f" ({frame.name}, line {frame.lineno})" for frame in chosen)
     return f"{type(error).__name__}: {message}{place}"
 

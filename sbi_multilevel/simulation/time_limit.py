@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 _REPEAT_SECONDS = 0.1
@@ -54,23 +55,19 @@ def _interrupted_by_signal(seconds: float, function: Callable, arguments: tuple)
 
 
 def _in_abandoned_thread(seconds: float, function: Callable, arguments: tuple) -> Any:
-    ended: list[tuple[bool, Any]] = []
+    future: futures.Future[Any] = futures.Future()
 
     def call() -> None:
         try:
-            ended.append((True, function(*arguments)))
+            future.set_result(function(*arguments))
         except BaseException as error:
-            ended.append((False, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not ended:
+    threading.Thread(target=call, daemon=True).start()
+    futures.wait([future], seconds)
+    if not future.done():
         raise TimeIsUp(_message(seconds))
-    succeeded, result = ended[0]
-    if not succeeded:
-        raise result
-    return result
+    return future.result()
 
 
 def _message(seconds: float) -> str:
