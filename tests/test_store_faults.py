@@ -175,7 +175,7 @@ def test_writing_to_a_damaged_chunk_raises(tmp_path):
 
 
 def test_a_link_to_a_store_uses_the_same_lock(tmp_path):
-    from sbi_multilevel.storage.locking import writing
+    from sbi_multilevel.storage.layout import writing
 
     path, link = tmp_path / "run.zarr", tmp_path / "link.zarr"
     run(store=path)

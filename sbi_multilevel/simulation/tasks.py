@@ -215,7 +215,7 @@ class Work:
         return _checked(x, len(task), level), seconds
 
 
-def status_of(x: np.ndarray, x_coarse: np.ndarray | None) -> np.ndarray:
+def status_of(x: np.ndarray, x_coarse: np.ndarray | None = None) -> np.ndarray:
     """`OK` if all features of both sides are finite, else `INVALID`; shape `(n,)`."""
     sides = [side for side in (x, x_coarse) if side is not None]
     finite = [np.isfinite(side).reshape(len(x), -1).all(axis=1) for side in sides]

@@ -12,9 +12,8 @@ used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sbi_multilevel.simulation.table import KINDS
 from sbi_multilevel.storage.fingerprint import Fingerprint
@@ -32,8 +31,7 @@ _CODECS = ("bytes", "crc32c", "vlen-utf8", "zstd")
 _FORMAT_2 = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
-@dataclass(frozen=True)
-class _Column:
+class _Column(NamedTuple):
     """Expected properties of an array."""
 
     name: str  # one of `KINDS`
@@ -51,18 +49,22 @@ def check_store(path: Path) -> None:
     """
     with understood("store", path, "a store of simulations", REMEDY):
         layout = _layout(_node(path, "")["attributes"])
-        for name in layout:
-            node = _node(path, name)
+        nodes = {name: _node(path, name) for name in layout}
+        for name, node in nodes.items():
             if node is not None:
                 _check_node(name, node, layout)
             _check_entries(path, name, layout)
         for name, column in layout.items():
-            if column is None and name:
-                _check_lengths(path, name)
+            if column is None and nodes.get(f"{name}/status") is not None:
+                _check_lengths(path, name, nodes)
 
 
 def _layout(attributes: Any) -> _Layout:
-    """Names of all groups and arrays that a store can have, parents first."""
+    """Names of all groups and arrays that a store can have, in the order of reading.
+
+    Parents are first. The status is resized last, so it is read before the other
+    columns: another process may be adding simulations, or may have been killed.
+    """
     fingerprint = Fingerprint.from_json(attributes["fingerprint"])
     chunk_sizes = attributes["chunk_rows"]
     expect(
@@ -72,13 +74,13 @@ def _layout(attributes: Any) -> _Layout:
         f"chunk_rows is {chunk_sizes!r:.60}, not a number of simulations for each of "
         f"{fingerprint.num_levels} levels",
     )
-    shapes = {"theta": (len(fingerprint.prior[0]),), "seconds": (2,)}
-    shapes.update(x=None, x_coarse=None)
+    rows = {"theta": (len(fingerprint.prior[0]),), "seconds": (2,)}
+    rows.update(x=None, x_coarse=None)
     layout: dict[str, _Column | None] = {"": None}
     for level, size in enumerate(chunk_sizes):
         layout[f"level_{level}"] = None
-        for name in KINDS:
-            layout[f"level_{level}/{name}"] = _Column(name, shapes.get(name, ()), size)
+        for name in reversed(KINDS):
+            layout[f"level_{level}/{name}"] = _Column(name, rows.get(name, ()), size)
     return layout
 
 
@@ -99,24 +101,19 @@ def _node(path: Path, name: str) -> Any:
 
 def _check_node(name: str, node: Any, layout: _Layout) -> None:
     """Raise unless metadata, and the copies in it, are those of the layout."""
-    expect(isinstance(node, dict), f"{name or METADATA} has metadata {node!r:.60}")
+    shown = name or METADATA
+    expect(isinstance(node, dict), f"{shown} has metadata {node!r:.60}")
     _check_codecs(name, node)
     expect(name in layout, f"{name} is not part of a store")
     column = layout[name]
-    expected = {
-        "zarr_format": 3,
-        "node_type": "group" if column is None else "array",
-        **({} if column is None else _array_metadata(name, node, column)),
-    }
+    expected = {"zarr_format": 3, "node_type": "group"}
+    if column is not None:
+        expected.update(_array_metadata(name, node, column), node_type="array")
     for key, value in expected.items():
-        expect(
-            node.get(key) == value,
-            f"{name or METADATA} has {key} {node.get(key)!r:.60}, not {value!r}",
-        )
-    expect(
-        not node.get("storage_transformers"),
-        f"{name} has storage_transformers {node.get('storage_transformers')!r:.60}",
-    )
+        found = node.get(key)
+        expect(found == value, f"{shown} has {key} {found!r:.60}, not {value!r}")
+    transformers = node.get("storage_transformers")
+    expect(not transformers, f"{name} has storage_transformers {transformers!r:.60}")
     copies = node.get("consolidated_metadata")
     if copies is not None:
         for child, copy in copies["metadata"].items():
@@ -128,9 +125,8 @@ def _check_codecs(name: str, node: dict[str, Any]) -> None:
     codecs = [*(node.get("codecs") or ()), *(node.get("filters") or ())]
     if node.get("compressor") is not None:
         codecs.append(node["compressor"])
-    for codec in codecs:
-        if isinstance(codec, dict):
-            codec = codec.get("name", codec.get("id"))
+    for each in codecs:
+        codec = each.get("name", each.get("id")) if isinstance(each, dict) else each
         expect(
             codec in _CODECS,
             f"{name} has the codec {codec!r:.60}, which is not one of {_CODECS}",
@@ -169,35 +165,26 @@ def _check_entries(path: Path, name: str, layout: _Layout) -> None:
     for entry in folder.iterdir() if folder.is_dir() else ():
         found = entry.relative_to(path).as_posix()
         expect(entry.name not in _FORMAT_2, f"{found} is metadata of zarr format 2")
-        if found not in layout:
-            has_metadata = any((entry / m).exists() for m in (METADATA, *_FORMAT_2))
-            expect(not has_metadata, f"{found} is not part of a store")
+        has_metadata = any((entry / m).exists() for m in (METADATA, *_FORMAT_2))
+        is_known = found in layout or not has_metadata
+        expect(is_known, f"{found} is not part of a store")
 
 
-def _check_lengths(path: Path, level: str) -> None:
-    """Raise unless all columns of a level are at least as long as the status.
-
-    The status is resized last, so it is read first: another process may be adding
-    simulations, or may have been killed.
-    """
-    status = _node(path, f"{level}/status")
-    if status is None:
-        return
-    length = status["shape"][0]
+def _check_lengths(path: Path, level: str, nodes: Mapping[str, Any]) -> None:
+    """Raise unless all columns of a level are at least as long as the status."""
+    length = nodes[f"{level}/status"]["shape"][0]
     for name in KINDS:
-        node = _node(path, f"{level}/{name}")
-        if node is None:
-            expect(name in ("x", "x_coarse"), f"{level}/{name} is missing")
-            continue
-        found = node["shape"][0]
+        node = nodes[f"{level}/{name}"]
+        is_optional = name in ("x", "x_coarse")
+        expect(node is not None or is_optional, f"{level}/{name} is missing")
+        found = length if node is None else node["shape"][0]
         expect(
             found >= length,
             f"{level}/{name} has {found} entries, but {level}/status {length}",
         )
     for name in ("theta", "seed"):
         chunks = path / level / name / "c"
-        num_chunks = sum(1 for _ in chunks.iterdir()) if chunks.is_dir() else 0
-        most = num_chunks * SMALL_CHUNK
+        most = SMALL_CHUNK * (len(list(chunks.iterdir())) if chunks.is_dir() else 0)
         expect(
             length <= most,
             f"{level} declares {length} simulations, but the chunks of {level}/{name} "

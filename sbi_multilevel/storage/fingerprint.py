@@ -6,7 +6,8 @@ compared, and the samples may differ in the last digits between machines.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sbi_multilevel.simulation.noise import (
     draw_theta,
     simulation_seeds,
 )
+from sbi_multilevel.utils.files import expect
 
 _DRAWS = 4  # number of samples that are kept
 _VALUES = 8  # number of values that are kept of each sample of the noise
@@ -60,39 +62,38 @@ class Fingerprint:
     def from_json(cls, values: Any) -> Fingerprint:
         """The fingerprint in a store, from `dataclasses.asdict` by JSON."""
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            raise ValueError(f"the fingerprint must have {sorted(names)}")
+        is_complete = isinstance(values, dict) and set(values) == names
+        expect(is_complete, f"the fingerprint must have {sorted(names)}")
         found = cls(**values)
         names = found.simulators
+        are_names = isinstance(names, list) and all(isinstance(n, str) for n in names)
         for name, is_sound in (
             ("num_levels", type(found.num_levels) is int and found.num_levels > 0),
             ("seed", type(found.seed) is int and found.seed >= 0),
             ("prior", _are_draws(found.prior)),
             ("noise", found.noise == "seeds" or _are_draws(found.noise)),
-            (
-                "simulators",
-                names is None
-                or (isinstance(names, list) and all(isinstance(n, str) for n in names)),
-            ),
+            ("simulators", names is None or are_names),
         ):
-            if not is_sound:
-                value = getattr(found, name)
-                raise ValueError(f"the fingerprint has {name} {value!r:.60}")
+            expect(is_sound, f"the fingerprint has {name} {values[name]!r:.60}")
         return found
 
-    def differences(self, other: Fingerprint) -> list[str]:
-        """Descriptions of what differs; this one is stored, the other requested."""
-        found = []
-        for name, mine in asdict(self).items():
-            theirs = getattr(other, name)
-            if name == "simulators" and (mine is None or theirs is None):
-                continue
-            if not _same(mine, theirs):
-                found.append(
-                    f"{_MEANINGS[name]}: {_brief(mine)} stored, {_brief(theirs)} "
+    def check_same(self, asked: Fingerprint, path: Path, remedy: str = "") -> None:
+        """Raise unless another fingerprint is that of this one, which is in a store."""
+        differences = []
+        for name, stored in vars(self).items():
+            requested = getattr(asked, name)
+            is_unknown = name == "simulators" and None in (stored, requested)
+            if not is_unknown and not _same(stored, requested):
+                differences.append(
+                    f"{_MEANINGS[name]}: {_brief(stored)} stored, {_brief(requested)} "
                     "requested"
                 )
-        return found
+        if differences:
+            raise ValueError(
+                f"store={str(path)!r} belongs to another run; "
+                f"{'; '.join(differences)}. Pass another path, or the arguments of "
+                f"that run{remedy}. Nothing was changed."
+            )
 
 
 def noise_draws(noise: NoiseSampler | None) -> str | list[list[float]]:
@@ -113,9 +114,8 @@ def name_of(simulator: Simulator) -> str:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, list) and isinstance(b, list) and a and isinstance(a[0], list):
-        shapes = [len(row) for row in a], [len(row) for row in b]
-        return shapes[0] == shapes[1] and np.allclose(a, b, rtol=1e-4, atol=1e-6)
+    if _are_draws(a) and _are_draws(b):
+        return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-4, atol=1e-6)
     return a == b
 
 
@@ -131,6 +131,6 @@ def _are_draws(values: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], list):
+    if _are_draws(value):
         return "[" + ", ".join(f"{number:.4g}" for number in value[0]) + ", ...]"
     return repr(value)

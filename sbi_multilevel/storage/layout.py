@@ -1,13 +1,34 @@
-"""Layout of a store on disk: creating, growing and reading it."""
+"""Layout of a store on disk: creating, growing, reading and locking it.
+
+A store is a zarr group of plain arrays, one subgroup per level:
+
+.. code-block:: text
+
+    run.zarr/          attributes: format, fingerprint, names of the statuses
+      level_0/ theta   (n, d_theta)  drawn when the store is created
+               seed    (n,)          seed of the noise of each simulation
+               status  (n,)          0 pending, 1 ok, 2 failed, 3 timed out, 4 invalid
+               x       (n, *x_shape)
+               seconds (n, 2)        in the simulator of the level, in the one below
+               error   (n,)          reason of a failure
+      level_1/ ... and x_coarse
+
+Data is written before its status, each chunk replaces its file in one operation, and
+one process writes at a time. So a run that is interrupted at any time can be resumed
+from its store.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from sbi_multilevel.simulation.noise import draw_theta
 from sbi_multilevel.simulation.table import Columns, LevelTable
@@ -24,6 +45,7 @@ from sbi_multilevel.utils.files import read_json
 
 FORMAT = "sbi_multilevel simulations"
 VERSION = 1
+WAIT_SECONDS = 60.0
 _COMPARED = 100  # simulations whose theta is compared when a store grows
 
 
@@ -116,3 +138,30 @@ def grow(table: LevelTable, num_simulations: int, prior: Any, seed: int) -> None
             "and sbi with which the store was created."
         )
     table.grow(num_simulations, prior, seed)
+
+
+@contextlib.contextmanager
+def writing(path: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
+    """Hold the lock of a store, a file next to it, which is released with its process.
+
+    `RuntimeError` is raised if another process still writes after `wait` seconds.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock").acquire(timeout=wait):
+            yield
+    except Timeout as error:
+        raise RuntimeError(
+            f"store={str(path)!r} is being written by another process. Wait until it "
+            "has ended, or use another store."
+        ) from error
+    except OSError as error:
+        # errors of a cluster, and those with a message of their own, are not changed
+        if isinstance(error, (TimeoutError, ConnectionError)) or error.errno is None:
+            raise
+        raise OSError(
+            error.errno,
+            f"store={str(path)!r} cannot be read or written: "
+            f"{error.strerror or error}. All simulations that were reported as done "
+            "are kept; fix the cause and run again",
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,67 +19,60 @@ def repair_table(table: LevelTable) -> int:
     damaged, simulations with a complete x are "ok". The status of simulations is
     written before their data is changed. Returns the number of those to run again.
     """
+    damaged = {name: _damaged(array) for name, array in table.columns.items()}
     for name in ("theta", "seed"):
-        for start, stop in _damaged(table.columns[name]):
+        for chunk in damaged[name][:1]:
             raise OSError(
-                f"{name} of level {table.level} is damaged for the simulations {start} "
-                f"to {stop - 1}. Create a new store from the prior, and record those "
-                "simulations of this one that can be read."
+                f"{name} of level {table.level} is damaged for the simulations "
+                f"{chunk.start} to {chunk.stop - 1}. Create a new store from the "
+                "prior, and record those simulations of this one that can be read."
             )
-    for name in ("seconds", "error"):
-        _empty(table, name, _damaged_rows(table, name))
-    unknown = _damaged_rows(table, "status")
-    _empty(table, "status", unknown)
-    without_x = [_damaged_rows(table, name) for name in ("x", "x_coarse")]
-    done = table.finished()
-    lost = np.intersect1d(done, np.concatenate(without_x))
+    for name in ("seconds", "error", "status"):
+        _empty(table, name, damaged[name])
+    outputs = [name for name in ("x", "x_coarse") if name in damaged]
+    without_x = _rows([chunk for name in outputs for chunk in damaged[name]])
+    lost = np.intersect1d(table.finished(), without_x)
     table.mark(lost, Status.PENDING)
-    for name, rows in zip(("x", "x_coarse"), without_x):
-        _empty(table, name, rows)
+    for name in outputs:
+        _empty(table, name, damaged[name])
     gone = _without(table, table.rows_with(Status.OK))
     table.mark(gone, Status.PENDING)
+    unknown = _rows(damaged["status"])
     still_unknown = _without(table, unknown)
     table.mark(np.setdiff1d(unknown, still_unknown), Status.OK)
     return len(lost) + len(gone) + len(still_unknown)
 
 
+def _rows(chunks: list[range]) -> np.ndarray:
+    """The simulations of chunks."""
+    return np.array([row for chunk in chunks for row in chunk], np.int64)
+
+
 def _without(table: LevelTable, rows: np.ndarray) -> np.ndarray:
     """Simulations of `rows` whose x (or x_coarse) is not written, or not finite."""
-    parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
-    return np.concatenate([part[~_has_x(table, part)] for part in parts])
-
-
-def _has_x(table: LevelTable, rows: np.ndarray) -> np.ndarray:
-    """Whether x (and x_coarse) is written and finite, shape `(n,)`."""
     if len(rows) == 0 or "x" not in table.columns:
-        return np.zeros(len(rows), bool)
-    coarse = table.tensor("x_coarse", rows).numpy() if table.is_paired else None
-    return status_of(table.tensor("x", rows).numpy(), coarse) == Status.OK
+        return rows
+    without = []
+    for part in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
+        x = table.read("x", part)
+        x_coarse = table.read("x_coarse", part) if table.is_paired else None
+        without.append(part[status_of(x, x_coarse) != Status.OK])
+    return np.concatenate(without)
 
 
-def _damaged_rows(table: LevelTable, name: str) -> np.ndarray:
-    """Simulations of a column in chunks that cannot be read."""
-    if name not in table.columns:
-        return np.zeros(0, np.int64)
-    ranges = [np.arange(*ends) for ends in _damaged(table.columns[name])]
-    return np.concatenate([np.zeros(0, np.int64), *ranges])
+def _empty(table: LevelTable, name: str, chunks: list[range]) -> None:
+    """Write the value of unwritten entries to chunks."""
+    for chunk in chunks:
+        table.columns[name][chunk.start : chunk.stop] = KINDS[name][1]
 
 
-def _empty(table: LevelTable, name: str, rows: np.ndarray) -> None:
-    """Write the value of unwritten entries to the chunks that hold `rows`."""
-    if len(rows) == 0:
-        return
-    array = table.columns[name]
-    for start in np.unique(rows // array.chunks[0]) * array.chunks[0]:
-        stop = min(start + array.chunks[0], array.shape[0])
-        array[int(start) : int(stop)] = KINDS[name][1]
-
-
-def _damaged(array: Any) -> Iterator[tuple[int, int]]:
-    """First simulation, and one past the last, of each chunk that cannot be read."""
+def _damaged(array: Any) -> list[range]:
+    """The simulations of each chunk that cannot be read."""
+    damaged = []
     for start in range(0, array.shape[0], array.chunks[0]):
         stop = min(start + array.chunks[0], array.shape[0])
         try:
             array[start:stop]
         except (ValueError, RuntimeError):  # raised by zarr's codecs
-            yield start, stop
+            damaged.append(range(start, stop))
+    return damaged

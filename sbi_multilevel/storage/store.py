@@ -1,36 +1,14 @@
-"""Simulations on disk: no simulation is lost, or run twice.
-
-A store is a zarr group of plain arrays, one subgroup per level:
-
-.. code-block:: text
-
-    run.zarr/          attributes: format, fingerprint, names of the statuses
-      level_0/ theta   (n, d_theta)  drawn when the store is created
-               seed    (n,)          seed of the noise of each simulation
-               status  (n,)          0 pending, 1 ok, 2 failed, 3 timed out, 4 invalid
-               x       (n, *x_shape)
-               seconds (n, 2)        in the simulator of the level, in the one below
-               error   (n,)          reason of a failure
-      level_1/ ... and x_coarse
-
-Data is written before its status, each chunk replaces its file in one operation, and
-one process writes at a time. So a run that is interrupted at any time can be resumed
-from its store.
-"""
+"""Simulations on disk: no simulation is lost, or run twice."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.accounting import measured_costs, summary
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     per_level,
@@ -39,18 +17,17 @@ from sbi_multilevel.simulation.arguments import (
 )
 from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator, check_noise
-from sbi_multilevel.simulation.reading import simulations_of, valid_blocks
-from sbi_multilevel.simulation.table import FailedSimulation, LevelTable
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import layout, recording
 from sbi_multilevel.storage.fingerprint import Fingerprint, name_of, noise_draws
-from sbi_multilevel.storage.locking import WAIT_SECONDS, writing
+from sbi_multilevel.storage.layout import WAIT_SECONDS, writing
 from sbi_multilevel.storage.recording import PendingSimulations
 from sbi_multilevel.storage.repairing import repair_table
+from sbi_multilevel.storage.stored import StoredSimulations
 from sbi_multilevel.utils.argument_types import check_types
 
 
-class SimulationStore:
+class SimulationStore(StoredSimulations):
     r"""Simulations of all levels on disk, each with its status.
 
     Create one by `create`, or by `simulate_multilevel(..., store=path)`; open an
@@ -74,15 +51,6 @@ class SimulationStore:
         >>> print(store.summary())
         level 0: 100 pending, 0 ok, 0 s; level 1: 10 ok, 0 s
     """
-
-    def __init__(self, path: Path, noise: NoiseSampler | None, is_writable: bool):
-        self.path = path
-        self._noise = noise
-        self._is_writable = is_writable
-        # no file stays open: zarr opens a file for each chunk that it reads or writes
-        self._mode = "r+" if is_writable else "r"
-        self._root = layout.read_root(path, self._mode)
-        self.fingerprint = Fingerprint.from_json(self._root.attrs["fingerprint"])
 
     @classmethod
     def create(
@@ -123,8 +91,8 @@ class SimulationStore:
         with writing(path):
             if not layout.is_store(path):
                 layout.make(path, fingerprint, per_level(chunk_size, len(planned)))
-            store = cls(path, noise, is_writable=True)
-            store._check_is_same(fingerprint)
+            store = cls(path, noise, "r+")
+            store.fingerprint.check_same(fingerprint, path)
             layout.complete(path, len(fingerprint.prior[0]))
             for table, number in zip(store.tables, planned):
                 layout.grow(table, number, prior, seed)
@@ -153,94 +121,11 @@ class SimulationStore:
         path = Path(path).resolve()
         if not layout.is_store(path):
             raise ValueError(f"path={str(path)!r} does not hold a store. Use `create`.")
-        store = cls(path, noise, not read_only)
+        store = cls(path, noise, "r" if read_only else "r+")
         if noise is not None:
             asked = replace(store.fingerprint, noise=noise_draws(noise))
-            store._check_is_same(asked)
+            store.fingerprint.check_same(asked, path)
         return store
-
-    @property
-    def tables(self) -> tuple[LevelTable, ...]:
-        """The table of each level as it is on disk."""
-        return layout.tables(self.path, self._mode)
-
-    @property
-    def num_simulations(self) -> tuple[int, ...]:
-        """Number of planned simulations of each level, with any status."""
-        return tuple(len(table) for table in self.tables)
-
-    @property
-    def costs(self) -> tuple[float, ...] | None:
-        """Mean seconds (or recorded cost) of one run of each simulator, if known."""
-        return measured_costs(self.tables)
-
-    def costs_of(self, level: int) -> tuple[Tensor, Tensor]:
-        """Theta and cost of each finished simulation of a level, if known.
-
-        The cost is in seconds, or as recorded; of a pair it is that of both sides. A
-        batch shares its time equally: simulate in batches of one for the cost of each.
-
-        Args:
-            level: The level.
-
-        Returns:
-            Theta, shape `(n, d_theta)`, and costs, shape `(n,)`.
-        """
-        check_types(SimulationStore.costs_of, locals())
-        table = self._table(level)
-        rows = table.finished()
-        theta, seconds = table.tensor("theta", rows), table.tensor("seconds", rows)
-        known = seconds.isfinite().any(dim=1)
-        return theta[known], seconds[known].nansum(dim=1)
-
-    def failures(self) -> list[FailedSimulation]:
-        """Simulations that failed or timed out, with the reasons."""
-        return [failure for table in self.tables for failure in table.failures()]
-
-    def summary(self) -> str:
-        """One line: the statuses of the simulations of each level, and the seconds."""
-        return summary(self.tables, self.num_simulations)
-
-    def to_simulations(
-        self,
-        num_simulations: Sequence[int] | None = None,
-        *,
-        costs: Sequence[float] | None = None,
-        memory_map: str | os.PathLike | None = None,
-    ) -> MultilevelSimulations:
-        """The valid simulations, for training.
-
-        Args:
-            num_simulations: Number of simulations of each level to consider, counted
-                from the first; all by default.
-            costs: Cost of each level; by default the measured mean.
-            memory_map: A folder for simulations that do not fit into memory: they are
-                copied to `.npy` files there, which the returned tensors map.
-
-        Raises:
-            ValueError: If a level has fewer than two valid simulations.
-            OSError: If a chunk cannot be read; `repair` then returns how many
-                simulations are lost.
-        """
-        check_types(SimulationStore.to_simulations, locals())
-        tables, stops = self.tables, self._checked_stops(num_simulations)
-        chosen = tuple(costs) if costs is not None else self.costs
-        return simulations_of(tables, stops, chosen, memory_map)
-
-    def batches(
-        self, level: int, batch_size: int = 10_000
-    ) -> Iterator[LevelSimulations]:
-        """Valid simulations of a level in parts, e.g. if they do not fit into memory.
-
-        Args:
-            level: The level.
-            batch_size: Number of stored simulations that are read at a time.
-        """
-        check_types(SimulationStore.batches, locals())
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, but is {batch_size}.")
-        table = self._table(level)
-        return valid_blocks(table, len(table), batch_size)
 
     def run(
         self,
@@ -306,7 +191,8 @@ class SimulationStore:
         statuses = Status.all_named(retry)
         with self._writing(wait=0.0):
             stops = self._checked_stops(num_simulations)
-            self._note_simulators(simulators)
+            self._read_root()
+            self._note_simulators(self.fingerprint, simulators)
             tables = self.tables
             # simulations that are not run keep their status
             for table, stop in zip(tables, stops):
@@ -397,9 +283,10 @@ class SimulationStore:
         """
         check_types(SimulationStore.rename_simulators, locals())
         with self._writing():
-            self.fingerprint = replace(self.fingerprint, simulators=None)
-            self._root.attrs["fingerprint"] = vars(self.fingerprint)
-            self._note_simulators(simulators)
+            self._read_root()
+            self._note_simulators(
+                replace(self.fingerprint, simulators=None), simulators
+            )
 
     def repair(self) -> int:
         """Make simulations with unreadable chunks pending again; returns their number.
@@ -409,59 +296,26 @@ class SimulationStore:
         with self._writing():
             return sum(repair_table(table) for table in self.tables)
 
-    def _table(self, level: int) -> LevelTable:
-        tables = self.tables
-        if not 0 <= level < len(tables):
-            raise ValueError(
-                f"level={level} is not in the store, whose levels are 0 to "
-                f"{len(tables) - 1}."
-            )
-        return tables[level]
-
     def _writing(self, wait: float = WAIT_SECONDS) -> contextlib.AbstractContextManager:
-        if not self._is_writable:
+        if self._mode == "r":
             raise ValueError(
                 f"store={str(self.path)!r} was opened read-only. Open it without "
                 "`read_only` to write to it."
             )
         return writing(self.path, wait)
 
-    def _check_is_same(self, asked: Fingerprint, remedy: str = "") -> None:
-        differences = self.fingerprint.differences(asked)
-        if differences:
-            raise ValueError(
-                f"store={str(self.path)!r} belongs to another run; "
-                f"{'; '.join(differences)}. Pass another path, or the arguments of "
-                f"that run{remedy}. Nothing was changed."
-            )
-
-    def _checked_stops(self, asked: Sequence[int] | None) -> tuple[int, ...]:
-        """Number of simulations of each level to use, counted from the first."""
-        planned = self.num_simulations
-        if asked is None:
-            return planned
-        stops = simulations_per_level(asked, least=0)
-        if len(stops) != len(planned) or any(a > b for a, b in zip(stops, planned)):
-            raise ValueError(
-                f"num_simulations={stops} must be a number for each level, no more "
-                f"than the {planned} simulations of store={str(self.path)!r}. `create` "
-                "adds simulations."
-            )
-        return stops
-
-    def _note_simulators(self, simulators: Sequence[Simulator]) -> None:
+    def _note_simulators(
+        self, known: Fingerprint, simulators: Sequence[Simulator]
+    ) -> None:
         names = [name_of(simulator) for simulator in simulators]
-        # read again, as another process may have changed it
-        self._root = layout.read_root(self.path, "r+")
-        self.fingerprint = Fingerprint.from_json(self._root.attrs["fingerprint"])
-        known = self.fingerprint
         if len(names) != known.num_levels:
             raise ValueError(
                 f"simulators has {len(names)} entries, and store={str(self.path)!r} "
                 f"{known.num_levels} levels. Pass one simulator per level."
             )
         asked = replace(known, simulators=names)
-        self._check_is_same(asked, "; or `rename_simulators`, if only names changed")
+        remedy = "; or `rename_simulators`, if only names changed"
+        known.check_same(asked, self.path, remedy)
         if known.simulators is None:
             self._root.attrs["fingerprint"] = vars(asked)
             self.fingerprint = asked
