@@ -240,16 +240,14 @@ def _is_in(filename: str, *folders: Path) -> bool:
 def _checked(x: Any, size: int, level: int) -> np.ndarray:
     # copied, as simulators may reuse their output
     x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy().copy()
+    if x.ndim > 1 and len(x) == size:
+        return x
+    found, wanted = f"{x.shape} for n = {size} values of theta", "(n, *x_shape)"
     if x.shape == (size,):
-        raise ValueError(
-            f"The simulator of level {level} returned x of shape (n,), one number per "
-            "simulation. Return shape (n, 1), e.g. `x.unsqueeze(1)` or `x[:, None]`; a "
-            "simulator of one theta at a time can be wrapped by `vectorize_simulator`."
-        )
-    if x.ndim < 2 or x.shape[0] != size:
-        raise ValueError(
-            f"The simulator of level {level} returned x of shape {tuple(x.shape)} for "
-            f"n = {size} values of theta. Return shape (n, *x_shape); a simulator of "
-            "one theta at a time can be wrapped by `vectorize_simulator`."
-        )
-    return x
+        found = "(n,), one number per simulation"
+        wanted = "(n, 1), e.g. `x.unsqueeze(1)` or `x[:, None]`"
+    raise ValueError(
+        f"The simulator of level {level} returned x of shape {found}. Return shape "
+        f"{wanted}; a simulator of one theta at a time can be wrapped by "
+        "`vectorize_simulator`."
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sbi_multilevel.simulation.table import KINDS
 from sbi_multilevel.storage.fingerprint import Fingerprint
@@ -21,7 +21,6 @@ from sbi_multilevel.storage.zarr_columns import (
     METADATA,
     REMEDY,
     SMALL_CHUNK,
-    check_chunk,
     chunk_shape,
 )
 from sbi_multilevel.utils.files import expect, read_json, understood
@@ -31,15 +30,9 @@ _CODECS = ("bytes", "crc32c", "vlen-utf8", "zstd")
 _FORMAT_2 = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
-class _Column(NamedTuple):
-    """Expected properties of an array."""
-
-    name: str  # one of `KINDS`
-    row: tuple[int, ...] | None  # shape of one entry; `None` for any
-    chunk_size: int  # simulations per chunk of x
-
-
-_Layout = Mapping[str, _Column | None]  # by name of the node; `None` for groups
+# by name of an array: shape of one entry (`None` for any), and simulations per chunk of
+# x; `None` for a group
+_Layout = Mapping[str, tuple[tuple[int, ...] | None, int] | None]
 
 
 def check_store(path: Path) -> None:
@@ -76,11 +69,11 @@ def _layout(attributes: Any) -> _Layout:
     )
     rows = {"theta": (len(fingerprint.prior[0]),), "seconds": (2,)}
     rows.update(x=None, x_coarse=None)
-    layout: dict[str, _Column | None] = {"": None}
+    layout: dict[str, Any] = {"": None}
     for level, size in enumerate(chunk_sizes):
         layout[f"level_{level}"] = None
         for name in reversed(KINDS):
-            layout[f"level_{level}/{name}"] = _Column(name, rows.get(name, ()), size)
+            layout[f"level_{level}/{name}"] = rows.get(name, ()), size
     return layout
 
 
@@ -108,7 +101,7 @@ def _check_node(name: str, node: Any, layout: _Layout) -> None:
     column = layout[name]
     expected = {"zarr_format": 3, "node_type": "group"}
     if column is not None:
-        expected.update(_array_metadata(name, node, column), node_type="array")
+        expected.update(_array_metadata(name, node, *column), node_type="array")
     for key, value in expected.items():
         found = node.get(key)
         expect(found == value, f"{shown} has {key} {found!r:.60}, not {value!r}")
@@ -133,7 +126,9 @@ def _check_codecs(name: str, node: dict[str, Any]) -> None:
         )
 
 
-def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[str, Any]:
+def _array_metadata(
+    name: str, node: dict[str, Any], wanted: tuple[int, ...] | None, chunk_size: int
+) -> dict[str, Any]:
     """Expected metadata of an array, apart from its codecs."""
     shape: Any = node.get("shape")
     expect(
@@ -142,12 +137,11 @@ def _array_metadata(name: str, node: dict[str, Any], column: _Column) -> dict[st
     )
     row = tuple(shape[1:])
     expect(
-        row == column.row if column.row is not None else len(row) > 0 and min(row) > 0,
-        f"{name} has entries of shape {row!r:.60}, not {column.row or '(x_shape)'}",
+        row == wanted if wanted is not None else len(row) > 0 and min(row) > 0,
+        f"{name} has entries of shape {row!r:.60}, not {wanted or '(x_shape)'}",
     )
-    kind, fill = KINDS[column.name]
-    chunks = chunk_shape(column.name, tuple(shape), column.chunk_size)
-    check_chunk(name, chunks)
+    kind, fill = KINDS[name.rpartition("/")[2]]
+    chunks = chunk_shape(name, tuple(shape), chunk_size)
     return {
         "data_type": "string" if kind == "str" else kind,
         "fill_value": "NaN" if fill != fill else fill,  # JSON has no NaN

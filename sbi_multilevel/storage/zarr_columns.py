@@ -32,18 +32,21 @@ def import_zarr() -> Any:
 
 
 def chunk_shape(name: str, shape: tuple[int, ...], chunk_size: int) -> tuple[int, ...]:
-    """Shape of the chunks of a column; `chunk_size` simulations per chunk of x."""
-    size = chunk_size if name in ("x", "x_coarse") else SMALL_CHUNK
-    return (size, *shape[1:])
+    """Shape of the chunks of a column; raises if one is too large to be written.
 
-
-def check_chunk(name: str, shape: tuple[int, ...]) -> None:
-    """Raise if a chunk is too large to have been written."""
-    if _NUMBER_BYTES * math.prod(shape) > _MAX_BYTES:
+    Args:
+        name: The column, or its path in the store.
+        shape: Shape of the column.
+        chunk_size: Simulations per chunk of x and x_coarse.
+    """
+    is_output = name.rpartition("/")[2] in ("x", "x_coarse")
+    chunks = (chunk_size if is_output else SMALL_CHUNK, *shape[1:])
+    if _NUMBER_BYTES * math.prod(chunks) > _MAX_BYTES:
         raise ValueError(
-            f"{name} has chunks of shape {shape}, but a chunk must fit in memory. "
-            f"Create the store with a smaller chunk_size than {shape[0]}"
+            f"{name} has chunks of shape {chunks}, but a chunk must fit in memory. "
+            f"Create the store with a smaller chunk_size than {chunks[0]}"
         )
+    return chunks
 
 
 def open_group(path: Path, mode: str) -> Any:
@@ -80,12 +83,10 @@ class ZarrColumns(Columns):
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
         dtype, fill = KINDS[name]
-        chunks = chunk_shape(name, shape, self._chunk_size)
-        check_chunk(name, chunks)
         self[name] = self._group.create_array(
             name,
             shape=shape,
-            chunks=chunks,
+            chunks=chunk_shape(name, shape, self._chunk_size),
             dtype=dtype,
             fill_value=fill,
             overwrite=True,
