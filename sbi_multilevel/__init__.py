@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.sequential.truncation import Truncation
     from sbi_multilevel.methods.transfer import TransferConfig
     from sbi_multilevel.simulate import simulate_multilevel
-    from sbi_multilevel.simulation.accounting import TooManyFailures
+    from sbi_multilevel.simulation.filling import TooManyFailures
     from sbi_multilevel.simulation.noise import vectorize_simulator
     from sbi_multilevel.storage.store import SimulationStore
     from sbi_multilevel.training.ensemble import Ensemble, train_ensemble
@@ -94,7 +94,7 @@ _MODULES = {
     "OneCycle": "training.schedule",
     "Pilot": "allocation.pilot",
     "SimulationStore": "storage.store",
-    "TooManyFailures": "simulation.accounting",
+    "TooManyFailures": "simulation.filling",
     "TransferConfig": "methods.transfer",
     "Truncation": "methods.sequential.truncation",
     "advise": "allocation.advice",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.simulation.accounting import measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     check_simulators,
@@ -27,7 +26,7 @@ from sbi_multilevel.simulation.noise import (
     draw_theta,
     simulation_seeds,
 )
-from sbi_multilevel.simulation.reading import simulations_of
+from sbi_multilevel.simulation.reading import measured_costs, simulations_of
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Status, Work
 from sbi_multilevel.storage import SimulationStore

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sbi_multilevel import TooManyFailures
-from sbi_multilevel.simulation.accounting import FailureLimit
 from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.filling import FailureLimit
 from sbi_multilevel.simulation.table import memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Work
 from sbi_multilevel.simulation.time_limit import TimeIsUp, call_within

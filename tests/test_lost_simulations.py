@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbi_multilevel import SimulationStore
-from sbi_multilevel.simulation.accounting import LostSimulations
-from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.engine import LostSimulations, run_tasks
 from sbi_multilevel.simulation.filling import RunOptions, fill
 from sbi_multilevel.simulation.table import memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work

@@ -33,7 +33,6 @@ from torch import Tensor
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.shared_noise import noise_variance, shared_noise
-from sbi_multilevel.simulation.accounting import failure_text, measured_costs
 from sbi_multilevel.simulation.arguments import (
     CHECKED_ALONE,
     check_num_costs,
@@ -48,6 +47,7 @@ from sbi_multilevel.simulation.noise import (
     draw_theta,
     simulation_seeds,
 )
+from sbi_multilevel.simulation.reading import failure_text, measured_costs
 from sbi_multilevel.simulation.table import LevelTable, memory_table
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task, Work, status_of
 from sbi_multilevel.utils.argument_types import check_types

@@ -17,7 +17,7 @@ from itertools import count, islice
 
 import joblib
 
-from sbi_multilevel.simulation.accounting import REMEDY, LostSimulations
+from sbi_multilevel.errors import SbiMultilevelError
 from sbi_multilevel.simulation.independence import Watched
 from sbi_multilevel.simulation.tasks import Origin, Outcome, Status, Task, Work
 from sbi_multilevel.simulation.workers import Numbered, WorkerDied, in_workers
@@ -30,6 +30,14 @@ Executor = Callable[
 
 _MIN_TASKS, _MAX_TASKS = 2, 64  # of a wave, per worker
 _BYTES_UNDER_WAY = 2**27
+REMEDY = (
+    "The simulators are not the cause: please report this error. Run again to simulate "
+    "the missing ones; with a store finished ones are kept."
+)
+
+
+class LostSimulations(SbiMultilevelError, RuntimeError):
+    """A simulation has no outcome, or more than one: an error of the executor."""
 
 
 def run_tasks(

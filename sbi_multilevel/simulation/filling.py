@@ -8,17 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binom
 from tqdm.auto import tqdm
 
-from sbi_multilevel.simulation.accounting import (
-    FailureLimit,
-    check_none_pending,
-    summary,
-)
+from sbi_multilevel.errors import SbiMultilevelError
 from sbi_multilevel.simulation.arguments import check_num_costs
-from sbi_multilevel.simulation.engine import run_tasks
+from sbi_multilevel.simulation.engine import REMEDY, LostSimulations, run_tasks
+from sbi_multilevel.simulation.reading import summary
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Outcome, Status, Work
+
+_CHANCE = 1e-3  # of so many failures at the allowed share, see `FailureLimit`
+
+
+class TooManyFailures(SbiMultilevelError, RuntimeError):
+    """More simulations failed than `max_failure_share` allows.
+
+    Finished simulations are kept in the store, if there is one.
+    """
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ def fill(
     """Run the pending ones of the first `num_simulations[l]` simulations of each level.
 
     None of them is pending when it returns.
+
+    Raises:
+        LostSimulations: If some are nevertheless, with their number.
+        TooManyFailures: If more fail than allowed.
     """
     remaining = [
         len(table.rows_with(Status.PENDING, stop=stop))
@@ -77,9 +88,55 @@ def fill(
                     outcome = table.write(task.rows, outcome)
                     progress.update(table.level, outcome)
                     limit.check(outcome)
-            check_none_pending(table, stop)
+            pending = table.rows_with(Status.PENDING, stop=stop)
+            if len(pending):
+                raise LostSimulations(
+                    f"{len(pending)} of {stop} simulations of level {table.level} are "
+                    f"pending after the run, e.g. number {pending[0]}. {REMEDY}"
+                )
     if options.show_progress_bars:
         print(summary(tables, num_simulations))
+
+
+class FailureLimit:
+    """Stops a run once significantly more than a share of a level's simulations fail.
+
+    If each simulation failed with probability `max_share`, so many failures would occur
+    in fewer than one of a thousand runs.
+
+    Args:
+        table: The level; finished simulations count.
+        max_share: The share.
+    """
+
+    def __init__(self, table: LevelTable, max_share: float):
+        self._level = table.level
+        self._max_share = max_share
+        self._done = len(table.finished())
+        self._reasons: Counter[str] = Counter()
+
+    def check(self, outcome: Outcome) -> None:
+        """Count the simulations of an outcome.
+
+        Raises:
+            TooManyFailures: If too many have failed, with their number and the reasons.
+        """
+        self._done += len(outcome.status)
+        if outcome.error is None:
+            return
+        self._reasons[outcome.error] += len(outcome.status)
+        failed = self._reasons.total()
+        if binom.sf(failed - 1, self._done, self._max_share) > _CHANCE:
+            return
+        reasons = "; ".join(
+            f"{number} x {text}" for text, number in self._reasons.most_common(3)
+        )
+        raise TooManyFailures(
+            f"{failed} of {self._done} simulations of level {self._level} failed, more "
+            f"than max_failure_share={self._max_share:g} allows: {reasons}. Fix the "
+            "simulator and run again, with `retry=('failed', 'timed out')` if there is "
+            "a store, or allow a larger share."
+        )
 
 
 class _Progress:

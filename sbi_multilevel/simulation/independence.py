@@ -102,10 +102,10 @@ def _is_mixed(work: Work, task: Task, outcome: Outcome) -> bool | None:
 
 def _is_same(batch: Outcome, other: Outcome) -> bool:
     """Whether the first simulations agree up to rounding."""
-    for x, again in ((batch.x, other.x), (batch.x_coarse, other.x_coarse)):
-        if x is None and again is None:
-            continue
-        if x is None or again is None or x.shape[1:] != again.shape[1:]:
+    if len(batch.sides) != len(other.sides):
+        return False
+    for x, again in zip(batch.sides, other.sides):
+        if x.shape[1:] != again.shape[1:]:
             return False
         scale = np.nanmax(np.where(np.isfinite(x), np.abs(x), 0.0), axis=0)
         close = np.abs(x[0] - again[0]) <= _RELATIVE * np.abs(x[0]) + _ROUNDING * scale

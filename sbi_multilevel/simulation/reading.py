@@ -1,9 +1,10 @@
-"""Converts tables to `MultilevelSimulations`, in memory or mapped from files."""
+"""Reads from tables: costs, statuses, failures, and the simulations for training."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,11 +12,52 @@ import numpy as np
 import torch
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.accounting import failure_text
 from sbi_multilevel.simulation.table import LevelTable
 from sbi_multilevel.simulation.tasks import Status
 
 _BLOCK = 10_000
+
+
+def measured_costs(tables: Sequence[LevelTable]) -> tuple[float, ...] | None:
+    r"""Mean seconds :math:`C_l` of a run of each simulator, on both sides of pairs.
+
+    `None` if the cost of some level is unknown.
+    """
+    # the last entry is that of the level below level 0
+    seconds, runs = np.zeros(len(tables) + 1), np.zeros(len(tables) + 1)
+    for level, table in enumerate(tables):
+        rows = table.finished()
+        spent = table.read("seconds", rows)
+        seconds[[level, level - 1]] += np.nansum(spent, axis=0)
+        runs[[level, level - 1]] += np.isfinite(spent).sum(axis=0)
+    seconds, runs = seconds[:-1], runs[:-1]
+    return tuple((seconds / runs).tolist()) if runs.all() else None
+
+
+def summary(tables: Sequence[LevelTable], num_simulations: Sequence[int]) -> str:
+    """One line: statuses of the first simulations of each level, and their seconds."""
+    parts = []
+    for table, stop in zip(tables, num_simulations):
+        states = [
+            f"{count} {status.label}"
+            for status, count in table.counts(stop).items()
+            if count > 0 or status is Status.OK
+        ]
+        seconds = np.nansum(table.read("seconds"))  # including those that failed
+        parts.append(f"level {table.level}: {', '.join(states)}, {seconds:.3g} s")
+    return "; ".join(parts)
+
+
+def failure_text(table: LevelTable, num_simulations: int) -> str | None:
+    """Number and reason of failures of the first simulations; `None` if none failed."""
+    reasons = Counter(f.error for f in table.failures() if f.index < num_simulations)
+    if not reasons:
+        return None
+    text, _ = reasons.most_common(1)[0]
+    return (
+        f"{reasons.total()} of {num_simulations} simulations of level {table.level} "
+        f"failed and were left out, most often due to: {text}"
+    )
 
 
 def valid_blocks(

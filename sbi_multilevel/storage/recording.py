@@ -128,11 +128,9 @@ def _checked(
             "output per id."
         ) from error
     if value.ndim < 2 or len(value) != size or known not in (None, value.shape[1:]):
-        expected = (
-            "(n, *x_shape)" if known is None else f"(n, {', '.join(map(str, known))})"
-        )
+        entry = "*x_shape" if known is None else ", ".join(map(str, known))
         raise ValueError(
-            f"{name} has shape {value.shape}, but must have shape {expected} with one "
+            f"{name} has shape {value.shape}, but must have shape (n, {entry}) with one "
             f"output for each of the n = {size} ids."
         )
     return value

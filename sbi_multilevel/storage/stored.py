@@ -9,10 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.simulation.accounting import measured_costs, summary
 from sbi_multilevel.simulation.arguments import simulations_per_level
 from sbi_multilevel.simulation.noise import NoiseSampler
-from sbi_multilevel.simulation.reading import simulations_of, valid_blocks
+from sbi_multilevel.simulation.reading import (
+    measured_costs,
+    simulations_of,
+    summary,
+    valid_blocks,
+)
 from sbi_multilevel.simulation.table import FailedSimulation, LevelTable
 from sbi_multilevel.storage import layout
 from sbi_multilevel.storage.fingerprint import Fingerprint
