@@ -130,8 +130,8 @@ def _checked(
     if value.ndim < 2 or len(value) != size or known not in (None, value.shape[1:]):
         entry = "*x_shape" if known is None else ", ".join(map(str, known))
         raise ValueError(
-            f"{name} has shape {value.shape}, but must have shape (n, {entry}) with one "
-            f"output for each of the n = {size} ids."
+            f"{name} has shape {value.shape}, but must have shape (n, {entry}) with "
+            f"one output for each of the n = {size} ids."
         )
     return value
 
