@@ -44,8 +44,8 @@ class Columns(dict[str, Any]):
         self[name] = np.full(shape, fill, object if dtype == "str" else dtype)
 
     def resize(self, name: str, length: int) -> None:
-        """Extend an array to `length` entries."""
-        old = self[name]
+        """Change the number of entries of an array."""
+        old = self[name][:length]
         self.create(name, (length, *old.shape[1:]))
         self[name][: len(old)] = old
 
