@@ -262,7 +262,7 @@ def test_an_interrupted_hybrid_of_vector_fields_has_no_network(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sbi_multilevel.methods.hybrid.training._select_maps", interrupt)
+        patch.setattr("sbi_multilevel.methods.hybrid.pool.MapSelector.steps", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(trainer)
     with pytest.raises(AssertionError, match="estimator"):

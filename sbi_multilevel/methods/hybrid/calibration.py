@@ -65,7 +65,6 @@ def calibrate(
     Returns:
         The mixture, and its calibration; `None` if it is not one of flows.
     """
-    owner = members.trainer
     if not members.config.widen:
         return mixture, None
     if not all(map(can_be_widened, held_out)):
@@ -75,15 +74,10 @@ def calibrate(
             stacklevel=2,
         )
         return mixture, None
-    networks, level = mixture.members, members.level
-    has_prior = mixture.prior is not None
-
-    def mixed(networks: Sequence[Any], weights: Tensor, has_prior: bool) -> Any:
-        found = owner._mix(networks, weights, mixture.tails, has_prior)
-        return found.to(owner._device).eval()
-
-    alone = [mixed([network], torch.ones(1), False) for network in held_out]
-    columns = [each.to(owner._device) for each in (level.theta, level.x)]
+    networks, has_prior = mixture.members, mixture.prior is not None
+    alone = [members.mixed([network], torch.ones(1)) for network in held_out]
+    columns = (members.level.theta, members.level.x)
+    columns = [each.to(members.trainer._device) for each in columns]
     inputs, conditions = columns if mixture.target == "theta" else columns[::-1]
     weights = torch.as_tensor(members.high.all_weights)
     weights = weights / weights.sum()
@@ -92,7 +86,7 @@ def calibrate(
     for scale in SCALES:
         if scale != 1:
             wider = [widened(network, scale) for network in networks]
-            mixture = mixed(wider, mixture.weights, has_prior)
+            mixture = members.mixed(wider, mixture.weights, has_prior)
         with seeded(members.run.seed):
             ranks = held_out_ranks(mixture, alone, members.folds, inputs, conditions)
         mean_ranks.append(float((weights * ranks).sum()))

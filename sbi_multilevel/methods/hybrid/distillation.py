@@ -29,105 +29,99 @@ arXiv:1503.02531, for classifiers; here for densities.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
+from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.methods.hybrid.members import MemberTrainer
+from sbi_multilevel.methods.hybrid.pool import LevelStep
+from sbi_multilevel.methods.hybrid.summary import Distillation
+from sbi_multilevel.utils.seeds import seeded
 
-if TYPE_CHECKING:
-    from sbi_multilevel.estimators.mixture import MixtureEstimator
-    from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
-
-MAX_LOSS = 0.02  # nats a simulation
+_MAX_LOSS = 0.02  # nats a simulation
 _NUM_DRAWS = 8  # from the mixture at each x
 _CHECKED_SHARE = 0.1
 _MIN_CONDITIONS = 20
 
 
 def distill(
-    members: MemberTrainer, mixture: MixtureEstimator, conditions: Tensor
-) -> tuple[Any, float, float]:
-    """Train one network on draws from a mixture.
+    members: MemberTrainer, mixture: MixtureEstimator, step: LevelStep
+) -> tuple[Any, Distillation]:
+    """One network in place of those of a mixture, if it loses little.
 
     Args:
         members: Trains networks.
         mixture: The mixture.
-        conditions: What the densities are conditioned on, with transformed tails, shape
-            `(n, *shape)`, in random order.
+        step: The step to the highest level, from which the pool follows.
 
     Returns:
-        The network, its mean loss in log density relative to the mixture, in nats, and
-        the standard error of that; infinite if there are too few conditions.
+        The network, or the mixture, and how well they agree.
     """
-    owner, parts = members.trainer, _Parts.of(mixture, members.trainer)
-    conditions = conditions[: owner._max_distilled]
-    best = int(parts.weights[: len(parts.densities)].argmax())
-    first = owner._network_of(parts.densities[best])
+    owner = members.trainer
+    pool = step.map_all(members.high).followed_by(members.high)
+    theta, x = members.columns(pool)
+    generator = torch.Generator().manual_seed(members.run.seed)
+    order = torch.randperm(len(pool), generator=generator)
+    given = (x if mixture.target == "theta" else theta)[order].to(owner._device)
+    # the prior stays beside the network where it can
+    parts = mixture if owner._needs_one_network else mixture.without_prior()
+    with seeded(members.run.seed):
+        network, loss, error = _student(members, parts, given[: owner._max_distilled])
+    wanted = members.config.distill
+    is_used = loss < _MAX_LOSS if wanted == "auto" else math.isfinite(loss)
+    estimator: Any = mixture
+    if is_used or owner._needs_one_network:
+        estimator = owner._in_place_of(mixture, network).to(given.device).eval()
+    return estimator, Distillation(loss, error, estimator is not mixture)
+
+
+def _student(
+    members: MemberTrainer, mixture: MixtureEstimator, conditions: Tensor
+) -> tuple[Any, float, float]:
+    """A network trained on draws at these conditions, its mean loss, and the error.
+
+    Both are infinite if there are too few conditions.
+    """
+    owner, densities = members.trainer, mixture.members
+    first = owner._network_of(densities[int(mixture.member_weights.argmax())])
     num_checked = min(int(_CHECKED_SHARE * len(conditions)), owner._max_checked)
     if len(conditions) - num_checked < _MIN_CONDITIONS or num_checked < 2:
         return first, math.inf, math.inf
-    checked, used = conditions.split([num_checked, len(conditions) - num_checked])
-    count = len(checked)
-    used, checked = (
-        each.repeat(_NUM_DRAWS, *[1] * (each.ndim - 1)) for each in (used, checked)
-    )
-    student = members.student(first, parts.draw(used), used)
-    drawn = parts.draw(checked)
+    repeats = _NUM_DRAWS, *[1] * (conditions.ndim - 1)
+    used = conditions[num_checked:].repeat(repeats)
+    student = members.student(first, _draw(mixture, used), used)
+    checked = conditions[:num_checked].repeat(repeats)
+    drawn = _draw(mixture, checked)
     with torch.no_grad():
-        loss = owner._as_density(student).loss(drawn, checked)
-        gaps = (parts.log_prob(drawn, checked) + loss).reshape(_NUM_DRAWS, count)
-    gaps = gaps.mean(dim=0)
-    error = gaps.std() / math.sqrt(count)
+        gaps = _log_prob(mixture, drawn, checked)
+        gaps = gaps + owner._as_density(student).loss(drawn, checked)
+    gaps = gaps.reshape(_NUM_DRAWS, num_checked).mean(dim=0)
+    error = gaps.std() / math.sqrt(num_checked)
     return student, float(gaps.mean()), float(error)
 
 
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """The components of a mixture that one network takes the place of.
+@torch.no_grad()
+def _draw(mixture: MixtureEstimator, conditions: Tensor) -> Tensor:
+    """A draw at each condition, which has transformed tails already."""
+    chosen = torch.multinomial(mixture.weights, len(conditions), replacement=True)
+    drawn = conditions.new_empty(len(conditions), *mixture.input_shape)
+    for index in chosen.unique().tolist():
+        places = chosen == index
+        if index < len(mixture.members):
+            density, one = mixture.members[index], torch.Size((1,))
+            drawn[places] = density.sample(one, conditions[places])[0]
+        else:
+            assert mixture.prior is not None
+            drawn[places] = mixture.prior.sample(torch.Size((int(places.sum()),)))
+    return drawn
 
-    Args:
-        densities: The densities of the networks.
-        weights: Weight of each, shape `(k,)`; with a prior, its weight last.
-        prior: The prior, if the network takes its place, too.
-    """
 
-    densities: Sequence[ConditionalDensityEstimator]
-    weights: Tensor
-    prior: Any | None = None
-
-    @classmethod
-    def of(cls, mixture: MixtureEstimator, trainer: HybridTrainer) -> _Parts:
-        """The networks; the prior only where it cannot stay beside one network."""
-        if trainer._needs_one_network:
-            return cls(mixture.members, mixture.weights, mixture.prior)
-        weights = mixture.member_weights
-        return cls(mixture.members, weights / weights.sum())
-
-    def draw(self, conditions: Tensor) -> Tensor:
-        """A draw at each condition."""
-        chosen = torch.multinomial(self.weights, len(conditions), replacement=True)
-        drawn = conditions.new_empty(len(conditions), *self.densities[0].input_shape)
-        one = torch.Size((1,))
-        for index in chosen.unique().tolist():
-            places = chosen == index
-            if index == len(self.densities):
-                assert self.prior is not None
-                drawn[places] = self.prior.sample(torch.Size((int(places.sum()),)))
-                continue
-            with torch.no_grad():
-                density = self.densities[index]
-                drawn[places] = density.sample(one, conditions[places])[0]
-        return drawn
-
-    def log_prob(self, drawn: Tensor, conditions: Tensor) -> Tensor:
-        """Log density of draws, shape `(n,)`."""
-        values = [-each.loss(drawn, conditions) for each in self.densities]
-        if self.prior is not None:
-            values.append(self.prior.log_prob(drawn))
-        log_weights = self.weights.log()[:, None]
-        return torch.logsumexp(torch.stack(values) + log_weights, dim=0)
+def _log_prob(mixture: MixtureEstimator, drawn: Tensor, conditions: Tensor) -> Tensor:
+    """Log density of draws, shape `(n,)`."""
+    values = [-each.loss(drawn, conditions) for each in mixture.members]
+    if mixture.prior is not None:
+        values.append(mixture.prior.log_prob(drawn))
+    log_weights = mixture.weights.log()[:, None]
+    return torch.logsumexp(torch.stack(values) + log_weights, dim=0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +14,19 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_multilevel.data.simulations import LevelSimulations, merge_levels
+from sbi_multilevel.data.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    merge_levels,
+)
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.tail_transform import TailTransform
-from sbi_multilevel.methods.hybrid.config import HybridConfig
-from sbi_multilevel.methods.hybrid.pool import LevelStep
+from sbi_multilevel.methods.hybrid.pool import (
+    LevelStep,
+    MapSelector,
+    fit_tails,
+    limit_lower,
+    split_folds,
+)
 from sbi_multilevel.methods.hybrid.run import Component, HybridRun, Trained
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.batches import Fold
@@ -37,7 +44,6 @@ _NUM_ERRORS, _MIN_GAP = 5.0, 0.1  # by so many standard errors, and nats
 _NUM_COMPARED = 500  # simulations of a pool on which two networks are compared
 
 
-@dataclass(frozen=True, eq=False)
 class MemberTrainer:
     """Trains members, each without one fold of the high-fidelity simulations.
 
@@ -46,26 +52,40 @@ class MemberTrainer:
 
     Args:
         trainer: The user's trainer, whose prior and builder the members share.
-        config: The settings of the method.
-        level: The high-fidelity simulations.
-        folds: Their indices, fold by fold.
-        tails: Transform of the tails of x; `None` if none are heavy.
+        simulations: Simulations of all levels, prepared.
         run: Seed, arguments of `train`, and the networks that are finished.
-        bar: Progress bar that moves with every trained network, if there is one.
+
+    Attributes:
+        level: The high-fidelity simulations; `high` are the same as arrays.
+        folds: Their indices, fold by fold.
+        outside_folds: For each fold the indices of the simulations of all other folds.
+        tails: Transform of the tails of x; `None` if none are heavy.
+        selector: Selects level maps.
+        prior: The prior; `None` if none was given.
+        bar: Progress bar that moves with every trained network.
     """
 
-    trainer: HybridTrainer
-    config: HybridConfig
-    level: LevelSimulations
-    folds: Sequence[np.ndarray]
-    tails: TailTransform | None
-    run: HybridRun
-    bar: tqdm | None = None
-
-    @cached_property
-    def high(self) -> LevelArrays:
-        """The high-fidelity simulations as arrays."""
-        return LevelArrays.of(self.level)
+    def __init__(
+        self, trainer: HybridTrainer, simulations: MultilevelSimulations, run: HybridRun
+    ):
+        self.trainer, self.simulations, self.run = trainer, simulations, run
+        self.config, self.level = trainer._config, simulations[-1]
+        self.high = LevelArrays.of(self.level)
+        self.folds = split_folds(self.high.theta, self.config.num_members, run.seed)
+        every = np.arange(len(self.high))
+        self.outside_folds = [np.setdiff1d(every, fold) for fold in self.folds]
+        self.tails = fit_tails(simulations) if self.config.transform_tails else None
+        self.selector = MapSelector(
+            self.config.level_maps,
+            trainer._target,
+            self.tails,
+            run.seed,
+            {part.level: LevelArrays.of(part) for part in trainer._map_pairs},
+        )
+        # without a prior sbi makes one of the simulations, which trainers do not accept
+        is_given = not isinstance(trainer._prior, ImproperEmpirical)
+        self.prior: Any = trainer._prior if is_given else None
+        self.bar: tqdm = tqdm(disable=True)
 
     @property
     def min_simulations(self) -> int:
@@ -88,14 +108,11 @@ class MemberTrainer:
                 "a smaller fraction, or simulate more (at different theta)."
             )
 
-    @cached_property
-    def outside_folds(self) -> list[np.ndarray]:
-        """For each fold the indices of the simulations of all other folds."""
-        return [np.setdiff1d(np.arange(len(self.high)), fold) for fold in self.folds]
-
-    def training_folds(self, index: int) -> list[int]:
-        """The folds that a member is trained on: all but its own."""
-        return [fold for fold in range(len(self.folds)) if fold != index]
+    def select_maps(self) -> list[LevelStep]:
+        """The steps from each level to the next."""
+        config, seed = self.config, self.run.seed
+        simulations = limit_lower(self.simulations, config.max_low, seed)
+        return self.selector.steps(simulations, config.num_members)
 
     def pooled(self, step: LevelStep) -> Component:
         """Members that are trained on the pool and fine-tuned on high fidelity."""
@@ -104,7 +121,7 @@ class MemberTrainer:
         for index, kept in enumerate(self.outside_folds):
             member = self._member(self.config.member_config(len(kept)))
             unseen = self.high.theta[self.folds[index]]
-            pool = step.map_low(self.high[kept], self.training_folds(index), unseen)
+            pool = step.map_low(self.high[kept], step.folds(but=index), unseen)
             self._append(member, pool, self.high[kept])
             if starts:
                 member.warm_start(starts[index % len(starts)].network)
@@ -156,10 +173,9 @@ class MemberTrainer:
 
     def _losses(self, network: Any, simulations: LevelArrays) -> Tensor:
         """Held-out loss of each simulation, shape `(n,)`."""
-        columns = self._columns(simulations)
-        columns = [column.to(self.trainer._device) for column in columns]
+        theta, x = (each.to(self.trainer._device) for each in self.columns(simulations))
         with torch.no_grad():
-            return self.trainer._held_out_losses(network, *columns).cpu()
+            return self.trainer._held_out_losses(network, theta, x).cpu()
 
     def alone(self) -> Component:
         """Networks trained on high-fidelity simulations alone."""
@@ -194,10 +210,17 @@ class MemberTrainer:
         (student,) = self._train([student], folds, "one network in place of all")
         return student.network
 
-    def prior(self, prior: Any) -> Component:
+    def prior_alone(self) -> Component:
         """The prior, as a density of theta."""
         theta = self.level.theta.to(self.trainer._device)
-        return Component([], _finite(-prior.log_prob(theta)))
+        return Component([], _finite(-self.prior.log_prob(theta)))
+
+    def mixed(
+        self, networks: Sequence[Any], weights: Tensor, has_prior: bool = False
+    ) -> Any:
+        """The mixture of networks; with the prior, its weight last."""
+        mixture = self.trainer._mix(networks, weights, self.tails, has_prior)
+        return mixture.to(self.trainer._device).eval()
 
     def _plain(self, simulations: LevelArrays) -> MultilevelTrainer:
         """A trainer with simulations of one level."""
@@ -208,24 +231,22 @@ class MemberTrainer:
     def _append(self, member: MultilevelTrainer, *levels: LevelArrays) -> None:
         """Append simulations of level 0, and of level 1 if there are two."""
         if all(level.weights is None for level in levels):
-            low, *high = map(self._columns, levels)
+            low, *high = map(self.columns, levels)
             member.append_lowfidelity_simulations(*low)
             for columns in high:
                 member.append_simulations(*columns)
             return
         parts = []
         for index, level in enumerate(levels):
-            theta, x = self._columns(level)
+            theta, x = self.columns(level)
             weights = torch.as_tensor(level.all_weights).to(theta)
             parts.append(LevelSimulations(index, theta, x, weights=weights))
         member.append_multilevel_simulations(merge_levels(parts))
 
     def _member(self, config: TransferConfig) -> MultilevelTrainer:
         owner = self.trainer
-        # without a prior sbi makes one of the simulations, which trainers do not accept
-        is_given = not isinstance(owner._prior, ImproperEmpirical)
         member = owner._member_type(
-            owner._prior if is_given else None,
+            self.prior,
             **{owner._kind.argument: owner._build_neural_net},
             device=owner._device,
             config=config,
@@ -235,7 +256,7 @@ class MemberTrainer:
         member._plan.prepares = False
         return member
 
-    def _columns(self, simulations: LevelArrays) -> tuple[Tensor, Tensor]:
+    def columns(self, simulations: LevelArrays) -> tuple[Tensor, Tensor]:
         """Theta and x for networks: with transformed tails, of the original shape."""
         theta = torch.as_tensor(simulations.theta).to(self.level.theta)
         x = torch.as_tensor(simulations.x)
@@ -243,29 +264,20 @@ class MemberTrainer:
             x = torch.as_tensor(self.tails(x))
         return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
 
-    def joined(self, *parts: LevelArrays) -> tuple[Tensor, Tensor]:
-        """Theta and x for networks of several sets, in random order, on the device."""
-        columns = [torch.cat(each) for each in zip(*map(self._columns, parts))]
-        generator = torch.Generator().manual_seed(self.run.seed)
-        order = torch.randperm(len(columns[0]), generator=generator)
-        theta, x = (each[order].to(self.trainer._device) for each in columns)
-        return theta, x
-
     def _train(
         self, trainers: Sequence[MultilevelTrainer], folds: Sequence[Fold], what: str
     ) -> list[Trained]:
         """Train those that an interrupted training has not finished."""
-        bar = tqdm(disable=True) if self.bar is None else self.bar
-        bar.set_description(f"Training {what}")
+        self.bar.set_description(f"Training {what}")
         finished = self.run.finished.setdefault(what, {})
         missing = [index for index in range(len(trainers)) if index not in finished]
         if finished:
-            bar.update(len(finished))
+            self.bar.update(len(finished))
 
         def keep(position: int, member: MultilevelTrainer) -> None:
             network = member._neural_net.eval()
             finished[missing[position]] = Trained(network, member.summary)
-            bar.update()
+            self.bar.update()
 
         train_members(
             [trainers[index] for index in missing],

@@ -33,7 +33,7 @@ class LevelStep:
         scores: Held-out scores of each map at each simulation of the level, fold by
             fold; empty if there is one map only.
         weights: Weight of each simulation that has scores; `None` for equal weights.
-        num_scored: Number of simulations of each fold that have scores.
+        scored_folds: Positions of each fold in the scores.
         scorer: What computed the scores; `None` if there is one map only.
     """
 
@@ -41,19 +41,12 @@ class LevelStep:
     candidates: tuple[MapChoice, ...]
     scores: Mapping[MapChoice, MapScores]
     weights: np.ndarray | None
-    num_scored: tuple[int, ...]
+    scored_folds: Sequence[np.ndarray]
     scorer: MapScorer | None
 
-    @property
-    def num_folds(self) -> int:
-        """Number of folds."""
-        return len(self.num_scored)
-
-    @property
-    def scored_folds(self) -> list[np.ndarray]:
-        """Positions of each fold in the scores."""
-        stops = np.cumsum(self.num_scored)
-        return np.split(np.arange(stops[-1]), stops[:-1])
+    def folds(self, but: int | None = None) -> list[int]:
+        """All folds, or all but one."""
+        return [fold for fold in range(len(self.scored_folds)) if fold != but]
 
     def choice(self, folds: Sequence[int]) -> MapChoice:
         """The map that is best in these folds."""
@@ -67,7 +60,7 @@ class LevelStep:
         """Score of each simulation under the map that is best in the other folds."""
         parts = []
         for fold, part in enumerate(self.scored_folds):
-            choice = self.choice([f for f in range(self.num_folds) if f != fold])
+            choice = self.choice(self.folds(but=fold))
             # without a score where no map could be fitted
             known = self.scores.get(choice)
             unknown = np.full(len(part), -np.inf)
@@ -88,6 +81,10 @@ class LevelStep:
         fitter = self.fitter.apart_from(unseen)
         low, level_map = fitter.low, fitter.fit(self.choice(folds), high)
         return LevelArrays(low.theta, level_map(low.theta, low.x), weights=low.weights)
+
+    def map_all(self, high: LevelArrays) -> LevelArrays:
+        """The same by all folds, with nothing held out."""
+        return self.map_low(high, self.folds(), unseen=high.theta[:0])
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,9 @@ class MapSelector:
             scores = score_maps(fitter, maps, high, folds, scorer)
         scored = held_out_to_score(folds)
         weights = None if high.weights is None else high.weights[np.concatenate(scored)]
-        num_scored = tuple(len(fold) for fold in scored)
-        return LevelStep(fitter, maps, scores, weights, num_scored, scorer)
+        stops = np.cumsum([len(fold) for fold in scored])
+        positions = np.split(np.arange(stops[-1]), stops[:-1])
+        return LevelStep(fitter, maps, scores, weights, positions, scorer)
 
     def gain_from_outputs(
         self, step: LevelStep, high: LevelArrays, folds: Sequence[np.ndarray]
@@ -167,23 +165,28 @@ class MapSelector:
         error = gain.std(ddof=1) / np.sqrt(len(gain))
         return OutputsGain(float(gain.mean()), float(error))
 
-    def below_highest(
+    def steps(
         self, simulations: MultilevelSimulations, num_folds: int
-    ) -> tuple[LevelArrays, list[LevelStep]]:
-        """Map the simulations of all levels but the highest to the level below it.
+    ) -> list[LevelStep]:
+        """The steps from each level to the next, the lowest first.
 
-        Returns:
-            The mapped simulations with those of that level, and the steps.
+        The simulations below a level are those of the level below, and what was mapped
+        to it.
+
+        Args:
+            simulations: Simulations of all levels.
+            num_folds: Number of folds of each level.
         """
-        pool, steps = LevelArrays.of(simulations[0]).shuffled(self.seed), []
-        for level in list(simulations)[1:-1]:
-            high = LevelArrays.of(level)
+        low, *above = map(LevelArrays.of, simulations)
+        pool, steps = low, []
+        for level, high in enumerate(above, 1):
+            if steps:
+                pool = steps[-1].map_all(low).followed_by(replace(low, x_coarse=None))
             folds = split_folds(high.theta, num_folds, self.seed)
-            steps.append(self.step(pool, high, folds, level=level.level))
-            mapped = steps[-1].map_low(high, range(len(folds)), unseen=high.theta[:0])
-            high = replace(high, x_coarse=None)
-            pool = mapped.followed_by(high).shuffled(self.seed)
-        return pool, steps
+            pool = pool.shuffled(self.seed)
+            steps.append(self.step(pool, high, folds, level=level))
+            low = high
+        return steps
 
 
 def limit_lower(

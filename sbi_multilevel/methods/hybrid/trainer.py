@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.run import HybridRun
 
 MIN_SIMULATIONS = 4
+# of the user's arguments of `train`; a `calibration_kernel` is given x with transformed
+# tails
+_MEMBER_OPTIONS = (
+    "learning_rate",
+    "validation_fraction",
+    "stop_after_epochs",
+    "max_num_epochs",
+    "clip_max_norm",
+)
 
 
 class HybridTrainer(MultilevelTrainer):
@@ -186,7 +195,18 @@ class HybridTrainer(MultilevelTrainer):
     def _check_trainable(self) -> MultilevelSimulations:
         simulations = super()._check_trainable()
         self._check_builder()
-        _check_enough(self._appended.low_fidelity, simulations)
+        high = simulations[-1]
+        if high.level in self._appended.low_fidelity:
+            raise ValueError(
+                f"Only lower levels were appended, up to level {high.level}. Append "
+                "simulations of the highest level by `append_simulations`, or pairs."
+            )
+        if len(high) < MIN_SIMULATIONS:
+            raise ValueError(
+                f"The highest level has {len(high)} simulations, but a hybrid needs at "
+                f"least {MIN_SIMULATIONS}, as it holds some out twice. Simulate more, "
+                "or use a transfer trainer (`MFNPE`, `MFNLE`)."
+            )
         return simulations
 
     def _get_start_index(self, context: StartIndexContext) -> int:
@@ -235,15 +255,13 @@ class HybridTrainer(MultilevelTrainer):
             self._neural_net = None  # an interrupted training leaves no network
         # imported here, as it brings level maps and scikit-learn with it
         from sbi_multilevel.methods.hybrid.run import HybridRun
-        from sbi_multilevel.methods.hybrid.training import member_options, train_hybrid
+        from sbi_multilevel.methods.hybrid.training import train_hybrid
 
         layout = self._layout
-        options = member_options(
-            train_config,
-            self._options_of(loss_args),
-            layout.batch_size,
-            layout.loader_options,
-        )
+        options = {name: getattr(train_config, name) for name in _MEMBER_OPTIONS}
+        options["training_batch_size"] = layout.batch_size
+        options["dataloader_kwargs"] = layout.loader_options
+        options.update(self._options_of(loss_args))
         run, counts = self._run, layout.simulations.num_simulations
         if run is None or not train_config.resume_training:
             run = HybridRun(int(torch.randint(2**31, ())), options, counts)
@@ -264,27 +282,3 @@ class HybridTrainer(MultilevelTrainer):
         if train_config.show_train_summary:
             print(summary)
         return network
-
-
-def _check_enough(low_fidelity: set[int], simulations: MultilevelSimulations) -> None:
-    """Raise if there are too few high-fidelity simulations.
-
-    Args:
-        low_fidelity: Levels that were appended as low-fidelity ones.
-        simulations: Simulations of all levels.
-
-    Raises:
-        ValueError: If there are fewer than four.
-    """
-    high = simulations[-1]
-    if high.level in low_fidelity:
-        raise ValueError(
-            f"Only lower levels were appended, up to level {high.level}. Append "
-            "simulations of the highest level by `append_simulations`, or pairs."
-        )
-    if len(high) < MIN_SIMULATIONS:
-        raise ValueError(
-            f"The highest level has {len(high)} simulations, but a hybrid needs at "
-            f"least {MIN_SIMULATIONS}, as it holds some out twice. Simulate more, or "
-            "use a transfer trainer (`MFNPE`, `MFNLE`)."
-        )
