@@ -11,7 +11,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 from sbi_multilevel import Truncation
-from sbi_multilevel.methods.sequential import members
+from sbi_multilevel.methods.sequential import fine_tuning_state
 from tests.test_mftsnpe import (
     FINE,
     RUN,
@@ -80,7 +80,7 @@ def test_a_run_interrupted_while_training_is_resumed(
     options, when, unbroken, tmp_path, monkeypatch
 ):
     path = tmp_path / "run.pt"
-    train, calls = members.train_members, []
+    train, calls = fine_tuning_state.train_members, []
 
     def killed(*args):
         calls.append(1)
@@ -89,7 +89,7 @@ def test_a_run_interrupted_while_training_is_resumed(
         return train(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(members, "train_members", killed)
+        patch.setattr(fine_tuning_state, "train_members", killed)
         with pytest.raises(Killed):
             make(**options).run(FINE, 40, 2, checkpoint=path, **RUN)
     again = make(**options)

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, merged
 from sbi_multilevel.data.validation import check_level
+from sbi_multilevel.methods.npe import MFNPE
 from sbi_multilevel.methods.sequential.acquisition import (
     active_share,
     propose_active,
@@ -23,17 +24,16 @@ from sbi_multilevel.methods.sequential.acquisition import (
 )
 from sbi_multilevel.methods.sequential.coverage import coverage_levels
 from sbi_multilevel.methods.sequential.fine_tuning_state import FineTuningState, sums_of
-from sbi_multilevel.methods.sequential.members import RoundTrainer
 from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.rounds import Rounds
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
 from sbi_multilevel.methods.sequential.truncation import Region
+from sbi_multilevel.training.ensemble import train_ensemble, trainer_state
 from sbi_multilevel.utils.argument_types import check_types
-from sbi_multilevel.utils.files import expect
 from sbi_multilevel.utils.seeds import seeded
 
 
-class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
+class FineTuningRounds(Rounds):
     """Rounds of high-fidelity simulations, on which networks are fine-tuned.
 
     Args:
@@ -41,9 +41,15 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
         x_o: The observation, shape `(1, *x_shape)`.
     """
 
+    _settings: FineTuningSettings
+    _state: FineTuningState
+
     def __init__(self, settings: FineTuningSettings, x_o: Tensor):
         super().__init__(settings, FineTuningState(x_o))
-        self._trainer = RoundTrainer(settings)
+        # holds the low-fidelity simulations
+        self._pretraining = settings.trainer(
+            MFNPE, settings.config, parameters=settings.parameters
+        )
 
     # Simulations and networks from elsewhere
 
@@ -74,7 +80,10 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
             )
         check_level(level)
         state.check_x(x)
-        self._trainer.append_low_fidelity(theta, x, level)
+        count = len(self._pretraining._theta_roundwise)
+        seed = self._settings.seed_of(Stream.MISSING_PARAMETERS, level, count)
+        with seeded(seed):  # missing columns of theta are drawn
+            self._pretraining.append_lowfidelity_simulations(theta, x, level)
         return self
 
     def warm_start(
@@ -105,8 +114,8 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
                 f"estimators are {len(estimators)}, but num_members is {num_members}. "
                 "Pass one, or one for each member."
             )
-        network_from = self._trainer.network_from
-        self._state.networks = [network_from(each, self.x_o) for each in estimators]
+        network_from, settings = self._state.network_from, self._settings
+        self._state.networks = [network_from(each, settings) for each in estimators]
         return self
 
     # The steps of a round
@@ -181,9 +190,11 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
             "num_active": int(proposals.is_active.sum()) if proposals else 0,
             "coverage": self._coverage_of_round(region),
         }
-        low = self._trainer.low_fidelity
+        low = None
+        if self._pretraining._theta_roundwise:
+            low = self._pretraining._prepared_simulations()[0]
         low_weights, low_sums = self._weigh(low, region), sums_of(low)
-        networks = self._trainer.fine_tune(state, low, low_weights)
+        networks = state.fit(self._settings, low, low_weights)
         self._state = replace(
             state.ended(entries),
             networks=networks,
@@ -237,13 +248,24 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
     # Parts of the steps
 
     def _pretrain(self) -> None:
-        if self._state.networks is None and self._trainer.has_low_fidelity:
-            self._state.networks = self._trainer.pretrain()
-            self._state.is_pretrained = True
+        """Train a network for each member on low-fidelity simulations, if any."""
+        state, settings = self._state, self._settings
+        if state.networks is not None or not self._pretraining._theta_roundwise:
+            return
+        num_networks = 1 if settings.shared_pretraining else settings.num_members
+        ensemble = train_ensemble(
+            self._pretraining,
+            num_networks,
+            seed=settings.seed_of(Stream.PRETRAINING),
+            num_workers=settings.num_workers,
+            train_options=settings.train_options,
+        )
+        state.networks = ensemble.estimators * (settings.num_members // num_networks)
+        state.is_pretrained = True
 
     def _draw(self, num: int, level: int, index: int, is_active: bool) -> Proposals:
         state, settings, prior = self._state, self._settings, self._settings.prior
-        acquisition, is_first = settings.acquisition, self._state.index == 0
+        acquisition, is_first = settings.acquisition, state.index == 0
         if acquisition is not None and is_active and is_first:
             if acquisition.first_round:
                 self._pretrain()
@@ -331,16 +353,13 @@ class FineTuningRounds(Rounds[FineTuningSettings, FineTuningState]):
             posterior = self.build_posterior()
             return coverage_levels(posterior, new.theta, new.x, region.inside)
 
-    def _restored(self, content: dict[str, Any]) -> FineTuningState:
-        networks, weights = self._state.networks, content["members"]
-        state = self._state.filled_from(content, self._settings.prior)
-        if weights is not None:
-            is_right = len(weights) == self._settings.num_members
-            expect(is_right, f"it has {len(weights)} networks")
-            template = networks[0] if networks else None
-            network_from, x_o = self._trainer.network_from, state.x_o
-            weights = [network_from(each, x_o, template) for each in weights]
-        return replace(state, networks=weights)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pretraining": trainer_state(self._pretraining)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        FineTuningRounds.__init__(self, state["_settings"], state["_state"].x_o)
+        vars(self._pretraining).update(state["_pretraining"])
+        self._state = state["_state"]
 
 
 def _equal_shares(chosen: Tensor) -> Tensor:

@@ -1,19 +1,29 @@
-"""The state of rounds of fine-tuning, and its file; see `MFTSNPE`."""
+"""The state of rounds of fine-tuning: how it is trained on, and its file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, ClassVar
 
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
+from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
+from sbi_multilevel.methods.npe import MFNPE
+from sbi_multilevel.methods.sequential.checkpoint import network_from
 from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
 from sbi_multilevel.methods.sequential.state import RoundState
+from sbi_multilevel.training.batches import Fold
+from sbi_multilevel.training.ensemble import train_members
+from sbi_multilevel.training.network import WarmStart
 from sbi_multilevel.utils.files import check_state_dict, expect
+
+Networks = list[ConditionalDensityEstimator]
 
 
 @dataclass(eq=False)
@@ -47,7 +57,7 @@ class FineTuningState(RoundState):
         "summary": dict,
     }
 
-    networks: list[ConditionalDensityEstimator] | None = None
+    networks: Networks | None = None
     is_pretrained: bool = False
     low_weights: Tensor | None = None
     low_sums: tuple[float, ...] | None = None
@@ -84,16 +94,10 @@ class FineTuningState(RoundState):
             "summary": self.summary,
         }
 
-    def filled_from(self, content: Mapping[str, Any], prior: Any) -> FineTuningState:
-        """A state with all of a file but the networks, of which it checks the weights.
-
-        Args:
-            content: The content of the file.
-            prior: The prior.
-
-        Raises:
-            ValueError: If an entry is not valid; others if it has another form.
-        """
+    def restored(
+        self, content: Mapping[str, Any], settings: FineTuningSettings
+    ) -> FineTuningState:
+        """The state in a file, see `RoundState`."""
         for weights in content["members"] or ():
             check_state_dict(weights)
         weights, sums = content["low_weights"], content["low_sums"]
@@ -104,23 +108,83 @@ class FineTuningState(RoundState):
             is_valid = is_valid and weights.is_floating_point()
             expect(is_valid, f"low_weights have the shape {tuple(weights.shape)}")
         counters, summary = content["counters"], content["summary"]
-        is_valid = len(counters) == 3
-        is_valid = is_valid and all(type(n) is int and n >= 0 for n in counters)
-        expect(is_valid, f"counters are {counters!r:.60}")
+        are_counts = all(type(number) is int and number >= 0 for number in counters)
+        expect(len(counters) == 3 and are_counts, f"counters are {counters!r:.60}")
+        num_new, index, num_draws = counters
         # earlier versions did not compute coverage
         rounds = len(summary.get("failures", ()))
         fields = {
             "parts": content["rows"],
             "pending": {} if content["pending"] is None else {1: content["pending"]},
-            "num_new": {1: counters[0]},
-            "num_draws": counters[2],
+            "num_new": {1: num_new},
+            "num_draws": num_draws,
             "summary": {"coverage": [[] for _ in range(rounds)], **summary},
         }
-        state = self.filled(fields, counters[1], prior)
+        state, networks = self.filled(fields, index, settings.prior), content["members"]
         for part in state.parts:
             expect(part.level == 1, f"it has simulations of level {part.level}, not 1")
-        state.low_weights, state.low_sums = weights, sums
-        return state
+        if networks is not None:
+            is_right = len(networks) == settings.num_members
+            expect(is_right, f"it has {len(networks)} networks")
+            networks = [state.network_from(each, settings) for each in networks]
+        return replace(state, networks=networks, low_weights=weights, low_sums=sums)
+
+    def network_from(
+        self, source: WarmStart, settings: FineTuningSettings
+    ) -> ConditionalDensityEstimator:
+        """A network from another, or from weights that fit those of the state."""
+        build = settings.trainer(MFNPE, settings.config)._network_builder
+        if self.networks:
+            template = self.networks[0]
+            build = lambda theta, x: deepcopy(template)
+        network = network_from(source, build, "theta", settings.prior, self.x_o)
+        return network.eval().cpu()
+
+    def fit(
+        self,
+        settings: FineTuningSettings,
+        low: LevelSimulations | None,
+        low_weights: Tensor | None,
+    ) -> Networks:
+        """Train each network on high-fidelity simulations.
+
+        Outputs of the level below, where there are any, are trained on first. In the
+        first round a warning is given if the observation lies far outside of x.
+
+        Args:
+            settings: The settings of the run.
+            low: Low-fidelity simulations.
+            low_weights: Their weights, by which levels are aligned; `None` for no
+                alignment.
+        """
+        config = settings.config
+        simulations = self.parts if settings.all_rounds else self.new_simulations
+        starts: Sequence[Any] = self.networks or [None] * settings.num_members
+        if low is None or low_weights is None:
+            config = replace(config, alignment=None)
+        elif self.networks is not None:  # read x at the scale of the weighted ones
+            moments = Moments.of(low.x, low_weights)
+            starts = [network.refer_to(moments) for network in self.networks]  # pyright: ignore
+        trainers = []
+        for network in starts:
+            trainer = settings.trainer(MFNPE, config)
+            if network is not None:
+                trainer.warm_start(network)
+            for part in simulations:
+                if part.x_coarse is not None:
+                    trainer.append_lowfidelity_simulations(part.theta, part.x_coarse)
+            for part in simulations:
+                trainer.append_weighted_simulations(
+                    part.theta, part.x, part.loss_weights
+                )
+            trainers.append(trainer)
+        seed = settings.seed_of(Stream.TRAINING, self.index)
+        folds = [Fold(index, seed) for index in range(settings.num_members)]
+        options = settings.train_options
+        trained = train_members(trainers, folds, settings.num_workers, options)
+        if self.index == 0 and (watch := trained[0]._watch) is not None:
+            watch.check(self.x_o)
+        return [trainer._neural_net for trainer in trained]
 
 
 def sums_of(low: LevelSimulations | None) -> tuple[float, ...] | None:

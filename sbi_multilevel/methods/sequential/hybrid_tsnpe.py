@@ -67,8 +67,8 @@ from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.npe import MLNPE, HybridNPE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
+from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings
-from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.training.config import MethodConfig, check_config
@@ -76,7 +76,7 @@ from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.argument_types import check_types
 
 
-class _TruncatedRounds(SimulatedRounds):
+class _TruncatedRounds(MultilevelRounds):
     """Rounds of a trainer of posteriors.
 
     Arguments and errors are those of `HybridTSNPE`.

@@ -38,14 +38,14 @@ from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
+from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings
-from sbi_multilevel.methods.sequential.simulated_rounds import SimulatedRounds
 from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.training.config import check_config
 from sbi_multilevel.utils.argument_types import check_types
 
 
-class MFSNLE(SimulatedRounds):
+class MFSNLE(MultilevelRounds):
     r"""Multifidelity sequential NLE: rounds of `HybridNLE` for one observation.
 
     .. math::

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,31 +17,32 @@ from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.data.validation import check_level
+from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.acquisition import propose_active
-from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState, restored
+from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
 from sbi_multilevel.methods.sequential.proposals import Proposals
-from sbi_multilevel.methods.sequential.rounds import Rounds
+from sbi_multilevel.methods.sequential.rounds import Rounds, Runner
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings, Stream
-from sbi_multilevel.methods.sequential.truncated_prior import (
-    Cut,
-    TruncatedPrior,
-    parts_of,
-)
-from sbi_multilevel.simulation.arguments import simulations_per_level
-from sbi_multilevel.utils.files import expect
+from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
+from sbi_multilevel.simulation.arguments import per_level, simulations_per_level
+from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
+from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.utils.seeds import seeded
 
 _LOG = logging.getLogger(__name__)
 _MAX_KEPT = 0.9  # of a region: if more is kept, further rounds would draw from the same
 
 
-class MultilevelRounds(Rounds[MultilevelSettings, MultilevelState]):
+class MultilevelRounds(Rounds):
     """Sequential inference with simulations of all levels in each round.
 
     Args:
         settings: The settings of the run.
         x_o: The observation, shape `(1, *x_shape)`.
     """
+
+    _settings: MultilevelSettings
+    _state: MultilevelState
 
     def __init__(self, settings: MultilevelSettings, x_o: Tensor):
         max_draws = settings.truncation.max_draws if settings.truncation else 1
@@ -60,6 +63,79 @@ class MultilevelRounds(Rounds[MultilevelSettings, MultilevelState]):
     def summary(self) -> dict[str, Any]:
         """Lists with an entry per round, and `stopped`, see the class."""
         return {**self._state.summary, "stopped": self._state.stopped}
+
+    def run(
+        self,
+        simulators: Sequence[Simulator],
+        num_simulations: Sequence[int],
+        num_rounds: int = 3,
+        *,
+        noise: NoiseSampler | None = None,
+        simulation_batch_size: int | Sequence[int] = 1_000,
+        num_workers: int = 1,
+        max_resampling: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        show_progress_bars: bool = True,
+    ) -> Any:
+        """Propose, simulate and train in all rounds.
+
+        Args:
+            simulators: One per level, the lowest fidelity first, of theta and noise as
+                in `simulate_multilevel`.
+            num_simulations: Number of simulations of each level. Level 0: in the region
+                of *each* round, with those of earlier rounds that lie in it. Levels
+                above: pairs in *all* rounds together, in equal parts.
+            num_rounds: Number of rounds. If a round leaves 90 % of the region, there is
+                one last round with all remaining simulations (`summary["stopped"]`).
+            noise: Noise sampler, as in `simulate_multilevel`; seeds by default.
+            simulation_batch_size: Simulations per call of a simulator, one number or
+                one per level, after which the state is saved; 1 if one takes minutes.
+            num_workers: Processes that simulate at the same time.
+            max_resampling: Failed simulations (an exception, NaN or inf) of a level and
+                round that may be replaced by others; as many as there are by default.
+            checkpoint: File to save the state to. If it exists, the run resumes.
+            show_progress_bars: Whether to show progress.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            RuntimeError: If more simulations fail than may be replaced.
+            ValueError: If the checkpoint is of a run with other settings, or the
+                numbers do not fit.
+        """
+        numbers = simulations_per_level(num_simulations, least=2)
+        if len(simulators) != len(numbers) or len(numbers) < 2:
+            raise ValueError(
+                f"simulators has {len(simulators)} levels, num_simulations "
+                f"{len(numbers)}. Pass one simulator and one number per level, at "
+                "least two, the lowest fidelity first."
+            )
+        least = MIN_SIMULATIONS
+        if num_rounds < 1 or numbers[-1] < least * num_rounds:
+            raise ValueError(
+                f"num_simulations={numbers} in num_rounds={num_rounds} rounds, but "
+                f"each round needs at least {least} of the highest level. Ask for "
+                "fewer rounds, or more simulations."
+            )
+        is_new = not self._state.fits
+        begun = not is_new or bool(self._state.pending)
+        if begun and any(self._state.num_new.values()):
+            raise RuntimeError(
+                "Simulations of this round were appended by hand. Call `train()` "
+                "first, so that `run` begins with a new round."
+            )
+        batches = per_level(simulation_batch_size, len(numbers))
+        if checkpoint is not None and is_new and Path(checkpoint).exists():
+            self.load(checkpoint)
+        work, show = Work(simulators, noise), show_progress_bars
+        runner = Runner(work, batches, num_workers, max_resampling, checkpoint, show)
+
+        def sizes() -> dict[int, int]:
+            return self._sizes(numbers, num_rounds)
+
+        self._simulate_rounds(runner, sizes, num_rounds, lambda: self._state.index)
+        return self.build_posterior()
 
     # The steps of a round
 
@@ -251,24 +327,17 @@ class MultilevelRounds(Rounds[MultilevelSettings, MultilevelState]):
             theta = self.build_posterior().sample((num,), show_progress_bars=False)
         return Proposals(theta, torch.ones(num), prior.acceptance)
 
-    def _restored(self, content: dict[str, Any]) -> MultilevelState:
-        fits, cuts = content["fits"], content["cuts"]
-        is_valid = len(cuts) in (0, len(fits)) and all(map(is_cut, cuts))
-        expect(is_valid, f"cuts are {cuts!r:.60}")
-        settings, prior, estimators = self._settings, self._state.prior, []
-        prior = TruncatedPrior(prior.whole, (), prior.max_draws)
-        state = self._state.filled(content, len(fits), settings.prior)
-        for index, saved in enumerate(fits):
-            estimators.append(restored(saved, settings, prior, state.x_o))
-            if cuts:
-                network = parts_of(estimators[-1])
-                prior = prior.inside(Cut(network, state.x_o, *cuts[index]))
-        stopped = content["stopped"]
-        return replace(state, prior=prior, fits=estimators, stopped=stopped)
-
-
-def is_cut(cut: Any) -> bool:
-    """Whether a value may be a threshold and the ends of a box, see `Cut`."""
-    threshold, *ends = cut
-    is_box = len(ends) == 2 and all(isinstance(end, Tensor) for end in ends)
-    return isinstance(threshold, float) and is_box
+    def _sizes(self, num_simulations: Sequence[int], num_rounds: int) -> dict[int, int]:
+        """Simulations of each level in this round; none if no round follows."""
+        state, remaining = self._state, [*num_simulations]
+        for part in state.parts:
+            remaining[part.level] -= len(part)
+        pairs = [max(each, 0) for each in remaining[1:]]
+        if state.index >= num_rounds or (state.stopped and not any(pairs)):
+            return {}
+        left = 1 if state.stopped else num_rounds - state.index
+        inside = self.num_inside[0] if state.parts else 0
+        if self._settings.is_likelihood and state.fits:
+            inside = 0  # those of earlier rounds are kept, but have other densities
+        low = max(num_simulations[0] - inside, 0)
+        return dict(enumerate([low, *(each // left for each in pairs)]))

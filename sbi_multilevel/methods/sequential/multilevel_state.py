@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,11 @@ from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.checkpoint import network_from
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings
 from sbi_multilevel.methods.sequential.state import RoundState
-from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
+from sbi_multilevel.methods.sequential.truncated_prior import (
+    Cut,
+    TruncatedPrior,
+    parts_of,
+)
 from sbi_multilevel.utils.files import check_state_dict, expect
 
 _ENTRIES = {"members", "weights", "tails", "has_prior"}  # of a mixture in a file
@@ -57,12 +62,15 @@ class MultilevelState(RoundState):
     prior: TruncatedPrior
     fits: list[MixtureEstimator] = field(default_factory=list)
     stopped: str = ""
-    # whether the simulations of each part are in the region, computed once a state
-    _inside: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    @cached_property
+    def _is_inside(self) -> list[Tensor]:
+        """For each part, whether its simulations are in the region of the round."""
+        return [self.prior.contains(part.theta) for part in self.parts]
 
     def parts_inside(self, is_inside: bool = True) -> list[LevelSimulations]:
         """The simulations inside the region of the current round, or outside of it."""
-        pairs = zip(self.parts, self._masks())
+        pairs = zip(self.parts, self._is_inside)
         chosen = (part[mask == is_inside] for part, mask in pairs)
         return [part for part in chosen if len(part) > 0]
 
@@ -73,15 +81,9 @@ class MultilevelState(RoundState):
     def num_inside(self) -> tuple[int, ...]:
         """Simulations in the region at each level, the lowest first."""
         counts = [0] * max((part.level + 1 for part in self.parts), default=0)
-        for part, mask in zip(self.parts, self._masks()):
+        for part, mask in zip(self.parts, self._is_inside):
             counts[part.level] += int(mask.sum())
         return tuple(counts)
-
-    def _masks(self) -> list[Tensor]:
-        """For each part, whether its simulations are in the region."""
-        new = self.parts[len(self._inside) :]
-        self._inside += [self.prior.contains(part.theta) for part in new]
-        return self._inside
 
     def check_enough(self) -> None:
         """Raise unless each level has simulations in the region.
@@ -157,6 +159,23 @@ class MultilevelState(RoundState):
             "stopped": self.stopped,
         }
 
+    def restored(
+        self, content: Mapping[str, Any], settings: MultilevelSettings
+    ) -> MultilevelState:
+        """The state in a file, see `RoundState`."""
+        fits, cuts = content["fits"], content["cuts"]
+        is_valid = len(cuts) in (0, len(fits)) and all(map(is_cut, cuts))
+        expect(is_valid, f"cuts are {cuts!r:.60}")
+        prior = TruncatedPrior(self.prior.whole, (), self.prior.max_draws)
+        state, estimators = self.filled(content, len(fits), settings.prior), []
+        for index, saved in enumerate(fits):
+            estimators.append(restored(saved, settings, prior, state.x_o))
+            if cuts:
+                network = parts_of(estimators[-1])
+                prior = prior.inside(Cut(network, state.x_o, *cuts[index]))
+        stopped = content["stopped"]
+        return replace(state, prior=prior, fits=estimators, stopped=stopped)
+
 
 def saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
     """A mixture as tensors and plain values."""
@@ -204,3 +223,10 @@ def restored(
     tails = None if tails is None else TailTransform(*tails)
     component = prior if saved["has_prior"] else None
     return MixtureEstimator(members, saved["weights"], target, tails, component).eval()
+
+
+def is_cut(cut: Any) -> bool:
+    """Whether a value may be a threshold and the ends of a box, see `Cut`."""
+    threshold, *ends = cut
+    is_box = len(ends) == 2 and all(isinstance(end, Tensor) for end in ends)
+    return isinstance(threshold, float) and is_box

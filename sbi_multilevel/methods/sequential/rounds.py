@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,9 +21,6 @@ from sbi_multilevel.methods.sequential.settings import Settings
 from sbi_multilevel.methods.sequential.state import RoundState
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.tasks import Work
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
-StateT = TypeVar("StateT", bound=RoundState)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Runner:
     show_progress_bars: bool
 
 
-class Rounds(ABC, Generic[SettingsT, StateT]):
+class Rounds(ABC):
     """Sequential inference: a subclass draws proposals, and trains in each round.
 
     Args:
@@ -56,7 +53,10 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         state: The state at the beginning.
     """
 
-    def __init__(self, settings: SettingsT, state: StateT):
+    _settings: Settings
+    _state: RoundState
+
+    def __init__(self, settings: Settings, state: RoundState):
         self._settings, self._state = settings, state
 
     @property
@@ -98,7 +98,7 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         content = checkpoints.read(path, self._state.KINDS)
         checkpoints.check_settings(content, self._settings.saved(self.x_o), path)
         with checkpoints.explained(path):
-            self._state = self._restored(content)
+            self._state = self._state.restored(content, self._settings)
         return self
 
     # What subclasses do
@@ -114,10 +114,6 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
     @abstractmethod
     def _weighted(self, part: LevelSimulations) -> LevelSimulations:
         """Simulations of this round with the weights of their proposals."""
-
-    @abstractmethod
-    def _restored(self, content: dict[str, Any]) -> StateT:
-        """The state in a file; raises any error if it is not valid."""
 
     # Parts of the steps
 
@@ -144,7 +140,9 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         state = replace(old, parts=[*old.parts], num_new=dict(old.num_new))
         for part in new:
             state.check(part, self._settings.prior)
-            state.append(self._weighted(part))
+            part = self._weighted(part)
+            state.parts.append(part)
+            state.num_new[part.level] = state.num_new.get(part.level, 0) + len(part)
         self._state = state
         return self
 
@@ -202,9 +200,9 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
         seed, failures = self._settings.noise_seed(index, level), proposals.failures
         limit = num if runner.max_resampling is None else runner.max_resampling
         failed_before, which = len(failures), f"simulations of round {index + 1} failed"
-        path, kept = runner.checkpoint, ""
-        if path is not None:
-            kept = f" Valid simulations are kept in {path}."
+        kept = ""
+        if runner.checkpoint is not None:
+            kept = f" Valid simulations are kept in {runner.checkpoint}."
         while True:
             tasks = proposals.tasks(level, seed, runner.batch_sizes[level])
             results = run_tasks(tasks, runner.work, runner.num_workers)
@@ -213,11 +211,6 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
                     proposals.record(task, outcome)
                     keep()
                     if len(failures) - failed_before > limit:
-                        kept = ""
-                        if runner.checkpoint is not None:
-                            kept = (
-                                f" Valid simulations are kept in {runner.checkpoint}."
-                            )
                         num_done = len(failures) + len(proposals.outputs)
                         raise RuntimeError(
                             f"{len(failures)} of {num_done} {which}, more than "
@@ -225,9 +218,9 @@ class Rounds(ABC, Generic[SettingsT, StateT]):
                             f"{failures[max(failures)]}.{kept} Fix the simulator and "
                             "call `run` again, or raise max_resampling."
                         )
-            if len(proposals.outputs) >= num:
-                break
             missing = num - len(proposals.outputs)
+            if missing <= 0:
+                break
             proposals.extend(self._drawn(missing, level, is_active=False))
         if failures:
             warnings.warn(

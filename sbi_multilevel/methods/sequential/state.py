@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from sbi_multilevel.utils.seeds import seeded
 
 
 @dataclass(eq=False)
-class RoundState:
+class RoundState(ABC):
     """Where a run stands.
 
     Args:
@@ -89,11 +90,6 @@ class RoundState:
             )
         self.x_o = x_o
 
-    def append(self, new: LevelSimulations) -> None:
-        """Store simulations that were checked."""
-        self.parts.append(new)
-        self.num_new[new.level] = self.num_new.get(new.level, 0) + len(new)
-
     def ended(self, entries: Mapping[str, Any]) -> Self:
         """The state at the beginning of the next round.
 
@@ -122,6 +118,18 @@ class RoundState:
             "num_draws": self.num_draws,
             "summary": self.summary,
         }
+
+    @abstractmethod
+    def restored(self, content: Mapping[str, Any], settings: Any) -> Self:
+        """The state in a file.
+
+        Args:
+            content: As of the method `content`; the entries have the types of `KINDS`.
+            settings: The settings of the run.
+
+        Raises:
+            ValueError: If it is not valid; others if it has another form.
+        """
 
     def filled(self, content: Mapping[str, Any], num_rounds: int, prior: Any) -> Self:
         """A state with the simulations, proposals and summary of a file.
