@@ -13,7 +13,7 @@ from sbi_multilevel.methods.sequential.acquisition import (
     importance_weights,
     propose_active,
 )
-from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.methods.sequential.state import Proposals
 from tests import test_rounds_multilevel
 from tests.test_mftsnpe import FINE, RUN, make, networks, simulate
 

@@ -84,7 +84,7 @@ import cloudpickle
 import torch
 from torch import Tensor
 
-from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.methods.sequential.state import Proposals
 from sbi_multilevel.methods.sequential.truncation import QuietPosterior
 from sbi_multilevel.simulation.arguments import Cost, costs_at
 from sbi_multilevel.utils.argument_types import check_field_types

@@ -7,7 +7,6 @@ import contextlib
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sbi_multilevel.data.simulations import Target
 from sbi_multilevel.training.network import Builder, WarmStart, start_from
-from sbi_multilevel.utils.files import expect, read_state, replacing, understood
+from sbi_multilevel.utils.files import expect, read_state, understood
 from sbi_multilevel.utils.seeds import seeded
 
 # settings that earlier versions lacked, and what they did
@@ -30,14 +29,6 @@ _EARLIER_IN_HYBRID = {"widen": False}
 # settings and values that had other names
 _RENAMED = {"recipe": "config", "num_coverage_rows": "num_coverage_simulations"}
 _RENAMED_IN_CONFIG = {"Transfer(": "TransferConfig(", "'own'": "'standardize'"}
-
-
-def write(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values; if interrupted, the file before remains."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
-        torch.save(content, unfinished)
 
 
 def read(path: str | os.PathLike, kinds: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from sbi_multilevel.methods.sequential.acquisition import (
 )
 from sbi_multilevel.methods.sequential.coverage import coverage_levels
 from sbi_multilevel.methods.sequential.fine_tuning_state import FineTuningState, sums_of
-from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.rounds import Rounds
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
+from sbi_multilevel.methods.sequential.state import Proposals
 from sbi_multilevel.methods.sequential.truncation import Region
 from sbi_multilevel.training.ensemble import train_ensemble, trainer_state
 from sbi_multilevel.utils.argument_types import check_types

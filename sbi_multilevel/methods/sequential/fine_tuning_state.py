@@ -15,9 +15,8 @@ from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.methods.npe import MFNPE
 from sbi_multilevel.methods.sequential.checkpoint import network_from
-from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
-from sbi_multilevel.methods.sequential.state import RoundState
+from sbi_multilevel.methods.sequential.state import Proposals, RoundState
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.ensemble import train_members
 from sbi_multilevel.training.network import WarmStart

@@ -107,7 +107,19 @@ class _TruncatedRounds(MultilevelRounds):
                 "one truncated prior. Use sample_with='rejection'."
             )
         config = check_config(config, self._config_type, {})
-        _check_acquisition(acquisition, config)
+        if acquisition is not None and not acquisition.correct:
+            raise ValueError(
+                f"acquisition={acquisition} gives active points no weights, but all "
+                "simulations are used as draws from one truncated prior. Use "
+                "`Acquisition(correct=True)`."
+            )
+        has_members = isinstance(config, HybridConfig) and not config.distill
+        if acquisition is not None and not has_members:
+            raise ValueError(
+                f"acquisition={acquisition} compares the members of a mixture, but "
+                "there is one network. Use `HybridTSNPE` with "
+                "`config=HybridConfig(distill=False)`."
+            )
         settings = MultilevelSettings(
             prior=prior,
             trainer_type=self._trainer_type,
@@ -119,28 +131,6 @@ class _TruncatedRounds(MultilevelRounds):
             seed=seed,
         )
         super().__init__(settings, check_observation(x_o))
-
-
-def _check_acquisition(acquisition: Acquisition | None, config: MethodConfig) -> None:
-    """Raise unless active points have weights, and there are members to compare.
-
-    Raises:
-        ValueError: If not.
-    """
-    if acquisition is None:
-        return
-    if not acquisition.correct:
-        raise ValueError(
-            f"acquisition={acquisition} gives active points no weights, but all "
-            "simulations are used as draws from one truncated prior. Use "
-            "`Acquisition(correct=True)`."
-        )
-    if not isinstance(config, HybridConfig) or config.distill:
-        raise ValueError(
-            f"acquisition={acquisition} compares the members of a mixture, but "
-            "there is one network. Use `HybridTSNPE` with "
-            "`config=HybridConfig(distill=False)`."
-        )
 
 
 class HybridTSNPE(_TruncatedRounds):

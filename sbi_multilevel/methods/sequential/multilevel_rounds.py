@@ -20,9 +20,9 @@ from sbi_multilevel.data.validation import check_level
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.acquisition import propose_active
 from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
-from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.rounds import Rounds, Runner
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings, Stream
+from sbi_multilevel.methods.sequential.state import Proposals
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.simulation.arguments import per_level, simulations_per_level
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
@@ -277,7 +277,7 @@ class MultilevelRounds(Rounds):
         # each chain starts at one of its candidates, all of which are evaluated
         options = {
             "init_strategy_parameters": {"num_candidate_samples": 1_000},
-            **(self._settings.mcmc_options or {}),
+            **self._settings.mcmc_options,
         }
         posterior = MCMCPosterior(
             parts[0], proposal=prior, theta_transform=parts[1], **options

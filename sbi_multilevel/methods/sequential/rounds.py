@@ -8,19 +8,21 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.methods.sequential import checkpoint as checkpoints
-from sbi_multilevel.methods.sequential.proposals import Proposals
 from sbi_multilevel.methods.sequential.settings import Settings
-from sbi_multilevel.methods.sequential.state import RoundState
+from sbi_multilevel.methods.sequential.state import Proposals, RoundState
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.tasks import Work
+from sbi_multilevel.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class Rounds(ABC):
         Args:
             path: The file; it is replaced as a whole.
         """
-        settings = self._settings.saved(self.x_o)
-        checkpoints.write(path, {"settings": settings, **self._state.content()})
+        path, settings = Path(path), self._settings.saved(self.x_o)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as unfinished:
+            torch.save({"settings": settings, **self._state.content()}, unfinished)
 
     def load(self, path: str | os.PathLike) -> Self:
         """Resume from a state that `save` wrote.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -162,7 +162,7 @@ class MultilevelSettings(Settings):
     """
 
     trainer_type: type[MultilevelTrainer]
-    mcmc_options: Mapping[str, Any] | None = None
+    mcmc_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # files of a run hold the weights of networks as `density_estimator` builds them

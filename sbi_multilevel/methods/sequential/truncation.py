@@ -30,7 +30,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
 from sbi_multilevel.estimators.mixture import without_prior
-from sbi_multilevel.methods.sequential.proposals import Proposals
+from sbi_multilevel.methods.sequential.state import Proposals
 from sbi_multilevel.utils.argument_types import check_field_types
 
 _LOG = logging.getLogger(__name__)
