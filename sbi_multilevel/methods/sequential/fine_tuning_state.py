@@ -14,7 +14,6 @@ from torch import Tensor
 from sbi_multilevel.data.moments import Moments
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.methods.npe import MFNPE
-from sbi_multilevel.methods.sequential.checkpoint import network_from
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Stream
 from sbi_multilevel.methods.sequential.state import Proposals, RoundState
 from sbi_multilevel.training.batches import Fold
@@ -136,8 +135,7 @@ class FineTuningState(RoundState):
         if self.networks:
             template = self.networks[0]
             build = lambda theta, x: deepcopy(template)
-        network = network_from(source, build, "theta", settings.prior, self.x_o)
-        return network.eval().cpu()
+        return settings.network_from(source, build, "theta", self.x_o).eval().cpu()
 
     def fit(
         self,

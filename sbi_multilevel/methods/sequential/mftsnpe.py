@@ -58,7 +58,6 @@ from torch import Tensor
 
 from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.checkpoint import read
 from sbi_multilevel.methods.sequential.fine_tuning_rounds import FineTuningRounds
 from sbi_multilevel.methods.sequential.rounds import Runner
 from sbi_multilevel.methods.sequential.settings import FineTuningSettings
@@ -261,7 +260,7 @@ class MFTSNPE(FineTuningRounds):
         """Load a checkpoint, unless this object is further."""
         if self._state.index == 0 and not self._state.pending:
             self.load(path)
-        elif read(path, self._state.KINDS)["counters"][1] != self._state.index:
+        elif self._read(path)["counters"][1] != self._state.index:
             raise ValueError(
                 f"checkpoint={str(path)!r} is of another round than this object. "
                 "Resume from it in a new object, or name another file."

@@ -17,7 +17,6 @@ from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS, HybridTrainer
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.checkpoint import network_from
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings
 from sbi_multilevel.methods.sequential.state import RoundState
 from sbi_multilevel.methods.sequential.truncated_prior import (
@@ -215,7 +214,7 @@ def restored(
     build, target = trainer._network_builder, trainer._target
     members, tails = [], saved["tails"]
     for weights in saved["members"]:
-        network = network_from(weights, build, target, settings.prior, x_o)
+        network = settings.network_from(weights, build, target, x_o)
         # estimators of sbi get a map of x; as they were, they can be saved again
         if set(network.state_dict()) != set(weights):
             network = without_x_map(network)

@@ -17,12 +17,11 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations
-from sbi_multilevel.methods.sequential import checkpoint as checkpoints
-from sbi_multilevel.methods.sequential.settings import Settings
+from sbi_multilevel.methods.sequential.settings import Settings, explained
 from sbi_multilevel.methods.sequential.state import Proposals, RoundState
 from sbi_multilevel.simulation.engine import run_tasks
 from sbi_multilevel.simulation.tasks import Work
-from sbi_multilevel.utils.files import replacing
+from sbi_multilevel.utils.files import expect, read_state, replacing
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,9 @@ class Rounds(ABC):
                 or holds something else; the object stays as it was then.
             OSError: If it cannot be read.
         """
-        content = checkpoints.read(path, self._state.KINDS)
-        checkpoints.check_settings(content, self._settings.saved(self.x_o), path)
-        with checkpoints.explained(path):
+        content = self._read(path)
+        self._settings.check_saved(content["settings"], self.x_o, path)
+        with explained(path):
             self._state = self._state.restored(content, self._settings)
         return self
 
@@ -120,6 +119,17 @@ class Rounds(ABC):
         """Simulations of this round with the weights of their proposals."""
 
     # Parts of the steps
+
+    def _read(self, path: str | os.PathLike) -> dict[str, Any]:
+        """The content of a file; nothing is unpickled but tensors and plain values."""
+        with explained(path):
+            content = read_state(path)
+            expect(isinstance(content, dict), f"it holds a {type(content).__name__}")
+            for name, kind in self._state.KINDS.items():
+                found = type(content.get(name, ...))  # `None` may be right
+                is_right = issubclass(found, kind)
+                expect(is_right, f"{name} is missing, or a {found.__name__}")
+            return content
 
     def _drawn(self, num: int, level: int, is_active: bool = True) -> Proposals:
         index = self._state.num_draws
