@@ -168,7 +168,7 @@ class MultilevelState(RoundState):
         prior = TruncatedPrior(self.prior.whole, (), self.prior.max_draws)
         state, estimators = self.filled(content, len(fits), settings.prior), []
         for index, saved in enumerate(fits):
-            estimators.append(restored(saved, settings, prior, state.x_o))
+            estimators.append(mixture_from(saved, settings, prior, state.x_o))
             if cuts:
                 network = parts_of(estimators[-1])
                 prior = prior.inside(Cut(network, state.x_o, *cuts[index]))
@@ -188,7 +188,7 @@ def saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
     }
 
 
-def restored(
+def mixture_from(
     saved: Mapping[str, Any],
     settings: MultilevelSettings,
     prior: TruncatedPrior,
@@ -212,14 +212,14 @@ def restored(
         config, trainer_type = config.plain_config, trainer_type._member_type  # pyright: ignore[reportAttributeAccessIssue]
     trainer = settings.trainer(trainer_type, config, prior)
     build, target = trainer._network_builder, trainer._target
-    members, tails = [], saved["tails"]
+    members = []
     for weights in saved["members"]:
         network = settings.network_from(weights, build, target, x_o)
         # estimators of sbi get a map of x; as they were, they can be saved again
         if set(network.state_dict()) != set(weights):
             network = without_x_map(network)
         members.append(network)
-    tails = None if tails is None else TailTransform(*tails)
+    tails = None if saved["tails"] is None else TailTransform(*saved["tails"])
     component = prior if saved["has_prior"] else None
     return MixtureEstimator(members, saved["weights"], target, tails, component).eval()
 
