@@ -52,9 +52,10 @@ def train_hybrid(
     components: dict[str, Component] = {}
     mixes, distillation = trainer._config.mix, None
     total = _num_networks(members)
-    with tqdm(total=total, disable=not trainer._show_progress_bars) as members.bar:
+    with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
+        members.bar = bar
         if len(simulations) > 1:
-            members.bar.set_description("Selecting level maps")
+            bar.set_description("Selecting level maps")
             steps = members.select_maps()
             components[POOLED] = members.pooled(steps[-1])
         if mixes or not steps:
@@ -110,7 +111,8 @@ def estimate_gain(
     if ALONE not in run.losses:
         return None, outputs
     total = len(folds)
-    with tqdm(total=total, disable=not trainer._show_progress_bars) as members.bar:
+    with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
+        members.bar = bar
         on_half = members.on_half()
     size = mixture_sample_size(run.losses, on_half.losses, folds, high.weights)
     return size, outputs
