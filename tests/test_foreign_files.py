@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sbi_multilevel import MFNPE, MultilevelSimulations
-from sbi_multilevel.allocation.extra_runs import ExtraRuns
+from sbi_multilevel.allocation.measuring import ExtraRuns
 from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.simulate import GrowingSimulations
 from sbi_multilevel.simulation.filling import RunOptions

@@ -8,7 +8,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 
 from sbi_multilevel import MLNLE, MLNPE, MultilevelConfig, simulate_multilevel
-from sbi_multilevel.allocation.extra_runs import ExtraRuns
+from sbi_multilevel.allocation.measuring import ExtraRuns
 from sbi_multilevel.allocation.pilot import pilot
 from sbi_multilevel.allocation.variances import (
     Measurements,

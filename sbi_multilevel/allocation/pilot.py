@@ -34,9 +34,8 @@ from typing import Any
 import numpy as np
 
 from sbi_multilevel.allocation.advice import Advice, advise
-from sbi_multilevel.allocation.extra_runs import ExtraRuns
 from sbi_multilevel.allocation.measuring import Measuring
-from sbi_multilevel.allocation.optimal import allocate, check_costs, simulation_costs
+from sbi_multilevel.allocation.optimal import allocate, simulation_costs
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.allocation.variances import Measurements, Method, Triangle
 from sbi_multilevel.data.simulations import MultilevelSimulations
@@ -229,8 +228,10 @@ def pilot(
     )
     check_numbers("num_simulations", num_simulations, len(simulators))
     growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
-    measuring = Measuring(growing, inference, method, num_folds, train_options or {})
-    return run_pilot(growing, num_simulations, measuring)[0]
+    measuring = Measuring(
+        growing, num_simulations, inference, method, num_folds, train_options or {}
+    )
+    return estimated(measuring, measuring.num_simulations)
 
 
 def check_numbers(name: str, num_simulations: Sequence[int], num_levels: int) -> None:
@@ -243,29 +244,14 @@ def check_numbers(name: str, num_simulations: Sequence[int], num_levels: int) ->
         )
 
 
-def simulate_at_cost(
-    growing: GrowingSimulations, num_simulations: Sequence[int]
-) -> tuple[MultilevelSimulations, tuple[float, ...]]:
-    """Simulations, and the cost of a run of each simulator, which must be known."""
-    simulations = growing.simulate(num_simulations)
-    if simulations.costs is None:
-        raise ValueError(
-            "costs is None and the cost of some level is unknown: the store holds "
-            "simulations that were recorded without it. Pass costs, one number per "
-            "level."
-        )
-    return simulations, simulations.costs
-
-
-def run_pilot(
-    growing: GrowingSimulations, num_simulations: Sequence[int], measuring: Measuring
-) -> tuple[Pilot, ExtraRuns]:
-    """The pilot on simulations that may grow later, and its extra runs."""
-    counts = tuple(int(n) for n in num_simulations)
-    simulations, costs = simulate_at_cost(growing, counts)
-    check_costs(costs)
-    extra = ExtraRuns(growing, simulations, counts)
-    cost = float(np.dot(simulation_costs(costs), counts))
-    cost += measuring.extra_cost(counts, costs)
-    measured = measuring.measure(simulations, extra)
-    return Pilot(simulations, counts, costs, cost, measured), extra
+def estimated(
+    measuring: Measuring,
+    num_simulations: tuple[int, ...],
+    known: Measurements | None = None,
+) -> Pilot:
+    """Simulations with cost and measurements, which are made unless they are known."""
+    simulations, costs = measuring.simulate(num_simulations)
+    cost = measuring.cost(num_simulations, costs)
+    if known is None:
+        known = measuring.measure(simulations)
+    return Pilot(simulations, num_simulations, costs, cost, known)

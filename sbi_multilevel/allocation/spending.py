@@ -19,22 +19,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sbi_multilevel.allocation.advice import Advice
-from sbi_multilevel.allocation.extra_runs import digest
-from sbi_multilevel.allocation.measuring import Measuring
-from sbi_multilevel.allocation.optimal import allocate, check_budget, simulation_costs
-from sbi_multilevel.allocation.pilot import (
-    Pilot,
-    check_numbers,
-    run_pilot,
-    simulate_at_cost,
-)
+from sbi_multilevel.allocation.measuring import Measuring, digest
+from sbi_multilevel.allocation.optimal import allocate, check_budget
+from sbi_multilevel.allocation.pilot import Pilot, check_numbers, estimated
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.allocation.step_log import SpendingLog, SpendingStep
 from sbi_multilevel.allocation.variances import Method
@@ -177,109 +171,85 @@ def simulate_budget(
     )
     check_numbers("pilot_simulations", pilot_simulations, len(simulators))
     growing = GrowingSimulations(tuple(simulators), prior, noise, seed, store, options)
-    measuring = Measuring(growing, inference, method, num_folds, train_options or {})
-    result = _Spending(growing, measuring, budget, tuple(pilot_simulations)).run()
+    measuring = Measuring(
+        growing, pilot_simulations, inference, method, num_folds, train_options or {}
+    )
+    result = _spend(measuring, budget)
     if result.advice.warning is not None:
         warnings.warn(result.advice.warning, stacklevel=2)
     return result
 
 
-class _Spending:
-    """The state of spending a budget."""
-
-    def __init__(
-        self,
-        growing: GrowingSimulations,
-        measuring: Measuring,
-        budget: float,
-        pilot_simulations: tuple[int, ...],
-    ):
-        self._growing, self._measuring, self._budget = growing, measuring, budget
-        self._pilot_simulations = pilot_simulations
-        self._existing = growing.existing()
-
-    def run(self) -> BudgetedSimulations:
-        """Run the pilot, then each step."""
-        self._check_budget_covers_pilot()
-        pilot, extra = run_pilot(
-            self._growing, self._pilot_simulations, self._measuring
-        )
-        log = self._log(pilot)
-        estimates, counts, steps = pilot, self._pilot_simulations, list[SpendingStep]()
-        is_given = self._growing.options.costs is not None
-        shares = _SHARES_GIVEN if is_given else _SHARES_MEASURED
-        for index, share in enumerate(shares):
-            step = log.step(index) or self._next(estimates, counts, share)
-            if step is None:
-                break
-            log.write(index, step)
-            counts = step.num_simulations
-            simulations, costs = simulate_at_cost(self._growing, counts)
-            steps.append(step)
-            estimates = replace(
-                estimates,
-                simulations=simulations,
-                num_simulations=counts,
-                costs=costs,
-                cost=self._cost(counts, costs),
-            )
-            if index == 0 and self._measuring.method == "loss":
-                measured = self._measuring.measure(simulations, extra)
-                estimates = replace(estimates, measurements=measured)
-        return BudgetedSimulations(
-            estimates.simulations,
-            counts,
-            self._budget,
-            estimates.cost,
-            pilot,
-            estimates,
-            tuple(steps),
-            estimates.advise(self._budget),
-        )
-
-    def _next(
-        self, estimates: Pilot, counts: tuple[int, ...], share: float
-    ) -> SpendingStep | None:
-        """The numbers for a share of the remaining budget; `None` if it is spent."""
+def _spend(measuring: Measuring, budget: float) -> BudgetedSimulations:
+    """Run the pilot, then each step."""
+    existing = measuring.growing.existing()
+    _check_budget_covers_pilot(measuring, budget)
+    pilot = estimates = estimated(measuring, measuring.num_simulations)
+    log, steps = _log(measuring, budget, pilot), list[SpendingStep]()
+    is_given = measuring.growing.options.costs is not None
+    for index, share in enumerate(_SHARES_GIVEN if is_given else _SHARES_MEASURED):
         # the store may hold simulations that this run did not request
-        least = tuple(np.maximum(counts, self._existing).tolist())
-        spent = self._cost(least, estimates.costs)
-        affordable = spent + share * (self._budget - spent)
-        if spent >= self._budget and least == counts:
-            return None
-        extra = self._measuring.extra_cost(self._pilot_simulations, estimates.costs)
-        numbers = least
-        if affordable > spent:
-            numbers = allocate(
-                estimates.costs, estimates.variances, affordable - extra, least
-            )
-        return SpendingStep(numbers, estimates.costs, estimates.variances)
+        least = tuple(np.maximum(estimates.num_simulations, existing).tolist())
+        step = log.step(index) or _next(measuring, budget, estimates, least, share)
+        if step is None:
+            break
+        log.write(index, step)
+        steps.append(step)
+        again = index == 0 and measuring.method == "loss"
+        known = None if again else estimates.measurements
+        estimates = estimated(measuring, step.num_simulations, known)
+    return BudgetedSimulations(
+        estimates.simulations,
+        estimates.num_simulations,
+        budget,
+        estimates.cost,
+        pilot,
+        estimates,
+        tuple(steps),
+        estimates.advise(budget),
+    )
 
-    def _cost(self, counts: Sequence[int], costs: Sequence[float]) -> float:
-        extra = self._measuring.extra_cost(self._pilot_simulations, costs)
-        return extra + float(np.dot(simulation_costs(costs), counts))
 
-    def _log(self, pilot: Pilot) -> SpendingLog:
-        """The log of earlier runs with the same arguments."""
-        store, costs = self._growing.store, self._growing.options.costs
-        path = None if store is None else Path(f"{os.fspath(store)}.budget.json")
-        key = {
-            "budget": self._budget,
-            "method": self._measuring.method,
-            "costs": None if costs is None else list(costs),
-            "pilot": digest(pilot.simulations),
-        }
-        return SpendingLog(path, key)
+def _next(
+    measuring: Measuring,
+    budget: float,
+    estimates: Pilot,
+    least: tuple[int, ...],
+    share: float,
+) -> SpendingStep | None:
+    """The numbers for a share of the remaining budget; `None` if it is spent."""
+    costs, variances = estimates.costs, estimates.variances
+    spent = measuring.cost(least, costs)
+    if spent >= budget:
+        is_known = least == estimates.num_simulations
+        return None if is_known else SpendingStep(least, costs, variances)
+    affordable = spent + share * (budget - spent) - measuring.extra_cost(costs)
+    numbers = allocate(costs, variances, affordable, least)
+    return SpendingStep(numbers, costs, variances)
 
-    def _check_budget_covers_pilot(self) -> None:
-        costs = self._growing.options.costs
-        if costs is None:
-            few = tuple(min(_NUM_TIMED, n) for n in self._pilot_simulations)
-            _, costs = simulate_at_cost(self._growing, few)
-        needed = self._cost(self._pilot_simulations, costs)
-        if needed > self._budget:
-            raise ValueError(
-                f"budget={self._budget:.6g} is below the cost of the pilot: "
-                f"pilot_simulations={self._pilot_simulations} cost {needed:.6g}, "
-                "including extra runs. Raise the budget, or use fewer simulations."
-            )
+
+def _log(measuring: Measuring, budget: float, pilot: Pilot) -> SpendingLog:
+    """The log of earlier runs with the same arguments."""
+    store, costs = measuring.growing.store, measuring.growing.options.costs
+    path = None if store is None else Path(f"{os.fspath(store)}.budget.json")
+    key = {
+        "budget": budget,
+        "method": measuring.method,
+        "costs": None if costs is None else list(costs),
+        "pilot": digest(pilot.simulations),
+    }
+    return SpendingLog(path, key)
+
+
+def _check_budget_covers_pilot(measuring: Measuring, budget: float) -> None:
+    costs = measuring.growing.options.costs
+    if costs is None:
+        few = tuple(min(_NUM_TIMED, n) for n in measuring.num_simulations)
+        _, costs = measuring.simulate(few)
+    needed = measuring.cost(measuring.num_simulations, costs)
+    if needed > budget:
+        raise ValueError(
+            f"budget={budget:.6g} is below the cost of the pilot: "
+            f"pilot_simulations={measuring.num_simulations} cost {needed:.6g}, "
+            "including extra runs. Raise the budget, or use fewer simulations."
+        )
