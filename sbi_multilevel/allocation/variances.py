@@ -44,8 +44,9 @@ inference*, NeurIPS 2025, arXiv:2506.06087, Theorem 1 and equation 5; Giles (201
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -61,20 +62,19 @@ def loss_variance(differences: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.var(differences, axis=axis, ddof=1)
 
 
-def norm_bound(
-    difference: np.ndarray, fine: np.ndarray, coarse: np.ndarray, axis: int = -1
-) -> np.ndarray:
+def norm_bound(*norms: np.ndarray, axis: int = -1) -> np.ndarray:
     r"""Bound of a variance, up to a constant (see the module).
 
-    The arguments are :math:`\|G\|^4 + \|\nabla G\|^4` of each simulation.
+    Args:
+        norms: :math:`\|G\|^4 + \|\nabla G\|^4` of each simulation: of the difference
+            of two levels, the higher one and the lower one; or of one level alone.
+        axis: The axis of simulations.
     """
-    norms = [np.sqrt(np.mean(a, axis=axis)) for a in (difference, fine, coarse)]
-    return norms[0] * (1 + norms[1] + norms[2])
-
-
-def norm_bound_alone(norms: np.ndarray, axis: int = -1) -> np.ndarray:
-    r"""Bound :math:`1 + \|G\|_{1,4}^4` of a level alone."""
-    return 1 + np.mean(norms, axis=axis)
+    means = [np.mean(each, axis=axis) for each in norms]
+    if len(means) == 1:
+        return 1 + means[0]
+    difference, fine, coarse = map(np.sqrt, means)
+    return difference * (1 + fine + coarse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +98,11 @@ class Measurements:
         They use all simulations of each level, or those of indices `chosen`.
         """
 
-        def estimate(*pair: int) -> float:
-            return float(self._statistic(pair)(*self._pooled(pair, chosen)))
-
         return tuple(
-            tuple(estimate(high, low) for low in range(high + 1))
+            tuple(
+                float(self._statistic(*self._pooled((high, low), chosen)))
+                for low in range(high + 1)
+            )
             for high in range(len(self.tables))
         )
 
@@ -125,7 +125,7 @@ class Measurements:
         columns = self._pooled(pair, None)
         result = stats.bootstrap(
             tuple(columns),
-            self._statistic(pair),
+            self._statistic,
             paired=True,
             vectorized=True,
             n_resamples=_NUM_RESAMPLES,
@@ -137,10 +137,9 @@ class Measurements:
         low, high = result.confidence_interval
         return float(low), float(high)
 
-    def _statistic(self, pair: tuple[int, int]):
-        if self.method == "loss":
-            return loss_variance
-        return norm_bound_alone if pair[0] == pair[1] else norm_bound
+    @property
+    def _statistic(self) -> Callable[..., np.ndarray]:
+        return loss_variance if self.method == "loss" else norm_bound
 
     def _pooled(
         self, pair: tuple[int, int], chosen: Sequence[np.ndarray] | None
@@ -183,8 +182,7 @@ def _centred(values: np.ndarray, fits: np.ndarray) -> np.ndarray:
     centred = values.copy()
     names = np.unique(fits)
     for name in names:
-        of_fit = fits == name
-        centred[of_fit] -= np.nanmean(values[of_fit])
+        centred[fits == name] -= np.nanmean(values[fits == name])
     known = np.isfinite(values).sum()
     return centred * np.sqrt((known - 1) / (known - len(names)))
 
@@ -199,21 +197,18 @@ def norm_measurements(
             of shape `(n_m, d)`, in common units of order one.
         derivatives: Their derivatives along a random direction, of the same shapes.
     """
-
-    def power(level: int, high: int, low: int | None) -> np.ndarray:
-        total = np.zeros(len(outputs[level][high]))
-        for table in (outputs[level], derivatives[level]):
-            x = table[high] if low is None else table[high] - table[low]
-            total = total + (x**2).sum(axis=1) ** 2
-        return total
-
     tables = []
-    for level in range(len(outputs)):
-        alone = [power(level, high, None) for high in range(level + 1)]
-        pairs = {(high, high): alone[high][np.newaxis] for high in range(level + 1)}
-        for high in range(level + 1):
-            for low in range(high):
-                columns = power(level, high, low), alone[high], alone[low]
-                pairs[high, low] = np.stack(columns)
+    for x, slopes in zip(outputs, derivatives):
+        alone = [_fourth_powers(*sides) for sides in zip(x, slopes)]
+        pairs = {(high, high): norms[np.newaxis] for high, norms in enumerate(alone)}
+        for low, high in combinations(range(len(x)), 2):
+            changes = (side[high] - side[low] for side in (x, slopes))
+            columns = _fourth_powers(*changes), alone[high], alone[low]
+            pairs[high, low] = np.stack(columns)
         tables.append(pairs)
     return Measurements(tuple(tables), "norm")
+
+
+def _fourth_powers(x: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Sum of the fourth powers of the norms, shape `(n,)`."""
+    return (x**2).sum(axis=1) ** 2 + (slope**2).sum(axis=1) ** 2
