@@ -68,9 +68,8 @@ class Plan:
     @property
     def error_variance(self) -> float:
         r"""Least variance of the loss, :math:`(\sum_l \sqrt{V_l c_l})^2 / B`."""
-        return float(np.sqrt(np.multiply(self.variances, self.costs)).sum() ** 2) / (
-            self.budget
-        )
+        total = np.sqrt(np.multiply(self.variances, self.costs)).sum()
+        return float(total**2) / self.budget
 
 
 @dataclass(frozen=True)
@@ -118,36 +117,34 @@ class Advice:
     @property
     def warning(self) -> str | None:
         """Which levels to leave out, as text; `None` if none, or if it is uncertain."""
-        is_certain = self.support is None or self.support >= _MIN_SUPPORT
-        return self._text() if is_certain and self.loss > _MIN_LOSS else None
+        return self.verdict if self._is_certain and self.loss > _MIN_LOSS else None
 
     @property
     def verdict(self) -> str:
         """The warning, or a statement that there is none."""
         if self.loss <= _MIN_LOSS:
             return "All levels are useful."
-        if self.warning is not None:
-            return self.warning
-        return f"Uncertain, use more pilot simulations: {self._text()}"
-
-    def _text(self) -> str:
-        top = self.full.levels[-1]
-        dropped = sorted(set(self.full.levels) - set(self.best.levels))
+        doubt = "" if self._is_certain else "Uncertain, use more pilot simulations: "
         support = self.support
-        sure = "" if support is None else f" ({support:.0%} of resamples agree)"
+        agreed = "" if support is None else f" ({support:.0%} of resamples agree)"
+        less = f"a variance {self.loss:.2g} times smaller than all levels"
         if self.best == self.plain:
             affordable = int(self.budget // self.plain.costs[0])
             return (
-                f"Plain high-fidelity simulation is best{sure}: at equal cost, "
-                f"{affordable} simulations of level {top} alone estimate the loss with "
-                f"a variance {self.loss:.2g} times smaller than all levels together."
+                f"{doubt}Plain high-fidelity simulation is best{agreed}: at equal "
+                f"cost, {affordable} simulations of level {self.plain.levels[0]} alone "
+                f"estimate the loss with {less} together."
             )
-        plural = len(dropped) > 1
+        dropped = sorted(set(self.full.levels) - set(self.best.levels))
+        subject = "Levels {} are" if len(dropped) > 1 else "Level {} is"
         return (
-            f"Level{'s' * plural} {_names(dropped)} {'are' if plural else 'is'} not "
-            f"useful{sure}: at equal cost, levels {_names(self.best.levels)} estimate "
-            f"the loss with a variance {self.loss:.2g} times smaller than all levels."
+            f"{doubt}{subject.format(_names(dropped))} not useful{agreed}: at equal "
+            f"cost, levels {_names(self.best.levels)} estimate the loss with {less}."
         )
+
+    @property
+    def _is_certain(self) -> bool:
+        return self.support is None or self.support >= _MIN_SUPPORT
 
     @property
     def budget(self) -> float:

@@ -199,13 +199,10 @@ def check_variances(
 
 def _checked_minimum(minimum: int | Sequence[int], num_levels: int) -> np.ndarray:
     given = np.asarray(minimum)
-    if given.shape in ((), (num_levels,)):
-        least = np.broadcast_to(given, (num_levels,))
-    else:
-        least = np.zeros(num_levels)  # refused below
-    if not np.issubdtype(least.dtype, np.integer) or least.min() < 1:
+    is_integer = np.issubdtype(given.dtype, np.integer)
+    if not is_integer or given.shape not in ((), (num_levels,)) or given.min() < 1:
         raise ValueError(
             f"minimum must be an integer >= 1, or one for each of {num_levels} levels, "
             f"but is {minimum}."
         )
-    return np.array(least)
+    return np.full(num_levels, given)
