@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from sbi_multilevel.plots.hybrid import plot_hybrid
-from sbi_multilevel.plots.style import (
-    NEUTRAL,
-    color,
-    finish_epochs,
-    plain_log_ticks,
-    scale_losses,
-)
+from sbi_multilevel.plots.style import NEUTRAL, color, despine, plain_log_ticks
 from sbi_multilevel.training.history import (
     TrainingRun,
     curve,
@@ -25,6 +20,7 @@ from sbi_multilevel.training.history import (
     training_runs,
 )
 
+_MAX_LINEAR = 1_000.0  # largest loss on a linear axis, in nats
 _WIDTH, _FIRST_HEIGHT, _HEIGHT = 8.0, 3.0, 1.8  # inches
 
 
@@ -87,40 +83,30 @@ def plot_training(
     if ax is not None:
         _plot_losses(ax, summary, runs)
         return ax.figure, np.array([ax])
-    panels = _panels(summary, runs)
-    heights = [_FIRST_HEIGHT, *[_HEIGHT] * (len(panels) - 1)]
+    shown = {
+        _plot_levels: any(len(run.levels) > 1 for run in runs),
+        _plot_norms: "gradient_norm" in summary,
+        _plot_angles: "gradient_cosine" in summary,
+        _plot_sample_size: "effective_sample_size" in summary,
+    }
+    panels = [panel for panel, is_shown in shown.items() if is_shown]
+    heights = [_FIRST_HEIGHT, *[_HEIGHT] * len(panels)]
     figure, axes = plt.subplots(
-        len(panels),
+        len(heights),
         sharex=True,
         squeeze=False,
         figsize=figsize or (_WIDTH, sum(heights) + 0.4),
         height_ratios=heights,
         layout="constrained",
     )
-    for axis, panel in zip(axes[:, 0], panels):
-        panel(axis, summary, runs)
+    _plot_losses(axes[0, 0], summary, runs)
+    for axis, panel in zip(axes[1:, 0], panels):
+        panel(axis, summary)
+    for axis in axes[:-1, 0]:
         axis.set_xlabel("")
-    axes[-1, 0].set_xlabel("epoch")
     if title is not None:
         figure.suptitle(title)
     return figure, axes[:, 0]
-
-
-Panel = Callable[[Axes, Mapping[str, Any], Sequence[TrainingRun]], None]
-
-
-def _panels(summary: Mapping[str, Any], runs: Sequence[TrainingRun]) -> list[Panel]:
-    """The panels for which the summary has values."""
-    panels: list[Panel] = [_plot_losses]
-    if any(len(run.levels) > 1 for run in runs):
-        panels.append(_plot_levels)
-    if "gradient_norm" in summary:
-        panels.append(_plot_norms)
-    if "gradient_cosine" in summary:
-        panels.append(_plot_angles)
-    if "effective_sample_size" in summary:
-        panels.append(_plot_sample_size)
-    return panels
 
 
 def _plot_losses(
@@ -130,21 +116,17 @@ def _plot_losses(
     levels = _levels(summary)
     for index, run in enumerate(runs):
         alone = run.levels[0] if len(run.levels) == 1 and len(levels) > 1 else None
-        line = dict(color="black" if alone is None else color(alone), linewidth=1.3)
+        line = {"color": "black" if alone is None else color(alone), "lw": 1.3}
         labels = [None] * 3 if index else ["training", "validation", "kept weights"]
         axes.plot(run.epochs, run.training_loss, label=labels[0], **line)
-        axes.plot(
-            run.epochs, run.validation_loss, linestyle="--", label=labels[1], **line
-        )
+        axes.plot(run.epochs, run.validation_loss, "--", label=labels[1], **line)
         low, high = (run.validation_loss + s * run.validation_error for s in (-1, 1))
         axes.fill_between(run.epochs, low, high, color=line["color"], alpha=0.15, lw=0)
         if run.best_epoch is not None:
             axes.axvline(run.best_epoch, color=NEUTRAL, linestyle=":", label=labels[2])
-    scale_losses(
-        axes, [y for run in runs for y in (run.training_loss, run.validation_loss)]
-    )
+    _scale_losses(axes)
     _mark_stages(axes, runs)
-    finish_epochs(axes, "loss [nats]")
+    _finish(axes, "loss [nats]")
     legend = axes.get_legend()
     assert legend is not None
     plt.setp(legend.legend_handles[:2], color="black")  # colors denote levels
@@ -159,7 +141,7 @@ def _plot_members(
             "inference.hybrid_summary has no losses of members. Train again, or omit "
             "ax to plot the summary."
         )
-    shown, named = [], set()
+    named = set()
     for index, (component, members) in enumerate(components.items()):
         for member, runs in members.items():
             is_start = member.startswith("start")  # pre-trained
@@ -169,13 +151,12 @@ def _plot_members(
                 label = None if name in named else name
                 named.add(name)
                 _plot_run(axes, run, shade, label)
-                shown += [run.training_loss, run.validation_loss]
     black = {"color": "black", "linewidth": 1.0}
     axes.plot([], [], label="training", **black)
     axes.plot([], [], "--", label="validation", **black)
     axes.plot([], [], "ko", markersize=4, label="kept weights")
-    scale_losses(axes, shown)
-    finish_epochs(axes, "loss [nats]")
+    _scale_losses(axes)
+    _finish(axes, "loss [nats]")
 
 
 def _plot_run(axes: Axes, run: TrainingRun, shade: str, label: str | None) -> None:
@@ -188,58 +169,58 @@ def _plot_run(axes: Axes, run: TrainingRun, shade: str, label: str | None) -> No
         axes.plot(best, kept, "o", color=shade, markersize=4)
 
 
-def _plot_levels(
-    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
-) -> None:
+def _plot_levels(axes: Axes, summary: Mapping[str, Any]) -> None:
     """Contribution of each level to the loss."""
-    shown = []
     for level in _levels(summary):
-        name = f"level {level}"
-        for kind, style in (("training", "-"), ("validation", "--")):
-            epochs, values = curve(summary, f"{kind}_loss_level_{level}")
-            label = name if kind == "training" else None
-            axes.plot(epochs, values, style, color=color(level), lw=1.2, label=label)
-            shown.append(values)
-    scale_losses(axes, shown)
-    finish_epochs(axes, "loss by level\n[nats]")
+        name, shade = f"level {level}", color(level)
+        _draw(axes, summary, f"training_loss_level_{level}", name, shade)
+        _draw(axes, summary, f"validation_loss_level_{level}", None, shade, "--")
+    _scale_losses(axes)
+    _finish(axes, "loss by level\n[nats]")
 
 
-def _plot_norms(
-    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
-) -> None:
+def _plot_norms(axes: Axes, summary: Mapping[str, Any]) -> None:
     """Norms of the gradients of the step and of each level."""
-    axes.plot(*curve(summary, "gradient_norm"), color="black", lw=1.2, label="step")
-    for level in _levels(summary):
-        if f"gradient_norm_level_{level}" in summary:
-            points = curve(summary, f"gradient_norm_level_{level}")
-            name = f"level {level}"
-            axes.plot(*points, color=color(level), lw=1.2, label=name)
+    _draw(axes, summary, "gradient_norm", "step")
+    _draw_levels(axes, summary, "gradient_norm", "level {}")
     _spread(axes)
-    finish_epochs(axes, "gradient norm")
+    _finish(axes, "gradient norm")
 
 
-def _plot_angles(
-    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
-) -> None:
+def _plot_angles(axes: Axes, summary: Mapping[str, Any]) -> None:
     """Cosine of base and correction, and control-variate coefficients."""
-    cosine = curve(summary, "gradient_cosine")
-    axes.plot(*cosine, color="black", lw=1.2, label="cosine of base\nand correction")
-    for level in _levels(summary):
-        if f"control_variate_level_{level}" in summary:
-            points = curve(summary, f"control_variate_level_{level}")
-            axes.plot(*points, color=color(level), lw=1.2, label=f"$\\beta_{level}$")
+    _draw(axes, summary, "gradient_cosine", "cosine of base\nand correction")
+    _draw_levels(axes, summary, "control_variate", "$\\beta_{}$")
     for value in (0.0, 1.0):
         axes.axhline(value, color=NEUTRAL, lw=0.6, zorder=0)
-    finish_epochs(axes, "cosine, $\\beta$")
+    _finish(axes, "cosine, $\\beta$")
 
 
-def _plot_sample_size(
-    axes: Axes, summary: Mapping[str, Any], runs: Sequence[TrainingRun]
-) -> None:
+def _plot_sample_size(axes: Axes, summary: Mapping[str, Any]) -> None:
     """Effective sample size of a batch."""
-    axes.plot(*curve(summary, "effective_sample_size"), color="black", lw=1.2)
+    _draw(axes, summary, "effective_sample_size")
     _spread(axes)
-    finish_epochs(axes, "effective sample\nsize of a batch")
+    _finish(axes, "effective sample\nsize of a batch")
+
+
+def _draw(
+    axes: Axes,
+    summary: Mapping[str, Any],
+    key: str,
+    label: str | None = None,
+    shade: str = "black",
+    style: str = "-",
+) -> None:
+    """Draw the values of a list of the summary over epochs."""
+    axes.plot(*curve(summary, key), style, color=shade, lw=1.2, label=label)
+
+
+def _draw_levels(axes: Axes, summary: Mapping[str, Any], key: str, label: str) -> None:
+    """Draw a curve for each level that has one."""
+    for level in _levels(summary):
+        name = f"{key}_level_{level}"
+        if name in summary:
+            _draw(axes, summary, name, label.format(level), color(level))
 
 
 def _levels(summary: Mapping[str, Any]) -> list[int]:
@@ -247,16 +228,39 @@ def _levels(summary: Mapping[str, Any]) -> list[int]:
     return sorted(int(key[len(prefix) :]) for key in summary if key.startswith(prefix))
 
 
+def _scale_losses(axes: Axes) -> None:
+    """Use a symmetric logarithmic axis if losses are very large."""
+    if np.abs(_finite(axes)).max(initial=0.0) > _MAX_LINEAR:
+        axes.set_yscale("symlog", linthresh=10.0)
+
+
 def _spread(axes: Axes) -> None:
     """Use a logarithmic axis if positive values span more than a decade."""
-    values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = _finite(axes)
+    values = values[values > 0]
     ratio = values.max() / values.min() if len(values) else 1.0
     if ratio > 10:
         axes.set_yscale("log")
         plain_log_ticks(axes.yaxis, (1, 2, 5) if ratio < 100 else (1,))
     else:
         axes.set_ylim(bottom=0)
+
+
+def _finite(axes: Axes) -> np.ndarray:
+    """The finite values of all curves."""
+    values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
+    return values[np.isfinite(values)]
+
+
+def _finish(axes: Axes, label: str) -> None:
+    """Set labels, ticks and legend of curves over epochs."""
+    axes.set_ylabel(label)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    despine(axes)
+    if axes.get_legend_handles_labels()[0]:
+        beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        axes.legend(**beside, frameon=False, fontsize="small")
 
 
 def _mark_stages(axes: Axes, runs: Sequence[TrainingRun]) -> None:
