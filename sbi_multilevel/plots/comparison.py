@@ -83,23 +83,46 @@ def compare(
     }
     first, reference = next(iter(samples.items()))
     dim = reference.shape[1]
-    for name, each in samples.items():
-        _check_size(f"posteriors[{name!r}]", each.shape[1], dim, first)
-    for name, value in (("labels", labels), ("limits", limits)):
-        if value is not None:
-            _check_size(name, len(value), dim, first)
-    point = None if truth is None else np.asarray(truth, dtype=float).reshape(1, -1)
-    if point is not None:
-        _check_size("truth", point.shape[1], dim, first)
+    point = None if truth is None else np.asarray(truth, dtype=float).reshape(-1)
+    others = {"labels": labels, "limits": limits, "truth": point}
+    sizes = {f"posteriors[{name!r}]": each.shape[1] for name, each in samples.items()}
+    sizes |= {name: len(each) for name, each in others.items() if each is not None}
+    for name, size in sizes.items():
+        if size != dim:
+            raise ValueError(
+                f"{name} has {size} parameters, but posteriors[{first!r}] has {dim}. "
+                "Pass the same parameters in all arguments."
+            )
     figure, grid = _grid(axes, dim, figsize)
+    lines = [
+        {"color": color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
+        for i in range(len(samples))
+    ]
+    contours = [
+        {"colors": [line["color"]], "linestyles": line["linestyle"]} for line in lines
+    ]
     pairplot(
         list(samples.values()),
-        points=None if point is None else [point],
+        points=None if point is None else [point[np.newaxis]],
         limits=None if limits is None else torch.as_tensor(limits),
         labels=None if labels is None else list(labels),
         diag="kde",
         upper="contour",
-        **_plot_options(list(samples), title),
+        diag_kwargs=[{"bins": _RESOLUTION, "mpl_kwargs": line} for line in lines],
+        upper_kwargs=[
+            {"bins": _RESOLUTION, "levels": list(_CONTOURS), "mpl_kwargs": contour}
+            for contour in contours
+        ],
+        fig_kwargs=FigOptions(
+            legend=True,
+            legend_kwargs={"fontsize": "medium"},
+            samples_labels=list(samples),
+            points_labels=["truth"],
+            points_colors=["black"],
+            points_diag={"linestyle": "--", "linewidth": 1},
+            points_offdiag={"marker": "+", "markersize": 12, "markeredgewidth": 1.5},
+            title=title,
+        ),
         # sbi sets title and margins of the figure, also of one that was passed
         fig=figure if axes is None else Figure(),
         axes=_Single(grid[0, 0]) if dim == 1 else grid,  # pyright: ignore
@@ -108,35 +131,6 @@ def compare(
         grid[-1, 0].set_xlabel("")
         grid[-1, 0].patch.set_visible(False)
     return figure, grid
-
-
-def _plot_options(names: list[str], title: str | None) -> dict[str, Any]:
-    """Arguments of `pairplot` for colors, lines and the legend."""
-    lines = [
-        {"color": color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
-        for i in range(len(names))
-    ]
-    options = FigOptions(
-        legend=True,
-        legend_kwargs={"fontsize": "medium"},
-        samples_labels=names,
-        points_labels=["truth"],
-        points_colors=["black"],
-        points_diag={"linestyle": "--", "linewidth": 1},
-        points_offdiag={"marker": "+", "markersize": 12, "markeredgewidth": 1.5},
-        title=title,
-    )
-    contours = [
-        {"colors": [line["color"]], "linestyles": line["linestyle"]} for line in lines
-    ]
-    grid = {"bins": _RESOLUTION}
-    return {
-        "diag_kwargs": [{**grid, "mpl_kwargs": line} for line in lines],
-        "upper_kwargs": [
-            {**grid, "levels": list(_CONTOURS), "mpl_kwargs": line} for line in contours
-        ],
-        "fig_kwargs": options,
-    }
 
 
 @dataclass(frozen=True)
@@ -181,11 +175,3 @@ def _samples(
             "shape (n, d_theta). Pass a posterior of sbi, or `samples.flatten(0, -2)`."
         )
     return samples
-
-
-def _check_size(name: str, found: int, dim: int, first: str) -> None:
-    if found != dim:
-        raise ValueError(
-            f"{name} has {found} parameters, but posteriors[{first!r}] has {dim}. Pass "
-            "the same parameters in all arguments."
-        )
