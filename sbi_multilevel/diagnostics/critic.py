@@ -59,18 +59,10 @@ class Critic(nn.Module):
         y: Paired training data, shape `(n, d_y)`, standardized likewise.
     """
 
-    scale: Tensor
-    ceiling: Tensor
-    cross: Tensor
-    square_x: Tensor
-    square_y: Tensor
-
     def __init__(self, x: Tensor, y: Tensor):
         super().__init__()
-        self.register_buffer("scale", torch.tensor(1.0))
-        self.register_buffer("ceiling", torch.tensor(math.inf))
-        for name, value in _gaussian_ratio(x, y).items():
-            self.register_buffer(name, value)
+        self.scale, self.ceiling = torch.tensor(1.0), torch.tensor(math.inf)
+        self.cross, self.square_x, self.square_y = _gaussian_ratio(x, y)
         self.of_x, self.of_y = (_network(side.shape[1]) for side in (x, y))
         with torch.no_grad():  # f stays random, else the gradient of f . g is 0
             last_x, last_y = self.of_x[-1], self.of_y[-1]
@@ -98,20 +90,21 @@ def _network(dim: int) -> nn.Sequential:
     )
 
 
-def _gaussian_ratio(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Matrices of the log density ratio of a normal distribution, up to a constant."""
+def _gaussian_ratio(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices of the log density ratio of a normal distribution, up to a constant.
+
+    For products of x and y, of x alone, and of y alone.
+    """
     dim = x.shape[1]
     pairs = torch.cat((x, y), dim=1).double().numpy()
     covariance = torch.from_numpy(LedoitWolf().fit(pairs).covariance_)
     precision = torch.linalg.inv(covariance)
     alone_x = torch.linalg.inv(covariance[:dim, :dim])
     alone_y = torch.linalg.inv(covariance[dim:, dim:])
-    matrices = {
-        "cross": -precision[:dim, dim:],
-        "square_x": -(precision[:dim, :dim] - alone_x) / 2,
-        "square_y": -(precision[dim:, dim:] - alone_y) / 2,
-    }
-    return {name: matrix.float() for name, matrix in matrices.items()}
+    cross = -precision[:dim, dim:]
+    square_x = -(precision[:dim, :dim] - alone_x) / 2
+    square_y = -(precision[dim:, dim:] - alone_y) / 2
+    return cross.float(), square_x.float(), square_y.float()
 
 
 def off_diagonal(table: Tensor) -> Tensor:
@@ -119,8 +112,9 @@ def off_diagonal(table: Tensor) -> Tensor:
     return table[~torch.eye(len(table), dtype=torch.bool)]
 
 
-def log_mean_exp(values: Tensor) -> Tensor:
-    """Logarithm of the mean of exponentials."""
+def log_mean_unpaired(table: Tensor) -> Tensor:
+    """Logarithm of the mean of :math:`e^T` over unpaired combinations."""
+    values = off_diagonal(table)
     return torch.logsumexp(values, dim=0) - math.log(len(values))
 
 
@@ -132,7 +126,7 @@ def contributions(table: Tensor) -> Tensor:
     with pair i. Its mean is the bound, its standard deviation gives the error.
     """
     table = table.double()
-    log_z = log_mean_exp(off_diagonal(table))
+    log_z = log_mean_unpaired(table)
     same = torch.eye(len(table), dtype=torch.bool)
     ratios = (table - log_z).exp().masked_fill(same, 0.0)
     shares = (ratios.sum(dim=0) + ratios.sum(dim=1)) / (len(table) - 1)
@@ -173,17 +167,17 @@ def train_critic(x: Tensor, y: Tensor) -> Critic:
 
 def _first_near_best(records: Sequence[tuple[Tensor, dict]]) -> dict:
     """The first state whose bound is within a standard error of the last, best one."""
-    best = records[-1][0]
-    for values, state in records:
+    best, state = records[-1]
+    for values, earlier in records[:-1]:
         gain = best - values
         if gain.mean() <= gain.std() / math.sqrt(len(gain)):
-            return state
-    return records[-1][1]
+            return earlier
+    return state
 
 
 def _limit(table: Tensor, num_pairs: int) -> Tensor:
     """The largest T that can be estimated from so many pairs."""
-    return log_mean_exp(off_diagonal(table)) + 2 * math.log(num_pairs)
+    return log_mean_unpaired(table) + 2 * math.log(num_pairs)
 
 
 @torch.no_grad()
