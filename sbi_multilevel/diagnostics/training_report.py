@@ -39,16 +39,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.training.history import TrainingRun, summary_of, training_runs
 
 Verdict = Literal["converged", "stopped at max epochs", "unfinished", "diverged"]
-MembersRuns = Mapping[str, Mapping[str, tuple[TrainingRun, ...]]]
 _SEVERITY = get_args(Verdict)  # in ascending order of severity
 _MIN_EPOCHS, _LONGEST_WINDOW = 6, 10
 _NUM_ERRORS = 3.0
@@ -110,57 +110,89 @@ def check_training(inference: Any) -> TrainingReport:
     num_dims = math.prod(getattr(network, "input_shape", (1,)))  # of a density
     spread = max(1.0, math.sqrt(num_dims / 2))
     summary = getattr(inference, "hybrid_summary", None)
+    runs = _runs(inference) if summary is None else _runs_of_members(summary)
+    assessed = [(name, *assess_run(run, spread)) for name, run in runs]
+    reasons = [f"{name}: {each}" for name, _, found in assessed for each in found]
     if summary is not None:
-        return _of_members(summary.runs, summary.weights, spread)
-    runs = training_runs(summary_of(inference))
-    verdicts, reasons = [], []
-    for index, run in enumerate(runs):
-        verdict, found = assess_run(run, spread)
-        verdicts.append(verdict)
-        reasons += [f"Run {index + 1}{_name(run)}: {reason}" for reason in found]
+        reasons = _grouped(assessed)
+    verdicts = tuple(verdict for _, verdict, _ in assessed)
     worst = max(verdicts, key=_SEVERITY.index)
-    return TrainingReport(worst, tuple(verdicts), tuple(reasons))
+    return TrainingReport(worst, verdicts, tuple(reasons))
 
 
-def _of_members(
-    components: MembersRuns, weights: Mapping[str, float], spread: float
-) -> TrainingReport:
-    """The report on the members of a mixture that have a weight."""
-    verdicts, names = [], defaultdict[str, list[str]](list)
-    for component in filter(components.__contains__, weights):
-        for member, runs in components[component].items():
-            for run in runs:
-                verdict, found = assess_run(run, spread)
-                verdicts.append(verdict)
-                if verdict != "converged":
-                    name = f"{component}, {member}{_name(run)}"
-                    for reason in found:
-                        names[reason].append(name)
-    if not verdicts:
+def _runs(inference: Any) -> list[tuple[str, TrainingRun]]:
+    """The runs of a trainer, named by number and levels."""
+    runs = training_runs(summary_of(inference))
+    return [(f"Run {n}{_levels(run)}", run) for n, run in enumerate(runs, start=1)]
+
+
+def _runs_of_members(summary: HybridSummary) -> list[tuple[str, TrainingRun]]:
+    """The runs of members that have a weight, named by component and member."""
+    found = [
+        (f"{component}, {member}{_levels(run)}", run)
+        for component in filter(summary.runs.__contains__, summary.weights)
+        for member, runs in summary.runs[component].items()
+        for run in runs
+    ]
+    if not found:
         raise ValueError(
             "inference.hybrid_summary has no runs of members with weight. Call "
             "`inference.train()` again."
         )
-    worst = max(verdicts, key=_SEVERITY.index)
-    bad = len(verdicts) - verdicts.count("converged")
-    total = f"of {len(verdicts)} runs of members"
-    counted = f"{bad} {total} did not converge."
-    reasons = [
+    return found
+
+
+def _levels(run: TrainingRun) -> str:
+    if not run.levels:
+        return ""
+    names = ", ".join(map(str, run.levels))
+    return f" (level{'s' * (len(run.levels) > 1)} {names})"
+
+
+def _grouped(assessed: Sequence[tuple[str, Verdict, list[str]]]) -> list[str]:
+    """The reasons of runs that did not converge, each with the names of its runs."""
+    bad = [each for each in assessed if each[1] != "converged"]
+    if not bad:
+        return []
+    names = defaultdict[str, list[str]](list)
+    for name, _, found in bad:
+        for reason in found:
+            names[reason].append(name)
+    total = f"of {len(assessed)} runs of members"
+    return [f"{len(bad)} {total} did not converge."] + [
         f"{each[0] if len(each) == 1 else f'{len(each)} {total}'}: {reason}"
         for reason, each in names.items()
     ]
-    return TrainingReport(worst, tuple(verdicts), (counted, *reasons) if bad else ())
 
 
 def assess_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str]]:
     """Verdict and reasons; `spread` is s, the standard deviation of single losses."""
-    checks = (_not_finite, _rising, _unbounded, _jumping)
-    found = next((r for check in checks if (r := check(run, spread))), None)
-    if found is not None:
-        return "diverged", [f"{found} {_kept(run)}"]
+    sign = next(_signs_of_divergence(run, spread), None)
+    if sign is not None:
+        return "diverged", [f"{sign} {_kept(run)}"]
+    rise, count = _overfitting(run, spread), len(run.training_loss)
     if run.converged is None:
-        return "unfinished", _unfinished(run, spread)
-    notes, count = _notes(run, spread), len(run.training_loss)
+        reasons = [
+            f"training was interrupted in epoch {count + 1}. If sbi raised an error "
+            "because the loss was not finite, lower learning_rate."
+        ]
+        if rise is not None:
+            reasons.append(
+                f"the weights of the last step were kept, but the validation loss was "
+                f"{rise:.3g} nats lower in epoch {run.best_epoch}. Train again and let "
+                "stop_after_epochs or max_num_epochs end it to keep the best weights."
+            )
+        return "unfinished", reasons
+    notes, falls = [], _falls_of_correction(run, spread)
+    if falls is not None and not run.converged:
+        notes.append(
+            f"the correction was still falling, by {falls[1]:.3g} nats in the second "
+            "half of the epochs. Use more pairs or fewer epochs."
+        )
+    if rise is not None:
+        notes.append(
+            f"the validation loss rose by {rise:.3g} nats (overfitting). {_kept(run)}"
+        )
     if run.converged:
         return "converged", notes
     stopped = (
@@ -174,72 +206,43 @@ def assess_run(run: TrainingRun, spread: float = 1.0) -> tuple[Verdict, list[str
     return "stopped at max epochs", [stopped, *notes]
 
 
-def _unfinished(run: TrainingRun, spread: float) -> list[str]:
-    reasons = [
-        f"training was interrupted in epoch {len(run.training_loss) + 1}. If sbi "
-        "raised an error because the loss was not finite, lower learning_rate."
-    ]
-    loss = _overfitting(run, spread)
-    if loss is not None:
-        reasons.append(
-            f"the weights of the last step were kept, but the validation loss was "
-            f"{loss:.3g} nats lower in epoch {run.best_epoch}. Train again and let "
-            "stop_after_epochs or max_num_epochs end it to keep the best weights."
-        )
-    return reasons
-
-
-def _not_finite(run: TrainingRun, spread: float) -> str | None:
-    held_out = np.isfinite(run.validation_loss).any()
-    curves = [run.training_loss, *([run.validation_loss] if held_out else [])]
-    if all(np.isfinite(values).all() for values in curves):
-        return None
-    return "a loss is not finite. Lower learning_rate, or clip_max_norm."
-
-
-def _rising(run: TrainingRun, spread: float) -> str | None:
-    if len(run.training_loss) < _MIN_EPOCHS:
-        return None
-    rises = [_rise(run.training_loss)]
-    if np.isfinite(run.validation_loss).all():
-        rises.append(_rise(run.validation_loss))
-    if any(rise < max(spread, _NUM_ERRORS * error) for rise, error in rises):
-        return None
-    return (
-        f"the training loss ended {rises[0][0]:.3g} nats above its minimum, and the "
-        "validation loss did not improve. Lower learning_rate."
-    )
-
-
-def _jumping(run: TrainingRun, spread: float) -> str | None:
+def _signs_of_divergence(run: TrainingRun, spread: float) -> Iterator[str]:
+    """Why a run has diverged, in the order in which reasons are checked."""
+    is_known = np.isfinite(run.validation_loss)
+    is_finite = is_known.all() or not is_known.any()  # none if none are held out
+    if not (is_finite and np.isfinite(run.training_loss).all()):
+        yield "a loss is not finite. Lower learning_rate, or clip_max_norm."
     count = len(run.training_loss)
     if count < _MIN_EPOCHS:
-        return None
-    jump = np.median(np.abs(np.diff(run.training_loss[count // 2 :])))
-    if jump < spread:
-        return None
-    return (
-        f"the training loss changed by {jump:.3g} nats per epoch until the end. Lower "
-        "learning_rate; for a telescoping loss, use more pairs."
-    )
-
-
-def _unbounded(run: TrainingRun, spread: float) -> str | None:
+        return
+    rises = [_rise(run.training_loss)]
+    if is_known.all():
+        rises.append(_rise(run.validation_loss))
+    if all(rise >= max(spread, _NUM_ERRORS * error) for rise, error in rises):
+        yield (
+            f"the training loss ended {rises[0][0]:.3g} nats above its minimum, and "
+            "the validation loss did not improve. Lower learning_rate."
+        )
     falls = _falls_of_correction(run, spread)
-    if falls is None:
-        return None
-    rise, error = _rise(run.base)
-    is_rising = rise > max(spread, _NUM_ERRORS * error)
-    half = run.epochs[len(run.epochs) // 2]
-    is_past = run.best_epoch is None or run.best_epoch < half
-    if not (is_rising and is_past) and falls[1] < _MAX_FALL * spread:
-        return None
-    return (
-        f"the correction fell by {falls[1]:.3g} nats in the second half of the epochs, "
-        f"after {falls[0]:.3g} in the first, while the base rose by {rise:.3g}: it is "
-        "not bounded from below. Use more pairs, early_stopping=True, "
-        "adjustment='rescale_project', or HybridNPE or HybridNLE."
-    )
+    if falls is not None:
+        rise, error = _rise(run.base)
+        is_rising = rise > max(spread, _NUM_ERRORS * error)
+        half = run.epochs[count // 2]
+        is_past = run.best_epoch is None or run.best_epoch < half
+        if (is_rising and is_past) or falls[1] >= _MAX_FALL * spread:
+            yield (
+                f"the correction fell by {falls[1]:.3g} nats in the second half of the "
+                f"epochs, after {falls[0]:.3g} in the first, while the base rose by "
+                f"{rise:.3g}: it is not bounded from below. Use more pairs, "
+                "early_stopping=True, adjustment='rescale_project', or HybridNPE or "
+                "HybridNLE."
+            )
+    jump = np.median(np.abs(np.diff(run.training_loss[count // 2 :])))
+    if jump >= spread:
+        yield (
+            f"the training loss changed by {jump:.3g} nats per epoch until the end. "
+            "Lower learning_rate; for a telescoping loss, use more pairs."
+        )
 
 
 def _falls_of_correction(run: TrainingRun, spread: float) -> tuple[float, float] | None:
@@ -250,23 +253,6 @@ def _falls_of_correction(run: TrainingRun, spread: float) -> tuple[float, float]
     earlier = float(correction[0] - correction[half])
     later = float(correction[half] - correction[-1])
     return None if later < max(earlier, spread) else (earlier, later)
-
-
-def _notes(run: TrainingRun, spread: float) -> list[str]:
-    """Observations that do not amount to divergence."""
-    notes = []
-    falls = _falls_of_correction(run, spread)
-    if falls is not None and not run.converged:
-        notes.append(
-            f"the correction was still falling, by {falls[1]:.3g} nats in the second "
-            "half of the epochs. Use more pairs or fewer epochs."
-        )
-    loss = _overfitting(run, spread)
-    if loss is not None:
-        notes.append(
-            f"the validation loss rose by {loss:.3g} nats (overfitting). {_kept(run)}"
-        )
-    return notes
 
 
 def _overfitting(run: TrainingRun, spread: float) -> float | None:
@@ -300,10 +286,3 @@ def _rise(values: np.ndarray) -> tuple[float, float]:
     noise = 1.4826 * np.median(np.abs(steps - np.median(steps))) / math.sqrt(2)
     rise = means[-1] - min(means.min(), values[0])
     return float(rise), float(noise * math.sqrt(2 / window))
-
-
-def _name(run: TrainingRun) -> str:
-    if not run.levels:
-        return ""
-    names = ", ".join(map(str, run.levels))
-    return f" (level {names})" if len(run.levels) == 1 else f" (levels {names})"
