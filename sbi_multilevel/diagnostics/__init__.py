@@ -6,14 +6,17 @@ and `effective_sample_size` compares trainings with and without lower fidelities
 """
 
 from sbi_multilevel.diagnostics.coherence import Coherence, coherence
-from sbi_multilevel.diagnostics.fidelity import fidelity_report
+from sbi_multilevel.diagnostics.fidelity import (
+    FidelityReport,
+    LevelFidelity,
+    fidelity_report,
+)
 from sbi_multilevel.diagnostics.information import (
     Information,
     informational_r2,
     mutual_information,
     uncertainty_coefficient,
 )
-from sbi_multilevel.diagnostics.level_fidelity import FidelityReport, LevelFidelity
 from sbi_multilevel.diagnostics.pairing import check_pairing
 from sbi_multilevel.diagnostics.pairing_report import LevelPairing, PairingReport
 from sbi_multilevel.diagnostics.training_report import TrainingReport, check_training

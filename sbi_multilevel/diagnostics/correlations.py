@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sbi_multilevel.diagnostics.probes import Probe
+from sbi_multilevel.diagnostics.tables import abridged, plus_minus
 from sbi_multilevel.level_maps.regression import Regression, polynomials, varies
 
 _NUM_RESAMPLES = 200
@@ -47,6 +48,17 @@ class Correlations:
     raw_error: np.ndarray
     given_theta: np.ndarray  # NaN if theta explains 99 % of the variance of a side
     given_theta_error: np.ndarray  # given the regressions
+
+    def table(self) -> list[str]:
+        """A row for each summary; of many, those with the lowest correlations."""
+        columns = self.raw, self.raw_error, self.given_theta, self.given_theta_error
+        rows = [
+            f"  {s:>7}  {plus_minus(*each[:2]):>13}  {plus_minus(*each[2:]):>13}"
+            for s, each in enumerate(zip(*columns))
+        ]
+        title = "  summary    correlation    given theta"
+        ranks = np.nan_to_num(np.abs(self.raw))
+        return [title, *abridged(rows, ranks, "with a higher correlation")]
 
 
 def pair_correlations(
@@ -72,7 +84,9 @@ def pair_correlations(
     residual, residual_coarse = residuals_given_theta(
         theta_low, x_low, theta, x, x_coarse
     )
-    noisy = both & _is_noisy(residual, x) & _is_noisy(residual_coarse, x_coarse)
+    noisy = both.copy()
+    for left, side in ((residual, x), (residual_coarse, x_coarse)):
+        noisy &= left.var(axis=0) > _MIN_NOISE * side.var(axis=0)
     return Correlations(
         *correlation(x, x_coarse, both, seed),
         *correlation(residual, residual_coarse, noisy, seed),
@@ -96,10 +110,6 @@ def residuals_given_theta(
         residuals.append(fit.left_out(inputs, targets))
     both = np.stack(residuals, axis=2)
     return both[:, 0], both[:, 1]
-
-
-def _is_noisy(residual: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return residual.var(axis=0) > _MIN_NOISE * x.var(axis=0)
 
 
 def correlation(

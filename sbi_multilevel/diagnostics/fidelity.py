@@ -22,29 +22,154 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbi_multilevel.allocation.quick_fit import Inference
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.diagnostics.coherence import coherence
-from sbi_multilevel.diagnostics.correlations import pair_correlations
+from sbi_multilevel.diagnostics.coherence import Coherence, coherence
+from sbi_multilevel.diagnostics.correlations import Correlations, pair_correlations
 from sbi_multilevel.diagnostics.information import (
+    Information,
     differential_entropy,
     mutual_information,
     uncertainty_coefficient,
 )
-from sbi_multilevel.diagnostics.level_fidelity import FidelityReport, LevelFidelity
-from sbi_multilevel.diagnostics.loss_variance import loss_variances
+from sbi_multilevel.diagnostics.loss_variance import LossVariance, loss_variances
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.regression import spread, varies
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.utils.argument_types import check_types
 
+Informativeness = Literal["high", "moderate", "low", "none"]
 _MIN_PAIRS, _MAX_PAIRS = 20, 2_000  # of the mutual information
+_SIGNIFICANT = 2.0  # standard errors
+_MODERATE, _HIGH = 0.1, 0.8  # shares of the entropy power
+
+
+@dataclass(frozen=True, eq=False)
+class LevelFidelity:
+    """Comparison of a level with the lower level.
+
+    Args:
+        level: The level.
+        coherence: Scores of a probe of the lower level.
+        correlations: Correlations of x and x_coarse; `None` without pairs.
+        information: Mutual information of x and x_coarse; `None` without pairs, or with
+            too few.
+        uncertainty_coefficient: I / H, with the differential entropy H of x in units of
+            its standard deviations; NaN if H is not positive.
+        loss: Variance of the loss with and without pairs; `None` without pairs, or with
+            too few.
+    """
+
+    level: int
+    coherence: Coherence
+    correlations: Correlations | None = None
+    information: Information | None = None
+    uncertainty_coefficient: float = math.nan
+    loss: LossVariance | None = None
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the simulations are paired."""
+        return self.correlations is not None
+
+    @property
+    def informativeness(self) -> Informativeness:
+        """How informative the lower level is about this one.
+
+        *high*: a probe of the lower level predicts theta better than one of the
+        available simulations of the level, beyond the errors of both, or x_coarse
+        removes 80 % of the entropy power of x. *moderate*: the probe predicts theta, or
+        x_coarse removes 10 %. *none*: neither theta nor x is predicted. *low*:
+        otherwise.
+        """
+        probe = self.coherence
+        best, own = probe.best, probe.own
+        transfers = probe.is_informative and best.value > _SIGNIFICANT * best.error
+        found, share = self.information, 0.0
+        if found is not None and found.nats > _SIGNIFICANT * found.error:
+            share = found.informational_r2
+        gain, error = best.value - own.value, math.hypot(best.error, own.error)
+        if (transfers and gain > error) or share > _HIGH:
+            return "high"
+        if transfers or share > _MODERATE:
+            return "moderate"
+        return "low" if probe.is_informative or share > 0 else "none"
+
+    @property
+    def verdict(self) -> str:
+        """The comparison in words."""
+        probe = self.coherence
+        text = (
+            f"Informativeness of level {self.level - 1} about level {self.level}: "
+            f"{self.informativeness}. {probe.verdict}"
+        )
+        if probe.is_informative:
+            text += (
+                f" A probe trained on the {probe.num_simulations} simulations of level "
+                f"{self.level} has R² {probe.own}."
+            )
+        if self.loss is not None:
+            text += f" {self.loss.verdict(self.level)}"
+        return text
+
+    def table(self) -> str:
+        """All estimates."""
+        loss, probe, coefficient = self.loss, self.coherence, None
+        if self.information is not None:
+            coefficient = f"{self.uncertainty_coefficient:.3f}"
+            if math.isnan(self.uncertainty_coefficient):
+                coefficient = "undefined: H is not positive"
+        estimates = {
+            "information I(x; x_coarse)": self.information,
+            "  uncertainty coefficient I / H(x)": coefficient,
+            "Var[f_l - f_(l-1)] / Var f_l": loss and loss.variance_ratio,
+            "correlation of f given theta": loss and loss.correlation,
+            "effective high-fidelity simulations": loss and loss.effective_num_high,
+            f"R² of a probe, at level {self.level - 1}": probe.below,
+            f"  at level {self.level}": probe.transfer,
+            "  after an affine map of summaries": probe.aligned,
+            f"  trained at level {self.level}": probe.own,
+        }
+        unknown, summaries = "unknown: too few pairs", []
+        if self.correlations is None:
+            unknown = "unknown: simulations are not paired"
+            estimates["correlation of summaries"] = None
+        else:
+            summaries = self.correlations.table()
+        rows = [f"  {name:<37} {value or unknown}" for name, value in estimates.items()]
+        return "\n".join(rows + summaries)
+
+
+@dataclass(frozen=True, eq=False)
+class FidelityReport:
+    """Comparison of each level with the lower level; `print` shows it.
+
+    Args:
+        levels: Levels 1 to L, each with the level below.
+        num_simulations: Number of simulations of each level.
+    """
+
+    levels: tuple[LevelFidelity, ...]
+    num_simulations: tuple[int, ...]
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Each comparison in words, for levels 1 to L."""
+        return tuple(level.verdict for level in self.levels)
+
+    def __str__(self) -> str:
+        counts = " + ".join(map(str, self.num_simulations))
+        lines = [f"Fidelity, from {counts} simulations."]
+        for level in self.levels:
+            lines += [level.verdict, level.table()]
+        return "\n".join(lines)
 
 
 def fidelity_report(
@@ -157,8 +282,15 @@ def _compare(
 ) -> LevelFidelity:
     """Compare a level with the lower level, without the loss."""
     forward = TailTransform.fit([lower.x, level.x])
+
+    def transformed(x: np.ndarray) -> np.ndarray:
+        return forward(torch.from_numpy(x).float()).double().numpy()
+
     # simulations may be ordered, e.g. by theta
-    low, high = (_transformed(s, forward).shuffled(seed) for s in (lower, level))
+    low, high = (
+        LevelArrays.of(simulations).map_x(transformed).shuffled(seed)
+        for simulations in (lower, level)
+    )
     columns = low.theta, low.x, high.theta, high.x
     probe = coherence(*columns, high.x_coarse, level=level.level)
     if high.x_coarse is None:
@@ -172,10 +304,3 @@ def _compare(
     entropy = differential_entropy(x / spread(x)) if x.size else math.nan
     coefficient = uncertainty_coefficient(found.nats, entropy)
     return LevelFidelity(level.level, probe, correlations, found, coefficient)
-
-
-def _transformed(level: LevelSimulations, forward: TailTransform) -> LevelArrays:
-    x_coarse = None if level.x_coarse is None else forward(level.x_coarse)
-    return LevelArrays.of(
-        LevelSimulations.trusted(level.level, level.theta, forward(level.x), x_coarse)
-    )

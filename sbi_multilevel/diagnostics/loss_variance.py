@@ -45,6 +45,9 @@ QUICK: Mapping[str, Any] = {
     "max_num_epochs": 30,
     "stop_after_epochs": 5,
 }
+# effective number of high-fidelity simulations, relative to the number of pairs, below
+# which the gain is negligible
+_MIN_GAIN = 1.1
 _NUM_FOLDS = 2
 _MIN_SIMULATIONS, _MAX_SIMULATIONS = 10, 4_000
 _NUM_RESAMPLES, _INTERVAL = 500, (2.5, 97.5)
@@ -72,6 +75,20 @@ class LossVariance:
     variance_ratio: Estimate
     correlation: Estimate  # given theta
     effective_num_high: Estimate  # at the best weight of the lower level
+
+    def verdict(self, level: int) -> str:
+        """What the pairs of a level are worth for the multilevel loss, in words."""
+        low, high = self.effective_num_high.interval
+        least = _MIN_GAIN * self.num_high
+        span = f"{low:.0f} to {high:.0f} simulations of level {level}"
+        what = f"For the multilevel loss, {self.num_high} pairs"
+        if low < least < high:
+            return f"{what} are too few to estimate their effective number ({span})."
+        text = f"{what} and {self.num_low} simulations of level {level - 1} are"
+        if high <= least:
+            return f"{text} equivalent to hardly more than the pairs alone ({span})."
+        value = self.effective_num_high.value
+        return f"{text} equivalent to about {value:.0f} ({span})."
 
 
 def loss_variances(

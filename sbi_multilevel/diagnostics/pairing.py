@@ -23,7 +23,7 @@ correlations require more simulations, as stated in the report where relevant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,12 +136,12 @@ def check_pairing(
     root = derive_seed(seed, _STREAM)
     theta = draw_theta(prior, root, 0, num_thetas).repeat_interleave(num_noises, dim=0)
     seeds = simulation_seeds(root, 0, 0, len(theta))
-    again = torch.arange(len(theta)).flip(0)[:num_repeats]
-    rows = torch.cat([torch.arange(len(theta)), again])
-    tables = tuple(
+    again = np.arange(len(theta))[::-1][:num_repeats]
+    rows = np.concatenate([np.arange(len(theta)), again])
+    tables = [
         memory_table(level, theta[rows], seeds[rows])
         for level in range(len(simulators))
-    )
+    ]
     sizes = per_level(simulation_batch_size, len(simulators))
     effort = RunOptions(sizes, num_workers, max_failure_share, show_progress_bars)
     fill(tables, (len(rows) - 1,) * len(tables), work, effort)
@@ -149,18 +149,38 @@ def check_pairing(
     quiet = replace(effort, show_progress_bars=False)
     # the last simulation in a batch of its own
     fill(tables, (len(rows),) * len(tables), work, quiet)
-    runs = _Runs.of(tables, theta, again)
-    by_batch = [_depends_on_batch(runs, table, work, effort) for table in tables]
+    x = [_read_outputs(table) for table in tables]
+    _, groups = np.unique(theta.numpy(), axis=0, return_inverse=True)
+    groups = groups.reshape(-1)
+    valid = _valid(tables, x, groups)
+    flat = [side.flatten(1).double().numpy() for side in x]
+    shares = [_irreproducible(side, again, groups, valid) for side in flat]
+    by_batch = [
+        bool(share.any()) and _depends_on_batch(table, side, again, work, num_workers)
+        for table, side, share in zip(tables, flat, shares)
+    ]
     levels = [
-        runs.pairing(level, seed, (by_batch[level], by_batch[level - 1]))
+        LevelPairing(
+            level,
+            shared_noise(
+                flat[level][valid], flat[level - 1][valid], groups[valid], seed=seed
+            ),
+            np.stack([shares[level], shares[level - 1]]),
+            (by_batch[level], by_batch[level - 1]),
+        )
         for level in range(1, len(tables))
     ]
+    outputs = [side[valid] for side in x]
+    simulations = tuple(
+        LevelSimulations.trusted(level, theta[valid], outputs[level], below)
+        for level, below in enumerate([None, *outputs[:-1]])
+    )
     invalid = [table.rows_with(Status.INVALID, stop=len(theta)) for table in tables]
     return PairingReport(
         tuple(levels),
-        runs.simulations(chosen),
+        MultilevelSimulations(simulations, chosen),
         len(rows),
-        int((~runs.valid).sum()),
+        len(theta) - len(valid),
         chosen,
         len(np.unique(np.concatenate(invalid))),
     )
@@ -202,92 +222,8 @@ class _SingleLevel(Work):
         return Outcome(status_of(x, None), spent, x)
 
 
-@dataclass(frozen=True, eq=False)
-class _Runs:
-    """Outputs of all levels at the same theta and noise, followed by repeated outputs.
-
-    Args:
-        theta: Parameters, shape `(n, d_theta)`.
-        again: Indices of the repeated simulations, shape `(r,)`.
-        x: Outputs of each level, shape `(n + r, *x_shape)`, NaN for failures.
-        groups: Index of the theta of each simulation, shape `(n,)`.
-        valid: Mask of simulations that are finite at all levels and share their theta
-            with another one, shape `(n,)`.
-    """
-
-    theta: Tensor
-    again: Tensor
-    x: tuple[Tensor, ...]
-    groups: np.ndarray
-    valid: np.ndarray
-
-    @classmethod
-    def of(cls, tables: Sequence[LevelTable], theta: Tensor, again: Tensor) -> _Runs:
-        """Read the outputs from the tables."""
-        x = tuple(map(_read_outputs, tables))
-        shapes = [tuple(side.shape[1:]) for side in x]
-        if len(set(shapes)) > 1:
-            raise ValueError(
-                f"x of the levels has shapes {shapes}, but must have one shape. "
-                "Return common summaries at all levels."
-            )
-        count = len(theta)
-        _, groups = np.unique(theta.numpy(), axis=0, return_inverse=True)
-        groups = groups.reshape(-1)
-        finite = [side[:count].isfinite().flatten(1).all(dim=1) for side in x]
-        valid = torch.stack(finite).all(dim=0).numpy()
-        valid &= np.bincount(groups, weights=valid)[groups] > 1
-        if len(np.unique(groups[valid])) < _MIN_THETAS:
-            reasons = [failure_text(table, len(table)) for table in tables]
-            why = "; ".join(text for text in reasons if text) or "NaN or inf in x"
-            raise ValueError(
-                f"Only {int(valid.sum())} of {count} simulations are valid at all "
-                f"levels: {why}. Increase num_simulations, or fix the simulators."
-            )
-        return cls(theta, again, x, groups, valid)
-
-    def vectors(self, level: int) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs, shape `(n, k)`, and repeated outputs, shape `(r, k)`."""
-        flat, count = self.x[level].flatten(1).double().numpy(), len(self.theta)
-        return flat[:count], flat[count:]
-
-    def pairing(
-        self, level: int, seed: int, depends_on_batch: tuple[bool, bool]
-    ) -> LevelPairing:
-        """Compare a level with the lower level."""
-        sides = (level, level - 1)
-        outputs = [self.vectors(side)[0][self.valid] for side in sides]
-        shared = shared_noise(*outputs, self.groups[self.valid], seed=seed)
-        shares = np.stack([self.irreproducible(side) for side in sides])
-        return LevelPairing(level, shared, shares, depends_on_batch)
-
-    def irreproducible(self, level: int) -> np.ndarray:
-        """Share of the variance given theta that a repeated run does not reproduce."""
-        x, x_again = self.vectors(level)
-        change = x_again - x[self.again.numpy()]
-        change = change[np.isfinite(change).all(axis=1)] ** 2
-        valid = x[self.valid]
-        variance = noise_variance(valid, self.groups[self.valid])
-        rounding = _ROUNDING * np.abs(valid).max(axis=0)
-        largest = change.max(axis=0, initial=0.0)
-        differs = largest > _TOLERANCE**2 * variance + rounding**2
-        half = change.sum(axis=0) / max(len(change), 1) / 2
-        share = (half / np.where(variance > 0, variance, np.inf)).clip(max=1.0)
-        return np.where(differs, np.where(variance > 0, share, 1.0), 0.0)
-
-    def simulations(self, costs: tuple[float, ...] | None) -> MultilevelSimulations:
-        """The valid simulations of all levels, as pairs."""
-        valid = torch.from_numpy(np.flatnonzero(self.valid))
-        theta, x = self.theta[valid], [side[valid] for side in self.x]
-        levels = [
-            LevelSimulations.trusted(level, theta, x[level], below)
-            for level, below in enumerate([None, *x[:-1]])
-        ]
-        return MultilevelSimulations(tuple(levels), costs)
-
-
 def _read_outputs(table: LevelTable) -> Tensor:
-    """Outputs of all simulations, NaN for failures."""
+    """Outputs of all simulations, shape `(n + r, *x_shape)`, NaN for failures."""
     if "x" not in table.columns:
         return torch.full((len(table), 1), torch.nan)
     rows = np.arange(len(table))
@@ -296,17 +232,56 @@ def _read_outputs(table: LevelTable) -> Tensor:
     return x
 
 
+def _valid(
+    tables: Sequence[LevelTable], x: Sequence[Tensor], groups: np.ndarray
+) -> np.ndarray:
+    """Simulations that are finite at all levels and share theta with another one."""
+    shapes = [tuple(side.shape[1:]) for side in x]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"x of the levels has shapes {shapes}, but must have one shape. "
+            "Return common summaries at all levels."
+        )
+    count = len(groups)
+    finite = [side[:count].isfinite().flatten(1).all(dim=1) for side in x]
+    valid = torch.stack(finite).all(dim=0).numpy()
+    valid &= np.bincount(groups, weights=valid)[groups] > 1
+    if len(np.unique(groups[valid])) < _MIN_THETAS:
+        reasons = [failure_text(table, len(table)) for table in tables]
+        why = "; ".join(text for text in reasons if text) or "NaN or inf in x"
+        raise ValueError(
+            f"Only {int(valid.sum())} of {count} simulations are valid at all "
+            f"levels: {why}. Increase num_simulations, or fix the simulators."
+        )
+    return np.flatnonzero(valid)
+
+
+def _irreproducible(
+    x: np.ndarray, again: np.ndarray, groups: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """Share of the variance given theta that repeated runs do not reproduce."""
+    change = x[len(groups) :] - x[again]
+    change = change[np.isfinite(change).all(axis=1)] ** 2
+    variance = noise_variance(x[valid], groups[valid])
+    rounding = _ROUNDING * np.abs(x[valid]).max(axis=0)
+    largest = change.max(axis=0, initial=0.0)
+    differs = largest > _TOLERANCE**2 * variance + rounding**2
+    half = change.sum(axis=0) / max(len(change), 1) / 2
+    share = (half / np.where(variance > 0, variance, np.inf)).clip(max=1.0)
+    return np.where(differs, np.where(variance > 0, share, 1.0), 0.0)
+
+
 def _depends_on_batch(
-    runs: _Runs, table: LevelTable, work: Work, effort: RunOptions
+    table: LevelTable,
+    x: np.ndarray,
+    again: np.ndarray,
+    work: Work,
+    num_workers: int | None,
 ) -> bool:
     """Whether an output that is not reproduced is reproduced in batches of one."""
-    if not runs.irreproducible(table.level).any():
-        return False
-    x, x_again = runs.vectors(table.level)
-    numbers = runs.again.numpy()
-    change = np.nan_to_num(np.abs(x_again - x[numbers])).sum(axis=1)
-    task = table.task(numbers[[change.argmax()] * 2])
+    change = np.nan_to_num(np.abs(x[-len(again) :] - x[again])).sum(axis=1)
+    task = table.task(again[[change.argmax()] * 2])
     alone = memory_table(table.level, task.theta, task.seeds)
-    for part, outcome in run_tasks(alone.tasks(2, 1), work, effort.num_workers):
+    for part, outcome in run_tasks(alone.tasks(2, 1), work, num_workers):
         alone.write(part.rows, outcome)
     return torch.equal(*_read_outputs(alone))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
-from sbi_multilevel.diagnostics.probes import plus_minus
 from sbi_multilevel.diagnostics.shared_noise import SharedNoise
+from sbi_multilevel.diagnostics.tables import MAX_LISTED, abridged, plus_minus
 
 _SIGNIFICANT = 0.01
 # smaller correlations given theta reduce the variance by less than a tenth
@@ -17,7 +17,6 @@ _WEAK = 0.3
 _MAX_UNPAIRED = 0.5
 # a summary may match another one only if its own counterpart has a larger p-value
 _MIN_P_UNPAIRED = 0.1
-_MAX_LISTED = 12
 
 PAIRED, WEAK = "paired", "weakly paired"
 UNPAIRED, INCONCLUSIVE = "not paired", "inconclusive"
@@ -47,29 +46,28 @@ class LevelPairing:
     @property
     def states(self) -> tuple[str, ...]:
         """The state of each summary, as in the table."""
-        return tuple(map(self._state, range(self.irreproducible.shape[1])))
+        shared, differs = self.shared, self.irreproducible > 0
+        is_paired = shared.p_value < _SIGNIFICANT
+        by_batch = np.array(self.depends_on_batch)[:, np.newaxis]
+        is_likely_paired = shared.p_value <= _MIN_P_UNPAIRED
+        has_counterpart = shared.counterpart_p_value < _SIGNIFICANT
+        rules = (  # the first that applies
+            (differs.any(axis=0) & (by_batch | ~differs).all(axis=0), BATCH),
+            (differs.any(axis=0) & is_paired, PARTLY_INTERNAL),
+            (differs.any(axis=0), INTERNAL),
+            (~shared.is_noisy.any(axis=0), NO_NOISE),
+            (is_paired & (np.abs(shared.correlation) < _WEAK), WEAK),
+            (is_paired, PAIRED),
+            (~is_likely_paired & has_counterpart, OTHER_SUMMARY),
+            (~shared.is_noisy.all(axis=0), ONE_SIDED),
+            (self._upper_limits <= _MAX_UNPAIRED, UNPAIRED),
+        )
+        conditions, states = zip(*rules)
+        return tuple(np.select(conditions, states, INCONCLUSIVE).tolist())
 
-    def _state(self, summary: int) -> str:
-        shared = self.shared
-        is_paired = shared.p_value[summary] < _SIGNIFICANT
-        differs = self.irreproducible[:, summary] > 0
-        if differs.any():
-            if np.array(self.depends_on_batch)[differs].all():
-                return BATCH
-            return PARTLY_INTERNAL if is_paired else INTERNAL
-        if not shared.is_noisy[:, summary].any():
-            return NO_NOISE
-        if is_paired:
-            is_weak = abs(shared.correlation[summary]) < _WEAK
-            return WEAK if is_weak else PAIRED
-        if not shared.p_value[summary] <= _MIN_P_UNPAIRED and (
-            shared.counterpart_p_value[summary] < _SIGNIFICANT
-        ):
-            return OTHER_SUMMARY
-        if not shared.is_noisy[:, summary].all():
-            return ONE_SIDED
-        is_small = self._upper_limits[summary] <= _MAX_UNPAIRED
-        return UNPAIRED if is_small else INCONCLUSIVE
+    def _are(self, *states: str) -> np.ndarray:
+        """Mask of the summaries in one of these states."""
+        return np.isin(self.states, states)
 
     @property
     def _upper_limits(self) -> np.ndarray:
@@ -83,8 +81,7 @@ class LevelPairing:
 
         Also true if no summary has noise.
         """
-        states = set(self.states)
-        good = {PAIRED, WEAK}
+        states, good = set(self.states), {PAIRED, WEAK}
         return states <= {NO_NOISE} or (
             bool(states & good) and states <= good | {NO_NOISE, INCONCLUSIVE}
         )
@@ -92,38 +89,34 @@ class LevelPairing:
     @property
     def verdict(self) -> str:
         """The result in words."""
-        states = np.array(self.states)
-        if np.isin(states, (INTERNAL, PARTLY_INTERNAL, BATCH)).any():
+        if self._are(INTERNAL, PARTLY_INTERNAL, BATCH).any():
             return self._irreproducible_verdict()
-        if (states == NO_NOISE).all():
+        if self._are(NO_NOISE).all():
             return (
                 "no noise: x is a function of theta at both levels, so that outputs at "
                 "the same theta are pairs."
             )
-        if np.isin(states, (PAIRED, WEAK)).any():
-            return self._paired_verdict(states)
-        others = states == OTHER_SUMMARY
-        if others.any():
+        if self._are(PAIRED, WEAK).any():
+            return self._paired_verdict()
+        if matches := self._matches():
             return (
                 "not paired, but noise is shared by other summaries: "
-                f"{self._matches(others)}. Check the order of summaries."
+                f"{matches}. Check the order of summaries."
             )
-        return self._unpaired_verdict(states)
+        return self._unpaired_verdict()
 
-    def _paired_verdict(self, states: np.ndarray) -> str:
-        good, unclear = np.isin(states, (PAIRED, WEAK)), states == INCONCLUSIVE
-        bad = ~good & ~unclear & (states != NO_NOISE)
+    def _paired_verdict(self) -> str:
+        good, unclear = self._are(PAIRED, WEAK), self._are(INCONCLUSIVE)
+        bad = ~(good | unclear | self._are(NO_NOISE))
         values = self.shared.correlation[good]
         low, high = f"{values.min():.2f}", f"{values.max():.2f}"
         span = low if low == high else f"{low} to {high}"
-        known = f"the correlation given theta is {span}"
+        start = f"{PAIRED if self._are(PAIRED).any() else WEAK}:"
         if bad.any():
-            text = f"partly paired: {_summaries(bad)} not paired; otherwise {known}"
-        else:
-            word = PAIRED if (states == PAIRED).any() else WEAK
-            text = f"{word}: {known}"
-        others = states == OTHER_SUMMARY
-        text += f"; {self._matches(others)}" if others.any() else ""
+            start = f"partly paired: {_summaries(bad)} not paired; otherwise"
+        text = f"{start} the correlation given theta is {span}"
+        if matches := self._matches():
+            text += f"; {matches}"
         if unclear.any():
             text += f"; {_summaries(unclear)} inconclusive, increase num_simulations"
         return f"{text}."
@@ -156,8 +149,8 @@ class LevelPairing:
                 parts.append(f"level {level} ({share}{_summaries(here)})")
         return " and ".join(parts)
 
-    def _unpaired_verdict(self, states: np.ndarray) -> str:
-        if np.isin(states, (UNPAIRED, INCONCLUSIVE)).any():
+    def _unpaired_verdict(self) -> str:
+        if self._are(UNPAIRED, INCONCLUSIVE).any():
             return (
                 "not paired: no shared noise detected (correlation given theta at most "
                 f"{np.nanmax(self._upper_limits):.2f}). Check that both simulators use "
@@ -171,30 +164,27 @@ class LevelPairing:
         who = where[0] if where else "one side of each summary"
         return f"no shared noise: {who} has no noise. Pairs have only theta in common."
 
-    def _matches(self, others: np.ndarray) -> str:
+    def _matches(self) -> str:
+        """The summaries that match another one of the lower level, if any."""
         pairs = [
             f"summary {summary} matches {self.shared.counterpart[summary]}"
-            for summary in np.flatnonzero(others)
+            for summary in np.flatnonzero(self._are(OTHER_SUMMARY))
         ]
-        return f"{', '.join(pairs)} of level {self.level - 1}"
+        return f"{', '.join(pairs)} of level {self.level - 1}" if pairs else ""
 
     def table(self) -> str:
         """Estimates of each summary; of many, those with the largest p-values."""
-        shared, states = self.shared, self.states
-        lines = [
-            "  summary  corr. given theta  variance paired/unpaired       p  verdict"
-        ]
-        order = np.arange(len(states))
-        if len(order) > _MAX_LISTED:
-            order = np.argsort(-np.nan_to_num(shared.p_value, nan=-1.0), kind="stable")
-        for s in order[:_MAX_LISTED]:
+        shared, rows = self.shared, []
+        for s, state in enumerate(self.states):
             rho = plus_minus(shared.correlation[s], shared.correlation_error[s])
             ratio = plus_minus(shared.variance_ratio[s], shared.variance_ratio_error[s])
             p = "-" if np.isnan(shared.p_value[s]) else f"{shared.p_value[s]:.3f}"
-            lines.append(f"  {s:>7}  {rho:>17}  {ratio:>24}  {p:>6}  {states[s]}")
-        if len(order) > _MAX_LISTED:
-            lines.append(f"  and {len(order) - _MAX_LISTED} with smaller p")
-        return "\n".join(lines)
+            rows.append(f"  {s:>7}  {rho:>17}  {ratio:>24}  {p:>6}  {state}")
+        ranks = -np.nan_to_num(shared.p_value, nan=-1.0)
+        title = (
+            "  summary  corr. given theta  variance paired/unpaired       p  verdict"
+        )
+        return "\n".join([title, *abridged(rows, ranks, "with smaller p")])
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +246,8 @@ def _summaries(chosen: np.ndarray) -> str:
     numbers = np.flatnonzero(chosen).tolist()
     if len(numbers) == len(chosen) > 1:
         return "all summaries"
-    listed = ", ".join(map(str, numbers[:_MAX_LISTED]))
-    more = "" if len(numbers) <= _MAX_LISTED else ", ..."
+    listed = ", ".join(map(str, numbers[:MAX_LISTED]))
+    more = "" if len(numbers) <= MAX_LISTED else ", ..."
     return f"{'summary' if len(numbers) == 1 else 'summaries'} {listed}{more}"
 
 

@@ -17,6 +17,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from sbi_multilevel.diagnostics.tables import plus_minus
 from sbi_multilevel.level_maps.regression import PENALTIES, varies
 
 _MAX_SIMULATIONS, _MAX_CENTERS, _NUM_FOLDS = 5_000, 300, 5
@@ -31,13 +32,6 @@ class Score:
 
     def __str__(self) -> str:
         return plus_minus(self.value, self.error)
-
-
-def plus_minus(value: float, error: float) -> str:
-    """A number with its standard error; "-" if the number is NaN."""
-    if np.isnan(value):
-        return "-"
-    return f"{value:.2f} ± {'?' if np.isnan(error) else f'{error:.2f}'}"
 
 
 @dataclass(frozen=True, eq=False)
