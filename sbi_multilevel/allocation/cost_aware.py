@@ -117,7 +117,15 @@ class CostAwareProposal(Distribution):
         seed: int = 0,
     ):
         check_types(CostAwareProposal.__init__, locals(), but=("seed",))
-        _check_numbers(exponent, max_ratio, num_draws)
+        if not 0 <= exponent < math.inf:
+            raise ValueError(f"exponent must be in [0, inf), but is {exponent}.")
+        if not 1 <= max_ratio < math.inf:
+            raise ValueError(
+                f"max_ratio must be in [1, inf), but is {max_ratio}. It bounds the "
+                "weights."
+            )
+        if num_draws < 100:
+            raise ValueError(f"num_draws must be >= 100, but is {num_draws}.")
         self.prior, self.cost = processed_prior(prior, seed), cost
         self.exponent, self.max_ratio = exponent, max_ratio
         with seeded(seed):
@@ -214,17 +222,6 @@ class CostAwareProposal(Distribution):
 
     def _g_of(self, theta: Tensor) -> Tensor:
         return self._g(costs_at(self.cost, theta)).to(theta.dtype)
-
-
-def _check_numbers(exponent: float, max_ratio: float, num_draws: int) -> None:
-    if not 0 <= exponent < math.inf:
-        raise ValueError(f"exponent must be in [0, inf), but is {exponent}.")
-    if not 1 <= max_ratio < math.inf:
-        raise ValueError(
-            f"max_ratio must be in [1, inf), but is {max_ratio}. It bounds the weights."
-        )
-    if num_draws < 100:
-        raise ValueError(f"num_draws must be >= 100, but is {num_draws}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ the other folds.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
 from typing import Any
 
@@ -92,49 +92,37 @@ def held_out_losses(
     outputs = _aligned(trainer, simulations, outputs)
     is_trained = trainer._neural_net is not None
     num_folds = 1 if is_trained else num_folds
-    folds = [torch.arange(len(data)) % num_folds for data in simulations]
+    folds = [np.arange(len(data)) % num_folds for data in simulations]
     losses = [np.full((len(data), m + 1), np.nan) for m, data in enumerate(simulations)]
     for fold in range(num_folds):
-        fit_seed = derive_seed(seed, _FIT_STREAM, fold)
         fit = trainer
         if not is_trained:
-            chosen = [fold_of != fold for fold_of in folds]
-            fit = _fitted(
-                trainer, simulations, outputs, chosen, fit_seed, train_options
-            )
-        for level, data in enumerate(simulations):
-            mine = folds[level] == fold
-            for below, x in enumerate(outputs[level]):
-                values = _losses(fit, data.theta[mine], x[mine], seed)
-                losses[level][mine.numpy(), below] = values
-    return losses, [fold_of.numpy() for fold_of in folds]
+            others = [np.flatnonzero(of != fold)[:_MAX_TRAINING] for of in folds]
+            both_sides = [
+                (data.theta[rows], side[rows])
+                for data, sides, rows in zip(simulations, outputs, others)
+                for side in sides[-2:]
+            ]
+            fit, fit_seed = _copied(trainer), derive_seed(seed, _FIT_STREAM, fold)
+            with seeded(fit_seed), redirect_stdout(io.StringIO()):
+                fit.append_simulations(*map(torch.cat, zip(*both_sides)))
+                fit.train(**train_options)
+        for data, sides, fold_of, table in zip(simulations, outputs, folds, losses):
+            mine = np.flatnonzero(fold_of == fold)
+            for level, x in enumerate(sides):
+                table[mine, level] = _losses(fit, data.theta[mine], x[mine], seed)
+    return losses, folds
 
 
-def _fitted(
-    trainer: NeuralInference,
-    simulations: MultilevelSimulations,
-    outputs: Sequence[Sequence[Tensor]],
-    chosen: Sequence[Tensor],
-    seed: int,
-    train_options: Mapping[str, Any],
-) -> NeuralInference:
-    """A copy of the trainer, trained on both sides of the chosen simulations."""
-    theta, x = [], []
-    for level, data in enumerate(simulations):
-        index = torch.nonzero(chosen[level])[:_MAX_TRAINING, 0]
-        for side in outputs[level][max(level - 1, 0) :]:
-            theta.append(data.theta[index])
-            x.append(side[index])
+def _copied(trainer: NeuralInference) -> NeuralInference:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # sbi warns of a copy
-        fit = deepcopy(trainer)
+        copied = deepcopy(trainer)
     # not copied by sbi; the builder may hold an embedding net, which is not shared
-    fit._tracker = SilentTracker()
+    copied._tracker = SilentTracker()
     builder = trainer._build_neural_net
-    fit._build_neural_net = cloudpickle.loads(cloudpickle.dumps(builder))
-    with seeded(seed), contextlib.redirect_stdout(io.StringIO()):
-        fit.append_simulations(torch.cat(theta), torch.cat(x)).train(**train_options)
-    return fit
+    copied._build_neural_net = cloudpickle.loads(cloudpickle.dumps(builder))
+    return copied
 
 
 @torch.no_grad()

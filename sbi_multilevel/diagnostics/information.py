@@ -202,8 +202,18 @@ def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
         >>> abs(information.nats - exact) < 4 * information.error
         True
     """
-    _check(x, y)
-    count = len(x)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise ValueError(
+            f"x and y must have shapes (n, d_x) and (n, d_y), but have "
+            f"{tuple(x.shape)} and {tuple(y.shape)}. Flatten or summarize them."
+        )
+    if (count := len(x)) < _MIN_PAIRS:
+        raise ValueError(
+            f"x has {count} samples, too few for an estimate. Pass {_MIN_PAIRS} or "
+            "more."
+        )
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("x or y has NaN or inf. Remove these samples.")
     sides = [_normal_scores(side) for side in (x, y)]
     dim = min(side.shape[1] for side in sides)
     if dim == 0:
@@ -229,18 +239,3 @@ def _normal_scores(side: Tensor) -> Tensor:
     values = values[:, varies(values)]
     ranks = rankdata(values, axis=0)
     return torch.from_numpy(norm.ppf(ranks / (len(values) + 1))).float()
-
-
-def _check(x: Tensor, y: Tensor) -> None:
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise ValueError(
-            f"x and y must have shapes (n, d_x) and (n, d_y), but have "
-            f"{tuple(x.shape)} and {tuple(y.shape)}. Flatten or summarize them."
-        )
-    if len(x) < _MIN_PAIRS:
-        raise ValueError(
-            f"x has {len(x)} samples, too few for an estimate. Pass {_MIN_PAIRS} or "
-            "more."
-        )
-    if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("x or y has NaN or inf. Remove these samples.")
