@@ -123,10 +123,14 @@ def to_datatree(
         "inference_library_version": version("sbi"),
         "posterior": type(posterior).__name__,
     }
-    return xarray.DataTree.from_dict({
-        name: xarray.Dataset(variables, attrs=attributes)
-        for name, variables in groups.items()
-    })
+    datasets = {}
+    for name, variables in groups.items():
+        dataset = xarray.Dataset(variables, attrs=attributes)
+        counted = dataset.sizes.keys() & {"chain", "draw", "observation"}
+        datasets[name] = dataset.assign_coords({
+            dim: np.arange(dataset.sizes[dim]) for dim in sorted(counted)
+        })
+    return xarray.DataTree.from_dict(datasets)
 
 
 def _import_xarray() -> Any:
@@ -173,24 +177,18 @@ def _prior_of(posterior: Any, inference: Any) -> Any | None:
 def _parameters(theta: Tensor, labels: Sequence[str] | None) -> dict[str, Any]:
     """Variables of parameters, from shape `(chains, draws, d_theta)`."""
     values, dims = theta.detach().cpu().numpy(), ("chain", "draw")
-    coordinates = _places(dims, values.shape)
     if labels is None:
-        return {"theta": ((*dims, "theta_dim"), values), **coordinates}
+        return {"theta": ((*dims, "theta_dim"), values)}
     if len(labels) != values.shape[-1]:
         raise ValueError(
             f"labels has {len(labels)} names {list(labels)}, but there are "
             f"{values.shape[-1]} parameters. Pass one name for each."
         )
-    columns = {name: (dims, values[..., i]) for i, name in enumerate(labels)}
-    return {**columns, **coordinates}
+    return {name: (dims, values[..., i]) for i, name in enumerate(labels)}
 
 
 def _outputs(dims: tuple[str, ...], x: Tensor) -> dict[str, Any]:
     """Outputs of simulators, of shape `x_shape` after the named dimensions."""
     values = x.detach().cpu().numpy()
     inner = (f"x_dim_{i}" for i in range(values.ndim - len(dims)))
-    return {"x": ((*dims, *inner), values), **_places(dims, values.shape)}
-
-
-def _places(dims: Sequence[str], shape: Sequence[int]) -> dict[str, Any]:
-    return {name: ((name,), np.arange(size)) for name, size in zip(dims, shape)}
+    return {"x": ((*dims, *inner), values)}
