@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -44,8 +44,7 @@ def plot_hybrid(
     panels = iter(axes)
     for level, scores in steps:
         _plot_maps(next(panels), level, scores, summary.level_maps[level])
-    _plot_weights(next(panels), summary)
-    _plot_scores(next(panels), summary)
+    _plot_components(next(panels), next(panels), summary)
     if size is not None:
         _plot_effective_sample_size(next(panels), size)
     for axis in axes:
@@ -76,34 +75,26 @@ def _plot_maps(axes: Axes, level: int, scores: Mapping[str, float], used: str) -
     axes.set_title(f"maps from level {level} to {level + 1}\n(filled: used)")
 
 
-def _plot_weights(axes: Axes, summary: HybridSummary) -> None:
-    names = list(summary.log_scores)[::-1]
-    weights = [summary.weights.get(name, 0.0) for name in names]
-    bars = axes.barh(range(len(names)), weights, color=NEUTRAL, height=0.6)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    _name_components(axes, names)
-    axes.set_xlim(0, 1.18)
-    axes.set_xlabel("weight")
-    axes.set_title("mixture weights")
-
-
-def _plot_scores(axes: Axes, summary: HybridSummary) -> None:
-    names = list(summary.log_scores)[::-1]
-    scores = [summary.log_scores[name] for name in names]
-    axes.plot(scores, range(len(names)), "o", color=NEUTRAL, markersize=7)
+def _plot_components(weights: Axes, scores: Axes, summary: HybridSummary) -> None:
+    """Weight of each component in the mixture, and its held-out log score."""
+    names, values = list(summary.log_scores)[::-1], [*summary.log_scores.values()][::-1]
+    shares = [summary.weights.get(name, 0.0) for name in names]
+    bars = weights.barh(range(len(names)), shares, color=NEUTRAL, height=0.6)
+    weights.bar_label(bars, fmt="%.2f", padding=3)
+    weights.set_xlim(0, 1.18)
+    weights.set_xlabel("weight")
+    weights.set_title("mixture weights")
+    scores.plot(values, range(len(names)), "o", color=NEUTRAL, markersize=7)
     above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-    for place, score in enumerate(scores):
-        axes.annotate(f"{score:.2f}", (score, place), **above)
-    _name_components(axes, names)
-    axes.set_ylim(-0.5, len(names) - 0.3)
-    axes.margins(x=0.2)
-    axes.set_xlabel("held-out log score [nats]")
-    axes.set_title("log score of components")
-
-
-def _name_components(axes: Axes, names: Sequence[str]) -> None:
+    for place, score in enumerate(values):
+        scores.annotate(f"{score:.2f}", (score, place), **above)
+    scores.set_ylim(-0.5, len(names) - 0.3)
+    scores.margins(x=0.2)
+    scores.set_xlabel("held-out log score [nats]")
+    scores.set_title("log score of components")
     two_lines = ["\n".join(name.rsplit(" ", 1)) for name in names]
-    axes.set_yticks(range(len(names)), two_lines)
+    for axes in (weights, scores):
+        axes.set_yticks(range(len(names)), two_lines)
 
 
 def _plot_effective_sample_size(axes: Axes, size: EffectiveSampleSize) -> None:
