@@ -89,8 +89,7 @@ class LevelFidelity:
         x_coarse removes 10 %. *none*: neither theta nor x is predicted. *low*:
         otherwise.
         """
-        probe = self.coherence
-        best, own = probe.best, probe.own
+        probe, best, own = self.coherence, self.coherence.best, self.coherence.own
         transfers = probe.is_informative and best.value > _SIGNIFICANT * best.error
         found, share = self.information, 0.0
         if found is not None and found.nats > _SIGNIFICANT * found.error:
@@ -166,10 +165,8 @@ class FidelityReport:
 
     def __str__(self) -> str:
         counts = " + ".join(map(str, self.num_simulations))
-        lines = [f"Fidelity, from {counts} simulations."]
-        for level in self.levels:
-            lines += [level.verdict, level.table()]
-        return "\n".join(lines)
+        parts = [f"{level.verdict}\n{level.table()}" for level in self.levels]
+        return "\n".join([f"Fidelity, from {counts} simulations.", *parts])
 
 
 def fidelity_report(
@@ -287,10 +284,8 @@ def _compare(
         return forward(torch.from_numpy(x).float()).double().numpy()
 
     # simulations may be ordered, e.g. by theta
-    low, high = (
-        LevelArrays.of(simulations).map_x(transformed).shuffled(seed)
-        for simulations in (lower, level)
-    )
+    arrays = map(LevelArrays.of, (lower, level))
+    low, high = (each.map_x(transformed).shuffled(seed) for each in arrays)
     columns = low.theta, low.x, high.theta, high.x
     probe = coherence(*columns, high.x_coarse, level=level.level)
     if high.x_coarse is None:

@@ -157,22 +157,17 @@ def _loss_variance(
     high, difference = own[level, level][0], own[level, level - 1][0]
     low = measured.tables[level - 1][level - 1, level - 1][0]
     known, known_low = np.isfinite(high + difference), np.isfinite(low)
-    masks = [
-        (known_low & (fits[level - 1] == fit), known & (fits[level] == fit))
-        for fit in np.unique(fits[level])
-    ]
-    if known.sum() < _MIN_SIMULATIONS or min(m.sum() for ms in masks for m in ms) < 2:
+    if known.sum() < _MIN_SIMULATIONS:
         return None
-    residuals = []
-    for below, mine in masks:
-        arrays = (
-            used[level - 1].theta[below].double().numpy(),
-            low[below, np.newaxis],
-            used[level].theta[mine].double().numpy(),
-            high[mine, np.newaxis],
-            (high - difference)[mine, np.newaxis],
-        )
-        residuals.append(residuals_given_theta(*arrays))
+    theta_low, theta = (used[k].theta.double().numpy() for k in (level - 1, level))
+    coarse, residuals = high - difference, []
+    for fit in np.unique(fits[level]):
+        below, mine = known_low & (fits[level - 1] == fit), known & (fits[level] == fit)
+        if min(below.sum(), mine.sum()) < 2:
+            return None
+        of_low = theta_low[below], low[below, np.newaxis]
+        of_pairs = theta[mine], high[mine, np.newaxis], coarse[mine, np.newaxis]
+        residuals.append(residuals_given_theta(*of_low, *of_pairs))
     rho, ends = _with_interval(*map(np.concatenate, zip(*residuals)), seed)
     sizes = [abs(end) for end in ends] + [0.0] * (ends[0] < 0 < ends[1])
     counts = len(simulations[level]), len(simulations[level - 1])

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,8 @@ def check_pairing(
     checked_below = set(CHECKED_ALONE) - {"num_simulations"}
     check_types(check_pairing, locals(), but=checked_below)
     work = _SingleLevel(simulators, noise, timeout)
-    _check_arguments(simulators, num_simulations, num_noises, num_repeats, costs)
+    _check_numbers(len(simulators), num_simulations, num_noises, num_repeats)
+    check_num_costs(costs, len(simulators))
     prior = processed_prior(prior, seed)
     num_thetas = num_simulations // num_noises
     root = derive_seed(seed, _STREAM)
@@ -156,20 +158,15 @@ def check_pairing(
     flat = [side.flatten(1).double().numpy() for side in x]
     shares = [_irreproducible(side, again, groups, valid) for side in flat]
     by_batch = [
-        bool(share.any()) and _depends_on_batch(table, side, again, work, num_workers)
+        bool(share.any()) and _depends_on_batch(table, side, again, work, effort)
         for table, side, share in zip(tables, flat, shares)
     ]
-    levels = [
-        LevelPairing(
-            level,
-            shared_noise(
-                flat[level][valid], flat[level - 1][valid], groups[valid], seed=seed
-            ),
-            np.stack([shares[level], shares[level - 1]]),
-            (by_batch[level], by_batch[level - 1]),
-        )
-        for level in range(1, len(tables))
-    ]
+    levels = []
+    for low, high in pairwise(range(len(tables))):
+        sides = flat[high][valid], flat[low][valid]
+        shared = shared_noise(*sides, groups[valid], seed=seed)
+        both = np.stack([shares[high], shares[low]])
+        levels.append(LevelPairing(high, shared, both, (by_batch[high], by_batch[low])))
     outputs = [side[valid] for side in x]
     simulations = tuple(
         LevelSimulations.trusted(level, theta[valid], outputs[level], below)
@@ -186,16 +183,12 @@ def check_pairing(
     )
 
 
-def _check_arguments(
-    simulators: Sequence[Simulator],
-    num_simulations: int,
-    num_noises: int,
-    num_repeats: int,
-    costs: Sequence[float] | None,
+def _check_numbers(
+    num_levels: int, num_simulations: int, num_noises: int, num_repeats: int
 ) -> None:
-    if len(simulators) < 2:
+    if num_levels < 2:
         raise ValueError(
-            f"simulators has {len(simulators)} levels, but two or more are compared. "
+            f"simulators has {num_levels} levels, but two or more are compared. "
             "Pass one simulator for each level, lowest fidelity first."
         )
     if num_noises < _MIN_NOISES or num_simulations < _MIN_THETAS * num_noises:
@@ -210,7 +203,6 @@ def _check_arguments(
             "simulations of a level, num_simulations rounded down to a multiple of "
             "num_noises."
         )
-    check_num_costs(costs, len(simulators))
 
 
 class _SingleLevel(Work):
@@ -272,16 +264,12 @@ def _irreproducible(
 
 
 def _depends_on_batch(
-    table: LevelTable,
-    x: np.ndarray,
-    again: np.ndarray,
-    work: Work,
-    num_workers: int | None,
+    table: LevelTable, x: np.ndarray, again: np.ndarray, work: Work, effort: RunOptions
 ) -> bool:
     """Whether an output that is not reproduced is reproduced in batches of one."""
     change = np.nan_to_num(np.abs(x[-len(again) :] - x[again])).sum(axis=1)
     task = table.task(again[[change.argmax()] * 2])
     alone = memory_table(table.level, task.theta, task.seeds)
-    for part, outcome in run_tasks(alone.tasks(2, 1), work, num_workers):
+    for part, outcome in run_tasks(alone.tasks(2, 1), work, effort.num_workers):
         alone.write(part.rows, outcome)
     return torch.equal(*_read_outputs(alone))
