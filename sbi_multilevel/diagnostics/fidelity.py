@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +46,6 @@ from sbi_multilevel.level_maps.regression import spread, varies
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.utils.argument_types import check_types
 
-Informativeness = Literal["high", "moderate", "low", "none"]
 _MIN_PAIRS, _MAX_PAIRS = 20, 2_000  # of the mutual information
 _SIGNIFICANT = 2.0  # standard errors
 _MODERATE, _HIGH = 0.1, 0.8  # shares of the entropy power
@@ -80,7 +80,7 @@ class LevelFidelity:
         return self.correlations is not None
 
     @property
-    def informativeness(self) -> Informativeness:
+    def informativeness(self) -> Literal["high", "moderate", "low", "none"]:
         """How informative the lower level is about this one.
 
         *high*: a probe of the lower level predicts theta better than one of the
@@ -228,17 +228,13 @@ def fidelity_report(
             f"simulations has {len(simulations)} level, but two or more are compared. "
             "Add simulations of a lower level."
         )
-    embedded = _embedded(simulations, embedding)
+    data = _embedded(simulations, embedding)
     losses = loss_variances(
-        embedded,
-        inference=inference,
-        prior=prior,
-        train_options=train_options,
-        seed=seed,
+        data, inference=inference, prior=prior, train_options=train_options, seed=seed
     )
     levels = [
-        replace(_compare(embedded[level - 1], embedded[level], seed), loss=loss)
-        for level, loss in enumerate(losses, start=1)
+        replace(_compare(*sides, seed), loss=loss)
+        for loss, sides in zip(losses, pairwise(data))
     ]
     return FidelityReport(tuple(levels), simulations.num_simulations)
 

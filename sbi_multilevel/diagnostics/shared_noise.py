@@ -142,11 +142,7 @@ def _ratios(sums: np.ndarray) -> np.ndarray:
 
 
 def _permutation_test(
-    x: np.ndarray,
-    x_coarse: np.ndarray,
-    groups: np.ndarray,
-    both: np.ndarray,
-    seed: int,
+    x: np.ndarray, x_coarse: np.ndarray, groups: np.ndarray, both: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """p-values of the own counterparts, best counterparts, and their p-values."""
     a, b = (_centered_ranks(side, groups) for side in (x, x_coarse))
