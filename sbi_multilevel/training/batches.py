@@ -130,8 +130,10 @@ class TermDataset:
         """Lay out `simulations`, aligned by maps fitted on the training simulations."""
         stages = config.stages(len(simulations))
         terms = tuple(dict.fromkeys(t for stage in stages for t in stage.terms))
-        training = simulations.select(split.train)
-        level_maps = tuple(config.align(training, terms, moments))
+        # the copy of the training simulations is not kept
+        level_maps = tuple(
+            config.align(simulations.select(split.train), terms, moments)
+        )
         blocks, offsets = [], [0]
         for index, (term, align) in enumerate(zip(terms, level_maps, strict=True)):
             level = simulations[term.level]
