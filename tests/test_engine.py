@@ -27,6 +27,14 @@ def test_a_time_limit_does_not_change_results_and_errors():
         assert time.perf_counter() - start < 10
 
 
+def test_a_failure_in_a_thread_is_described_without_the_thread():
+    work = Work((vars,), None, 5.0)  # a builtin, which has no frame of its own
+    task = memory_table(0, torch.zeros(2, 1), torch.arange(2)).task(np.arange(2))
+    descriptions = [where(lambda: work(task)).error for where in (_here, _in_thread)]
+    assert descriptions[0].startswith("TypeError: vars")
+    assert descriptions[1] == descriptions[0]
+
+
 def _here(function):
     return function()
 

@@ -67,6 +67,9 @@ def _in_abandoned_thread(seconds: float, function: Callable, arguments: tuple) -
     futures.wait([future], seconds)
     if not future.done():
         raise TimeIsUp(_message(seconds))
+    error = future.exception()
+    if error is not None:
+        raise error  # not by `result`, whose frames `describe` would report
     return future.result()
 
 
