@@ -9,6 +9,9 @@ from sbi.utils import BoxUniform
 from scipy.stats import uniform
 
 from sbi_multilevel import simulate_multilevel, vectorize_simulator
+from sbi_multilevel.simulate import GrowingSimulations
+from sbi_multilevel.simulation import table
+from sbi_multilevel.simulation.filling import RunOptions
 from tests.two_levels import PRIOR, coarse, fine, normal_noise
 
 
@@ -177,6 +180,22 @@ def test_failed_simulations_are_dropped_with_a_warning():
     with pytest.warns(UserWarning, match="simulations of level 1: NaN or inf"):
         sims = run(simulators=(coarse, failing), n=(50, 200))
     assert sims[1].theta[:, 0].max() <= 0.9
+
+
+def test_growth_in_memory_that_was_interrupted_can_be_repeated(monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    options = RunOptions((50, 50), show_progress_bars=False)
+    growing = GrowingSimulations((coarse, fine), PRIOR, normal_noise, 0, None, options)
+    growing.simulate((40, 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "simulation_seeds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            growing.simulate((100, 50))
+    assert growing.existing() == (40, 20)
+    for n in ((60, 20), (120, 30)):  # fewer, then more than before the interrupt
+        assert_same(growing.simulate(n), run(n=n))
 
 
 def test_progress_bars_and_summary_are_shown(capfd):

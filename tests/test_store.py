@@ -237,6 +237,9 @@ def test_names_of_simulators_are_read_again_and_can_be_changed(path):
     run(store=path)
     with pytest.raises(ValueError, match="or `rename_simulators`, if only names"):
         store.run([fine, coarse], show_progress_bars=False)
+    with pytest.raises(ValueError, match="simulators has 1 entries"):
+        store.rename_simulators([fine])
+    assert SimulationStore.open(path).fingerprint.simulators == ["coarse", "fine"]
     store.rename_simulators([fine, coarse])
     store.run([fine, coarse], show_progress_bars=False)
 
