@@ -211,7 +211,7 @@ class _SingleLevel(Work):
     def _run(self, task: Task) -> Outcome:
         x, seconds = self._side(task, task.level)
         spent = np.full((len(task), 2), [seconds / len(task), np.nan])
-        return Outcome(status_of(x, None), spent, x)
+        return Outcome(status_of(x), spent, x)
 
 
 def _read_outputs(table: LevelTable) -> Tensor:

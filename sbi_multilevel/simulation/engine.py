@@ -131,9 +131,9 @@ class Backlog:
         return dict(self._groups[-1]) if self._groups else {}
 
     def settle(self, number: int, outcome: Outcome) -> list[Result]:
-        """The task of the group with its outcome.
+        """The task of the group with its outcome, as the only entry.
 
-        None for a batch that failed, whose halves are run with the rest of the group.
+        Empty for a batch that failed, whose halves are run with the rest of the group.
         """
         group = self._groups[-1]
         if number not in group:
@@ -159,7 +159,7 @@ class Backlog:
         """Run the tasks that may have killed a worker first, in two new groups.
 
         If there is only one, its batch is halved. A simulation that ran alone is the
-        cause, which is its outcome.
+        cause: it is returned with this outcome. Otherwise empty.
         """
         group = self._groups[-1]
         suspects = group.keys() & (sent if death.suspects is None else death.suspects)

@@ -165,7 +165,7 @@ class _Progress:
         self._bad: Counter[int] = Counter()
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Stop updating the bars, which stay visible."""
         for bar in (*self._bars, self._cost_bar):
             bar.close()
 

@@ -94,9 +94,11 @@ def _call(number: int, task: Task, work: Watched) -> tuple[int, Outcome]:
 
 def _limit(work: Watched, num_workers: int | None) -> float | None:
     """Seconds after which a process of joblib that does not respond is killed."""
-    timeout, (backend, _) = work.work.timeout, joblib.parallel.get_active_backend()
-    in_processes = type(backend).__name__ == "LokyBackend"
-    if timeout is None or not in_processes or joblib.effective_n_jobs(num_workers) == 1:
+    timeout = work.work.timeout
+    if timeout is None or joblib.effective_n_jobs(num_workers) == 1:
+        return None
+    backend, _ = joblib.parallel.get_active_backend()
+    if type(backend).__name__ != "LokyBackend":
         return None
     return _CALLS_PER_TASK * timeout + _GRACE_SECONDS
 

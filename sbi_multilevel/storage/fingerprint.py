@@ -78,7 +78,7 @@ class Fingerprint:
         return found
 
     def check_same(self, asked: Fingerprint, path: Path, remedy: str = "") -> None:
-        """Raise unless another fingerprint is that of this one, which is in a store."""
+        """Raise unless this fingerprint, stored at `path`, is the requested one."""
         differences = []
         for name, stored in vars(self).items():
             requested = getattr(asked, name)

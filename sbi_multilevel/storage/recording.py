@@ -102,7 +102,7 @@ def record(
     new = np.flatnonzero(~is_old)
     order = new[np.argsort(rows[new])]
     if len(order):
-        x, x_coarse = x[order], x_coarse if x_coarse is None else x_coarse[order]
+        x, x_coarse = x[order], None if x_coarse is None else x_coarse[order]
         outcome = Outcome(status_of(x, x_coarse), seconds[order], x, x_coarse)
         table.write(rows[order], outcome)
     return len(order)

@@ -21,7 +21,8 @@ def repair_table(table: LevelTable) -> int:
     """
     damaged = {name: _damaged(array) for name, array in table.columns.items()}
     for name in ("theta", "seed"):
-        for chunk in damaged[name][:1]:
+        if damaged[name]:
+            chunk = damaged[name][0]
             raise OSError(
                 f"{name} of level {table.level} is damaged for the simulations "
                 f"{chunk.start} to {chunk.stop - 1}. Create a new store from the "
