@@ -94,13 +94,6 @@ def compare(
                 "Pass the same parameters in all arguments."
             )
     figure, grid = _grid(axes, dim, figsize)
-    lines = [
-        {"color": color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
-        for i in range(len(samples))
-    ]
-    contours = [
-        {"colors": [line["color"]], "linestyles": line["linestyle"]} for line in lines
-    ]
     pairplot(
         list(samples.values()),
         points=None if point is None else [point[np.newaxis]],
@@ -108,21 +101,7 @@ def compare(
         labels=None if labels is None else list(labels),
         diag="kde",
         upper="contour",
-        diag_kwargs=[{"bins": _RESOLUTION, "mpl_kwargs": line} for line in lines],
-        upper_kwargs=[
-            {"bins": _RESOLUTION, "levels": list(_CONTOURS), "mpl_kwargs": contour}
-            for contour in contours
-        ],
-        fig_kwargs=FigOptions(
-            legend=True,
-            legend_kwargs={"fontsize": "medium"},
-            samples_labels=list(samples),
-            points_labels=["truth"],
-            points_colors=["black"],
-            points_diag={"linestyle": "--", "linewidth": 1},
-            points_offdiag={"marker": "+", "markersize": 12, "markeredgewidth": 1.5},
-            title=title,
-        ),
+        **_plot_options(list(samples), title),
         # sbi sets title and margins of the figure, also of one that was passed
         fig=figure if axes is None else Figure(),
         axes=_Single(grid[0, 0]) if dim == 1 else grid,  # pyright: ignore
@@ -131,6 +110,34 @@ def compare(
         grid[-1, 0].set_xlabel("")
         grid[-1, 0].patch.set_visible(False)
     return figure, grid
+
+
+def _plot_options(names: list[str], title: str | None) -> dict[str, Any]:
+    """Arguments of `pairplot` for colors, lines and the legend."""
+    lines = [
+        {"color": color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1.8}
+        for i in range(len(names))
+    ]
+    contours = [
+        {"colors": [line["color"]], "linestyles": line["linestyle"]} for line in lines
+    ]
+    return {
+        "diag_kwargs": [{"bins": _RESOLUTION, "mpl_kwargs": line} for line in lines],
+        "upper_kwargs": [
+            {"bins": _RESOLUTION, "levels": list(_CONTOURS), "mpl_kwargs": contour}
+            for contour in contours
+        ],
+        "fig_kwargs": FigOptions(
+            legend=True,
+            legend_kwargs={"fontsize": "medium"},
+            samples_labels=names,
+            points_labels=["truth"],
+            points_colors=["black"],
+            points_diag={"linestyle": "--", "linewidth": 1},
+            points_offdiag={"marker": "+", "markersize": 12, "markeredgewidth": 1.5},
+            title=title,
+        ),
+    }
 
 
 @dataclass(frozen=True)
