@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 
 import pytest
 import torch
@@ -148,6 +149,14 @@ def test_pickling_between_steps_changes_nothing(
         return networks(inference)
 
     assert torch.equal(rounds(step), run_once(lambda: rounds(99), name))
+
+
+def test_a_copy_has_the_attributes_of_a_subclass():
+    inference = make()
+    inference.label = "of a subclass"
+    for copy in (deepcopy(inference), pickle.loads(pickle.dumps(inference))):
+        assert copy.label == inference.label
+        assert len(copy._pretraining._theta_roundwise) == 1
 
 
 @pytest.mark.parametrize("batch_size, num_workers", ((1, 1), (7, 1), (20, 1), (3, 2)))

@@ -29,6 +29,7 @@ from sbi_multilevel.methods.sequential.settings import FineTuningSettings, Strea
 from sbi_multilevel.methods.sequential.state import Proposals
 from sbi_multilevel.methods.sequential.truncation import Region
 from sbi_multilevel.training.ensemble import train_ensemble, trainer_state
+from sbi_multilevel.training.trainer import MultilevelTrainer
 from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.seeds import seeded
 
@@ -46,10 +47,7 @@ class FineTuningRounds(Rounds):
 
     def __init__(self, settings: FineTuningSettings, x_o: Tensor):
         super().__init__(settings, FineTuningState(x_o))
-        # holds the low-fidelity simulations
-        self._pretraining = settings.trainer(
-            MFNPE, settings.config, parameters=settings.parameters
-        )
+        self._pretraining = self._new_pretraining()
 
     # Simulations and networks from elsewhere
 
@@ -247,6 +245,11 @@ class FineTuningRounds(Rounds):
 
     # Parts of the steps
 
+    def _new_pretraining(self) -> MultilevelTrainer:
+        """The trainer that holds the low-fidelity simulations, without any yet."""
+        settings = self._settings
+        return settings.trainer(MFNPE, settings.config, parameters=settings.parameters)
+
     def _pretrain(self) -> None:
         """Train a network for each member on low-fidelity simulations, if any."""
         state, settings = self._state, self._settings
@@ -357,9 +360,9 @@ class FineTuningRounds(Rounds):
         return {**vars(self), "_pretraining": trainer_state(self._pretraining)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        FineTuningRounds.__init__(self, state["_settings"], state["_state"].x_o)
+        vars(self).update(state)
+        self._pretraining = self._new_pretraining()
         vars(self._pretraining).update(state["_pretraining"])
-        self._state = state["_state"]
 
 
 def _equal_shares(chosen: Tensor) -> Tensor:
