@@ -256,11 +256,13 @@ def _limits(sides: list[Tensor]) -> tuple[Tensor, Tensor]:
     least, most = range_of(*sides)
     suspect = (reach > 0) & ((most > median + reach) | (least < median - reach))
     low, high = torch.full_like(least, -torch.inf), torch.full_like(most, torch.inf)
-    values = torch.cat([side[:, suspect] for side in sides])
-    usual = (values - median[suspect]).abs() <= reach[suspect]
-    few = (~usual).sum(0) <= max(_MAX_EXTREMES, _MAX_SHARE * len(values))
-    low[suspect] = values.where(usual, torch.inf).amin(0).where(few, -torch.inf)
-    high[suspect] = values.where(usual, -torch.inf).amax(0).where(few, torch.inf)
+    # one at a time, as all of a large x may be suspect
+    for feature in suspect.nonzero().flatten().tolist():
+        values = torch.cat([side[:, feature] for side in sides])
+        usual = (values - median[feature]).abs() <= reach[feature]
+        num_extreme = len(values) - int(usual.sum())
+        if num_extreme <= max(_MAX_EXTREMES, _MAX_SHARE * len(values)):
+            low[feature], high[feature] = values[usual].amin(), values[usual].amax()
     return low, high
 
 
