@@ -2,7 +2,7 @@
 
 `StagedTrainer` overrides the steps of sbi's loop: it trains the stages of a method one
 after the other, takes steps on the terms of a batch, and decides when a stage ends.
-With simulations of one level every method calls the parent's at once.
+With `append_simulations` alone every method calls the parent's at once.
 """
 
 from __future__ import annotations

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.run import HybridRun
 
 MIN_SIMULATIONS = 4
-# of the user's arguments of `train`; a `calibration_kernel` is given x with transformed
-# tails
+# arguments of `train` that members are trained with, too
 _MEMBER_OPTIONS = (
     "learning_rate",
     "validation_fraction",
@@ -261,6 +260,7 @@ class HybridTrainer(MultilevelTrainer):
         options = {name: getattr(train_config, name) for name in _MEMBER_OPTIONS}
         options["training_batch_size"] = layout.batch_size
         options["dataloader_kwargs"] = layout.loader_options
+        # a `calibration_kernel` is given x with transformed tails
         options.update(self._options_of(loss_args))
         run, counts = self._run, layout.simulations.num_simulations
         if run is None or not train_config.resume_training:

@@ -142,7 +142,9 @@ def _shared(
 
 def _maps_used(steps: Sequence[LevelStep]) -> tuple[str, ...]:
     """The maps of each step; each member has its own to the highest level."""
-    used = [[step.choice(step.folds())] for step in steps]
-    for step in steps[-1:]:
-        used[-1] = [step.choice(step.folds(but=fold)) for fold in step.folds()]
+    used = [[step.choice(step.folds())] for step in steps[:-1]]
+    used += [
+        [step.choice(step.folds(but=fold)) for fold in step.folds()]
+        for step in steps[-1:]
+    ]
     return tuple(", ".join(dict.fromkeys(map(str, each))) for each in used)

@@ -135,7 +135,7 @@ class Settings:
             "acquisition": repr(self.acquisition),
             "has_cost": getattr(self.acquisition, "cost", None) is not None,
             "truncation": repr(self.truncation),
-            "config": with_sorted_fields(repr(self.config)),
+            "config": _with_sorted_fields(repr(self.config)),
             "train_options": repr(sorted(self.train_options.items())),
         }
 
@@ -260,11 +260,11 @@ def _of_this_version(saved: Mapping[str, Any]) -> dict[str, Any]:
     missing = _EARLIER_IN_CONFIG
     if config.startswith("HybridConfig("):
         missing = {**missing, **_EARLIER_IN_HYBRID}
-    config = with_sorted_fields(config, missing)
+    config = _with_sorted_fields(config, missing)
     return {**_EARLIER, **renamed, "config": config}
 
 
-def with_sorted_fields(text: str, missing: Mapping[str, Any] | None = None) -> str:
+def _with_sorted_fields(text: str, missing: Mapping[str, Any] | None = None) -> str:
     """The `repr` of a dataclass with its fields in alphabetical order.
 
     The order of fields may change between versions, and fields are added.
