@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reproduces all published tables, in about seven hours on 2 cores. Runs that
+# Reproduces all published tables, in about eight hours on 2 cores. Runs that
 # results/*.jsonl have are not repeated; remove these files to repeat all runs.
 # SBI_MULTILEVEL_CAMELS must name the file of CAMELS power spectra, SBI_MULTILEVEL_OU2
 # the file of the published OU2 simulations.
@@ -68,6 +68,8 @@ run toggle-switch toggle-switch --methods hybrid
 run useless ou-useless g-and-k-useless --methods high high-hybrid hybrid
 run ou2-useless ou2-useless --num-simulations 10000,50 --methods high-hybrid hybrid
 run blob blob --num-simulations 1000,50 1000,100 --methods high mf hybrid
+run validation validation-{biased,reversed,half,heavy,misleading,heavy-both,noisier,grid,nearly-exact} \
+    validation-{biased,reversed,misleading,heavy}:paired=no --methods mf hybrid
 run ablation camels-shuffled g-and-k --methods hybrid hybrid-unaligned hybrid-unpaired \
     hybrid-untransformed hybrid-unrehearsed hybrid-unmixed hybrid-scratch high-hybrid
 run oracles slcp sir ou4 ou2-published --methods oracle
