@@ -27,7 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SDIST = "0.27.0"
 SERIES = ("0.27", "main")
-ADDED_TESTS = "trainer_hooks_test.py"
+ADDED_TESTS = ("trainer_hooks_test.py", "inverse_transform_test.py")
 # sbi's tests that train, but for those it marks as slow
 TESTS = (
     "base_test.py",
@@ -82,8 +82,9 @@ def apply(series: str, sources: Path) -> int:
             command = ["git", "apply", "--whitespace=error-all", *options, str(patch)]
             run(command, sources, f"{patch.name} does not apply", None)
         print(f"applied {patch.name}", flush=True)
-    if not (sources / "tests" / ADDED_TESTS).exists():
-        raise Failure(f"the patches were skipped: there is no tests/{ADDED_TESTS}")
+    for file in ADDED_TESTS:
+        if not (sources / "tests" / file).exists():
+            raise Failure(f"the patches were skipped: there is no tests/{file}")
     return len(patches)
 
 
@@ -139,7 +140,7 @@ def main() -> int:
             compare(before, after, folder, "fixed_seed.py")
             if options.series == "0.27":  # the series that this package runs on
                 compare(before, after, folder, "fixed_seed_package.py")
-            test(after, [ADDED_TESTS], "the tests of the hooks")
+            test(after, ADDED_TESTS, "the tests that the patches add")
             if not options.quick:
                 files = TESTS + LONG_TESTS if options.long else TESTS
                 test(after, files, "sbi's own tests")
