@@ -56,12 +56,20 @@ class StagedTrainer(AppendingTrainer):
         loss_args: LossArgs | None = None,
         summarization_kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self._is_multilevel:
+            return self._train_levels(train_config, loss_args, summarization_kwargs)
+        return super()._run_training_loop(
+            train_loader, val_loader, train_config, loss_args, summarization_kwargs
+        )
+
+    def _train_levels(
+        self,
+        train_config: TrainConfig,
+        loss_args: LossArgs | None,
+        summarization_kwargs: dict[str, Any] | None,
+    ) -> Any:
         """Train the stages with new simulations, each until it stops by itself."""
         run = super()._run_training_loop
-        if not self._is_multilevel:
-            return run(
-                train_loader, val_loader, train_config, loss_args, summarization_kwargs
-            )
         plan, layout = self._plan, self._layout
         network = self._neural_net.to(self._device)
         if train_config.retrain_from_scratch:

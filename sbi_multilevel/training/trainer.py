@@ -256,7 +256,7 @@ class MultilevelTrainer(StagedTrainer):
         finally:
             self._build_neural_net = users_builder
 
-    # Losses outside of training
+    # Loss
 
     def _options_of(self, loss_args: LossArgs | None) -> dict[str, Any]:
         """The arguments of `train` that belong to the loss; sbi's defaults left out."""

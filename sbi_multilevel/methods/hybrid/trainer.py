@@ -13,7 +13,6 @@ from sbi.inference.trainers._contracts import (
     TrainConfig,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
@@ -237,19 +236,13 @@ class HybridTrainer(MultilevelTrainer):
             retrain_from_scratch, start_idx, *simulations
         )
 
-    def _run_training_loop(
+    def _train_levels(
         self,
-        train_loader: DataLoader,
-        val_loader: DataLoader,
         train_config: TrainConfig,
-        loss_args: LossArgs | None = None,
-        summarization_kwargs: dict[str, Any] | None = None,
+        loss_args: LossArgs | None,
+        summarization_kwargs: dict[str, Any] | None,
     ) -> Any:
         """Train the members, from scratch whenever it is called."""
-        if not self._is_multilevel:
-            return super()._run_training_loop(
-                train_loader, val_loader, train_config, loss_args, summarization_kwargs
-            )
         if self.hybrid_summary is None:
             self._neural_net = None  # an interrupted training leaves no network
         # imported here, as it brings level maps and scikit-learn with it
