@@ -110,9 +110,14 @@ class MemberTrainer:
 
     def select_maps(self) -> list[LevelStep]:
         """The steps from each level to the next."""
-        config, seed = self.config, self.run.seed
-        simulations = limit_lower(self.simulations, config.max_low, seed)
-        return self.selector.steps(simulations, config.num_members)
+        seed = self.run.seed
+        lower = limit_lower(self.simulations, self.config.max_low, seed).levels[:-1]
+        levels = [*map(LevelArrays.of, lower), self.high]
+        folds = [
+            split_folds(level.theta, self.config.num_members, seed)
+            for level in levels[1:-1]
+        ]
+        return self.selector.steps(levels, [*folds, self.folds])
 
     def pooled(self, step: LevelStep) -> Component:
         """Members that are trained on the pool and fine-tuned on high fidelity."""

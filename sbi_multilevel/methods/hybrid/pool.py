@@ -166,7 +166,7 @@ class MapSelector:
         return OutputsGain(float(gain.mean()), float(error))
 
     def steps(
-        self, simulations: MultilevelSimulations, num_folds: int
+        self, levels: Sequence[LevelArrays], folds: Sequence[Sequence[np.ndarray]]
     ) -> list[LevelStep]:
         """The steps from each level to the next, the lowest first.
 
@@ -174,18 +174,17 @@ class MapSelector:
         to it.
 
         Args:
-            simulations: Simulations of all levels.
-            num_folds: Number of folds of each level.
+            levels: Simulations of all levels.
+            folds: For each level above the lowest, the indices of each fold.
         """
-        low, *above = map(LevelArrays.of, simulations)
-        pool, steps = low, []
-        for level, high in enumerate(above, 1):
+        steps: list[LevelStep] = []
+        neighbors = zip(levels, levels[1:], folds)
+        for level, (low, high, of_level) in enumerate(neighbors, 1):
+            pool = low
             if steps:
                 pool = steps[-1].map_all(low).followed_by(replace(low, x_coarse=None))
-            folds = split_folds(high.theta, num_folds, self.seed)
             pool = pool.shuffled(self.seed)
-            steps.append(self.step(pool, high, folds, level=level))
-            low = high
+            steps.append(self.step(pool, high, of_level, level=level))
         return steps
 
 
