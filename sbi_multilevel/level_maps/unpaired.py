@@ -64,6 +64,7 @@ where most observations are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -169,6 +170,27 @@ class Full(LevelMapKind):
         return replace(shift, turn=lambda theta, left: left @ matrix.T)
 
 
+@dataclass(frozen=True, eq=False)
+class ScaledTurn:
+    r"""R of `"scaled"`, which depends on theta.
+
+    Args:
+        log_scale: Logarithm of :math:`s_L`.
+        log_change: Logarithm of :math:`s_H / s_L`.
+        matrix: Transport of standardized residuals, shape `(k, k)`.
+    """
+
+    log_scale: Regression
+    log_change: Callable[[np.ndarray], np.ndarray]
+    matrix: np.ndarray
+
+    def __call__(self, theta: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """Turn residuals, shape `(n, k)`."""
+        scale = np.exp(self.log_scale(theta))
+        turned = (left / scale) @ self.matrix.T
+        return np.exp(self.log_change(theta)) * scale * turned
+
+
 class Scaled(LevelMapKind):
     """See the module."""
 
@@ -181,21 +203,12 @@ class Scaled(LevelMapKind):
         shift, residuals = moments.change_of_mean(high)
         log_scale = moments.log_scale(high.theta)
         sizes = log_sizes(residuals) - log_scale
-        regression = Regression.fit(moments.features, high.theta, sizes)
-
-        def log_change(theta: np.ndarray) -> np.ndarray:
-            return np.clip(regression(theta), -_MAX_LOG_CHANGE, _MAX_LOG_CHANGE)
-
+        log_change = _bounded(Regression.fit(moments.features, high.theta, sizes))
         matrix = transport(
             moments.standardized(low.theta),
             residuals / np.exp(log_scale + log_change(high.theta)),
         )
-
-        def turned(theta: np.ndarray, left: np.ndarray) -> np.ndarray:
-            scale = np.exp(moments.log_scale(theta))
-            return np.exp(log_change(theta)) * scale * ((left / scale) @ matrix.T)
-
-        return replace(shift, turn=turned)
+        return replace(shift, turn=ScaledTurn(moments.log_scale, log_change, matrix))
 
 
 class Homoscedastic(LevelMapKind):
@@ -247,6 +260,10 @@ def transport(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     root, inverse = _roots(covariance)
     middle, _ = _roots(root @ shrunk @ root)
     return to_scale[:, None] * (inverse @ middle @ inverse) / from_scale[None, :]
+
+
+def _bounded(regression: Regression) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda theta: np.clip(regression(theta), -_MAX_LOG_CHANGE, _MAX_LOG_CHANGE)
 
 
 def _roots(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
