@@ -53,6 +53,15 @@ def simulations(num_low: int, num_high: int) -> MultilevelSimulations:
     ))
 
 
+def append_all(trainer: Any, simulations: MultilevelSimulations) -> Any:
+    """Append simulations of two levels; to a trainer of sbi, the pool of both."""
+    if hasattr(trainer, "append_multilevel_simulations"):
+        return trainer.append_multilevel_simulations(simulations)
+    low, high = simulations
+    theta, x = torch.cat([low.theta, high.theta]), torch.cat([low.x, high.x])
+    return trainer.append_simulations(theta, x)
+
+
 def cpu_seconds(run: Callable[[], Any]) -> float:
     """CPU time of a call, without its warnings, e.g. of `max_num_epochs`."""
     with warnings.catch_warnings():
@@ -66,7 +75,7 @@ def training_costs(name: str, counts: tuple[int, int]) -> tuple[float, float]:
     """Seconds and peak memory in MiB of a process that trains for two epochs a stage.
 
     Args:
-        name: One of `SCALED`; NPE has the simulations of the lower level alone.
+        name: One of `SCALED`.
         counts: Simulations of each level.
     """
     context = get_context("spawn")
@@ -82,12 +91,7 @@ def training_costs(name: str, counts: tuple[int, int]) -> tuple[float, float]:
 def _train_many(name: str, counts: tuple[int, int], sender: Connection) -> None:
     torch.set_num_threads(1)
     options = {"tracker": SilentTracker(), "show_progress_bars": False}
-    trainer, levels = SCALED[name](PRIOR, **options), simulations(*counts)
-    if name == "NPE":
-        trainer.append_simulations(levels[0].theta, levels[0].x)
-    else:
-        trainer.append_multilevel_simulations(levels)
-    del levels
+    trainer = append_all(SCALED[name](PRIOR, **options), simulations(*counts))
     seconds = cpu_seconds(partial(trainer.train, max_num_epochs=1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sender.send((seconds, peak / (2**20 if sys.platform == "darwin" else 2**10)))

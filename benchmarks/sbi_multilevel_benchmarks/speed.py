@@ -31,6 +31,7 @@ from sbi_multilevel_benchmarks.records import Table, joined
 from sbi_multilevel_benchmarks.scale import (
     PRIOR,
     SCALED,
+    append_all,
     cpu_seconds,
     simulations,
     training_costs,
@@ -114,12 +115,7 @@ class Speed:
     def trainer(self, cls: type, model: str, **options: Any) -> Any:
         """A trainer with the simulations; of sbi, with the pool of both levels."""
         options |= {"tracker": SilentTracker(), "show_progress_bars": False}
-        trainer = cls(PRIOR, density_estimator=model, **options)
-        if hasattr(trainer, "append_multilevel_simulations"):
-            return trainer.append_multilevel_simulations(self._sims)
-        low, high = self._sims
-        theta, x = torch.cat([low.theta, high.theta]), torch.cat([low.x, high.x])
-        return trainer.append_simulations(theta, x)
+        return append_all(cls(PRIOR, density_estimator=model, **options), self._sims)
 
     def trained(self, cls: type, model: str = "maf") -> Any:
         """A trainer after training."""
