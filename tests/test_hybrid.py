@@ -125,7 +125,7 @@ def test_members_are_trained_on_the_pool_of_all_lower_levels(monkeypatch):
 
 def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypatch):
     train, map_low = members_module.train_members, LevelStep.map_low
-    seen_trainers, trained_on, mapped = [], [], []
+    seen_trainers, trained_on, mapped, steps = [], [], [], []
 
     def spy_on_training(trainers, folds, *args):
         members = train(trainers, folds, *args)
@@ -138,6 +138,7 @@ def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypa
 
     def keep(self, step, original=members_module.MemberTrainer.pooled):
         seen_trainers.append(self)
+        steps.append(step)
         return original(self, step)
 
     monkeypatch.setattr(members_module, "train_members", spy_on_training)
@@ -159,6 +160,12 @@ def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypa
             assert not torch.isin(theta[fold], seen).any()
         for component in trained_on[1:]:
             assert not torch.isin(theta[fold], component[index]).any()
+    # maps are scored, and selected, by the same folds
+    (trainer,), (step,) = seen_trainers, steps
+    again = trainer.selector.step(step.fitter.low, trainer.high, folds)
+    assert len(again.scores) > 1
+    for choice, expected in again.scores.items():
+        assert np.array_equal(step.scores[choice].score, expected.score)
 
 
 def nested():

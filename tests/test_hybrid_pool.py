@@ -107,6 +107,17 @@ def test_the_gain_changes_neither_simulations_nor_scores():
     assert np.array_equal(before[1], high.x_coarse)
 
 
+def test_the_simulations_below_each_level_are_in_random_order():
+    low, middle = levels(5)
+    folds = [split_folds(middle.theta, 3, 0)] * 2
+    first, second = MapSelector(("none",), "x", None, 0).steps(
+        [low, middle, middle], folds
+    )
+    assert np.array_equal(first.fitter.low.x, low.shuffled(0).x)
+    below = np.concatenate((first.fitter.low.x, middle.x))  # "none" leaves x as it is
+    assert np.array_equal(second.fitter.low.x, LevelArrays(below, below).shuffled(0).x)
+
+
 def test_held_out_scores_are_those_of_maps_selected_by_other_folds():
     low, high = levels(3)
     folds = split_folds(high.theta, 5, 0)
