@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
+from sbi_multilevel.level_maps.regression import Design
 from sbi_multilevel.level_maps.selection.cross_validation import (
     choose_scorer,
     score_maps,
@@ -192,6 +193,71 @@ def test_with_networks_means_are_linear_in_the_features():
         assert np.array_equal(each, expected)
     others = SyntheticLikelihood.fit(own, degree=2).log_likelihood(own)
     assert not np.allclose(expected, others)
+
+
+def scaled_by_chance(n, log_deviation, seed=0):
+    """Linear in theta; the noise of all features has one scale, drawn at random."""
+    matrix = np.random.default_rng(0).normal(size=(2, 30))
+    generator = np.random.default_rng(seed)
+    theta = generator.normal(size=(n, 2))
+    scale = 3 * np.exp(log_deviation * generator.normal(size=(n, 1)))
+    return LevelArrays(theta, theta @ matrix + scale * generator.normal(size=(n, 30)))
+
+
+def test_x_is_summarized_where_a_synthetic_likelihood_is_too_narrow():
+    # residuals have no correlation, but one scale: they are dependent
+    sims, fresh = scaled_by_chance(1_500, 1.5), scaled_by_chance(1_000, 1.5, seed=1)
+    scorer = MapScorer.chosen(sims, "theta")
+    assert scorer.num_summaries == 2
+    (score, none), (narrow, _) = (
+        each.scores(sims, fresh) for each in (scorer, MapScorer("theta"))
+    )
+    assert none is None
+    assert score.mean() > 0.2 and score.mean() > narrow.mean() + 1.0
+
+
+def test_x_is_not_summarized_where_its_likelihood_is_right():
+    sims = scaled_by_chance(1_500, 0.0)
+    assert MapScorer.chosen(sims, "theta").num_summaries is None
+
+
+def test_x_is_not_summarized_if_likelihoods_are_to_be_learned():
+    assert MapScorer.chosen(scaled_by_chance(1_500, 1.5), "x").num_summaries is None
+
+
+def test_x_of_no_more_features_than_parameters_is_not_summarized():
+    sims = scaled_by_chance(1_500, 1.5)
+    few = LevelArrays(sims.theta, sims.x[:, :2])
+    assert MapScorer.chosen(few, "theta").num_summaries is None
+
+
+def test_scores_of_a_sufficient_summary_are_those_of_the_exact_posterior():
+    def simulations(n, seed):
+        generator = np.random.default_rng(seed)
+        theta = generator.normal(size=(n, 1))
+        return LevelArrays(theta, theta + 2 * generator.normal(size=(n, 4)))
+
+    sims, fresh = simulations(20_000, 0), simulations(2_000, 1)
+    score, _ = MapScorer("theta", num_summaries=1).scores(sims, fresh)
+    # posterior precision 1 + 4 / 2^2
+    exact = norm.logpdf(fresh.theta, fresh.x.sum(axis=1, keepdims=True) / 8, 0.5**0.5)
+    gap = score - (exact - norm.logpdf(fresh.theta))[:, 0]
+    assert np.abs(gap).mean() < 0.1 and abs(gap.mean()) < 0.02
+
+
+def test_with_networks_parameters_are_summarized_not_their_features():
+    sims = switching_simulations(1_500, 0)
+    features = ThetaFeatures.fit(sims)
+    sims = LevelArrays(sims.theta, np.hstack((sims.x, sims.x**2)))
+    scorer = MapScorer("theta", features=features, num_summaries=1)
+    inputs = scorer.inputs(sims.theta)
+    standardized = (sims.theta - sims.theta.mean()) / sims.theta.std()
+    assert np.allclose(inputs[:, :1], standardized, atol=0.05)
+    own = LevelArrays(inputs, sims.x)
+    summary = Design.of(sims.x, 1).fit(inputs[:, :1])(sims.x)
+    model = SyntheticLikelihood.fit(LevelArrays(inputs, summary), degree=1)
+    expected = model.log_posterior_ratio(LevelArrays(inputs, summary), inputs)
+    assert np.allclose(scorer.scores(own, own)[0], expected)
 
 
 @pytest.mark.parametrize("scale", (0.0, 1e200))

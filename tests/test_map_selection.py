@@ -236,6 +236,19 @@ def test_of_maps_with_similar_scores_the_likelihood_selects():
     assert best_map(scores) == MapChoice("full")
 
 
+def test_without_likelihoods_a_map_of_pairs_is_selected_of_similar_ones():
+    scores = {
+        choice: replace(each, likelihood=None)
+        for choice, each in scores_of(-2.0, 0.0, -0.3).items()
+    }
+    assert best_map(scores) == MapChoice("shift")
+    error = np.ones((40, 1))
+    for kind, best in (("full", "full"), ("none", "shift")):  # -0.3 and -2 nats
+        choice = MapChoice(kind)
+        pairs = {**scores, choice: replace(scores[choice], error=error)}
+        assert best_map(pairs) == MapChoice(best)
+
+
 def test_without_noise_any_difference_of_scores_selects():
     scores = {
         MapChoice("none"): MapScores(np.zeros(10), np.ones(10)),
