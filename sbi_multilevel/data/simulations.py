@@ -58,8 +58,7 @@ class LevelSimulations:
         x_coarse: Outputs of the simulator one level below at the same theta and the
             same noise, shape `(n, *x_shape)`; `None` without pairs.
         weights: Weight of each simulation in the loss, shape `(n,)`, e.g. where theta
-        is
-            not drawn from the prior; `None` for equal weights.
+            is not drawn from the prior; `None` for equal weights.
 
     Raises:
         ValueError: If the arguments do not fit each other, or no simulation is valid.
