@@ -61,8 +61,8 @@ def to_datatree(
 
     Raises:
         ImportError: If xarray is missing, or older than 2024.10.
-        ValueError: If there is no observation, the number of labels is not that of the
-            parameters, or the simulations have weights, so that they do not follow the
+        ValueError: If there is no observation, the labels are not one name for each
+            parameter, or the simulations have weights, so that they do not follow the
             prior.
 
     Example:
@@ -183,6 +183,12 @@ def _parameters(theta: Tensor, labels: Sequence[str] | None) -> dict[str, Any]:
         raise ValueError(
             f"labels has {len(labels)} names {list(labels)}, but there are "
             f"{values.shape[-1]} parameters. Pass one name for each."
+        )
+    taken = set(labels) & set(dims)
+    if taken or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"labels={list(labels)} must be different names, and none of {list(dims)}, "
+            "which ArviZ uses for dimensions. Choose others."
         )
     return {name: (dims, values[..., i]) for i, name in enumerate(labels)}
 

@@ -102,6 +102,9 @@ def test_mcmc_chains_stay_separate():
 def test_arguments_that_do_not_fit_raise(posterior, monkeypatch):
     with pytest.raises(ValueError, match=r"labels has 1 names \['a'\]"):
         to_datatree(posterior, X_O, labels=["a"], num_samples=5)
+    for labels in (["draw", "b"], ["a", "a"]):
+        with pytest.raises(ValueError, match="labels=.*must be different names"):
+            to_datatree(posterior, X_O, labels=labels, num_samples=5)
     weighted = MultilevelSimulations((
         LevelSimulations(0, torch.zeros(4, 2), torch.ones(4, 2), weights=torch.ones(4)),
     ))

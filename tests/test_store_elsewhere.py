@@ -61,6 +61,13 @@ def test_simulations_recorded_out_of_order_are_stored_in_order(path):
     assert torch.equal(next(store.batches(0)).x, rows.theta)
 
 
+@pytest.mark.parametrize("level", (-1, 2))
+def test_a_level_that_is_not_in_the_store_raises(path, level):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    with pytest.raises(ValueError, match=f"level={level} .*levels are 0 to 1"):
+        store.pending(level)
+
+
 def test_ids_do_not_change_when_the_store_grows(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     few = [store.pending(level) for level in (0, 1)]

@@ -59,6 +59,15 @@ def test_damaged_parameters_raise(tmp_path):
         SimulationStore.open(path).repair()
 
 
+@pytest.mark.parametrize("name", ("theta", "seed"))
+def test_missing_parameters_raise(name, tmp_path):
+    path = tmp_path / "run.zarr"
+    run(store=path)
+    chunk_files(path, 0, name)[0].unlink()  # its folders remain
+    with pytest.raises(ValueError, match=f"chunks of level_0/{name} hold at most 0"):
+        SimulationStore.open(path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_a_full_disk_keeps_finished_simulations(healthy, tmp_path):
     """A limit on the size of files simulates a full disk: chunk 3 does not fit."""

@@ -209,12 +209,13 @@ class SimulationStore(StoredSimulations):
             max_simulations: Return at most this number, counted from the first.
 
         Raises:
-            ValueError: If the store has a noise sampler and was opened without it.
+            ValueError: If the store does not have the level, or has a noise sampler and
+                was opened without it.
         """
         check_types(SimulationStore.pending, locals())
-        tables, noise = self.tables, self._checked_noise()
+        table, noise = self._table(level), self._checked_noise()
         return recording.pending_simulations(
-            tables[level], len(tables), noise, max_simulations
+            table, len(self.tables), noise, max_simulations
         )
 
     def record(
