@@ -236,19 +236,17 @@ def test_of_maps_with_similar_scores_the_likelihood_selects():
     assert best_map(scores) == MapChoice("full")
 
 
-@pytest.mark.parametrize(
-    "score, likelihood, best",
-    (
-        (-0.3, -0.1, "full"),  # similar in both
-        (-0.3, -1.0, "shift"),  # the likelihood of another is clearly greater
-        (-2.0, 0.0, "shift"),  # the score of another is clearly greater
-    ),
-)
-def test_of_similar_maps_one_that_uses_pairs_is_preferred(score, likelihood, best):
-    scores = scores_of(-2.0, 0.0, score)
-    full, noise = MapChoice("full"), scores_of(0.0, 0.0, 0.0)[MapChoice("none")].score
-    pairs = replace(scores[full], likelihood=likelihood + noise, error=np.ones((40, 1)))
-    assert best_map({**scores, full: pairs}) == MapChoice(best)
+def test_without_likelihoods_a_map_of_pairs_is_selected_of_similar_ones():
+    scores = {
+        choice: replace(each, likelihood=None)
+        for choice, each in scores_of(-2.0, 0.0, -0.3).items()
+    }
+    assert best_map(scores) == MapChoice("shift")
+    error = np.ones((40, 1))
+    for kind, best in (("full", "full"), ("none", "shift")):  # -0.3 and -2 nats
+        choice = MapChoice(kind)
+        pairs = {**scores, choice: replace(scores[choice], error=error)}
+        assert best_map(pairs) == MapChoice(best)
 
 
 def test_without_noise_any_difference_of_scores_selects():

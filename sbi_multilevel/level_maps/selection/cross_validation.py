@@ -19,12 +19,13 @@ components where x has more features.
 
 Where posteriors are to be learned, scores of a few dozen simulations often do not
 distinguish maps. The likelihood of x does so better, as it is the sum of the score and
-of the evidence of x, which depends on the map as well. Of clearly different scores the
+of the evidence of x, which depends on the map as well. Of the maps whose mean score is
+less than two standard errors of the difference below the greatest one, that of the
+greatest mean log likelihood is therefore selected. Of clearly different scores the
 greater one counts, since features that say nothing on theta affect the likelihood too.
-Of the maps whose mean score is less than two standard errors of the difference below
-the greatest one, that of the greatest mean log likelihood is therefore selected. One
-that uses pairs is preferred, as its error is also seen directly: another one replaces
-it only if its likelihood is greater by two standard errors.
+Where scores are those of a summary of x there is no likelihood; of similar maps one
+that uses pairs is selected, as its error was seen at pairs, and of others that of the
+greatest score.
 
 Of maps that use pairs only one takes part, the one that predicts the high-fidelity side
 of held-out pairs best from the other side,
@@ -75,29 +76,35 @@ class MapScores:
     Args:
         score: Log score of what is to be learned, in nats, shape `(n,)`; -inf where
             the map could not be fitted.
-        likelihood: Log likelihood of x given theta, shape `(n,)`; the score where
-            there is none.
+        likelihood: Log likelihood of x given theta, shape `(n,)`; `None` where x is
+            summarized.
         error: Ranked probability score of each feature, lower is better, shape
             `(n, k)`; `None` for maps that do not use pairs.
     """
 
     score: np.ndarray
-    likelihood: np.ndarray
+    likelihood: np.ndarray | None
     error: np.ndarray | None = None
 
     def __getitem__(self, index: np.ndarray) -> MapScores:
-        error = None if self.error is None else self.error[index]
-        return MapScores(self.score[index], self.likelihood[index], error)
+        columns = (None if each is None else each[index] for each in self._columns)
+        return MapScores(*columns)
 
     @classmethod
     def joined(cls, parts: Sequence[MapScores]) -> MapScores:
         """All folds, one after the other."""
-        errors = [each.error for each in parts if each.error is not None]
-        return cls(
-            np.concatenate([each.score for each in parts]),
-            np.concatenate([each.likelihood for each in parts]),
-            np.concatenate(errors) if errors else None,
-        )
+        columns = zip(*(each._columns for each in parts))
+        return cls(*(None if x[0] is None else np.concatenate(x) for x in columns))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the map was fitted, with finite scores."""
+        scores = (self.score, self.likelihood)
+        return all(np.isfinite(each).all() for each in scores if each is not None)
+
+    @property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        return self.score, self.likelihood, self.error
 
 
 def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapScorer:
@@ -149,7 +156,8 @@ def score_maps(
         simulations = LevelArrays(inputs, low.x, weights=low.weights)
         for choice in choices:
             uses_pairs = level_map_kind(choice.kind).needs_pairs
-            score = likelihood = np.full(len(index), -np.inf)
+            score = np.full(len(index), -np.inf)
+            likelihood = None if scorer.num_summaries else score
             error = np.full(held_out.x.shape, np.inf) if uses_pairs else None
             # a map that cannot be fitted, or whose outputs are infinite
             with contextlib.suppress(np.linalg.LinAlgError, ValueError):
@@ -158,7 +166,7 @@ def score_maps(
                 found = scorer.scores(simulations.with_x(outputs), held_out)
                 if uses_pairs:
                     error = _ranked_probability_scores(level_map, pairs, scorer.outputs)
-                score, likelihood = (np.nan_to_num(each, nan=-np.inf) for each in found)
+                score, likelihood = found
             scores[choice].append(MapScores(score, likelihood, error))
     return {choice: MapScores.joined(parts) for choice, parts in scores.items()}
 
@@ -181,17 +189,19 @@ def best_map(
     def mean(values: np.ndarray) -> np.ndarray:
         return np.average(values, axis=0, weights=weights)
 
-    def is_clearly_above(above: np.ndarray, below: np.ndarray) -> bool:
-        gap = above - below
+    def is_tied(choice: MapChoice) -> bool:
+        gap = known[best].score - known[choice].score
         squares = (gap - mean(gap)) ** 2
         shares = 1 / len(gap) if weights is None else weights / weights.sum()
-        return mean(gap) > _NUM_ERRORS * np.sqrt((shares**2 * squares).sum())
+        return mean(gap) <= _NUM_ERRORS * np.sqrt((shares**2 * squares).sum())
 
-    known = {
-        choice: each
-        for choice, each in scores.items()
-        if np.isfinite((each.score, each.likelihood)).all()
-    }
+    def preference(choice: MapChoice) -> tuple[bool, float]:
+        each = known[choice]
+        if each.likelihood is None:
+            return each.error is not None, mean(each.score)
+        return False, mean(each.likelihood)
+
+    known = {choice: each for choice, each in scores.items() if each.is_finite}
     if not known:
         return MapChoice("none")
     paired = {
@@ -201,18 +211,8 @@ def best_map(
     }
     for choice in sorted(paired, key=lambda c: paired[c])[1:]:
         del known[choice]
-    best = max(known.values(), key=lambda each: mean(each.score))
-    similar = {
-        choice: each
-        for choice, each in known.items()
-        if not is_clearly_above(best.score, each.score)
-    }
-    likeliest = max(similar, key=lambda c: mean(similar[c].likelihood))
-    for choice in paired.keys() & similar.keys():  # at most one
-        likelihoods = similar[likeliest].likelihood, similar[choice].likelihood
-        if not is_clearly_above(*likelihoods):
-            return choice
-    return likeliest
+    best = max(known, key=lambda c: mean(known[c].score))
+    return max(filter(is_tied, known), key=preference)
 
 
 def _ranked_probability_scores(

@@ -242,7 +242,7 @@ class MapScorer:
 
     def scores(
         self, mapped: LevelArrays, held_out: LevelArrays
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Log score and log likelihood of each held-out simulation, in nats.
 
         Args:
@@ -251,8 +251,8 @@ class MapScorer:
                 likewise.
 
         Returns:
-            Both of shape `(n,)`; the same if likelihoods are to be learned, or x is
-            summarized, as likelihoods of different summaries are not comparable.
+            Both of shape `(n,)`; the same if likelihoods are to be learned, and no
+            likelihood if x is summarized.
         """
         degree = 2 if self.features is None else 1
         if self.num_summaries is not None:
@@ -267,7 +267,7 @@ class MapScorer:
         if self.target == "x":
             return likelihood, likelihood
         ratio = model.log_posterior_ratio(held_out, mapped.theta, mapped.weights)
-        return ratio, likelihood if self.num_summaries is None else ratio
+        return ratio, likelihood if self.num_summaries is None else None
 
     def _left_out(self, low: LevelArrays) -> np.ndarray:
         """Scores of the first simulations under the later ones."""
