@@ -18,7 +18,6 @@ from sbi_multilevel import (
 )
 from sbi_multilevel.data.outputs import varies
 from sbi_multilevel.data.preparation import fill_constant, limit_extremes
-from sbi_multilevel.training.network import to_build_on
 from tests.linear_gaussian import SilentTracker
 
 COUNTS, FEATURES = (400, 60), 3
@@ -246,35 +245,3 @@ def test_likelihoods_are_of_vectors(cls):
     trainer.append_simulations(theta[:20] + 0.1, x[:20].reshape(20, 3, 1))
     with pytest.raises(ValueError, match=r"x has shape \(3, 1\), but likelihoods"):
         trainer.train(max_num_epochs=2)
-
-
-# ------------------------------------------- what a network is built on
-
-
-def test_a_network_is_built_on_a_subset_of_very_many_simulations():
-    theta = torch.arange(250_000.0).unsqueeze(1)
-    x = torch.cat((theta, torch.zeros(250_000, 1)), dim=1)
-    x[123_456, 1] = 5.0  # constant in most subsets
-    kept, outputs = to_build_on(theta, x, torch.arange(200_000))
-    assert 100_000 <= len(kept) <= 100_000 + 2 * 2
-    assert torch.equal(outputs[:, :1], kept) and outputs[:, 1].max() == 5.0
-    assert len(kept.unique()) == len(kept) and kept.max() < 200_000
-    # a random subset, not the first
-    assert 4_000 < ((kept >= 190_000) & (kept < 200_000)).sum() < 6_000
-
-
-def test_a_network_is_built_on_all_of_fewer_simulations():
-    theta, x = torch.randn(500, 2), torch.randn(500, 3)
-    indices = torch.randperm(500)[:400]
-    kept, outputs = to_build_on(theta, x, indices)
-    assert torch.equal(kept, theta[indices]) and torch.equal(outputs, x[indices])
-
-
-def test_all_of_very_many_simulations_are_trained_on():
-    prior = BoxUniform(-torch.ones(1), torch.ones(1))
-    theta = prior.sample((110_000,))
-    trainer = MFNPE(prior, show_progress_bars=False, tracker=SilentTracker())
-    trainer.append_multilevel_simulations(theta, theta + 1, level=0)
-    trainer.append_multilevel_simulations(theta[:100], theta[:100], level=1)
-    trainer.train(training_batch_size=50_000, max_num_epochs=1)
-    assert len(trainer.train_indices) > 0.8 * 110_000

@@ -21,8 +21,6 @@ from sbi_multilevel.estimators.reading import with_x_map, without_x_map, x_reade
 from sbi_multilevel.estimators.transformed import Builder, MappedEstimator
 from sbi_multilevel.utils.files import check_state_dict, read_state, understood
 
-_MAX_TO_BUILD_ON = 100_000
-
 WarmStart = ConditionalEstimator | str | os.PathLike | Mapping[str, Tensor]
 
 
@@ -69,28 +67,18 @@ def moments_of(network: Any, x: Tensor) -> Moments | None:
     return Moments(mean, std)
 
 
-def to_build_on(theta: Tensor, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Simulations that a network is built on, with features that can be z-scored.
-
-    Of more than 100 000 they are a random subset, as z-scoring makes several copies,
-    and those with the least and greatest value of each feature, so that none of them is
-    constant in the subset alone.
+def with_spread(x: Tensor, indices: Tensor) -> Tensor:
+    """x whose chosen entries vary in each feature, so that it can be z-scored.
 
     Args:
-        theta: Parameters, shape `(n, d_theta)`.
         x: Outputs, shape `(n, *x_shape)`.
-        indices: The simulations that may be used.
-
-    Returns:
-        Theta and x.
+        indices: The outputs that a network is built on.
     """
-    indices = torch.as_tensor(indices, device=x.device)
-    if len(indices) > _MAX_TO_BUILD_ON:
-        flat, generator = x[indices].flatten(1), torch.Generator().manual_seed(0)
-        some = torch.randperm(len(indices), generator=generator)[:_MAX_TO_BUILD_ON]
-        chosen = (some.to(x.device), flat.argmin(dim=0), flat.argmax(dim=0))
-        indices = indices[torch.cat(chosen).unique()]
-    return theta[indices], for_scaling(x[indices])
+    chosen = x[indices]
+    scaled = for_scaling(chosen)
+    if scaled is chosen:
+        return x
+    return x.index_copy(0, torch.as_tensor(indices, device=x.device), scaled)
 
 
 def start_from(

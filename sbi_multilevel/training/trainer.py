@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from sbi.inference.trainers._contracts import LossArgs
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -46,7 +45,7 @@ from sbi_multilevel.training.network import (
     moments_of,
     read_weights,
     start_from,
-    to_build_on,
+    with_spread,
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
 from sbi_multilevel.training.schedule import OneCycle
@@ -240,21 +239,22 @@ class MultilevelTrainer(StagedTrainer):
         is_new = self._neural_net is None or retrain_from_scratch
         if is_new:
             self._check_builder()
-        if not is_new or not self._is_multilevel:
+        if not self._is_multilevel:
             initialize(retrain_from_scratch, start_idx, theta, x)
             return
         source, builder = self._plan.warm_start, self._network_builder
-        some = to_build_on(*self._layout.dataset.columns, self.train_indices)
-        if source is not None:
-            columns = (each.cpu() for each in some)
+        theta, x = self._layout.dataset.columns
+        if is_new and source is not None:
+            columns = (each[self.train_indices].cpu() for each in (theta, x))
             self._neural_net = start_from(source, builder, self._target, *columns)
             return
-        users_builder, indices = self._build_neural_net, self.train_indices
-        self._build_neural_net, self.train_indices = builder, torch.arange(len(some[0]))
+        x = with_spread(x, self.train_indices)
+        users_builder = self._build_neural_net
+        self._build_neural_net = builder
         try:
-            initialize(retrain_from_scratch, start_idx, *some)
+            initialize(retrain_from_scratch, start_idx, theta, x)
         finally:
-            self._build_neural_net, self.train_indices = users_builder, indices
+            self._build_neural_net = users_builder
 
     # Loss
 

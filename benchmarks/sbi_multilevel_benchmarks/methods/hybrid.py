@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from sbi_multilevel import HybridConfig
-from sbi_multilevel.level_maps.base import BUILT_IN_MAPS, level_map_kind
 from sbi_multilevel_benchmarks.methods.multilevel import MultilevelMethod
 from sbi_multilevel_benchmarks.registry import register_method
-
-_UNPAIRED = tuple(
-    name for name in BUILT_IN_MAPS if not level_map_kind(name).needs_pairs
-)
 
 for _name, _config in {
     "hybrid": HybridConfig(),
     "hybrid-unaligned": HybridConfig(level_maps=("none",)),
-    "hybrid-unpaired": HybridConfig(level_maps=_UNPAIRED),
+    "hybrid-unpaired": HybridConfig(level_maps=("none", "shift", "full", "scaled")),
     "hybrid-untransformed": HybridConfig(transform_tails=False),
     "hybrid-unrehearsed": HybridConfig(rehearsal=False),
     "hybrid-unmixed": HybridConfig(mix=False),
