@@ -62,8 +62,8 @@ def to_datatree(
     Raises:
         ImportError: If xarray is missing, or older than 2024.10.
         ValueError: If there is no observation, the labels are not one name for each
-            parameter, or the simulations have weights, so that they do not follow the
-            prior.
+            parameter or are names of dimensions, or the simulations have weights, so
+            that they do not follow the prior.
 
     Example:
     --------

@@ -225,12 +225,6 @@ def test_x_is_not_summarized_if_likelihoods_are_to_be_learned():
     assert MapScorer.chosen(scaled_by_chance(1_500, 1.5), "x").num_summaries is None
 
 
-def test_x_of_no_more_features_than_parameters_is_not_summarized():
-    sims = scaled_by_chance(1_500, 1.5)
-    few = LevelArrays(sims.theta, sims.x[:, :2])
-    assert MapScorer.chosen(few, "theta").num_summaries is None
-
-
 def test_scores_of_a_sufficient_summary_are_those_of_the_exact_posterior():
     def simulations(n, seed):
         generator = np.random.default_rng(seed)

@@ -20,7 +20,10 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
     choose_scorer,
     score_maps,
 )
-from sbi_multilevel.level_maps.selection.synthetic_likelihood import SyntheticLikelihood
+from sbi_multilevel.level_maps.selection.synthetic_likelihood import (
+    MapScorer,
+    SyntheticLikelihood,
+)
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from tests.gaussian_simulations import normal_noise
 from tests.linear_gaussian import SilentTracker
@@ -247,6 +250,8 @@ def test_without_likelihoods_a_map_of_pairs_is_selected_of_similar_ones():
         choice = MapChoice(kind)
         pairs = {**scores, choice: replace(scores[choice], error=error)}
         assert best_map(pairs) == MapChoice(best)
+    full = replace(scores[MapChoice("full")], error=np.inf * error)
+    assert best_map({**scores, MapChoice("full"): full}) == MapChoice("shift")
 
 
 def test_without_noise_any_difference_of_scores_selects():
@@ -302,6 +307,22 @@ def scores_beside_none(kind):
     folds = np.array_split(np.arange(20), 4)
     choices, fitter = choices_of("none", kind), MapFitter(low)
     return score_maps(fitter, choices, high, folds, choose_scorer(fitter, high, "x"))
+
+
+def test_of_summaries_a_map_that_cannot_be_fitted_is_not_chosen(broken_map):
+    low = level(600, 0, np.eye(3))
+    high = level(20, 1, np.eye(3))
+    high = LevelArrays(high.theta, high.x, high.x)
+    folds = np.array_split(np.arange(20), 4)
+    choices, scorer = (
+        choices_of("none", broken_map),
+        MapScorer("theta", num_summaries=1),
+    )
+    scores = score_maps(MapFitter(low), choices, high, folds, scorer)
+    assert all(each.likelihood is None for each in scores.values())
+    assert np.isneginf(scores[MapChoice(broken_map)].score).all()
+    some = {choice: each[np.arange(10)] for choice, each in scores.items()}
+    assert best_map(scores) == best_map(some) == MapChoice("none")
 
 
 def test_errors_are_infinite_where_a_map_cannot_be_fitted(broken_map):

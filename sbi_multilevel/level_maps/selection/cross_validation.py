@@ -23,9 +23,9 @@ of the evidence of x, which depends on the map as well. Of the maps whose mean s
 less than two standard errors of the difference below the greatest one, that of the
 greatest mean log likelihood is therefore selected. Of clearly different scores the
 greater one counts, since features that say nothing on theta affect the likelihood too.
-Where scores are those of a summary of x there is no likelihood; of similar maps one
-that uses pairs is selected, as its error was seen at pairs, and of others that of the
-greatest score.
+Where x is summarized, likelihoods cannot be compared, as each map has its own summary;
+of similar maps one that uses pairs is selected, as its error was seen at pairs, and of
+others that of the greatest score.
 
 Of maps that use pairs only one takes part, the one that predicts the high-fidelity side
 of held-out pairs best from the other side,
@@ -76,8 +76,8 @@ class MapScores:
     Args:
         score: Log score of what is to be learned, in nats, shape `(n,)`; -inf where
             the map could not be fitted.
-        likelihood: Log likelihood of x given theta, shape `(n,)`; `None` where x is
-            summarized.
+        likelihood: Log likelihood of x given theta, shape `(n,)`; `None` where each map
+            has its own summary of x.
         error: Ranked probability score of each feature, lower is better, shape
             `(n, k)`; `None` for maps that do not use pairs.
     """
@@ -87,24 +87,20 @@ class MapScores:
     error: np.ndarray | None = None
 
     def __getitem__(self, index: np.ndarray) -> MapScores:
-        columns = (None if each is None else each[index] for each in self._columns)
-        return MapScores(*columns)
+        columns = vars(self).values()
+        return MapScores(*(None if each is None else each[index] for each in columns))
 
     @classmethod
     def joined(cls, parts: Sequence[MapScores]) -> MapScores:
         """All folds, one after the other."""
-        columns = zip(*(each._columns for each in parts))
+        columns = zip(*(vars(each).values() for each in parts))
         return cls(*(None if x[0] is None else np.concatenate(x) for x in columns))
 
     @property
     def is_finite(self) -> bool:
-        """Whether the map was fitted, with finite scores."""
-        scores = (self.score, self.likelihood)
-        return all(np.isfinite(each).all() for each in scores if each is not None)
-
-    @property
-    def _columns(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        return self.score, self.likelihood, self.error
+        """Whether the map could be fitted, and all its scores are finite."""
+        columns = vars(self).values()
+        return all(np.isfinite(each).all() for each in columns if each is not None)
 
 
 def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapScorer:
@@ -157,7 +153,7 @@ def score_maps(
         for choice in choices:
             uses_pairs = level_map_kind(choice.kind).needs_pairs
             score = np.full(len(index), -np.inf)
-            likelihood = None if scorer.num_summaries else score
+            likelihood = None if scorer.num_summaries is not None else score
             error = np.full(held_out.x.shape, np.inf) if uses_pairs else None
             # a map that cannot be fitted, or whose outputs are infinite
             with contextlib.suppress(np.linalg.LinAlgError, ValueError):

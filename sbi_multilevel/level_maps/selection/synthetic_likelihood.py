@@ -22,8 +22,8 @@ networks do that are trained on the mapped simulations.
 
 Scores of maps differ by tenths of a nat a simulation, and a synthetic likelihood that
 misses the form of x given theta errs by more: at the switch of a bistable cell a
-quadratic mean is wrong by half a nat, whatever the map. There are therefore two
-scorers, with means m and log scales that are
+quadratic mean is wrong by half a nat, whatever the map. Means m and log scales are
+therefore either
 
 - quadratic in theta, or
 - linear in quadratic features and in the outputs of networks for what those leave
@@ -39,14 +39,15 @@ shift or scale.
 The posterior of a synthetic likelihood of many features is too narrow where their
 residuals are dependent in a way that their correlation does not describe: on spectra of
 39 wave numbers it is worse than the prior, and best for maps that replace the residuals
-by simple noise. Where posteriors are to be learned, x is therefore summarized by a
-linear estimate of theta,
+by simple noise. Where posteriors are to be learned, and x has more features than theta,
+x is therefore summarized by a linear estimate of theta,
 
 .. math::  S(x) = a + B x \approx E[\theta \mid x],
 
 as in semi-automatic approximate Bayesian computation (Fearnhead and Prangle 2012), if
 that predicts theta of held-out low-fidelity simulations better, by the same rule. B is
-fitted to the mapped simulations of each map. Scores are then posteriors given S(x).
+fitted to the mapped simulations of each map, without weights: any S is valid. Scores
+are then posteriors given S(x).
 
 Reference: Fearnhead and Prangle (2012), *Constructing summary statistics for
 approximate Bayesian computation: semi-automatic approximate Bayesian computation*.
@@ -83,7 +84,7 @@ _WIDE_SHARE, _WIDE_SCALE = 0.02, 3.0
 _MAX_ENTRIES = 500_000  # in memory at a time: they fit into the cache of a processor
 _MIN_PARAMETERS = 200  # that networks are fitted to
 _MAX_LEFT_OUT = 500
-_MAX_SIMULATIONS = 20_000  # that the two are compared by
+_MAX_SIMULATIONS = 20_000  # that scorers are compared by
 _MIN_GAIN = 0.1  # nats a simulation
 
 
@@ -208,7 +209,7 @@ class MapScorer:
         target: Target,
         outputs: Callable[[np.ndarray], np.ndarray] = _identity,
     ) -> MapScorer:
-        """The scorer that predicts low-fidelity simulations best.
+        """The scorer for low-fidelity simulations, by the rules of the module.
 
         Args:
             low: Low-fidelity simulations in random order.
