@@ -300,25 +300,18 @@ def test_errors_of_pairs_are_ranked_probability_scores():
     assert (np.abs(gap) < 4 * error.std(axis=0) / np.sqrt(500)).all()
 
 
-def scores_beside_none(kind):
+def scores_beside_none(kind, scorer=None):
     """Scores of a map of pairs with equal sides, beside `"none"`."""
     low, high = level(100, 0, correlated(0.0)), level(20, 1, correlated(0.0))
     high = LevelArrays(high.theta, high.x, high.x)
     folds = np.array_split(np.arange(20), 4)
     choices, fitter = choices_of("none", kind), MapFitter(low)
-    return score_maps(fitter, choices, high, folds, choose_scorer(fitter, high, "x"))
+    scorer = scorer or choose_scorer(fitter, high, "x")
+    return score_maps(fitter, choices, high, folds, scorer)
 
 
 def test_of_summaries_a_map_that_cannot_be_fitted_is_not_chosen(broken_map):
-    low = level(600, 0, np.eye(3))
-    high = level(20, 1, np.eye(3))
-    high = LevelArrays(high.theta, high.x, high.x)
-    folds = np.array_split(np.arange(20), 4)
-    choices, scorer = (
-        choices_of("none", broken_map),
-        MapScorer("theta", num_summaries=1),
-    )
-    scores = score_maps(MapFitter(low), choices, high, folds, scorer)
+    scores = scores_beside_none(broken_map, MapScorer("theta", num_summaries=1))
     assert all(each.likelihood is None for each in scores.values())
     assert np.isneginf(scores[MapChoice(broken_map)].score).all()
     some = {choice: each[np.arange(10)] for choice, each in scores.items()}

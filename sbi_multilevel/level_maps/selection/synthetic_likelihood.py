@@ -233,7 +233,8 @@ class MapScorer:
 
     def _or(self, other: MapScorer, low: LevelArrays) -> MapScorer:
         """The other scorer if it predicts left-out simulations better, or this one."""
-        gain = other._left_out(low) - self._left_out(low)
+        # computed once for a scorer that is compared with two others
+        gain = low.cached(other._left_out) - low.cached(self._left_out)
         error = gain.std(ddof=1) / np.sqrt(len(gain))
         return other if gain.mean() > max(_MIN_GAIN, 2 * error) else self
 
