@@ -653,3 +653,12 @@ def test_pairs_for_level_maps_are_kept_and_checked():
         trainer.append_map_simulations(*pairs, level=1)
     with pytest.raises(ValueError, match="level=0 was passed"):
         make().append_map_simulations(*pairs, level=0)
+
+
+def test_members_that_fine_tuning_did_not_improve_are_one_network():
+    # with steps of this size, fine-tuning ends at the weights that it started from
+    schedule = OneCycle(num_steps=20, fine_tuning_steps=5, fine_tuning_rate=1e4)
+    config = replace(QUICK, num_members=4, mix=False, schedule=schedule)
+    mixture = trained(config=config, options={})._neural_net
+    assert len(mixture.members) == 2
+    torch.testing.assert_close(mixture.weights, torch.tensor([0.5, 0.5]))

@@ -32,7 +32,8 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has six 
    trained on it. Stacking weights (`sbi_multilevel.estimators.stacking`) are used if
    they increase the held-out log score by more than its standard error. Otherwise the
    members have all weight but :math:`1 / (n + 1)`, which the prior has, so that the
-   loss is bounded.
+   loss is bounded. Members that fine-tuning did not improve are evaluated as one
+   network.
 5. **Calibration**, with `widen=True`. If high-fidelity simulations have lower densities
    than draws from the mixture, under the networks that were not trained on them, all
    networks are made wider (`sbi_multilevel.methods.hybrid.calibration`).

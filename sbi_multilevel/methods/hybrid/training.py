@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
@@ -130,14 +131,32 @@ def _num_networks(members: MemberTrainer) -> int:
 def _shared(
     components: Mapping[str, Component], weights: Mapping[str, float]
 ) -> tuple[list[Any], list[float]]:
-    """The networks of the mixture, and their weights, that of the prior last."""
+    """The networks of the mixture, and their weights, that of the prior last.
+
+    Members that fine-tuning did not improve still have the weights of the network that
+    they started from. They are one network, with the sum of their shares.
+    """
     networks, shares = [], []
     for name, weight in weights.items():
         own = components[name].estimators
-        count = max(len(own), 1)  # the prior is no network
-        networks += own
-        shares += [weight / count] * count
+        if not own:  # the prior is no network
+            shares.append(weight)
+        for network in own:
+            share = weight / len(own)
+            same = (i for i, each in enumerate(networks) if _are_equal(each, network))
+            index = next(same, None)
+            if index is None:
+                networks.append(network)
+                shares.append(share)
+            else:
+                shares[index] += share
     return networks, shares
+
+
+def _are_equal(network: nn.Module, other: nn.Module) -> bool:
+    """Whether all parameters and buffers are."""
+    states = [[*each.parameters(), *each.buffers()] for each in (network, other)]
+    return len(states[0]) == len(states[1]) and all(map(torch.equal, *states))
 
 
 def _maps_used(steps: Sequence[LevelStep]) -> tuple[str, ...]:
