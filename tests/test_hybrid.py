@@ -26,6 +26,7 @@ from sbi_multilevel.diagnostics import check_training
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.level_maps.base import LEVEL_MAPS, LevelMapKind, register_level_map
 from sbi_multilevel.methods.hybrid import members as members_module
+from sbi_multilevel.methods.hybrid import run as run_module
 from sbi_multilevel.methods.hybrid.pool import LevelStep
 from tests import linear_gaussian
 
@@ -105,26 +106,26 @@ def test_three_levels_are_mapped_step_by_step():
 
 def test_members_are_trained_on_the_pool_of_all_lower_levels(monkeypatch):
     seen = []
-    original = members_module.train_members
+    original = run_module.train_members
 
     def spy(trainers, *args):
         seen.append([t.multilevel_simulations.num_simulations for t in trainers])
         return original(trainers, *args)
 
-    monkeypatch.setattr(members_module, "train_members", spy)
+    monkeypatch.setattr(run_module, "train_members", spy)
     inference = HybridNPE(
         linear_gaussian.prior(), "mdn", config=QUICK, show_progress_bars=False
     ).append_multilevel_simulations(linear_gaussian.simulations((400, 60, 40)))
     inference.train(**BRIEF)
-    # starts; members (high fidelity is another level); alone
+    # starts; members (high fidelity is another level) and networks alone
     pooled = [(460,), (460,)]
-    assert seen == [pooled, pooled, [(20,), (20,)]]
+    assert seen == [pooled, [*pooled, (20,), (20,)]]
     inference.estimate_gain()
-    assert seen[3:] == [[(10,), (10,)]]
+    assert seen[2:] == [[(10,), (10,)]]
 
 
 def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypatch):
-    train, map_low = members_module.train_members, LevelStep.map_low
+    train, map_low = run_module.train_members, LevelStep.map_low
     seen_trainers, trained_on, mapped, steps = [], [], [], []
 
     def spy_on_training(trainers, folds, *args):
@@ -141,7 +142,7 @@ def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypa
         steps.append(step)
         return original(self, step)
 
-    monkeypatch.setattr(members_module, "train_members", spy_on_training)
+    monkeypatch.setattr(run_module, "train_members", spy_on_training)
     monkeypatch.setattr(LevelStep, "map_low", spy_on_maps)
     monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
     simulations = simulated(paired=False)
@@ -158,7 +159,7 @@ def test_weights_depend_on_simulations_that_members_were_not_trained_on(monkeypa
         assert len(members[index]) == others
         for seen in (members[index], starts[index % 2]):
             assert not torch.isin(theta[fold], seen).any()
-        for component in trained_on[1:]:
+        for component in (trained_on[1][:3], trained_on[1][3:]):
             assert not torch.isin(theta[fold], component[index]).any()
     # maps are scored, and selected, by the same folds
     (trainer,), (step,) = seen_trainers, steps
@@ -177,7 +178,7 @@ def nested():
 
 
 def test_simulations_at_held_out_parameters_are_not_trained_on(monkeypatch):
-    train, trained_on, seen_trainers = members_module.train_members, [], []
+    train, trained_on, seen_trainers = run_module.train_members, [], []
 
     def spy(trainers, folds, *args):
         trained_on.append([
@@ -190,11 +191,12 @@ def test_simulations_at_held_out_parameters_are_not_trained_on(monkeypatch):
         seen_trainers.append(self)
         return original(self, step)
 
-    monkeypatch.setattr(members_module, "train_members", spy)
+    monkeypatch.setattr(run_module, "train_members", spy)
     monkeypatch.setattr(members_module.MemberTrainer, "pooled", keep)
     simulations = nested()
     make(simulations=simulations, config=replace(QUICK, num_members=3)).train(**BRIEF)
-    starts, pooled, alone = trained_on
+    starts, both = trained_on
+    pooled, alone = both[:3], both[3:]
     for index, fold in enumerate(seen_trainers[0].folds):
         held_out = simulations[1].theta[fold]
         assert len(pooled[index]) == 200 - len(held_out.unique())
@@ -260,7 +262,7 @@ def test_all_networks_have_the_settings_of_the_optimizer(monkeypatch):
 
 
 def test_too_few_simulations_for_members_are_an_error_before_training(monkeypatch):
-    monkeypatch.setattr(members_module, "train_members", None)
+    monkeypatch.setattr(run_module, "train_members", None)
     few = simulated(n_high=6, paired=False)
     with pytest.raises(ValueError, match="validation_fraction=0.4 and num_members=2 "):
         trained(simulations=few, options={"validation_fraction": 0.4})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +26,9 @@ from sbi_multilevel.methods.hybrid.pool import (
     limit_lower,
     split_folds,
 )
-from sbi_multilevel.methods.hybrid.run import Component, HybridRun, Trained
+from sbi_multilevel.methods.hybrid.run import Component, Group, HybridRun, Trained
 from sbi_multilevel.methods.transfer import TransferConfig
 from sbi_multilevel.training.batches import Fold
-from sbi_multilevel.training.ensemble import train_members
 from sbi_multilevel.training.history import TrainingRun, training_runs
 from sbi_multilevel.training.tracking import SilentTracker
 
@@ -119,7 +117,7 @@ class MemberTrainer:
         ]
         return self.selector.steps(levels, [*folds, self.folds])
 
-    def pooled(self, step: LevelStep) -> Component:
+    def pooled(self, step: LevelStep) -> Group:
         """Members that are trained on the pool and fine-tuned on high fidelity."""
         starts = self._starts(step) if self.config.shared_start else []
         trainers = []
@@ -131,8 +129,8 @@ class MemberTrainer:
             if starts:
                 member.warm_start(starts[index % len(starts)].network)
             trainers.append(member)
-        component = self._component(trainers, "networks with lower levels")
-        return replace(component, runs={**_runs("start", starts), **component.runs})
+        runs = _runs("start", starts)
+        return Group("networks with lower levels", trainers, self._folds(), runs)
 
     def _starts(self, step: LevelStep) -> list[Trained]:
         """Two networks trained on the pool, from which members start in turn.
@@ -155,13 +153,15 @@ class MemberTrainer:
             trainers.append(self._plain(pool))
             pools.append(pool.first(_NUM_COMPARED))
         what, seed = "networks to start from", self.run.seed
-        starts = self._train(trainers, [Fold(0, seed), Fold(1, seed)], what)
+        group = Group(what, trainers, [Fold(0, seed), Fold(1, seed)])
+        (starts,) = self.run.train(self.bar, group)
         for attempt in range(1, 1 + _MAX_RESTARTS):
             worse = _stuck(starts)
             if worse is None or not self._is_beaten(worse, starts, pools[worse]):
                 break
             fold, name = Fold(worse + 2 * attempt, seed), f"{what}, {attempt} again"
-            (other,) = self._train([trainers[worse]], [fold], name)
+            again = Group(name, [trainers[worse]], [fold])
+            ((other,),) = self.run.train(self.bar, again)
             if other.held_out_loss < starts[worse].held_out_loss:
                 starts[worse] = other
         return starts
@@ -182,18 +182,18 @@ class MemberTrainer:
         with torch.no_grad():
             return self.trainer._held_out_losses(network, theta, x).cpu()
 
-    def alone(self) -> Component:
+    def alone(self) -> Group:
         """Networks trained on high-fidelity simulations alone."""
         trainers = [self._plain(self.high[kept]) for kept in self.outside_folds]
-        return self._component(trainers, "networks with high fidelity alone")
+        return Group("networks with high fidelity alone", trainers, self._folds())
 
-    def on_half(self) -> Component:
+    def on_half(self) -> Group:
         """The same with half of the simulations."""
         draw, trainers = np.random.default_rng(self.run.seed).permutation, []
         for kept in self.outside_folds:
             half = draw(kept)[: max(len(kept) // 2, self.min_simulations)]
             trainers.append(self._plain(self.high[half]))
-        return self._component(trainers, "networks with half of the simulations")
+        return Group("networks with half of the simulations", trainers, self._folds())
 
     def student(
         self, first: ConditionalEstimator, inputs: Tensor, conditions: Tensor
@@ -212,8 +212,9 @@ class MemberTrainer:
         student.append_lowfidelity_simulations(theta.cpu(), x.cpu())
         student.warm_start(first)
         folds = [Fold(0, self.run.seed)]
-        (student,) = self._train([student], folds, "one network in place of all")
-        return student.network
+        group = Group("one network in place of all", [student], folds)
+        ((trained,),) = self.run.train(self.bar, group)
+        return trained.network
 
     def prior_alone(self) -> Component:
         """The prior, as a density of theta."""
@@ -269,40 +270,30 @@ class MemberTrainer:
             x = torch.as_tensor(self.tails(x))
         return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
 
-    def _train(
-        self, trainers: Sequence[MultilevelTrainer], folds: Sequence[Fold], what: str
-    ) -> list[Trained]:
-        """Train those that an interrupted training has not finished."""
-        self.bar.set_description(f"Training {what}")
-        finished = self.run.finished.setdefault(what, {})
-        missing = [index for index in range(len(trainers)) if index not in finished]
-        if finished:
-            self.bar.update(len(finished))
+    def _folds(self) -> list[Fold]:
+        return [Fold(index, self.run.seed) for index in range(len(self.folds))]
 
-        def keep(position: int, member: MultilevelTrainer) -> None:
-            network = member._neural_net.eval()
-            finished[missing[position]] = Trained(network, member.summary)
-            self.bar.update()
+    def train(self, groups: Mapping[str, Group]) -> dict[str, Component]:
+        """Train networks, and compute the loss of each fold under its own.
 
-        train_members(
-            [trainers[index] for index in missing],
-            [folds[index] for index in missing],
-            None,
-            self.run.options,
-            keep,
-        )
-        return [finished[index] for index in range(len(trainers))]
+        Networks of all groups are trained at the same time, so that no worker waits.
 
-    def _component(self, trainers: Sequence[MultilevelTrainer], what: str) -> Component:
-        """Train, and compute the loss of each fold under its member."""
-        folds = [Fold(index, self.run.seed) for index in range(len(trainers))]
-        trained = self._train(trainers, folds, what)
+        Args:
+            groups: For each component its networks, one for each fold.
+        """
+        trained = self.run.train(self.bar, *groups.values())
+        return {
+            name: self._component(group, members)
+            for (name, group), members in zip(groups.items(), trained)
+        }
+
+    def _component(self, group: Group, trained: Sequence[Trained]) -> Component:
         networks = [member.network for member in trained]
         losses = torch.empty(len(self.high))
         for network, fold in zip(networks, self.folds):
             losses[fold] = self._losses(network, self.high[fold])
         epochs = [sum(member.summary["epochs_trained"]) for member in trained]
-        runs = _runs("member", trained)
+        runs = {**group.runs, **_runs("member", trained)}
         return Component(networks, _finite(losses), float(np.mean(epochs)), runs)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sbi.neural_nets.estimators.base import ConditionalEstimator
+from tqdm.auto import tqdm
 
+from sbi_multilevel.training.batches import Fold
+from sbi_multilevel.training.ensemble import train_members
 from sbi_multilevel.training.history import TrainingRun, training_runs
+
+if TYPE_CHECKING:
+    from sbi_multilevel.training.trainer import MultilevelTrainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +58,24 @@ class Trained:
         return self.last_run.best_validation_loss
 
 
-# trained networks by what they are for, and by member
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Networks of one kind that are to be trained.
+
+    Args:
+        name: What they are.
+        trainers: Their trainers.
+        folds: What each holds out, and its seed.
+        runs: Trainings of networks that they start from, by name.
+    """
+
+    name: str
+    trainers: Sequence[MultilevelTrainer]
+    folds: Sequence[Fold]
+    runs: Mapping[str, tuple[TrainingRun, ...]] = field(default_factory=dict)
+
+
+# trained networks by group, and by member
 Finished = dict[str, dict[int, Trained]]
 
 
@@ -79,3 +102,50 @@ class HybridRun:
     def has_ended(self) -> bool:
         """Whether the training has ended."""
         return bool(self.losses)
+
+    def train(self, bar: tqdm, *groups: Group) -> list[list[Trained]]:
+        """Train networks that an interrupted training has not finished.
+
+        Those of all groups are trained at the same time, so that no worker waits.
+
+        Args:
+            bar: Progress bar that moves with every trained network.
+            *groups: The networks.
+
+        Returns:
+            Those of each group.
+        """
+        finished = [self.finished.setdefault(group.name, {}) for group in groups]
+        missing = [
+            (number, index)
+            for number, group in enumerate(groups)
+            for index in range(len(group.trainers))
+            if index not in finished[number]
+        ]
+        if any(finished):
+            bar.update(sum(map(len, finished)))
+
+        def describe(position: int) -> None:
+            if position < len(missing):
+                number, _ = missing[position]
+                bar.set_description(f"Training {groups[number].name}")
+
+        def keep(position: int, member: MultilevelTrainer) -> None:
+            number, index = missing[position]
+            network = member._neural_net.eval()
+            finished[number][index] = Trained(network, member.summary)
+            bar.update()
+            describe(position + 1)
+
+        describe(0)
+        train_members(
+            [groups[number].trainers[index] for number, index in missing],
+            [groups[number].folds[index] for number, index in missing],
+            None,
+            self.options,
+            keep,
+        )
+        return [
+            [of_group[index] for index in range(len(group.trainers))]
+            for group, of_group in zip(groups, finished)
+        ]

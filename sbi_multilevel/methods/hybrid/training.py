@@ -16,7 +16,7 @@ from sbi_multilevel.methods.hybrid.calibration import calibrate
 from sbi_multilevel.methods.hybrid.distillation import distill
 from sbi_multilevel.methods.hybrid.members import MemberTrainer
 from sbi_multilevel.methods.hybrid.pool import LevelStep
-from sbi_multilevel.methods.hybrid.run import Component, HybridRun
+from sbi_multilevel.methods.hybrid.run import Component, Group, HybridRun
 from sbi_multilevel.methods.hybrid.summary import HybridSummary, OutputsGain
 from sbi_multilevel.methods.hybrid.weights import (
     ALONE,
@@ -50,7 +50,7 @@ def train_hybrid(
     members = MemberTrainer(trainer, simulations, run)
     members.check()
     steps: list[LevelStep] = []
-    components: dict[str, Component] = {}
+    groups: dict[str, Group] = {}
     mixes, distillation = trainer._config.mix, None
     total = _num_networks(members)
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
@@ -58,9 +58,10 @@ def train_hybrid(
         if len(simulations) > 1:
             bar.set_description("Selecting level maps")
             steps = members.select_maps()
-            components[POOLED] = members.pooled(steps[-1])
+            groups[POOLED] = members.pooled(steps[-1])
         if mixes or not steps:
-            components[ALONE] = members.alone()
+            groups[ALONE] = members.alone()
+        components = members.train(groups)
         if mixes and trainer._target == "theta" and members.prior is not None:
             components[PRIOR] = members.prior_alone()
         losses = {name: each.losses for name, each in components.items()}
@@ -114,7 +115,7 @@ def estimate_gain(
     total = len(folds)
     with tqdm(total=total, disable=not trainer._show_progress_bars) as bar:
         members.bar = bar
-        on_half = members.on_half()
+        on_half = members.train({ALONE: members.on_half()})[ALONE]
     size = mixture_sample_size(run.losses, on_half.losses, folds, high.weights)
     return size, outputs
 
