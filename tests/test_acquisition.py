@@ -14,7 +14,7 @@ from sbi_multilevel.methods.sequential.acquisition import (
     propose_active,
 )
 from sbi_multilevel.methods.sequential.state import Proposals
-from tests import test_rounds_multilevel
+from tests import rounds
 from tests.test_mftsnpe import FINE, RUN, make, networks, simulate
 
 
@@ -186,8 +186,8 @@ def test_rounds_of_all_levels_score_by_the_gain_for_the_cost():
     exponents = []
     for cost in (None, lambda theta: (6 * theta[:, 0]).exp()):
         acquisition = Acquisition(cost=cost, **options)
-        inference = test_rounds_multilevel.hybrid(acquisition=acquisition)
-        test_rounds_multilevel.step(inference)
+        inference = rounds.hybrid(acquisition=acquisition)
+        rounds.step(inference)
         _, high = inference.propose((50, 40))
         exponents.append(high[32:, 0].mean())
         pending = inference._state.pending[1]

@@ -19,7 +19,7 @@ from sbi_multilevel import (
     MultilevelSimulations,
 )
 from sbi_multilevel.training.repeats import count_repeats
-from tests.test_hybrid import BRIEF, make, simulated, trained
+from tests.hybrids import BRIEF, make, simulated, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 

@@ -8,7 +8,7 @@ import torch
 from sbi.neural_nets import posterior_nn
 
 from sbi_multilevel import HybridConfig, HybridNLE, HybridNPE, OneCycle
-from tests.test_hybrid import BRIEF, PRIOR, QUICK, make, simulated, trained
+from tests.hybrids import BRIEF, PRIOR, QUICK, make, simulated, trained
 
 CONFIG = HybridConfig(num_members=2, level_maps=("paired",), distill=True)
 

@@ -11,7 +11,7 @@ from sbi_multilevel import MFNPE, HybridConfig, HybridNLE, HybridNPE, train_ense
 from sbi_multilevel.methods.hybrid import training as training_module
 from sbi_multilevel.training.batches import Fold
 from sbi_multilevel.training.ensemble import train_members
-from tests.test_hybrid import BRIEF, QUICK, make, simulated, trained
+from tests.hybrids import BRIEF, QUICK, make, simulated, trained
 
 
 @pytest.mark.parametrize(

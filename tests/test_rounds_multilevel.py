@@ -1,7 +1,5 @@
 """Rounds of all levels: regions, steps, resuming, errors, and a known posterior."""
 
-import pickle
-
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
@@ -10,7 +8,6 @@ from torch.distributions import Distribution, Normal
 
 from sbi_multilevel import (
     MFSNLE,
-    MLTSNPE,
     Acquisition,
     HybridConfig,
     HybridTSNPE,
@@ -21,77 +18,28 @@ from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.utils.seeds import seeded
 from tests import linear_gaussian as problem
-from tests.interrupted import Killed, killing
+from tests.rounds import (
+    BOTH,
+    COARSE,
+    FINE,
+    RUN,
+    SMALL,
+    X_O,
+    hybrid,
+    likelihood,
+    methods,
+    multilevel,
+    samples,
+    step,
+    truncating,
+    with_slow,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
     pytest.mark.filterwarnings("ignore:.*simulations of round"),
     pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken"),
 ]
-COARSE, FINE = problem.SIMULATORS[0], problem.SIMULATORS[2]
-X_O = torch.tensor([0.4, -0.3])
-SMALL = HybridConfig(num_members=2, level_maps=("shift",), distill=False)
-OPTIONS = {
-    "density_estimator": "mdn",
-    "truncation": Truncation(epsilon=1e-3, num_samples=2_000),
-    "train_options": {"max_num_epochs": 5, "learning_rate": 5e-3},
-}
-RUN = {"noise": problem.noise, "show_progress_bars": False}
-MCMC = {
-    "num_chains": 10,
-    "warmup_steps": 3,
-    "thin": 1,
-    "init_strategy_parameters": {"num_candidate_samples": 20},
-}
-BOTH = ((COARSE, FINE), (200, 20))
-
-
-def hybrid(prior=None, x_o=X_O, seed=1, **options):
-    options = {"config": SMALL, **OPTIONS, **options}
-    return HybridTSNPE(prior or problem.prior(), x_o, seed=seed, **options)
-
-
-def multilevel(seed=1, **options):
-    return MLTSNPE(problem.prior(), X_O, seed=seed, **{**OPTIONS, **options})
-
-
-def likelihood(seed=1, **options):
-    options = {
-        "density_estimator": "mdn",
-        "config": SMALL,
-        "mcmc_options": MCMC,
-        "train_options": OPTIONS["train_options"],
-        **options,
-    }
-    return MFSNLE(problem.prior(), X_O, seed=seed, **options)
-
-
-methods = pytest.mark.parametrize("make", (hybrid, multilevel, likelihood))
-with_slow = pytest.mark.parametrize(
-    "make", (hybrid, multilevel, pytest.param(likelihood, marks=pytest.mark.slow))
-)
-truncating = pytest.mark.parametrize("make", (hybrid, multilevel))
-
-
-def step(inference, num_simulations=(150, 12), seed=0):
-    """A round by hand."""
-    if isinstance(inference, MFSNLE):
-        num_simulations = (50, 12)  # MCMC takes time
-    low, high = inference.propose(num_simulations)
-    torch.manual_seed(seed)
-    noise, of_low = torch.randn(len(high), 2), torch.randn(len(low), 2)
-    inference.append_lowfidelity_simulations(low, COARSE(low, of_low))
-    inference.append_multilevel_simulations(
-        high, FINE(high, noise), COARSE(high, noise), level=1
-    )
-    inference.train()
-    return low, high
-
-
-def samples(inference):
-    with seeded(0):  # MCMC draws from NumPy
-        posterior = inference.build_posterior()
-        return posterior.sample((20,), show_progress_bars=False)
 
 
 # ------------------------------------------------------------- rounds
@@ -306,81 +254,6 @@ def test_the_seed_determines_the_posterior(make):
         inference.run(*BOTH, num_rounds=2, **RUN)
     first, same, other = map(samples, runs)
     assert torch.equal(first, same) and not torch.equal(first, other)
-
-
-@with_slow
-def test_rounds_can_be_pickled_between_steps(make):
-    inference = make()
-    step(inference)
-    copy = pickle.loads(pickle.dumps(inference))
-    assert torch.equal(samples(copy), samples(inference))
-    for each in (inference, copy):
-        step(each, seed=1)
-    assert torch.equal(samples(copy), samples(inference))
-
-
-@with_slow
-@pytest.mark.parametrize("after", (2, 4))
-def test_an_interrupted_run_resumes(make, after, tmp_path):
-    path = tmp_path / "run.pt"
-    options = {"simulation_batch_size": (200, 5), "checkpoint": path, **RUN}
-    fine = killing(FINE, after)
-    with pytest.raises(Killed):
-        make().run((COARSE, fine), (200, 20), 2, **options)
-    resumed, whole = make(), make()
-    resumed.run(*BOTH, num_rounds=2, **options)
-    whole.run(*BOTH, num_rounds=2, **RUN, simulation_batch_size=(200, 5))
-    assert torch.equal(samples(resumed), samples(whole))
-    assert str(resumed.summary) == str(whole.summary)
-
-
-@with_slow
-def test_a_saved_state_is_loaded_as_it_was(make, tmp_path):
-    inference = make()
-    step(inference)
-    inference.propose((3, 2))
-    inference.save(tmp_path / "state.pt")
-    loaded = make().load(tmp_path / "state.pt")
-    assert torch.equal(samples(loaded), samples(inference))
-    for ours, theirs in zip(loaded.propose((4, 2)), inference.propose((4, 2))):
-        assert torch.equal(ours, theirs)
-
-
-@truncating
-def test_a_state_can_be_saved_and_loaded_again(make, tmp_path):
-    path, truncation = tmp_path / "state.pt", Truncation(1e-3, 2_000, max_draws=50_000)
-    inference, loaded, again = (make(truncation=truncation) for _ in range(3))
-    step(inference)
-    inference.save(path)
-    loaded.load(path).save(path)
-    again.load(path)
-    assert torch.equal(samples(again), samples(inference))
-    assert again.truncated_prior.max_draws == 50_000
-
-
-def test_a_state_of_other_settings_is_refused(tmp_path):
-    inference = hybrid()
-    step(inference)
-    inference.save(tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="seed was 1, is 2"):
-        hybrid(seed=2).load(tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="method was HybridNPE, is MLNPE"):
-        multilevel().load(tmp_path / "state.pt")
-    torch.save({"settings": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="fits is missing"):
-        hybrid().load(tmp_path / "other.pt")
-
-
-def test_a_state_of_a_version_that_could_not_widen_is_loaded(tmp_path):
-    path, inference = tmp_path / "state.pt", hybrid()
-    step(inference)
-    inference.save(path)
-    state = torch.load(path, weights_only=True)
-    config = state["settings"]["config"]
-    state["settings"]["config"] = config.replace(", widen=False", "")
-    assert state["settings"]["config"] != config
-    torch.save(state, path)
-    assert torch.equal(samples(hybrid().load(path)), samples(inference))
 
 
 # ------------------------------------------------------------- errors

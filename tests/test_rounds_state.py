@@ -1,0 +1,104 @@
+"""States of rounds: pickled, saved, loaded and resumed."""
+
+import pickle
+
+import pytest
+import torch
+
+from sbi_multilevel import (
+    Truncation,
+)
+from tests.interrupted import Killed, killing
+from tests.rounds import (
+    BOTH,
+    COARSE,
+    FINE,
+    RUN,
+    hybrid,
+    multilevel,
+    samples,
+    step,
+    truncating,
+    with_slow,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:.*simulations of round"),
+    pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken"),
+]
+
+
+@with_slow
+def test_rounds_can_be_pickled_between_steps(make):
+    inference = make()
+    step(inference)
+    copy = pickle.loads(pickle.dumps(inference))
+    assert torch.equal(samples(copy), samples(inference))
+    for each in (inference, copy):
+        step(each, seed=1)
+    assert torch.equal(samples(copy), samples(inference))
+
+
+@with_slow
+@pytest.mark.parametrize("after", (2, 4))
+def test_an_interrupted_run_resumes(make, after, tmp_path):
+    path = tmp_path / "run.pt"
+    options = {"simulation_batch_size": (200, 5), "checkpoint": path, **RUN}
+    fine = killing(FINE, after)
+    with pytest.raises(Killed):
+        make().run((COARSE, fine), (200, 20), 2, **options)
+    resumed, whole = make(), make()
+    resumed.run(*BOTH, num_rounds=2, **options)
+    whole.run(*BOTH, num_rounds=2, **RUN, simulation_batch_size=(200, 5))
+    assert torch.equal(samples(resumed), samples(whole))
+    assert str(resumed.summary) == str(whole.summary)
+
+
+@with_slow
+def test_a_saved_state_is_loaded_as_it_was(make, tmp_path):
+    inference = make()
+    step(inference)
+    inference.propose((3, 2))
+    inference.save(tmp_path / "state.pt")
+    loaded = make().load(tmp_path / "state.pt")
+    assert torch.equal(samples(loaded), samples(inference))
+    for ours, theirs in zip(loaded.propose((4, 2)), inference.propose((4, 2))):
+        assert torch.equal(ours, theirs)
+
+
+@truncating
+def test_a_state_can_be_saved_and_loaded_again(make, tmp_path):
+    path, truncation = tmp_path / "state.pt", Truncation(1e-3, 2_000, max_draws=50_000)
+    inference, loaded, again = (make(truncation=truncation) for _ in range(3))
+    step(inference)
+    inference.save(path)
+    loaded.load(path).save(path)
+    again.load(path)
+    assert torch.equal(samples(again), samples(inference))
+    assert again.truncated_prior.max_draws == 50_000
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path):
+    inference = hybrid()
+    step(inference)
+    inference.save(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="seed was 1, is 2"):
+        hybrid(seed=2).load(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="method was HybridNPE, is MLNPE"):
+        multilevel().load(tmp_path / "state.pt")
+    torch.save({"settings": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="fits is missing"):
+        hybrid().load(tmp_path / "other.pt")
+
+
+def test_a_state_of_a_version_that_could_not_widen_is_loaded(tmp_path):
+    path, inference = tmp_path / "state.pt", hybrid()
+    step(inference)
+    inference.save(path)
+    state = torch.load(path, weights_only=True)
+    config = state["settings"]["config"]
+    state["settings"]["config"] = config.replace(", widen=False", "")
+    assert state["settings"]["config"] != config
+    torch.save(state, path)
+    assert torch.equal(samples(hybrid().load(path)), samples(inference))
