@@ -200,7 +200,8 @@ def test_scores_are_those_of_the_synthetic_likelihood_fold_by_fold():
     assert np.allclose(scores[none], expected)
 
 
-def test_many_features_are_scored_by_their_principal_components():
+@both
+def test_many_features_are_scored_by_their_principal_components(target):
     generator = np.random.default_rng(0)
     loadings = generator.normal(size=(2, 150))
 
@@ -209,8 +210,14 @@ def test_many_features_are_scored_by_their_principal_components():
         factors = theta + [shift, 0.0] + 0.3 * generator.normal(size=(n, 2))
         return LevelArrays(theta, factors @ loadings + generator.normal(size=(n, 150)))
 
-    means = mean_scores(sims(500, 0.0), sims(30, 2.0), ("none", "shift"), "theta", 2)
-    assert means["shift"] > means["none"] + 0.5
+    fitter, high = MapFitter(sims(500, 0.0)), sims(30, 2.0)
+    folds = np.array_split(np.arange(30), 2)
+    scorer = choose_scorer(fitter, high, target)
+    choices = choices_of("none", "shift")
+    none, shift = score_maps(fitter, choices, high, folds, scorer).values()
+    assert shift.score.mean() > none.score.mean() + 0.5
+    # nearly all of the likelihood of x says nothing on theta
+    assert (none.likelihood is None) == (target == "theta")
 
 
 # ------------------------------------------------------------- members
@@ -252,6 +259,15 @@ def test_without_likelihoods_a_map_of_pairs_is_selected_of_similar_ones():
         assert best_map(pairs) == MapChoice(best)
     full = replace(scores[MapChoice("full")], error=np.inf * error)
     assert best_map({**scores, MapChoice("full"): full}) == MapChoice("shift")
+
+
+def test_without_likelihoods_no_map_is_used_that_is_not_clearly_better():
+    for mean, best in ((-0.3, "none"), (-2.0, "shift")):
+        scores = {
+            choice: replace(each, likelihood=None)
+            for choice, each in scores_of(mean, 0.0, -0.1).items()
+        }
+        assert best_map(scores) == MapChoice(best)
 
 
 def test_without_noise_any_difference_of_scores_selects():

@@ -23,9 +23,10 @@ of the evidence of x, which depends on the map as well. Of the maps whose mean s
 less than two standard errors of the difference below the greatest one, that of the
 greatest mean log likelihood is therefore selected. Of clearly different scores the
 greater one counts, since features that say nothing on theta affect the likelihood too.
-Where x is summarized, likelihoods cannot be compared, as each map has its own summary;
-of similar maps one that uses pairs is selected, as its error was seen at pairs, and of
-others that of the greatest score.
+Likelihoods are not compared where x is summarized, as each map has its own summary, nor
+where it is compressed, as nearly all of a likelihood of 64 components is evidence. Of
+similar maps one that uses pairs is then selected, as its error was seen at pairs, or
+else `"none"`, or else that of the greatest score.
 
 Of maps that use pairs only one takes part, the one that predicts the high-fidelity side
 of held-out pairs best from the other side,
@@ -76,8 +77,8 @@ class MapScores:
     Args:
         score: Log score of what is to be learned, in nats, shape `(n,)`; -inf where
             the map could not be fitted.
-        likelihood: Log likelihood of x given theta, shape `(n,)`; `None` where each map
-            has its own summary of x.
+        likelihood: Log likelihood of x given theta, shape `(n,)`; `None` where
+            likelihoods are not compared.
         error: Ranked probability score of each feature, lower is better, shape
             `(n, k)`; `None` for maps that do not use pairs.
     """
@@ -113,11 +114,14 @@ def choose_scorer(fitter: MapFitter, high: LevelArrays, target: Target) -> MapSc
         target: `"theta"` if posteriors are to be learned, `"x"` if likelihoods.
     """
     some = fitter.low.first(_MAX_MAPPED).x
-    compress = _compression(fitter.forward_tails(np.concatenate((some, high.x))))
+    some = fitter.forward_tails(np.concatenate((some, high.x)))
+    kept = varies(some)
+    compress = _compression(some, kept)
     return MapScorer.chosen(
         fitter.apart_from(high.theta).low,
         target,
         outputs=lambda x: compress(fitter.forward_tails(x)),
+        is_compressed=bool(kept.sum() > _MAX_FEATURES),
     )
 
 
@@ -153,7 +157,7 @@ def score_maps(
         for choice in choices:
             uses_pairs = level_map_kind(choice.kind).needs_pairs
             score = np.full(len(index), -np.inf)
-            likelihood = None if scorer.num_summaries is not None else score
+            likelihood = score if scorer.compares_likelihoods else None
             error = np.full(held_out.x.shape, np.inf) if uses_pairs else None
             # a map that cannot be fitted, or whose outputs are infinite
             with contextlib.suppress(np.linalg.LinAlgError, ValueError):
@@ -191,11 +195,12 @@ def best_map(
         shares = 1 / len(gap) if weights is None else weights / weights.sum()
         return mean(gap) <= _NUM_ERRORS * np.sqrt((shares**2 * squares).sum())
 
-    def preference(choice: MapChoice) -> tuple[bool, float]:
+    def preference(choice: MapChoice) -> tuple[int, float]:
         each = known[choice]
-        if each.likelihood is None:
-            return each.error is not None, mean(each.score)
-        return False, mean(each.likelihood)
+        if each.likelihood is not None:
+            return 0, mean(each.likelihood)
+        simplicity = 2 if each.error is not None else int(choice == MapChoice("none"))
+        return simplicity, mean(each.score)
 
     known = {choice: each for choice, each in scores.items() if each.is_finite}
     if not known:
@@ -231,9 +236,8 @@ def _ranked_probability_scores(
     return np.where(np.isnan(scores), np.inf, scores)
 
 
-def _compression(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _compression(x: np.ndarray, kept: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Features that vary, or their principal components where they are many."""
-    kept = varies(x)
     if kept.sum() <= _MAX_FEATURES:
         return lambda values: values[:, kept]
     components = PCA(_MAX_FEATURES, random_state=0).fit(x[:, kept])

@@ -195,12 +195,20 @@ class MapScorer:
         features: Features of theta; `None` if means and log scales are quadratic.
         num_summaries: Number of parameters, of which x is replaced by estimates; `None`
             if it is not.
+        is_compressed: Whether outputs are principal components of many features.
     """
 
     target: Target
     outputs: Callable[[np.ndarray], np.ndarray] = _identity
     features: ThetaFeatures | None = None
     num_summaries: int | None = None
+    is_compressed: bool = False
+
+    @property
+    def compares_likelihoods(self) -> bool:
+        """Whether likelihoods of x are compared."""
+        is_whole = self.num_summaries is None and not self.is_compressed
+        return self.target == "x" or is_whole
 
     @classmethod
     def chosen(
@@ -208,6 +216,7 @@ class MapScorer:
         low: LevelArrays,
         target: Target,
         outputs: Callable[[np.ndarray], np.ndarray] = _identity,
+        is_compressed: bool = False,
     ) -> MapScorer:
         """The scorer for low-fidelity simulations, by the rules of the module.
 
@@ -215,8 +224,10 @@ class MapScorer:
             low: Low-fidelity simulations in random order.
             target: See the class.
             outputs: See the class.
+            is_compressed: See the class.
         """
-        scorer, low = cls(target, outputs), low.first(_MAX_SIMULATIONS)
+        scorer = cls(target, outputs, is_compressed=is_compressed)
+        low = low.first(_MAX_SIMULATIONS)
         if len(np.unique(low.theta, axis=0)) < _MIN_PARAMETERS:
             return scorer
         low = low.with_x(outputs(low.x))
@@ -254,7 +265,7 @@ class MapScorer:
 
         Returns:
             Both of shape `(n,)`; the same if likelihoods are to be learned, and no
-            likelihood if x is summarized.
+            likelihood if likelihoods are not compared.
         """
         degree = 2 if self.features is None else 1
         if self.num_summaries is not None:
@@ -269,7 +280,7 @@ class MapScorer:
         if self.target == "x":
             return likelihood, likelihood
         ratio = model.log_posterior_ratio(held_out, mapped.theta, mapped.weights)
-        return ratio, likelihood if self.num_summaries is None else None
+        return ratio, likelihood if self.compares_likelihoods else None
 
     def _left_out(self, low: LevelArrays) -> np.ndarray:
         """Scores of the first simulations under the later ones."""
