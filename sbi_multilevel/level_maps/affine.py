@@ -102,6 +102,17 @@ class AffineMap:
         scale = torch.where(varies, target.std / safe, torch.ones_like(safe))
         return cls(source.mean, target.mean, scale)
 
+    def leaving(self, count: int) -> AffineMap:
+        """The same map that leaves the last `count` features as they are."""
+        if count == 0:
+            return self
+        source, target, scale = (
+            each.clone() for each in (self.source, self.target, self.scale)
+        )
+        source[-count:] = target[-count:] = 0.0
+        scale[-count:] = 1.0
+        return AffineMap(source, target, scale)
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
@@ -114,6 +125,10 @@ class Alignment:
 
     x: tuple[AffineMap, ...] = ()
     theta: tuple[AffineMap, ...] = ()
+
+    def leaving(self, count: int) -> Alignment:
+        """The same alignment that leaves the last `count` features of x as they are."""
+        return Alignment(tuple(step.leaving(count) for step in self.x), self.theta)
 
     def __call__(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         for step in self.theta:

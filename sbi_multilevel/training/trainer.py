@@ -27,6 +27,7 @@ from sbi_multilevel.data.validation import (
     transform_of,
 )
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
+from sbi_multilevel.estimators.mixed import num_discrete, probe_mixed
 from sbi_multilevel.estimators.observations import (
     Watch,
     WatchedEstimator,
@@ -165,7 +166,9 @@ class MultilevelTrainer(StagedTrainer):
             plan.split.check()
         network = plan.warm_start if self._neural_net is None else self._neural_net
         moments = moments_of(network, simulations[-1].x)
-        dataset = TermDataset.of(simulations, plan.split, config, moments)
+        mixed = probe_mixed(self._build_neural_net, simulations[-1], self._target)
+        discrete = num_discrete(mixed)
+        dataset = TermDataset.of(simulations, plan.split, config, moments, discrete)
         stages = config.stages(len(simulations), plan.warm_start is not None)
         plan.layout = Layout(
             simulations,

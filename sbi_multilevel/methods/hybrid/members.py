@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +21,11 @@ from sbi_multilevel.data.simulations import (
     merge_levels,
 )
 from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.level_maps.discrete_features import WithExamples
 from sbi_multilevel.methods.hybrid.pool import (
     LevelStep,
     MapSelector,
+    discrete_features,
     fit_tails,
     limit_lower,
     split_folds,
@@ -57,6 +61,9 @@ class MemberTrainer:
         level: The high-fidelity simulations; `high` are the same as arrays.
         folds: Their indices, fold by fold.
         outside_folds: For each fold the indices of the simulations of all other folds.
+        discrete: Discrete features of x, which maps take as real numbers; `None` if
+            there are none.
+        build: Builder of the networks.
         tails: Transform of the tails of x; `None` if none are heavy.
         selector: Selects level maps.
         prior: The prior; `None` if none was given.
@@ -66,19 +73,29 @@ class MemberTrainer:
     def __init__(
         self, trainer: HybridTrainer, simulations: MultilevelSimulations, run: HybridRun
     ):
-        self.trainer, self.simulations, self.run = trainer, simulations, run
-        self.config, self.level = trainer._config, simulations[-1]
+        self.trainer, self.run, self.config = trainer, run, trainer._config
+        self.build, map_pairs = trainer._build_neural_net, trainer._map_pairs
+        self.discrete = discrete_features(trainer, simulations)
+        if self.discrete is not None:
+            examples = self.discrete.examples(simulations)
+            self.build = WithExamples(self.build, *examples)
+            convert = partial(self.discrete.continuous, seed=run.seed)
+            simulations = replace(simulations, levels=tuple(map(convert, simulations)))
+            map_pairs = tuple(map(convert, map_pairs))
+        self.simulations, self.level = simulations, simulations[-1]
         self.high = LevelArrays.of(self.level)
         self.folds = split_folds(self.high.theta, self.config.num_members, run.seed)
         every = np.arange(len(self.high))
         self.outside_folds = [np.setdiff1d(every, fold) for fold in self.folds]
-        self.tails = fit_tails(simulations) if self.config.transform_tails else None
+        self.tails = None
+        if self.config.transform_tails:
+            self.tails = fit_tails(simulations, self.discrete)
         self.selector = MapSelector(
             self.config.level_maps,
             trainer._target,
             self.tails,
             run.seed,
-            {part.level: LevelArrays.of(part) for part in trainer._map_pairs},
+            {part.level: LevelArrays.of(part) for part in map_pairs},
         )
         # without a prior sbi makes one of the simulations, which trainers do not accept
         is_given = not isinstance(trainer._prior, ImproperEmpirical)
@@ -253,7 +270,7 @@ class MemberTrainer:
         owner = self.trainer
         member = owner._member_type(
             self.prior,
-            **{owner._kind.argument: owner._build_neural_net},
+            **{owner._kind.argument: self.build},
             device=owner._device,
             config=config,
             tracker=SilentTracker(),
@@ -263,11 +280,14 @@ class MemberTrainer:
         return member
 
     def columns(self, simulations: LevelArrays) -> tuple[Tensor, Tensor]:
-        """Theta and x for networks: with transformed tails, of the original shape."""
+        """Theta and x for networks: with transformed tails, of the original shape, and
+        with categories."""
         theta = torch.as_tensor(simulations.theta).to(self.level.theta)
         x = torch.as_tensor(simulations.x)
         if self.tails is not None:
             x = torch.as_tensor(self.tails(x))
+        if self.discrete is not None:
+            x = self.discrete.restored(x)
         return theta, x.to(self.level.x).reshape(-1, *self.level.x.shape[1:])
 
     def _folds(self) -> list[Fold]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
+from sbi_multilevel.estimators.mixed import num_discrete, probe_mixed
 from sbi_multilevel.level_maps.arrays import LevelArrays
+from sbi_multilevel.level_maps.discrete_features import DiscreteFeatures
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
 from sbi_multilevel.level_maps.selection.cross_validation import (
     MapScores,
@@ -21,6 +24,9 @@ from sbi_multilevel.level_maps.selection.cross_validation import (
 from sbi_multilevel.level_maps.selection.synthetic_likelihood import MapScorer
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.summary import OutputsGain
+
+if TYPE_CHECKING:
+    from sbi_multilevel.methods.hybrid.trainer import HybridTrainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +237,36 @@ def split_folds(theta: np.ndarray, num_folds: int, seed: int) -> list[np.ndarray
     return [np.concatenate([groups[index] for index in part]) for part in parts]
 
 
-def fit_tails(simulations: MultilevelSimulations) -> TailTransform | None:
-    """Transform of the tails of x; `None` if none are heavy, or x is no vector."""
-    if simulations[0].x.ndim != 2:
+def fit_tails(
+    simulations: MultilevelSimulations, discrete: DiscreteFeatures | None = None
+) -> TailTransform | None:
+    """Transform of the tails of x; `None` if none are heavy, or x is no vector.
+
+    Args:
+        simulations: Simulations of all levels.
+        discrete: Discrete features, which have no tails; the others have none if their
+            logarithms are mapped.
+    """
+    if simulations[0].x.ndim != 2 or (discrete is not None and discrete.takes_log):
         return None
     tails = TailTransform.fit([level.x for level in simulations])
+    if discrete is not None:
+        tails.delta[-len(discrete.values) :] = 0.0
     return None if tails.is_identity else tails
+
+
+def discrete_features(
+    trainer: HybridTrainer, simulations: MultilevelSimulations
+) -> DiscreteFeatures | None:
+    """The discrete features of x of a likelihood; `None` if there are none.
+
+    Args:
+        trainer: The trainer.
+        simulations: Simulations of all levels.
+    """
+    build, target = trainer._build_neural_net, trainer._target
+    mixed = probe_mixed(build, simulations[-1], target)
+    if mixed is None:
+        return None
+    count = num_discrete(mixed)
+    return DiscreteFeatures.of(simulations, count, mixed.log_transform_input)

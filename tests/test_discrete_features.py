@@ -1,0 +1,203 @@
+"""Discrete features of x: what level maps and networks of sbi's MNLE see."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sbi.inference import MNLE
+from sbi.neural_nets import likelihood_nn
+from sbi.utils import BoxUniform
+from torch.distributions import Bernoulli, LogNormal
+
+from sbi_multilevel import (
+    MFNLE,
+    MLNLE,
+    HybridConfig,
+    HybridNLE,
+    LevelSimulations,
+    MultilevelSimulations,
+    simulate_multilevel,
+)
+from sbi_multilevel.level_maps.affine import AffineMap, Alignment
+from sbi_multilevel.level_maps.discrete_features import DiscreteFeatures
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The mixed neural density estimator", "ignore:Maximum number of epochs"
+)
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+SMALL = HybridConfig(num_members=2, level_maps=("shift", "paired"), distill=False)
+
+
+def simulator(bias):
+    """A reaction time and a choice between two alternatives."""
+
+    def simulate(theta, noise):
+        time = torch.exp(theta[:, :1] + bias + 0.3 * noise[:, :1])
+        share = torch.sigmoid(2 * theta[:, 1:] + bias)
+        choice = (torch.special.ndtr(noise[:, 1:]) < share).float()
+        return torch.cat((time, choice), dim=1)
+
+    return simulate
+
+
+def exact_log_prob(x, theta):
+    of_time = LogNormal(theta[:, 0], 0.3).log_prob(x[:, 0])
+    return of_time + Bernoulli(logits=2 * theta[:, 1]).log_prob(x[:, 1])
+
+
+def noise(n, generator):
+    return torch.randn(n, 2, generator=generator)
+
+
+def simulated(n_low=300, n_high=40, seed=0):
+    return simulate_multilevel(
+        [simulator(0.5), simulator(0.0)],
+        PRIOR,
+        (n_low, n_high),
+        noise=noise,
+        seed=seed,
+        show_progress_bars=False,
+    )
+
+
+def trained(cls, simulations=None, density_estimator="mnle", options=None, **kwargs):
+    trainer = cls(
+        PRIOR,
+        density_estimator=density_estimator,
+        show_progress_bars=False,
+        **kwargs,
+    )
+    trainer.append_multilevel_simulations(simulations or simulated())
+    torch.manual_seed(0)
+    trainer.train(**({"max_num_epochs": 3} if options is None else options))
+    return trainer
+
+
+def level_of(x, level=0, x_coarse=None):
+    return LevelSimulations(level, torch.zeros(len(x), 1), x, x_coarse)
+
+
+def three_categories(n=60):
+    """Values 0, 2 and 5; categories of pairs differ in every third simulation."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor([0.0, 2.0, 5.0])
+    index = torch.arange(n) % 3
+    time = torch.rand(n, 1, generator=generator) + 0.1
+    fine = torch.cat((time, values[index, None]), dim=1)
+    other = torch.where(torch.arange(n) % 9 == 0, 1, index)
+    coarse = torch.cat((time, values[other, None]), dim=1)
+    return MultilevelSimulations((level_of(coarse), level_of(fine, 1, coarse)))
+
+
+@pytest.mark.parametrize("takes_log", (False, True))
+def test_categories_become_real_numbers_and_come_back(takes_log):
+    simulations = three_categories()
+    features = DiscreteFeatures.of(simulations, 1, takes_log)
+    low, high = (features.continuous(level, seed=3) for level in simulations)
+    for level, converted in zip(simulations, (low, high)):
+        torch.testing.assert_close(features.restored(converted.x), level.x)
+    ranks = torch.arange(60) % 3
+    distance = high.x[:, 1] - ranks
+    assert distance.abs().max() <= 0.5 and distance.unique().numel() > 50
+    # the sides of a pair of the same category are equal
+    gap = (high.x - high.x_coarse)[:, 1]
+    differs = simulations[1].x[:, 1] != simulations[1].x_coarse[:, 1]
+    assert torch.equal(gap[~differs], torch.zeros(int((~differs).sum())))
+    assert differs.any() and (gap[differs].abs() > 0.99).all()
+    # levels have noise of their own
+    assert not torch.equal(low.x[:, 1] - low.x[:, 1].round(), gap)
+    moved = features.restored(high.x - torch.tensor([9.0, 9.0]))
+    assert (moved[:, 1] == 0).all() and bool((moved[:, 0] > 0).all()) == takes_log
+
+
+def test_examples_have_each_category_once_from_the_highest_level():
+    simulations = three_categories()
+    low, high = simulations
+    rare = torch.tensor([[0.5, 0.0], [0.5, 7.0]])
+    low = replace(low, theta=low.theta[:2] + 1, x=rare)
+    simulations = MultilevelSimulations((low, high))
+    theta, x = DiscreteFeatures.of(simulations, 1).examples(simulations)
+    assert x[:, 1].tolist() == [0.0, 2.0, 5.0, 7.0]
+    assert theta[:, 0].tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_features_that_are_no_categories_are_refused():
+    low, high = three_categories()
+    between = replace(low, x=low.x + 0.5)
+    with pytest.raises(ValueError, match="at level 0 they are not all integers"):
+        DiscreteFeatures.of(MultilevelSimulations((between, high)), 1)
+    negative = replace(low, x=low.x - torch.tensor([1.0, 0.0]))
+    sims = MultilevelSimulations((negative, high))
+    assert not DiscreteFeatures.of(sims, 1).takes_log
+    with pytest.raises(ValueError, match="but x of level 0 is as small as -0."):
+        DiscreteFeatures.of(sims, 1, takes_log=True)
+
+
+def test_alignments_leave_discrete_features():
+    align = AffineMap(torch.ones(3), torch.zeros(3), 2 * torch.ones(3))
+    x = torch.tensor([[5.0, 5.0, 5.0]])
+    assert Alignment((align, align)).leaving(2)(x, x)[1].tolist() == [[14, 5, 5]]
+    assert Alignment((align,)).leaving(0)(x, x)[1].tolist() == [[8, 8, 8]]
+
+
+def total_mass(likelihood, theta):
+    """Sum over choices of the integral over reaction times."""
+    grid = torch.linspace(-6, 6, 2_001).exp()
+    total = 0.0
+    for choice in (0.0, 1.0):
+        x = torch.stack((grid, torch.full_like(grid, choice)), dim=1)
+        with torch.no_grad():
+            density = likelihood.log_prob(x[:, None], theta[None]).exp()[:, 0]
+        total += torch.trapezoid(density, grid).item()
+    return total
+
+
+@pytest.mark.parametrize("takes_log", (False, True))
+@pytest.mark.parametrize(
+    ("cls", "options"), ((MFNLE, {}), (MLNLE, {}), (HybridNLE, {"config": SMALL}))
+)
+def test_likelihoods_of_discrete_features_are_normalized(cls, options, takes_log):
+    build = likelihood_nn("mnle", log_transform_x=takes_log)
+    likelihood = trained(cls, density_estimator=build, **options)._neural_net
+    for theta in (torch.zeros(1, 2), torch.tensor([[0.5, -0.9]])):
+        mass = total_mass(likelihood, theta)
+        # without logarithms there is mass at negative reaction times
+        assert mass == pytest.approx(1, abs=0.01) if takes_log else 0.2 < mass < 1.01
+
+
+def test_a_category_may_be_missing_in_a_fold():
+    low, high = simulated()
+    x = high.x.clone()
+    x[:, 1] = 0.0
+    x[:1, 1] = 3.0  # one simulation of the 40
+    pairs = LevelSimulations(1, high.theta, x, high.x_coarse)
+    inference = trained(HybridNLE, MultilevelSimulations((low, pairs)), config=SMALL)
+    likelihood = inference._neural_net
+    assert all(v > -1e5 for v in inference.hybrid_summary.log_scores.values())
+    drawn = likelihood.sample((200,), torch.zeros(1, 2))
+    assert set(drawn[..., 1].flatten().tolist()) <= {0.0, 1.0, 3.0}
+    trials, theta = x[:3], PRIOR.sample((5,))  # independent trials of one parameter
+    posterior = inference.build_posterior()
+    with torch.no_grad():
+        each = likelihood.log_prob(trials[:, None].expand(-1, 5, -1), theta)
+        expected = each.sum(dim=0) + PRIOR.log_prob(theta)
+    torch.testing.assert_close(posterior.potential(theta, x=trials), expected)
+
+
+@pytest.mark.slow
+def test_the_hybrid_is_closer_to_the_exact_likelihood_than_mnle():
+    simulations = simulated(1_000, 50)
+    hybrid = trained(HybridNLE, simulations, options={})._neural_net
+    plain = MNLE(PRIOR, show_progress_bars=False)
+    plain.append_simulations(simulations[1].theta, simulations[1].x)
+    torch.manual_seed(0)
+    plain = plain.train()
+    (test,) = simulate_multilevel(
+        [simulator(0.0)], PRIOR, (2_000,), noise=noise, seed=1, show_progress_bars=False
+    )
+    exact = exact_log_prob(test.x, test.theta)
+    with torch.no_grad():
+        excess = [
+            (exact + each.loss(test.x, test.theta)).mean() for each in (hybrid, plain)
+        ]
+    assert excess[0] < 0.2 < excess[1]
