@@ -415,8 +415,8 @@ def kinds_of(num_features, paired, kinds=BUILT_IN_MAPS):
         (13, True, PAIRED[2:]),
         (50, True, PAIRED[2:]),
         (51, True, PAIRED[1:]),
-        (201, True, (*COVARIANCES, *PAIRED[1:])),
-        (2_001, True, (*COVARIANCES, *PAIRED)),
+        (201, True, ("gain", *COVARIANCES, *PAIRED[1:])),
+        (2_001, True, ("gain", *COVARIANCES, *PAIRED)),
     ),
 )
 def test_maps_that_simulations_do_not_allow_are_left_out(num_features, paired, without):

@@ -14,8 +14,9 @@ Gain and offset are those of a regression of the few high-fidelity simulations o
 :math:`m_{L, j}`: two numbers a feature, whatever the number of parameters, where
 `"shift"` fits a slope for each parameter. Residuals are multiplied by the gain as well,
 so that the map is right where the levels differ in scale, unit or sign, and wrong where
-they differ in their signal. The change of the gain :math:`\delta_j = a_j - 1`, of
-variance :math:`v_j`, is shrunk by the factor :math:`f_j = \max(0, 1 - v_j /
+they differ in their signal. It is not used for more than 200 features, as those of
+images are far from quadratic in theta. The change of the gain :math:`\delta_j = a_j -
+1`, of variance :math:`v_j`, is shrunk by the factor :math:`f_j = \max(0, 1 - v_j /
 \hat\delta_j^2)` (James and Stein 1961), so that a gain that does not differ from 1 by
 its standard error stays 1. With fewer than four simulations all gains are 1. The
 uncertainty of gain and offset,
@@ -129,6 +130,7 @@ class Gain(LevelMapKind):
     """See the module."""
 
     name = "gain"
+    max_features = 200
 
     def fit(self, low: LevelArrays, high: LevelArrays, seed: int) -> GainMap:
         """Fit gains and offsets."""
