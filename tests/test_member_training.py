@@ -116,3 +116,13 @@ def test_an_ensemble_warns_once_and_later_training_of_a_member_warns():
     assert len([w for w in caught if "Maximum" in str(w.message)]) == 1
     with pytest.warns(UserWarning, match="network has not yet fully converged"):
         ensemble.members[0].train(force_first_round_loss=True, **BRIEF)
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+def test_threads_train_the_networks_of_one_worker_and_keep_the_output(capsys):
+    expected = trained()._neural_net.state_dict()
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        found = trained()._neural_net.state_dict()
+    print("still seen")
+    assert "still seen" in capsys.readouterr().out
+    assert all(torch.equal(values, expected[name]) for name, values in found.items())

@@ -85,6 +85,10 @@ class LevelParameters:
         """Names of the columns of the highest level."""
         return self.parameters[max(self.parameters)]
 
+    def are_highest(self, level: int) -> bool:
+        """Whether the columns of a level are those of the highest one, in order."""
+        return list(self.parameters.get(level, self.highest)) == list(self.highest)
+
     def complete(self, theta: Tensor, level: int, prior: Any) -> Tensor:
         """Bring theta of a level to the columns of the highest one.
 

@@ -11,7 +11,7 @@ import torch
 from sbi.utils import mcmc_transform
 from scipy.stats import rankdata
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 if TYPE_CHECKING:
     from sbi_multilevel.data.simulations import LevelSimulations
@@ -56,6 +56,17 @@ def check_same_shapes(level: LevelSimulations, reference: LevelSimulations) -> N
                 f"level {reference.level} has {tuple(old)}. All levels must share one "
                 "shape: summarise the outputs to common features."
             )
+
+
+def check_width(level: LevelSimulations, prior: Any) -> None:
+    """Raise if theta has another number of columns than the prior has parameters."""
+    shape = getattr(prior, "event_shape", ())
+    if len(shape) == 1 and level.theta.shape[1:] != shape:
+        raise ValueError(
+            f"theta of level {level.level} has {level.theta.shape[1]} columns, but the "
+            f"prior has {shape[0]} parameters. Pass all parameters, or the prior of "
+            "these."
+        )
 
 
 def check_device(data_device: str | None) -> None:
@@ -167,6 +178,14 @@ def check_prior(prior: Any) -> None:
             "or sbi, e.g. `BoxUniform(low, high)`. For other priors see "
             "`sbi.utils.user_input_checks.process_prior`."
         )
+
+
+def joint(prior: Any) -> Any:
+    """The prior as one distribution, e.g. of a `Uniform` of several parameters."""
+    is_batch = isinstance(prior, Distribution) and not prior.event_shape
+    if is_batch and len(prior.batch_shape) == 1:
+        return Independent(prior, 1)
+    return prior
 
 
 def transform_of(prior: Any) -> Any:

@@ -133,6 +133,9 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
+        # before the transform of tails, which broadcasts
+        self._check_input_shape(input)
+        self._check_condition_shape(condition)
         inner, given = input, condition
         if self.target == "x":
             inner = self.transform_tails(input)
@@ -162,6 +165,7 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
 
         Shapes are as in `ConditionalDensityEstimator.sample`.
         """
+        self._check_condition_shape(condition)
         count = torch.Size(sample_shape).numel()
         given = condition if self.target == "x" else self.transform_tails(condition)
         chosen = torch.multinomial(self.weights, count * len(given), replacement=True)

@@ -74,7 +74,17 @@ class MixtureRatio(KeepsTails, RatioEstimator):
         return list(self.net)  # pyright: ignore[reportArgumentType, reportReturnType]
 
     def unnormalized_log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Log ratio, shapes as in `RatioEstimator.unnormalized_log_ratio`."""
+        """Log ratio, shapes as in `RatioEstimator.unnormalized_log_ratio`.
+
+        Raises:
+            ValueError: If x has another shape than in training.
+        """
+        found = x.shape[x.ndim - len(self.x_shape) :]
+        if found != self.x_shape:
+            raise ValueError(
+                f"x has shape {tuple(found)}, but an x of the simulations has shape "
+                f"{tuple(self.x_shape)}. Pass observations of this shape."
+            )
         given = self.transform_tails(x)
         normalizers = self._log_normalizers(given)
         values = [

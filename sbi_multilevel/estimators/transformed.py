@@ -96,6 +96,9 @@ class MappedEstimator(ReadsX, WrappedDensity):
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Log density, shapes as in `ConditionalDensityEstimator.log_prob`."""
+        # before the map of x, which broadcasts
+        self._check_input_shape(input)
+        self._check_condition_shape(condition)
         if self.target == "x":
             entries = math.prod(self.input_shape) / self.x_scale.numel()
             log_det = entries * self.x_scale.abs().log().sum()
@@ -113,6 +116,7 @@ class MappedEstimator(ReadsX, WrappedDensity):
         self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
     ) -> Tensor:
         """Samples, shapes as in `ConditionalDensityEstimator.sample`."""
+        self._check_condition_shape(condition)
         if self.target == "x":
             mapped = self.net.sample(sample_shape, condition)
             return (mapped - self.x_shift) / self.x_scale

@@ -24,6 +24,7 @@ from sbi_multilevel.data.validation import (
     check_plain,
     check_same_device,
     check_same_shapes,
+    check_width,
 )
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.hooks import HookedTrainer
@@ -154,6 +155,7 @@ class AppendingTrainer(HookedTrainer):
                     "which hold them already. Pass one or the other."
                 )
             parts = list(theta)
+            self._check_names(parts)
         elif x is None or level is None:
             raise ValueError(incomplete(theta, x, level))
         else:
@@ -226,7 +228,8 @@ class AppendingTrainer(HookedTrainer):
                 "weights were passed, but unpaired simulations cannot enter a "
                 "telescoping sum. Use a transfer trainer (`MFNPE`, `MFNLE`)."
             )
-        rows = LevelSimulations(0, theta, x, weights=weights)
+        level = self._appended.highest
+        rows = LevelSimulations(level, theta, x, weights=weights)
         index = len(self._theta_roundwise)
         self.append_simulations(rows.theta, rows.x)
         device = self._x_roundwise[index].device
@@ -275,6 +278,21 @@ class AppendingTrainer(HookedTrainer):
                 "drawn from the prior or a `RestrictedPrior` of it: the atomic "
                 "(multi-round) loss has no meaning over several levels. Leave "
                 "`proposal` out, and draw theta from the prior."
+            )
+
+    def _check_names(self, parts: list[LevelSimulations]) -> None:
+        """Raise if levels of one object have columns of other names."""
+        if self._parameters is None:
+            return
+        differing = [
+            part.level for part in parts if not self._parameters.are_highest(part.level)
+        ]
+        if differing:
+            raise ValueError(
+                f"parameters names other columns of theta at level {differing[0]}, but "
+                "simulations of all levels were passed as one object, which has the "
+                "columns of the highest level. Pass theta, x and level of each level, "
+                "or make a trainer without parameters."
             )
 
     def _check_appended(
@@ -326,6 +344,7 @@ class AppendingTrainer(HookedTrainer):
                 "`append_multilevel_simulations`, in a new trainer, or use a transfer "
                 "trainer (`MFNPE`, `MFNLE`)."
             )
+        check_width(parts[0], self._prior)
         for part in parts:
             check_same_shapes(part, parts[0])
         simulations = self._config.arrange(parts)

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import joblib
 import torch
 from joblib import Parallel, delayed
+from joblib.parallel import ThreadingBackend
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
@@ -172,7 +174,8 @@ def train_members(
     Args:
         trainers: Trainers with simulations; they stay as they are.
         folds: A fold for each.
-        num_workers: Processes, one thread each; `None` leaves it to joblib.
+        num_workers: Processes, one thread each; `None` leaves their number to
+            `joblib.parallel_config`.
         train_options: Arguments of `train`.
         when_done: Called with the position of each member and the member when it is
             trained, e.g. to keep it.
@@ -185,12 +188,25 @@ def train_members(
         delayed(_train_member)(*parts, trainer_state(trainer), fold, train_options)
         for parts, trainer, fold in zip(shared, trainers, folds, strict=True)
     ]
-    states = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
+    states = _pool(num_workers)(jobs)
     members = []
     for index, (parts, state) in enumerate(zip(shared, states)):
         members.append(_restore(*parts, state))
         when_done(index, members[-1])
     return members
+
+
+def _pool(num_workers: int | None) -> Parallel:
+    """Workers of joblib; processes where threads were configured.
+
+    The random state and the output are those of a process, so that threads would train
+    other networks than one worker does.
+    """
+    backend, count = joblib.parallel.get_active_backend()
+    options: dict[str, Any] = {"n_jobs": num_workers, "return_as": "generator"}
+    if isinstance(backend, ThreadingBackend):
+        options |= {"n_jobs": num_workers or count, "backend": "loky"}
+    return Parallel(**options)
 
 
 def warn_of_limit(runs: Iterable[Sequence[TrainingRun]], limit: int | None) -> None:

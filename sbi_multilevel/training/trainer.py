@@ -24,6 +24,7 @@ from sbi_multilevel.data.validation import (
     check_inside,
     check_prior,
     has_support,
+    joint,
     transform_of,
 )
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
@@ -50,6 +51,7 @@ from sbi_multilevel.training.network import (
 )
 from sbi_multilevel.training.plan import Layout, TrainingPlan
 from sbi_multilevel.training.schedule import OneCycle
+from sbi_multilevel.utils.argument_types import check_types
 
 
 class MultilevelTrainer(StagedTrainer):
@@ -88,6 +90,7 @@ class MultilevelTrainer(StagedTrainer):
         self._kind.check(network)
         self._is_named = isinstance(network, str)
         super().__init__(*args, parameters=parameters, **kwargs)
+        self._prior = joint(self._prior)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments beside ours in `help` and in editors."""
@@ -112,9 +115,11 @@ class MultilevelTrainer(StagedTrainer):
             The trainer (so that calls can be chained).
 
         Raises:
+            TypeError: If `source` is something else.
             ValueError: If the trainer was trained already, the method cannot start from
                 weights, or the file holds something else.
         """
+        check_types(MultilevelTrainer.warm_start, locals())
         if self._neural_net is not None:
             raise ValueError(
                 "warm_start was called after training. Call it before, on a new "

@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.data.validation import check_same_shapes
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.training.network import WarmStart
@@ -193,6 +194,14 @@ class HybridTrainer(MultilevelTrainer):
     def _check_trainable(self) -> MultilevelSimulations:
         simulations = super()._check_trainable()
         self._check_builder()
+        for pairs in self._map_pairs:
+            check_same_shapes(pairs, simulations[-1])
+            if pairs.level > simulations[-1].level:
+                raise ValueError(
+                    f"level={pairs.level} was passed to append_map_simulations, but "
+                    f"the highest level is {simulations[-1].level}. Pass the level "
+                    "that these pairs are of."
+                )
         high = simulations[-1]
         if high.level in self._appended.low_fidelity:
             raise ValueError(

@@ -34,7 +34,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sbi_multilevel.data.validation import check_observation
+from sbi_multilevel.data.validation import check_observation, joint
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
@@ -135,7 +135,7 @@ class MFSNLE(MultilevelRounds):
                 "Use `Acquisition(correct=False)` and `HybridConfig(distill=False)`."
             )
         settings = MultilevelSettings(
-            prior=prior,
+            prior=joint(prior),
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
             config=checked,

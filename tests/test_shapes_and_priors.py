@@ -1,0 +1,138 @@
+"""Shapes that do not fit each other, and priors of several scalars."""
+
+import pytest
+import torch
+from torch.distributions import Uniform
+
+from sbi_multilevel import (
+    MFNLE,
+    MFNPE,
+    MLNPE,
+    HybridConfig,
+    HybridNLE,
+    HybridNPE,
+    HybridNRE,
+    HybridTSNPE,
+    LevelSimulations,
+    MultilevelSimulations,
+)
+from tests.two_levels import PRIOR, simulate
+
+pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
+SMALL = HybridConfig(num_members=2, level_maps=("shift",), distill=False)
+NO_BARS = {"show_progress_bars": False}
+MDN = {"density_estimator": "mdn", **NO_BARS}
+BRIEF = {"max_num_epochs": 2}
+SCALARS = Uniform(-torch.ones(2), torch.ones(2))  # a batch of two priors
+
+
+@pytest.fixture(scope="module")
+def simulations():
+    return simulate(n=(100, 20))
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"), ((MFNPE, {}), (MLNPE, {}), (HybridNPE, {"config": SMALL}))
+)
+def test_a_batch_of_scalar_priors_is_one_prior(cls, options, simulations):
+    inference = cls(SCALARS, **options, **MDN)
+    inference.append_multilevel_simulations(simulations).train(**BRIEF)
+    posterior, x_o = inference.build_posterior(), torch.zeros(1, 2)
+    assert posterior.sample((5,), x=x_o, **NO_BARS).shape == (5, 2)
+    outside = torch.tensor([[0.0, 2.0]])
+    assert posterior.log_prob(outside, x=x_o).tolist() == [float("-inf")]
+
+
+def test_rounds_take_a_batch_of_scalar_priors():
+    inference = HybridTSNPE(
+        SCALARS, torch.zeros(1, 2), density_estimator="mdn", config=SMALL
+    )
+    low, high = inference.propose((50, 10))
+    assert low.shape == (50, 2) and high.shape == (10, 2)
+
+
+def test_theta_outside_of_a_batch_of_scalar_priors_is_counted_by_simulation(
+    simulations,
+):
+    low, high = simulations
+    theta = low.theta.clone()
+    theta[:7] += 3
+    inference = MFNPE(SCALARS, **MDN).append_lowfidelity_simulations(theta, low.x)
+    inference.append_simulations(high.theta, high.x)
+    with pytest.raises(ValueError, match="theta of 7 of 100 simulations"):
+        inference.train(**BRIEF)
+
+
+@pytest.mark.parametrize("cls", (MFNPE, HybridNPE, MFNLE))
+def test_theta_must_have_the_parameters_of_the_prior(cls, simulations):
+    options = {"config": SMALL} if cls is HybridNPE else {}
+    inference = cls(PRIOR, **options, **MDN)
+    for level in simulations:
+        inference.append_multilevel_simulations(
+            level.theta[:, :1], level.x, level=level.level
+        )
+    with pytest.raises(ValueError, match="has 1 columns, but the prior has 2"):
+        inference.train(**BRIEF)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    (
+        (MFNLE, MDN),
+        (HybridNLE, {"config": SMALL, **MDN}),
+        (HybridNRE, {"config": SMALL, **NO_BARS}),
+    ),
+)
+def test_an_observation_of_another_shape_is_refused(cls, options, simulations):
+    inference = cls(PRIOR, **options).append_multilevel_simulations(simulations)
+    inference.train(**BRIEF)
+    posterior, theta = inference.build_posterior(), torch.zeros(5, 2)
+    assert posterior.potential(theta, x=torch.zeros(1, 2)).shape == (5,)
+    for width in (1, 3):  # one feature would be broadcast
+        with pytest.raises(ValueError, match="Shape of input|x has shape"):
+            posterior.potential(theta, x=torch.zeros(1, width))
+
+
+def test_names_of_parameters_need_one_level_at_a_time(simulations):
+    unpaired = MultilevelSimulations(
+        tuple(LevelSimulations(each.level, each.theta, each.x) for each in simulations)
+    )
+    names = {0: ("b", "a"), 1: ("a", "b")}
+    inference = MFNPE(PRIOR, parameters=names, **MDN)
+    with pytest.raises(ValueError, match="other columns of theta at level 0, but"):
+        inference.append_multilevel_simulations(unpaired)
+    same = MFNPE(PRIOR, parameters={0: ("a", "b"), 1: ("a", "b")}, **MDN)
+    assert same.append_multilevel_simulations(unpaired).multilevel_simulations
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        ({"theta": slice(0, 1)}, "theta of level 1 has shape"),
+        ({"x": slice(0, 1)}, "x of level 1 has shape"),
+        ({"level": 3}, "level=3 was passed to append_map_simulations, but"),
+    ),
+)
+def test_pairs_for_level_maps_fit_the_simulations(change, message, simulations):
+    high = simulations[1]
+    theta = high.theta[:, change.get("theta", slice(None))]
+    sides = (x[:, change.get("x", slice(None))] for x in (high.x, high.x_coarse))
+    inference = HybridNPE(PRIOR, config=SMALL, **MDN)
+    inference.append_multilevel_simulations(simulations)
+    inference.append_map_simulations(theta, *sides, level=change.get("level", 1))
+    with pytest.raises(ValueError, match=message):
+        inference.train(**BRIEF)
+
+
+def test_weighted_simulations_are_of_the_highest_level(simulations):
+    low, high = simulations
+    x = high.x.clone()
+    x[0] = torch.nan
+    inference = MFNPE(PRIOR, **MDN).append_lowfidelity_simulations(low.theta, low.x)
+    with pytest.warns(UserWarning, match="Dropped 1 of 20 simulations of level 1"):
+        inference.append_weighted_simulations(high.theta, x, torch.ones(20))
+
+
+def test_a_start_must_be_an_estimator_or_weights():
+    with pytest.raises(TypeError, match="source must be a `ConditionalEstimator`"):
+        MFNPE(PRIOR, **MDN).warm_start(3)  # pyright: ignore[reportArgumentType]
