@@ -19,9 +19,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from sbi.inference import MCMCPosterior
+from sbi.inference import ImportanceSamplingPosterior, MCMCPosterior
 from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.user_input_checks import process_x
 from torch import Tensor
 
 from sbi_multilevel.data.simulations import MultilevelSimulations
@@ -45,8 +45,9 @@ def to_datatree(
     Args:
         posterior: A posterior of sbi.
         x_o: The observation, shape `(1, *x_shape)`, or `(n, *x_shape)` for n
-            independent observations of one theta, if the posterior supports this; by
-            default the default x of the posterior.
+            independent observations of one theta, if the posterior supports this; one
+            observation if it has one dimension, as in sbi; by default the default x of
+            the posterior.
         inference: The trainer, whose prior is used if the posterior has none.
         simulations: Simulations at theta from the prior. Those of the highest level
             become the groups `prior` and `prior_predictive`; without them, `prior`
@@ -62,8 +63,8 @@ def to_datatree(
     Raises:
         ImportError: If xarray is missing, or older than 2024.10.
         ValueError: If there is no observation, the labels are not one name for each
-            parameter or are names of dimensions, or the simulations have weights, so
-            that they do not follow the prior.
+            parameter or are names of dimensions, the simulations have weights, so that
+            they do not follow the prior, or the posterior returns weighted samples.
 
     Example:
     --------
@@ -94,6 +95,15 @@ def to_datatree(
         )
     if num_samples < 1:
         raise ValueError(f"num_samples must be >= 1, but is {num_samples}.")
+    if (
+        isinstance(posterior, ImportanceSamplingPosterior)
+        and posterior.method == "importance"
+    ):
+        raise ValueError(
+            "posterior is an ImportanceSamplingPosterior with method='importance', "
+            "whose samples have weights, which ArviZ does not take. Build it with "
+            "`ImportanceSamplingPosteriorParameters(method=\"sir\")`, which resamples."
+        )
     xarray = _import_xarray()
     if x_o is None and posterior.default_x is None:
         raise ValueError(
@@ -101,7 +111,8 @@ def to_datatree(
             "call `posterior.set_default_x(x_o)` first."
         )
     samples = _sample_chains(posterior, x_o, num_samples)
-    observed = torch.as_tensor(posterior.default_x if x_o is None else x_o)
+    # of the shape in which the posterior takes it
+    observed = process_x(posterior.default_x if x_o is None else x_o)
     prior = _prior_of(posterior, inference)
     groups = {
         "posterior": _parameters(samples, labels),

@@ -8,6 +8,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from sbi.inference import NLE, DirectPosterior
+from sbi.inference.posteriors.posterior_parameters import (
+    ImportanceSamplingPosteriorParameters,
+)
 from sbi.neural_nets import posterior_nn
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations
@@ -82,11 +85,35 @@ def test_the_default_observation_is_used(posterior):
     assert np.array_equal(tree["observed_data/x"], X_O.numpy())
 
 
-def test_mcmc_chains_stay_separate():
+def test_x_of_one_dimension_is_one_observation_as_in_sbi(posterior):
+    tree = to_datatree(posterior, X_O[0], num_samples=5)
+    assert tree["observed_data"].sizes == {"observation": 1, "x_dim_0": 2}
+    assert np.array_equal(tree["observed_data/x"], X_O.numpy())
+
+
+def trained_nle():
     torch.manual_seed(0)
     trainer = NLE(prior(), "mdn", tracker=SilentTracker(), show_progress_bars=False)
     trainer.append_simulations(SIMS[0].theta, SIMS[0].x).train(max_num_epochs=2)
-    posterior = trainer.build_posterior(
+    return trainer
+
+
+def test_samples_with_weights_raise_and_resampled_ones_do_not():
+    trainer = trained_nle()
+    weighted, resampled = (
+        trainer.build_posterior(
+            posterior_parameters=ImportanceSamplingPosteriorParameters(method=method)
+        )
+        for method in ("importance", "sir")
+    )
+    with pytest.raises(ValueError, match="posterior .*'importance'.*method=\"sir\""):
+        to_datatree(weighted, X_O, num_samples=20)
+    tree = to_datatree(resampled, X_O, num_samples=20)
+    assert tree["posterior/theta"].shape == (1, 20, 2)
+
+
+def test_mcmc_chains_stay_separate():
+    posterior = trained_nle().build_posterior(
         mcmc_method="slice_np_vectorized",
         mcmc_parameters=dict(num_chains=3, thin=2, warmup_steps=4),
     )

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sbi_multilevel.diagnostics import coherence
 from sbi_multilevel.diagnostics.coherence import _aligned
 from sbi_multilevel.diagnostics.probes import Probe, cross_predictions, r_squared
+from tests.errors import is_ours
 
 NUM_LOW, NUM_HIGH = 300, 100
 
@@ -182,3 +184,22 @@ def test_constant_summaries_have_no_effect():
 def test_too_few_simulations_are_rejected():
     with pytest.raises(ValueError, match="Levels 0 and 1 have 300 and 9 simulations"):
         coherence(*LOW, THETA[:9], X[:9])
+
+
+@pytest.mark.parametrize("coarse", (None, X + 0.1))
+def test_tensors_and_arrays_have_the_same_scores(coarse):
+    arrays = (*LOW, THETA, X, coarse)
+    tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
+    assert vars(coherence(*tensors)) == vars(coherence(*arrays))
+    single = [None if a is None else a.float().requires_grad_() for a in tensors]
+    found, expected = coherence(*single), coherence(*arrays)
+    assert found.aligned.value == pytest.approx(expected.aligned.value, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ("theta_low", "x_low", "theta", "x", "x_coarse"))
+def test_arguments_of_other_types_are_refused_by_name(name):
+    given = dict(theta_low=LOW[0], x_low=LOW[1], theta=THETA, x=X)
+    given[name] = X.tolist()
+    with pytest.raises(TypeError, match=f"^{name} must be a `torch.Tensor`") as caught:
+        coherence(**given)
+    assert is_ours(caught.value)

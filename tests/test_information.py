@@ -17,6 +17,7 @@ from sbi_multilevel.diagnostics import (
 from sbi_multilevel.diagnostics import critic as critics
 from sbi_multilevel.diagnostics.critic import Critic, contributions
 from sbi_multilevel.diagnostics.information import differential_entropy
+from tests.errors import is_ours
 
 
 def normals(rho, n, d, seed=0):
@@ -160,6 +161,21 @@ def test_invalid_arguments_are_rejected(x, y, message):
 
 
 # --- normalizations -----------------------------------------------------------------
+
+
+def test_tensors_and_arrays_have_the_same_estimate(short):
+    x, y = normals(0.8, 40, 2)
+    found = mutual_information(x, y)
+    assert mutual_information(x.numpy(), y.numpy()) == found
+    assert mutual_information(x.clone().requires_grad_(), y.double()) == found
+
+
+@pytest.mark.parametrize("name", ("x", "y"))
+def test_arguments_of_other_types_are_refused_by_name(name):
+    given = {"x": torch.randn(30, 1), "y": torch.randn(30, 1), name: [[1.0]] * 30}
+    with pytest.raises(TypeError, match=f"^{name} must be a `torch.Tensor`") as caught:
+        mutual_information(**given)
+    assert is_ours(caught.value)
 
 
 @pytest.mark.parametrize("rho", (0.0, 0.3, -0.9, 0.999))

@@ -305,6 +305,32 @@ def test_advice_warns_only_of_useless_low_levels():
     assert "Plain high-fidelity simulation is best" in advice.warning
 
 
+def test_the_number_of_folds_is_limited_by_valid_simulations():
+    def half(theta, u):
+        x = SIMULATORS[1](theta, u)
+        return torch.where(torch.arange(len(x))[:, None] < 10, x, torch.nan)
+
+    options = dict(simulators=(SIMULATORS[0], half), costs=COSTS[:2], num_folds=15)
+    with (
+        pytest.warns(UserWarning, match="NaN"),
+        pytest.raises(ValueError, match="num_folds=15 .*valid.* level 1 has 10"),
+    ):
+        run((60, 20), inference=quick(NLE), **options)
+
+
+def test_folds_do_not_matter_where_nothing_is_fitted():
+    assert run((20, 10, 10), num_folds=50).variances == run((20, 10, 10)).variances
+    norms = run((20, 10, 10), num_folds=50, method="norm", inference=None)
+    assert np.isfinite(norms.variances).all()
+
+
+def test_almost_as_many_folds_as_simulations():
+    trainer, options = quick(NLE), {"max_num_epochs": 1}
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        found = run((20, 12, 10), num_folds=9, inference=trainer, train_options=options)
+    assert np.isfinite(found.variances).all()
+
+
 def with_rows():
     trainer = quick(NLE)
     return trainer.append_simulations(torch.zeros(5, 2), torch.zeros(5, 2))
@@ -317,6 +343,11 @@ def with_rows():
         (dict(rows=(20, 20)), "num_simulations"),
         (dict(method="other"), "method"),
         (dict(num_folds=1), "num_folds"),
+        (
+            dict(rows=(100, 20, 30), num_folds=50, inference=NLE),
+            "num_folds=50 .*level 1 has 20. Use fewer folds",
+        ),
+        (dict(rows=(100, 20, 30), num_folds=20, inference=NLE), "num_folds=20"),
         (dict(seed=-1), "seed"),
         (dict(costs=(1.0,)), "costs"),
         (dict(costs=(0.0, 1.0, 2.0)), "costs"),

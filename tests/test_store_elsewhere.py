@@ -82,6 +82,33 @@ def test_ids_do_not_change_when_the_store_grows(path):
     assert len(grown.pending(0, max_simulations=3)) == 3
 
 
+@pytest.mark.parametrize("kind", (tuple, list))
+def test_noise_of_no_pending_simulations_has_the_form_of_some(tmp_path, kind):
+    def one_at_a_time(n, generator):
+        assert n == 1
+        return normal_noise(n, generator)
+
+    def several(n, generator):
+        return kind((normal_noise(n, generator), torch.ones(n, 3, 5)))
+
+    def none_left(name, noise):
+        store = SimulationStore.create(tmp_path / name, PRIOR, (4, 3), noise=noise)
+        rows = store.pending(0)
+        store.record(rows.ids, rows.theta)
+        left = store.pending(0)
+        assert len(left) == 0 and left.theta.shape == (0, 2)
+        return left
+
+    left = none_left("a.zarr", one_at_a_time)
+    assert left.noise.shape == (0, 4) and left.noise.dtype == torch.float32
+    assert coarse(left.theta, left.noise).shape == (0, 2)
+    parts = none_left("b.zarr", several).noise
+    assert isinstance(parts, kind)
+    assert [part.shape for part in parts] == [(0, 4), (0, 3, 5)]
+    seeds = none_left("c.zarr", None).noise
+    assert seeds.shape == (0,) and seeds.dtype == torch.int64
+
+
 def test_another_output_for_a_simulation_warns_and_the_first_is_kept(path):
     store = SimulationStore.create(path, PRIOR, (4, 3))
     rows = store.pending(0)
@@ -100,6 +127,26 @@ def test_pairs_recorded_with_nan_are_invalid_together(path):
     assert "2 ok, 1 invalid" in store.summary()
     assert store.retry("invalid") == 1
     assert store.pending(1).ids.tolist() == [rows.ids[1]]
+
+
+@pytest.mark.parametrize("status", ("invalid", "failed"))
+def test_only_simulations_that_are_not_ok_are_replaced(path, status):
+    store = SimulationStore.create(path, PRIOR, (4, 3))
+    rows = store.pending(0)
+    x = rows.theta.clone()
+    if status == "invalid":
+        x[1] = torch.nan
+        assert store.record(rows.ids, x) == 4
+        assert store.record(rows.ids, x) == 1  # the invalid one, which stays invalid
+    else:
+        store.record_failures(rows.ids[1:2], "node down")
+        store.record(rows.ids[[0, 2, 3]], x[[0, 2, 3]])
+    assert f"3 ok, 1 {status}" in store.summary()
+    assert store.record(rows.ids, rows.theta) == 1
+    assert "level 0: 4 ok" in store.summary() and store.failures() == []
+    assert torch.equal(next(store.batches(0)).x, rows.theta)
+    assert store.record(rows.ids, rows.theta) == 0
+    assert store.record_failures(rows.ids, "node down") == 0
 
 
 def test_external_failures_are_stored_with_their_reason(path):

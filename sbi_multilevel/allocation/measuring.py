@@ -71,11 +71,15 @@ class Measuring:
             check_costs(growing.options.costs)
         self.growing, self.method = growing, method
         self.num_simulations = tuple(map(int, num_simulations))
-        self._losses, self._extra = None, None
+        self._losses, self._extra, self._num_folds = None, None, 1
         if method == "loss":
+            trainer = get_trainer(inference, growing.prior)
+            if trainer._neural_net is None:  # a trained one is used without folds
+                self._num_folds = num_folds
+            _check_folds(self._num_folds, self.num_simulations)
             self._losses = functools.partial(
                 held_out_losses,
-                get_trainer(inference, growing.prior),
+                trainer,
                 seed=growing.seed,
                 num_folds=num_folds,
                 train_options=train_options,
@@ -114,6 +118,8 @@ class Measuring:
 
         The first call is with the simulations of the pilot, and makes its extra runs.
         """
+        # again, since some simulations may have failed
+        _check_folds(self._num_folds, [len(data) for data in simulations], "valid ")
         if self._extra is None:
             self._extra = ExtraRuns(self.growing, simulations, self.num_simulations)
         outputs = [
@@ -139,6 +145,20 @@ class Measuring:
             [(b - a) / _STEP for a, b in zip(*sides)] for sides in zip(here, there)
         ]
         return norm_measurements(here, slopes)
+
+
+def _check_folds(num_folds: int, counts: Sequence[int], kind: str = "") -> None:
+    """Raise unless each fold has a simulation of each level, and some have several.
+
+    One alone does not differ from the mean of its fold.
+    """
+    level = int(np.argmin(counts))
+    if num_folds >= counts[level]:
+        raise ValueError(
+            f"num_folds={num_folds} must be smaller than the number of {kind}"
+            f"simulations of each level, but level {level} has {counts[level]}. Use "
+            f"fewer folds, or more simulations of level {level}."
+        )
 
 
 class ExtraRuns:

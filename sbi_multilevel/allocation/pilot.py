@@ -179,7 +179,7 @@ def pilot(
             `"norm"`, the bound by fourth moments, which needs no fit but a second run
             of every simulation.
         num_folds: Number of quick fits, each evaluated on simulations that it was not
-            fitted to.
+            fitted to; at least 2, and fewer than the simulations of any level.
         train_options: Arguments of `train` of the quick fits.
         simulation_batch_size: As of `simulate_multilevel`.
         num_workers: As of `simulate_multilevel`.

@@ -31,9 +31,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
+from torch import Tensor
 
+from sbi_multilevel.diagnostics.information import as_array
 from sbi_multilevel.diagnostics.probes import Probe, Score, cross_predictions, r_squared
 from sbi_multilevel.level_maps.regression import spread, varies
+from sbi_multilevel.utils.argument_types import check_types
 
 _MIN_SIMULATIONS, _MAX_SCORED = 10, 2_000
 _SIGNIFICANT = 2.0  # standard errors of a score
@@ -114,11 +117,11 @@ class Coherence:
 
 
 def coherence(
-    theta_low: np.ndarray,
-    x_low: np.ndarray,
-    theta: np.ndarray,
-    x: np.ndarray,
-    x_coarse: np.ndarray | None = None,
+    theta_low: Tensor | np.ndarray,
+    x_low: Tensor | np.ndarray,
+    theta: Tensor | np.ndarray,
+    x: Tensor | np.ndarray,
+    x_coarse: Tensor | np.ndarray | None = None,
     *,
     level: int = 1,
 ) -> Coherence:
@@ -137,6 +140,7 @@ def coherence(
         The scores and the reversed summaries.
 
     Raises:
+        TypeError: If parameters or outputs are not tensors or arrays.
         ValueError: If a level has fewer than 10 simulations.
 
     Example:
@@ -155,6 +159,9 @@ def coherence(
         >>> found.reversed_summaries
         (0,)
     """
+    check_types(coherence, locals())
+    theta_low, x_low, theta, x = map(as_array, (theta_low, x_low, theta, x))
+    x_coarse = None if x_coarse is None else as_array(x_coarse)
     if min(len(x_low), len(x)) < _MIN_SIMULATIONS:
         raise ValueError(
             f"Levels {level - 1} and {level} have {len(x_low)} and {len(x)} "

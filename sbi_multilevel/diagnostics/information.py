@@ -59,6 +59,7 @@ from torch import Tensor
 
 from sbi_multilevel.diagnostics.critic import contributions, train_critic
 from sbi_multilevel.level_maps.regression import varies
+from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.seeds import derive_seed, seeded
 
 _STREAM = 21
@@ -164,7 +165,9 @@ def differential_entropy(x: np.ndarray) -> float:
     return float(constant + dim * mean_log)
 
 
-def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
+def mutual_information(
+    x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, seed: int = 0
+) -> Information:
     r"""Estimate the mutual information of paired samples, in nats.
 
     .. math::
@@ -186,6 +189,7 @@ def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
         The estimate.
 
     Raises:
+        TypeError: If x or y is not a tensor or an array.
         ValueError: If shapes do not match, a value is not finite, or there are fewer
             than 20 pairs.
 
@@ -202,6 +206,8 @@ def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
         >>> abs(information.nats - exact) < 4 * information.error
         True
     """
+    check_types(mutual_information, locals())
+    x, y = as_array(x), as_array(y)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(
             f"x and y must have shapes (n, d_x) and (n, d_y), but have "
@@ -212,7 +218,7 @@ def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
             f"x has {count} samples, too few for an estimate. Pass {_MIN_PAIRS} or "
             "more."
         )
-    if not (x.isfinite().all() and y.isfinite().all()):
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("x or y has NaN or inf. Remove these samples.")
     sides = [_normal_scores(side) for side in (x, y)]
     dim = min(side.shape[1] for side in sides)
@@ -233,9 +239,15 @@ def mutual_information(x: Tensor, y: Tensor, *, seed: int = 0) -> Information:
     return Information(float(values.mean()), error, count, dim)
 
 
-def _normal_scores(side: Tensor) -> Tensor:
+def as_array(samples: Tensor | np.ndarray) -> np.ndarray:
+    """Samples as an array of double precision."""
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu().numpy()
+    return np.asarray(samples, dtype=np.float64)
+
+
+def _normal_scores(values: np.ndarray) -> Tensor:
     """Normal scores of the features that are not constant."""
-    values = side.double().numpy()
     values = values[:, varies(values)]
     ranks = rankdata(values, axis=0)
     return torch.from_numpy(norm.ppf(ranks / (len(values) + 1))).float()

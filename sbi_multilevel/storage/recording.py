@@ -1,4 +1,8 @@
-"""Records external simulations, in any order; recording one twice has no effect."""
+"""Records external simulations, in any order.
+
+A valid simulation is recorded once: recording it again has no effect. One that failed,
+timed out or is invalid is replaced.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +45,21 @@ def pending_simulations(
     """The first `limit` pending simulations of a level."""
     rows = table.rows_with(Status.PENDING)[:limit]
     task = table.task(rows)
+    drawn = draw_noise(noise, task.seeds) if len(rows) else _no_noise(noise)
     return PendingSimulations(
         table.level,
         rows * num_levels + table.level,  # does not change when a store grows
         task.theta,
-        draw_noise(noise, task.seeds) if len(rows) else task.seeds,
+        drawn,
     )
+
+
+def _no_noise(noise: NoiseSampler | None) -> Any:
+    """Noise of no simulation, of the same form as that of some."""
+    one = draw_noise(noise, torch.zeros(1, dtype=torch.int64))
+    if isinstance(one, (tuple, list)):
+        return type(one)(part[:0] for part in one)
+    return one[:0]
 
 
 def _locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.ndarray]:
@@ -76,7 +89,7 @@ def _locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.nd
 def record(
     tables: tuple[LevelTable, ...], ids: Any, x: Any, x_coarse: Any, cost: Any
 ) -> int:
-    """Write external simulations; existing ones are kept. Returns how many are new."""
+    """Write external simulations; valid ones are kept. Returns the number written."""
     table, rows = _locate(ids, tables)
     # the same at all levels; `None` if unknown
     known = (tuple(t.columns["x"].shape[1:]) for t in tables if "x" in t.columns)
@@ -109,7 +122,7 @@ def record(
 
 
 def record_failures(tables: tuple[LevelTable, ...], ids: Any, error: str) -> int:
-    """Record that simulations failed; existing ones are kept."""
+    """Record that simulations failed; valid ones are kept."""
     table, rows = _locate(ids, tables)
     rows = np.sort(np.setdiff1d(rows, table.rows_with(Status.OK)))
     if len(rows):

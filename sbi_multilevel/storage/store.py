@@ -223,8 +223,9 @@ class SimulationStore(StoredSimulations):
     ) -> int:
         """Record simulations that were run elsewhere, in any order.
 
-        Existing simulations are not changed, and simulations with NaN or infinity are
-        invalid.
+        Simulations with NaN or infinity are invalid. A simulation that is ok keeps its
+        first x: recording it again has no effect, with a warning if x differs. One that
+        failed, timed out or is invalid is replaced, e.g. by that of a fixed simulator.
 
         Args:
             ids: Ids from `pending`, of one level, shape `(n,)`.
@@ -236,7 +237,8 @@ class SimulationStore(StoredSimulations):
                 first.
 
         Returns:
-            The number of new simulations.
+            The number of simulations that were written, valid or not: all except those
+            that were ok before.
 
         Raises:
             ValueError: If the arguments do not fit; nothing is written then.
@@ -247,12 +249,14 @@ class SimulationStore(StoredSimulations):
     def record_failures(self, ids: Any, error: str) -> int:
         """Record that simulations failed elsewhere, and the reason.
 
+        Simulations that are ok are not changed; others become failed.
+
         Args:
             ids: Ids from `pending`, of one level, shape `(n,)`.
             error: The reason.
 
         Returns:
-            The number of new failures.
+            The number of these failures, without simulations that were ok before.
         """
         check_types(SimulationStore.record_failures, locals())
         with self._writing():
