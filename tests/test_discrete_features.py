@@ -1,5 +1,6 @@
 """Discrete features of x: what level maps and networks of sbi's MNLE see."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch.distributions import Bernoulli, LogNormal
 
 from sbi_multilevel import (
     MFNLE,
+    MFSNLE,
     MLNLE,
     HybridConfig,
     HybridNLE,
@@ -124,12 +126,12 @@ def test_examples_have_each_category_once_from_the_highest_level():
 def test_features_that_are_no_categories_are_refused():
     low, high = three_categories()
     between = replace(low, x=low.x + 0.5)
-    with pytest.raises(ValueError, match="at level 0 they are not all integers"):
-        DiscreteFeatures.of(MultilevelSimulations((between, high)), 1)
+    with pytest.raises(ValueError, match="in x of level 0 they are not all integers"):
+        DiscreteFeatures.of((between, high), 1)
     negative = replace(low, x=low.x - torch.tensor([1.0, 0.0]))
-    sims = MultilevelSimulations((negative, high))
+    sims = (negative, high)
     assert not DiscreteFeatures.of(sims, 1).takes_log
-    with pytest.raises(ValueError, match="but x of level 0 is as small as -0."):
+    with pytest.raises(ValueError, match="but x of level 0 is as small as -0"):
         DiscreteFeatures.of(sims, 1, takes_log=True)
 
 
@@ -201,3 +203,72 @@ def test_the_hybrid_is_closer_to_the_exact_likelihood_than_mnle():
             (exact + each.loss(test.x, test.theta)).mean() for each in (hybrid, plain)
         ]
     assert excess[0] < 0.2 < excess[1]
+
+
+def test_coarse_sides_have_categories_too():
+    low, high = three_categories()
+    coarse = high.x_coarse.clone()
+    coarse[0, 1] = 7.0
+    features = DiscreteFeatures.of((low, replace(high, x_coarse=coarse)), 1)
+    assert features.values[0].tolist() == [0.0, 2.0, 5.0, 7.0]
+    coarse[0, 1] = 0.5
+    with pytest.raises(ValueError, match="in x_coarse of level 1 they are not all"):
+        DiscreteFeatures.of((low, replace(high, x_coarse=coarse)), 1)
+
+
+def heavy(n, seed):
+    """A feature with heavy tails, and whether it is far out."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = 2 * torch.rand(n, 2, generator=generator) - 1
+    noise = torch.randn(n, 3, generator=generator)
+    x = theta[:, :1] + noise[:, :1] / noise[:, 1:2].abs()
+    return theta, torch.cat((x, (x.abs() > 100).float()), dim=1)
+
+
+def test_examples_have_the_transformed_tails_of_the_simulations(tmp_path):
+    log = tmp_path / "spreads"  # builders are copied
+
+    def build(theta, x):
+        with log.open("a") as file:
+            file.write(f"{float(x[:, 0].std())} ")
+        return likelihood_nn("mnle")(theta, x)
+
+    inference = HybridNLE(
+        PRIOR, density_estimator=build, config=SMALL, show_progress_bars=False
+    )
+    inference.append_lowfidelity_simulations(*heavy(400, 0))
+    inference.append_simulations(*heavy(60, 1)).train(max_num_epochs=2)
+    assert inference._neural_net.tails is not None
+    *_, alone_0, alone_1 = map(float, log.read_text().split())
+    assert max(alone_0, alone_1) < 3
+
+
+@pytest.mark.parametrize("cls", (MFNLE, MLNLE))
+def test_a_pickled_trainer_of_discrete_x_trains_on(cls):
+    loaded = pickle.loads(pickle.dumps(trained(cls)))
+    loaded.train(resume_training=True, max_num_epochs=4)
+
+
+def test_logarithms_are_left_unaligned():
+    low = simulated(200, 30)[0]
+    narrow = torch.cat((low.x[:40, :1].log().abs() / 10 + 1, low.x[:40, 1:]), dim=1)
+    inference = MFNLE(
+        PRIOR,
+        density_estimator=likelihood_nn("mnle", log_transform_x=True),
+        show_progress_bars=False,
+    )
+    inference.append_lowfidelity_simulations(low.theta, low.x)
+    inference.append_simulations(low.theta[:40] + 1e-3, narrow).train(max_num_epochs=2)
+
+
+def test_a_builder_that_fails_is_named():
+    def build(theta, x):
+        raise RuntimeError("mine")
+
+    with pytest.raises(ValueError, match="density_estimator could not build a network"):
+        trained(MFNLE, density_estimator=build)
+
+
+def test_rounds_refuse_discrete_x():
+    with pytest.raises(ValueError, match="rounds do not take discrete x"):
+        MFSNLE(PRIOR, torch.ones(1, 2), density_estimator="mnle")

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.distributions import Uniform
+from sbi.utils import process_prior
+from torch.distributions import Exponential, Uniform
 
 from sbi_multilevel import (
     MFNLE,
@@ -12,7 +13,6 @@ from sbi_multilevel import (
     HybridNLE,
     HybridNPE,
     HybridNRE,
-    HybridTSNPE,
     LevelSimulations,
     MultilevelSimulations,
 )
@@ -43,12 +43,29 @@ def test_a_batch_of_scalar_priors_is_one_prior(cls, options, simulations):
     assert posterior.log_prob(outside, x=x_o).tolist() == [float("-inf")]
 
 
-def test_rounds_take_a_batch_of_scalar_priors():
-    inference = HybridTSNPE(
-        SCALARS, torch.zeros(1, 2), density_estimator="mdn", config=SMALL
+def test_the_prior_stays_the_object_that_was_passed(simulations):
+    inference = MFNPE(SCALARS, **MDN)
+    for level in simulations:
+        inference.append_multilevel_simulations(
+            level.theta, level.x, level=level.level, proposal=SCALARS
+        )
+    assert inference.multilevel_simulations.num_simulations == (100, 20)
+    plain = MFNPE(SCALARS, **MDN).append_simulations(
+        simulations[0].theta, simulations[0].x, proposal=SCALARS
     )
-    low, high = inference.propose((50, 10))
-    assert low.shape == (50, 2) and high.shape == (10, 2)
+    assert plain._data_round_index == [0]
+
+
+def test_a_prior_of_one_parameter_works_as_sbi_wraps_it(simulations):
+    prior, _, _ = process_prior(Exponential(torch.ones(1)))
+    inference = HybridNPE(prior, config=SMALL, **MDN)
+    for level in simulations:
+        inference.append_multilevel_simulations(
+            level.theta[:, :1].exp(), level.x, level=level.level
+        )
+    inference.train(**BRIEF)
+    posterior = inference.build_posterior()
+    assert posterior.sample((5,), x=torch.zeros(1, 2), **NO_BARS).shape == (5, 1)
 
 
 def test_theta_outside_of_a_batch_of_scalar_priors_is_counted_by_simulation(

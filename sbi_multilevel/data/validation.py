@@ -11,7 +11,7 @@ import torch
 from sbi.utils import mcmc_transform
 from scipy.stats import rankdata
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 if TYPE_CHECKING:
     from sbi_multilevel.data.simulations import LevelSimulations
@@ -60,7 +60,7 @@ def check_same_shapes(level: LevelSimulations, reference: LevelSimulations) -> N
 
 def check_width(level: LevelSimulations, prior: Any) -> None:
     """Raise if theta has another number of columns than the prior has parameters."""
-    shape = getattr(prior, "event_shape", ())
+    shape = getattr(prior, "event_shape", ()) or getattr(prior, "batch_shape", ())
     if len(shape) == 1 and level.theta.shape[1:] != shape:
         raise ValueError(
             f"theta of level {level.level} has {level.theta.shape[1]} columns, but the "
@@ -160,6 +160,8 @@ def has_support(prior: Any) -> bool:
 def check_inside(prior: Any, level: LevelSimulations) -> None:
     """Raise if theta of a simulation lies outside the support of the prior."""
     outside = ~prior.support.check(level.theta)
+    if outside.ndim > 1:  # of a batch of scalar priors
+        outside = outside.any(dim=-1)
     if outside.any():
         raise ValueError(
             f"theta of {int(outside.sum())} of {len(level)} simulations of level "
@@ -180,12 +182,15 @@ def check_prior(prior: Any) -> None:
         )
 
 
-def joint(prior: Any) -> Any:
-    """The prior as one distribution, e.g. of a `Uniform` of several parameters."""
-    is_batch = isinstance(prior, Distribution) and not prior.event_shape
-    if is_batch and len(prior.batch_shape) == 1:
-        return Independent(prior, 1)
-    return prior
+def log_prob_of(prior: Any, theta: Tensor) -> Tensor:
+    """Log density of the prior, shape `(n,)`, also of a batch of scalar priors.
+
+    Args:
+        prior: The prior, e.g. a `Uniform` of several parameters.
+        theta: Parameters, shape `(n, d_theta)`.
+    """
+    values = prior.log_prob(theta)
+    return values.sum(dim=-1) if values.ndim > 1 else values
 
 
 def transform_of(prior: Any) -> Any:

@@ -11,34 +11,55 @@ from collections.abc import Callable
 from typing import Any
 
 from sbi.neural_nets.estimators import MixedDensityEstimator
+from torch import Tensor, nn
 
-from sbi_multilevel.data.simulations import LevelSimulations, Target
+from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.utils.seeds import seeded
 
 
+def find_mixed(network: nn.Module) -> MixedDensityEstimator | None:
+    """The mixed estimator inside a network; `None` if there is none."""
+    mixed = (p for p in network.modules() if isinstance(p, MixedDensityEstimator))
+    return next(mixed, None)
+
+
 def probe_mixed(
-    build: Callable[..., Any], level: LevelSimulations, target: Target
+    build: Callable[..., nn.Module], level: LevelSimulations
 ) -> MixedDensityEstimator | None:
     """The mixed estimator that a builder makes of likelihoods; `None` if it makes none.
 
     It is built, and not trained, only if the last feature of x has integers only.
 
     Args:
-        build: The builder of the user.
+        build: Builder of likelihoods.
         level: Simulations of one level.
-        target: `"theta"` (NPE) or `"x"` (NLE).
     """
-    if target != "x" or level.x.ndim != 2:
+    theta, x = level.theta.cpu(), level.x.cpu()
+    if x.ndim != 2 or not bool((x[:, -1] == x[:, -1].round()).all()):
         return None
-    last = level.x[:, -1]
-    if not bool((last == last.round()).all()):
+    try:
+        with seeded(0):
+            return find_mixed(build(theta, x))
+    except (TypeError, ValueError):  # training builds it, too, and then raises
         return None
-    with seeded(0):
-        network = build(level.theta, level.x)
-    mixed = (p for p in network.modules() if isinstance(p, MixedDensityEstimator))
-    return next(mixed, None)
 
 
 def num_discrete(mixed: MixedDensityEstimator | None) -> int:
     """Number of discrete features of x, the last ones."""
-    return 0 if mixed is None else int(mixed.discrete_net.net.num_variables)
+    if mixed is None:
+        return 0
+    variables: Any = mixed.discrete_net.net.num_variables
+    return int(variables)
+
+
+def num_unaligned(mixed: MixedDensityEstimator | None, x: Tensor) -> int:
+    """Number of the last features of x that are not to be shifted or scaled.
+
+    They are all if the network takes logarithms, of which there are none below zero.
+
+    Args:
+        mixed: The estimator, if it is mixed.
+        x: Outputs, shape `(n, *x_shape)`.
+    """
+    takes_log = mixed is not None and mixed.log_transform_input
+    return x.shape[-1] if takes_log else num_discrete(mixed)

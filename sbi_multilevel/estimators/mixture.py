@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import Target
+from sbi_multilevel.data.validation import log_prob_of
 from sbi_multilevel.estimators.reading import KeepsTails
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 
@@ -193,7 +194,7 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
         inside = within_support(self.prior, flat)
         values = flat.new_full((len(flat),), -torch.inf)
         if inside.any():
-            values[inside] = self.prior.log_prob(flat[inside])  # pyright: ignore[reportOptionalMemberAccess]
+            values[inside] = log_prob_of(self.prior, flat[inside])
         return values.reshape(theta.shape[:-1])
 
 

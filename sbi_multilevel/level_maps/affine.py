@@ -103,7 +103,11 @@ class AffineMap:
         return cls(source.mean, target.mean, scale)
 
     def leaving(self, count: int) -> AffineMap:
-        """The same map that leaves the last `count` features as they are."""
+        """The same map, but for the last features, which stay as they are.
+
+        Args:
+            count: Number of these features.
+        """
         if count == 0:
             return self
         source, target, scale = (
@@ -127,7 +131,11 @@ class Alignment:
     theta: tuple[AffineMap, ...] = ()
 
     def leaving(self, count: int) -> Alignment:
-        """The same alignment that leaves the last `count` features of x as they are."""
+        """The same alignment, but for the last features of x, which stay as they are.
+
+        Args:
+            count: Number of these features.
+        """
         return Alignment(tuple(step.leaving(count) for step in self.x), self.theta)
 
     def __call__(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

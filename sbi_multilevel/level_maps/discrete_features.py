@@ -19,14 +19,14 @@ models*, arXiv:1511.01844, section 3.1, for uniform noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
+from sbi_multilevel.data.simulations import LevelSimulations
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,35 +55,35 @@ class DiscreteFeatures:
 
     @classmethod
     def of(
-        cls, simulations: MultilevelSimulations, count: int, takes_log: bool = False
+        cls, levels: Sequence[LevelSimulations], count: int, takes_log: bool = False
     ) -> DiscreteFeatures:
         """The categories that occur at any level.
 
         Args:
-            simulations: Simulations of all levels, with x of shape `(n, k)`.
+            levels: Simulations of all levels, and pairs, with x of shape `(n, k)`.
             count: Number of discrete features.
             takes_log: See the class.
 
         Raises:
             ValueError: If features are not as the network requires.
         """
-        for level in simulations:
-            others, discrete = level.x[:, :-count], level.x[:, -count:]
+        outputs = _outputs(levels)
+        for name, _, x in outputs:
+            others, discrete = x[:, :-count], x[:, -count:]
             if not bool((discrete == discrete.round()).all()):
                 raise ValueError(
                     f"density_estimator has categories of the last {count} features "
-                    f"of x, but at level {level.level} they are not all integers, or "
-                    "one of them does not vary. Put discrete features last, at all "
-                    "levels, and leave out those that do not vary at one."
+                    f"of x, but in {name} they are not all integers, or one of them "
+                    "does not vary. Put discrete features last, at all levels, and "
+                    "leave out those that do not vary at one."
                 )
             if takes_log and bool((others <= 0).any()):
                 raise ValueError(
                     "density_estimator takes logarithms of x (log_transform_x=True), "
-                    f"but x of level {level.level} is as small as "
-                    f"{float(others.min()):.3g}. Leave out the option, or simulations "
-                    "that are not positive."
+                    f"but {name} is as small as {float(others.min()):.3g}. Leave out "
+                    "the option, or simulations that are not positive."
                 )
-        joined = torch.cat([level.x for level in simulations])
+        joined = torch.cat([x for _, _, x in outputs])
         return cls(tuple(x.unique() for x in joined[:, -count:].T), takes_log)
 
     def continuous(self, level: LevelSimulations, seed: int) -> LevelSimulations:
@@ -121,18 +121,17 @@ class DiscreteFeatures:
         ]
         return torch.cat((others, torch.stack(categories, dim=1)), dim=1)
 
-    def examples(self, simulations: MultilevelSimulations) -> tuple[Tensor, Tensor]:
+    def examples(self, levels: Sequence[LevelSimulations]) -> tuple[Tensor, Tensor]:
         """Simulations in which each category occurs, of the highest level if it does.
 
         Args:
-            simulations: Simulations of all levels, with categories.
+            levels: Simulations of all levels, and pairs, with categories.
 
         Returns:
             Theta, shape `(m, d_theta)`, and x, shape `(m, k)`.
         """
-        levels = list(simulations)[::-1]
-        theta = torch.cat([level.theta for level in levels])
-        x = torch.cat([level.x for level in levels])
+        _, thetas, outputs = zip(*_outputs(levels))
+        theta, x = torch.cat(thetas), torch.cat(outputs)
         _, columns = self._split(x)
         firsts = [
             int((column == value).int().argmax())
@@ -144,6 +143,17 @@ class DiscreteFeatures:
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Other features, shape `(n, k - m)`, and columns of the m discrete ones."""
         return x[:, : -len(self.values)], x[:, -len(self.values) :].T
+
+
+def _outputs(levels: Sequence[LevelSimulations]) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, theta and x of all outputs, those of the highest level first."""
+    found = []
+    for level in sorted(levels, key=lambda level: -level.level):
+        found.append((f"x of level {level.level}", level.theta, level.x))
+        if level.x_coarse is not None:
+            name = f"x_coarse of level {level.level}"
+            found.append((name, level.theta, level.x_coarse))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,7 @@ class TermDataset:
         split: LevelSplit,
         config: MethodConfig,
         moments: Moments | None = None,
-        num_discrete: int = 0,
+        num_unaligned: int = 0,
     ) -> TermDataset:
         """Lay out `simulations`, aligned by maps fitted on the training simulations.
 
@@ -135,14 +135,13 @@ class TermDataset:
             split: Those to train on, and those held out.
             config: The settings of the method.
             moments: Moments of the x that the network was built on, if there is one.
-            num_discrete: Number of discrete features of x, the last ones, which are not
-                aligned.
+            num_unaligned: Number of the last features of x that stay as they are.
         """
         stages = config.stages(len(simulations))
         terms = tuple(dict.fromkeys(t for stage in stages for t in stage.terms))
         # the copy of the training simulations is not kept
         found = config.align(simulations.select(split.train), terms, moments)
-        level_maps = tuple(align.leaving(num_discrete) for align in found)
+        level_maps = tuple(align.leaving(num_unaligned) for align in found)
         blocks, offsets = [], [0]
         for index, (term, align) in enumerate(zip(terms, level_maps, strict=True)):
             level = simulations[term.level]

@@ -15,20 +15,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sbi.inference.trainers._contracts import LossArgs
-from torch import Tensor
+from sbi.neural_nets.estimators import MixedDensityEstimator
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.data.simulations import MultilevelSimulations, Target
+from sbi_multilevel.data.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    Target,
+)
 from sbi_multilevel.data.validation import (
     check_inside,
     check_prior,
     has_support,
-    joint,
     transform_of,
 )
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
-from sbi_multilevel.estimators.mixed import num_discrete, probe_mixed
+from sbi_multilevel.estimators.mixed import find_mixed, num_unaligned, probe_mixed
 from sbi_multilevel.estimators.observations import (
     Watch,
     WatchedEstimator,
@@ -90,7 +94,6 @@ class MultilevelTrainer(StagedTrainer):
         self._kind.check(network)
         self._is_named = isinstance(network, str)
         super().__init__(*args, parameters=parameters, **kwargs)
-        self._prior = joint(self._prior)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments beside ours in `help` and in editors."""
@@ -171,9 +174,8 @@ class MultilevelTrainer(StagedTrainer):
             plan.split.check()
         network = plan.warm_start if self._neural_net is None else self._neural_net
         moments = moments_of(network, simulations[-1].x)
-        mixed = probe_mixed(self._build_neural_net, simulations[-1], self._target)
-        discrete = num_discrete(mixed)
-        dataset = TermDataset.of(simulations, plan.split, config, moments, discrete)
+        kept = num_unaligned(self._find_mixed(simulations[-1]), simulations[-1].x)
+        dataset = TermDataset.of(simulations, plan.split, config, moments, kept)
         stages = config.stages(len(simulations), plan.warm_start is not None)
         plan.layout = Layout(
             simulations,
@@ -223,6 +225,16 @@ class MultilevelTrainer(StagedTrainer):
             return CheckedBuilder(build, target, kind)
         prior = self._prior if self._is_unconstrained else None
         return mapped_builder(build, target, prior, kind)
+
+    def _find_mixed(self, level: LevelSimulations) -> MixedDensityEstimator | None:
+        """The estimator of discrete and continuous x; `None` if there is none."""
+        for network in (self._neural_net, self._plan.warm_start):
+            if isinstance(network, nn.Module):
+                return find_mixed(network)
+        if self._build_neural_net is None or self._target != "x":
+            return None
+        build = CheckedBuilder(self._build_neural_net, self._target, self._kind)
+        return probe_mixed(build, level)
 
     def _check_builder(self) -> None:
         """Raise if a network has to be built, but the trainer was pickled."""

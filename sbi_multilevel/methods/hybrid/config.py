@@ -5,7 +5,8 @@ With n high-fidelity simulations and f the loss of NPE or NLE, training has six 
 1. **Preparation.** Features of x with heavy tails are transformed
    (`sbi_multilevel.level_maps.tail_transform`), and features that are constant at a
    lower level, but not at the highest, are replaced by noise
-   (`sbi_multilevel.data.preparation`).
+   (`sbi_multilevel.data.preparation`). Level maps take discrete features of a
+   likelihood as real numbers (`sbi_multilevel.level_maps.discrete_features`).
 2. **Level maps.** A level map moves the simulations of a level to the level above. Its
    kind is selected by cross-validation
    (`sbi_multilevel.level_maps.selection.cross_validation`). The mapped simulations join

@@ -20,6 +20,7 @@ from sbi_multilevel.data.simulations import (
     MultilevelSimulations,
     merge_levels,
 )
+from sbi_multilevel.data.validation import log_prob_of
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.discrete_features import WithExamples
 from sbi_multilevel.methods.hybrid.pool import (
@@ -75,10 +76,8 @@ class MemberTrainer:
     ):
         self.trainer, self.run, self.config = trainer, run, trainer._config
         self.build, map_pairs = trainer._build_neural_net, trainer._map_pairs
-        self.discrete = discrete_features(trainer, simulations)
+        self.discrete, originals = discrete_features(trainer, simulations), simulations
         if self.discrete is not None:
-            examples = self.discrete.examples(simulations)
-            self.build = WithExamples(self.build, *examples)
             convert = partial(self.discrete.continuous, seed=run.seed)
             simulations = replace(simulations, levels=tuple(map(convert, simulations)))
             map_pairs = tuple(map(convert, map_pairs))
@@ -90,6 +89,10 @@ class MemberTrainer:
         self.tails = None
         if self.config.transform_tails:
             self.tails = fit_tails(simulations, self.discrete)
+        if self.discrete is not None:
+            theta, x = self.discrete.examples([*originals, *trainer._map_pairs])
+            x = x if self.tails is None else self.tails(x)
+            self.build = WithExamples(self.build, theta, x)
         self.selector = MapSelector(
             self.config.level_maps,
             trainer._target,
@@ -236,7 +239,7 @@ class MemberTrainer:
     def prior_alone(self) -> Component:
         """The prior, as a density of theta."""
         theta = self.level.theta.to(self.trainer._device)
-        return Component([], _finite(-self.prior.log_prob(theta)))
+        return Component([], _finite(-log_prob_of(self.prior, theta)))
 
     def mixed(
         self, networks: Sequence[Any], weights: Tensor, has_prior: bool = False

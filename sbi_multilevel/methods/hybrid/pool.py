@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sbi_multilevel.data.simulations import MultilevelSimulations, Target
-from sbi_multilevel.estimators.mixed import num_discrete, probe_mixed
+from sbi_multilevel.estimators.mixed import num_discrete
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.level_maps.discrete_features import DiscreteFeatures
 from sbi_multilevel.level_maps.fitting import MapChoice, MapFitter
@@ -264,9 +264,8 @@ def discrete_features(
         trainer: The trainer.
         simulations: Simulations of all levels.
     """
-    build, target = trainer._build_neural_net, trainer._target
-    mixed = probe_mixed(build, simulations[-1], target)
+    mixed = trainer._find_mixed(simulations[-1])
     if mixed is None:
         return None
-    count = num_discrete(mixed)
-    return DiscreteFeatures.of(simulations, count, mixed.log_transform_input)
+    levels = [*simulations, *trainer._map_pairs]
+    return DiscreteFeatures.of(levels, num_discrete(mixed), mixed.log_transform_input)

@@ -69,7 +69,7 @@ def train_hybrid(
         weights = {next(iter(components)): 1.0}
         if mixes:
             weights = mixture_weights(losses, members.high.weights)
-        networks, shares = _shared(components, weights)
+        networks, shares = _shared(components, weights, merges=trainer._distills)
         estimator = members.mixed(networks, torch.tensor(shares), PRIOR in weights)
         estimator, calibration = calibrate(members, estimator, first.estimators)
         if steps and trainer._distills:
@@ -130,12 +130,15 @@ def _num_networks(members: MemberTrainer) -> int:
 
 
 def _shared(
-    components: Mapping[str, Component], weights: Mapping[str, float]
+    components: Mapping[str, Component], weights: Mapping[str, float], merges: bool
 ) -> tuple[list[Any], list[float]]:
     """The networks of the mixture, and their weights, that of the prior last.
 
-    Members that fine-tuning did not improve still have the weights of the network that
-    they started from. They are one network, with the sum of their shares.
+    Args:
+        components: The components.
+        weights: Weight of each.
+        merges: Whether members that fine-tuning did not improve, which still are the
+            network that they started from, become one with the sum of their shares.
     """
     networks, shares = [], []
     for name, weight in weights.items():
@@ -145,7 +148,7 @@ def _shared(
         for network in own:
             share = weight / len(own)
             same = (i for i, each in enumerate(networks) if _are_equal(each, network))
-            index = next(same, None)
+            index = next(same, None) if merges else None
             if index is None:
                 networks.append(network)
                 shares.append(share)

@@ -34,7 +34,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sbi_multilevel.data.validation import check_observation, joint
+from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
@@ -134,8 +134,13 @@ class MFSNLE(MultilevelRounds):
                 "compares the members of a mixture, and likelihoods need no weights. "
                 "Use `Acquisition(correct=False)` and `HybridConfig(distill=False)`."
             )
+        if density_estimator == "mnle":
+            raise ValueError(
+                "density_estimator='mnle' was passed, but rounds do not take discrete "
+                "x. Use `HybridNLE` on simulations from the prior."
+            )
         settings = MultilevelSettings(
-            prior=joint(prior),
+            prior=prior,
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
             config=checked,

@@ -56,7 +56,7 @@ from typing import Any
 from sbi.inference import DirectPosterior, EnsemblePosterior
 from torch import Tensor
 
-from sbi_multilevel.data.validation import check_observation, joint
+from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.fine_tuning_rounds import FineTuningRounds
 from sbi_multilevel.methods.sequential.rounds import Runner
@@ -167,7 +167,7 @@ class MFTSNPE(FineTuningRounds):
         check_types(MFTSNPE.__init__, locals(), but=("seed",))
         check_seed(seed)
         settings = FineTuningSettings(
-            prior=joint(prior),
+            prior=prior,
             density_estimator=density_estimator,
             config=check_config(config, TransferConfig, {}),
             num_members=num_members,
