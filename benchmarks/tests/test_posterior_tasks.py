@@ -18,7 +18,7 @@ from sbi_multilevel_benchmarks.tasks import ou_transfer as ou
 
 DENSITY_TASKS = ("camels", "g-and-k", "toggle-switch", "ou", "ou-useless")
 DENSITY_TASKS += ("camels-shuffled", "g-and-k-useless")
-DENSITY_TASKS += ("g-and-k-posterior", "ou-start")
+DENSITY_TASKS += ("g-and-k-posterior", "ou-start", "drift-diffusion")
 # test_plasticity.py, whose networks take seconds, and test_synthetic.py
 OTHERS = ("plasticity", "synthetic-", "validation-")
 POSTERIOR_TASKS = [
