@@ -154,9 +154,14 @@ def total_mass(likelihood, theta):
     return total
 
 
-@pytest.mark.parametrize("takes_log", (False, True))
 @pytest.mark.parametrize(
-    ("cls", "options"), ((MFNLE, {}), (MLNLE, {}), (HybridNLE, {"config": SMALL}))
+    ("cls", "options", "takes_log"),
+    (
+        (MFNLE, {}, False),
+        (MFNLE, {}, True),
+        (MLNLE, {}, True),
+        (HybridNLE, {"config": SMALL}, True),
+    ),
 )
 def test_likelihoods_of_discrete_features_are_normalized(cls, options, takes_log):
     build = likelihood_nn("mnle", log_transform_x=takes_log)
