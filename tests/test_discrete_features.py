@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from sbi.inference import MNLE
-from sbi.neural_nets import likelihood_nn
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.utils import BoxUniform
 from torch.distributions import Bernoulli, LogNormal
 
 from sbi_multilevel import (
     MFNLE,
+    MFNPE,
     MFSNLE,
     MLNLE,
     HybridConfig,
@@ -251,7 +252,9 @@ def test_examples_have_the_transformed_tails_of_the_simulations(tmp_path):
 @pytest.mark.parametrize("cls", (MFNLE, MLNLE))
 def test_a_pickled_trainer_of_discrete_x_trains_on(cls):
     loaded = pickle.loads(pickle.dumps(trained(cls)))
+    before = sum(loaded.summary["epochs_trained"])
     loaded.train(resume_training=True, max_num_epochs=4)
+    assert sum(loaded.summary["epochs_trained"]) > before
 
 
 def test_logarithms_are_left_unaligned():
@@ -263,7 +266,27 @@ def test_logarithms_are_left_unaligned():
         show_progress_bars=False,
     )
     inference.append_lowfidelity_simulations(low.theta, low.x)
-    inference.append_simulations(low.theta[:40] + 1e-3, narrow).train(max_num_epochs=2)
+    theta = low.theta[:40] + 1e-3
+    likelihood = inference.append_simulations(theta, narrow).train(max_num_epochs=2)
+    assert likelihood.loss(narrow, theta).isfinite().all()
+
+
+def test_x_of_a_posterior_of_discrete_theta_is_aligned():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(200, 2, generator=generator)
+    theta[:, 1] = (theta[:, 1] > 0).float()
+    x = theta + 0.3 * torch.randn(200, 2, generator=generator)
+
+    def made():
+        builder = posterior_nn("mnpe")
+        inference = MFNPE(density_estimator=builder, show_progress_bars=False)
+        inference.append_lowfidelity_simulations(theta, x)
+        return inference.append_simulations(theta[:40] + 0, 2 * x[:40] + 5)
+
+    first = made().train(max_num_epochs=2)
+    second = made().warm_start(first).train(max_num_epochs=2)
+    for estimator in (first, second):
+        assert bool((estimator.x_scale < 0.7).all())
 
 
 def test_a_builder_that_fails_is_named():

@@ -228,10 +228,12 @@ class MultilevelTrainer(StagedTrainer):
 
     def _find_mixed(self, level: LevelSimulations) -> MixedDensityEstimator | None:
         """The estimator of discrete and continuous x; `None` if there is none."""
+        if self._target != "x":
+            return None  # one of theta may be mixed, too
         for network in (self._neural_net, self._plan.warm_start):
             if isinstance(network, nn.Module):
                 return find_mixed(network)
-        if self._build_neural_net is None or self._target != "x":
+        if self._build_neural_net is None:
             return None
         build = CheckedBuilder(self._build_neural_net, self._target, self._kind)
         return probe_mixed(build, level)
