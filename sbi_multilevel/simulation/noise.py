@@ -46,16 +46,18 @@ def draw_noise(noise: NoiseSampler | None, seeds: Tensor) -> Any:
     """The noise of each simulation: the seeds themselves, or samples of `noise`.
 
     A sampler may return a tensor or a tuple or list of tensors, each with a leading
-    dimension of one.
+    dimension of one. The form of the noise of no simulation is that of one.
     """
     if noise is None:
         return seeds
     rows = [
-        _checked(noise(1, torch.Generator().manual_seed(int(seed)))) for seed in seeds
+        _checked(noise(1, torch.Generator().manual_seed(seed)))
+        for seed in seeds.tolist() or [0]
     ]
     if isinstance(rows[0], (tuple, list)):
-        return type(rows[0])(torch.cat(column) for column in zip(*rows))
-    return torch.cat(rows)
+        columns = zip(*rows)
+        return type(rows[0])(torch.cat(column)[: len(seeds)] for column in columns)
+    return torch.cat(rows)[: len(seeds)]
 
 
 def check_noise(noise: NoiseSampler | None) -> None:

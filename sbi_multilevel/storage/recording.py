@@ -45,21 +45,12 @@ def pending_simulations(
     """The first `limit` pending simulations of a level."""
     rows = table.rows_with(Status.PENDING)[:limit]
     task = table.task(rows)
-    drawn = draw_noise(noise, task.seeds) if len(rows) else _no_noise(noise)
     return PendingSimulations(
         table.level,
         rows * num_levels + table.level,  # does not change when a store grows
         task.theta,
-        drawn,
+        draw_noise(noise, task.seeds),
     )
-
-
-def _no_noise(noise: NoiseSampler | None) -> Any:
-    """Noise of no simulation, of the same form as that of some."""
-    one = draw_noise(noise, torch.zeros(1, dtype=torch.int64))
-    if isinstance(one, (tuple, list)):
-        return type(one)(part[:0] for part in one)
-    return one[:0]
 
 
 def _locate(ids: Any, tables: tuple[LevelTable, ...]) -> tuple[LevelTable, np.ndarray]:
