@@ -112,7 +112,7 @@ class LevelParameters:
                 f"parameters are {tuple(have)}: pass {len(have)} columns in this "
                 "order, or name others in `parameters`."
             )
-        if have == want:
+        if self.are_highest(level):
             return theta
         common = [name for name in want if name in have]
         columns = theta[:, [have.index(name) for name in common]]

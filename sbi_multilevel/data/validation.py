@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sbi.utils import mcmc_transform
+from sbi.utils.sbiutils import within_support
 from scipy.stats import rankdata
 from torch import Tensor
 from torch.distributions import Distribution
@@ -159,9 +160,7 @@ def has_support(prior: Any) -> bool:
 
 def check_inside(prior: Any, level: LevelSimulations) -> None:
     """Raise if theta of a simulation lies outside the support of the prior."""
-    outside = ~prior.support.check(level.theta)
-    if outside.ndim > 1:  # of a batch of scalar priors
-        outside = outside.any(dim=-1)
+    outside = ~within_support(prior, level.theta)
     if outside.any():
         raise ValueError(
             f"theta of {int(outside.sum())} of {len(level)} simulations of level "
