@@ -69,7 +69,9 @@ def train_hybrid(
         weights = {next(iter(components)): 1.0}
         if mixes:
             weights = mixture_weights(losses, members.high.weights)
-        networks, shares = _shared(components, weights, merges=trainer._distills)
+        networks, shares = _shared(components, weights)
+        if trainer._distills:
+            networks, shares = _merged(networks, shares)
         estimator = members.mixed(networks, torch.tensor(shares), PRIOR in weights)
         estimator, calibration = calibrate(members, estimator, first.estimators)
         if steps and trainer._distills:
@@ -130,31 +132,36 @@ def _num_networks(members: MemberTrainer) -> int:
 
 
 def _shared(
-    components: Mapping[str, Component], weights: Mapping[str, float], merges: bool
+    components: Mapping[str, Component], weights: Mapping[str, float]
 ) -> tuple[list[Any], list[float]]:
-    """The networks of the mixture, and their weights, that of the prior last.
-
-    Args:
-        components: The components.
-        weights: Weight of each.
-        merges: Whether members that fine-tuning did not improve, which still are the
-            network that they started from, become one with the sum of their shares.
-    """
+    """The networks of the mixture, and their weights, that of the prior last."""
     networks, shares = [], []
     for name, weight in weights.items():
         own = components[name].estimators
-        if not own:  # the prior is no network
-            shares.append(weight)
-        for network in own:
-            share = weight / len(own)
-            same = (i for i, each in enumerate(networks) if _are_equal(each, network))
-            index = next(same, None) if merges else None
-            if index is None:
-                networks.append(network)
-                shares.append(share)
-            else:
-                shares[index] += share
+        count = max(len(own), 1)  # the prior is no network
+        networks += own
+        shares += [weight / count] * count
     return networks, shares
+
+
+def _merged(
+    networks: Sequence[Any], shares: Sequence[float]
+) -> tuple[list[Any], list[float]]:
+    """The same with equal networks as one, which has the sum of their weights.
+
+    Members that fine-tuning did not improve are the network that they started from.
+    """
+    distinct: list[Any] = []
+    sums: list[float] = []
+    for network, share in zip(networks, shares):
+        same = (i for i, each in enumerate(distinct) if _are_equal(each, network))
+        index = next(same, None)
+        if index is None:
+            distinct.append(network)
+            sums.append(share)
+        else:
+            sums[index] += share
+    return distinct, [*sums, *shares[len(networks) :]]
 
 
 def _are_equal(network: nn.Module, other: nn.Module) -> bool:
