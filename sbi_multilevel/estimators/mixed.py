@@ -8,8 +8,10 @@ leave them as they are, and level maps take them as real numbers
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sbi.neural_nets.estimators import MixedDensityEstimator
 from torch import Tensor, nn
 
@@ -63,3 +65,23 @@ def num_unaligned(mixed: MixedDensityEstimator | None, x: Tensor) -> int:
     """
     takes_log = mixed is not None and mixed.log_transform_input
     return x.shape[-1] if takes_log else num_discrete(mixed)
+
+
+@dataclass(frozen=True, eq=False)
+class WithExamples:
+    """Builds networks that know all categories, of simulations that may lack some.
+
+    Args:
+        build: The builder of the user.
+        theta: Parameters of the examples, shape `(m, d_theta)`.
+        x: Their x, in which each category occurs, shape `(m, k)`.
+    """
+
+    build: Callable[[Tensor, Tensor], Any]
+    theta: Tensor
+    x: Tensor
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Any:
+        """Build a network of these simulations and the examples."""
+        examples = self.theta.to(theta), self.x.to(x)
+        return self.build(*map(torch.cat, zip((theta, x), examples)))

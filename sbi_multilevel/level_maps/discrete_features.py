@@ -19,9 +19,8 @@ models*, arXiv:1511.01844, section 3.1, for uniform noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,23 +153,3 @@ def _outputs(levels: Sequence[LevelSimulations]) -> list[tuple[str, Tensor, Tens
             name = f"x_coarse of level {level.level}"
             found.append((name, level.theta, level.x_coarse))
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class WithExamples:
-    """Builds networks that know all categories, of simulations that may lack some.
-
-    Args:
-        build: The builder of the user.
-        theta: Parameters of the examples, shape `(m, d_theta)`.
-        x: Their x, in which each category occurs, shape `(m, k)`.
-    """
-
-    build: Callable[[Tensor, Tensor], Any]
-    theta: Tensor
-    x: Tensor
-
-    def __call__(self, theta: Tensor, x: Tensor) -> Any:
-        """Build a network of these simulations and the examples."""
-        examples = self.theta.to(theta), self.x.to(x)
-        return self.build(*map(torch.cat, zip((theta, x), examples)))

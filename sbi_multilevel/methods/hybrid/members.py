@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from sbi_multilevel.data.simulations import (
     merge_levels,
 )
 from sbi_multilevel.data.validation import log_prob_of
+from sbi_multilevel.estimators.mixed import WithExamples
 from sbi_multilevel.level_maps.arrays import LevelArrays
-from sbi_multilevel.level_maps.discrete_features import WithExamples
 from sbi_multilevel.methods.hybrid.pool import (
     LevelStep,
     MapSelector,
@@ -75,24 +74,18 @@ class MemberTrainer:
         self, trainer: HybridTrainer, simulations: MultilevelSimulations, run: HybridRun
     ):
         self.trainer, self.run, self.config = trainer, run, trainer._config
-        self.build, map_pairs = trainer._build_neural_net, trainer._map_pairs
-        self.discrete, originals = discrete_features(trainer, simulations), simulations
-        if self.discrete is not None:
-            convert = partial(self.discrete.continuous, seed=run.seed)
-            simulations = replace(simulations, levels=tuple(map(convert, simulations)))
-            map_pairs = tuple(map(convert, map_pairs))
-        self.simulations, self.level = simulations, simulations[-1]
+        self.discrete = discrete_features(trainer, simulations)
+        levels, map_pairs = map(self._continuous, (simulations, trainer._map_pairs))
+        self.simulations = replace(simulations, levels=levels)
+        self.level = self.simulations[-1]
         self.high = LevelArrays.of(self.level)
         self.folds = split_folds(self.high.theta, self.config.num_members, run.seed)
         every = np.arange(len(self.high))
         self.outside_folds = [np.setdiff1d(every, fold) for fold in self.folds]
         self.tails = None
         if self.config.transform_tails:
-            self.tails = fit_tails(simulations, self.discrete)
-        if self.discrete is not None:
-            theta, x = self.discrete.examples([*originals, *trainer._map_pairs])
-            x = x if self.tails is None else self.tails(x)
-            self.build = WithExamples(self.build, theta, x)
+            self.tails = fit_tails(self.simulations, self.discrete)
+        self.build = self._builder([*simulations, *trainer._map_pairs])
         self.selector = MapSelector(
             self.config.level_maps,
             trainer._target,
@@ -104,6 +97,22 @@ class MemberTrainer:
         is_given = not isinstance(trainer._prior, ImproperEmpirical)
         self.prior: Any = trainer._prior if is_given else None
         self.bar: tqdm = tqdm(disable=True)
+
+    def _continuous(
+        self, levels: Iterable[LevelSimulations]
+    ) -> tuple[LevelSimulations, ...]:
+        """Simulations as level maps take them, without categories."""
+        if self.discrete is None:
+            return tuple(levels)
+        return tuple(self.discrete.continuous(each, self.run.seed) for each in levels)
+
+    def _builder(self, levels: Sequence[LevelSimulations]) -> Any:
+        """The builder of the user, of networks that know all categories."""
+        build = self.trainer._build_neural_net
+        if self.discrete is None:
+            return build
+        theta, x = self.discrete.examples(levels)
+        return WithExamples(build, theta, x if self.tails is None else self.tails(x))
 
     @property
     def min_simulations(self) -> int:
@@ -283,8 +292,7 @@ class MemberTrainer:
         return member
 
     def columns(self, simulations: LevelArrays) -> tuple[Tensor, Tensor]:
-        """Theta and x for networks: with transformed tails, of the original shape, and
-        with categories."""
+        """Theta and x for networks: tails transformed, categories, original shape."""
         theta = torch.as_tensor(simulations.theta).to(self.level.theta)
         x = torch.as_tensor(simulations.x)
         if self.tails is not None:
