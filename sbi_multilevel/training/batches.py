@@ -7,7 +7,7 @@ yields the indices of whole batches, which always contain both sides of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +126,7 @@ class TermDataset:
         split: LevelSplit,
         config: MethodConfig,
         moments: Moments | None = None,
-        num_unaligned: int = 0,
+        num_unaligned: Callable[[], int] = lambda: 0,
     ) -> TermDataset:
         """Lay out `simulations`, aligned by maps fitted on the training simulations.
 
@@ -135,13 +135,17 @@ class TermDataset:
             split: Those to train on, and those held out.
             config: The settings of the method.
             moments: Moments of the x that the network was built on, if there is one.
-            num_unaligned: Number of the last features of x that stay as they are.
+            num_unaligned: Returns the number of the last features of x that stay as
+                they are; called only if x is moved.
         """
         stages = config.stages(len(simulations))
         terms = tuple(dict.fromkeys(t for stage in stages for t in stage.terms))
         # the copy of the training simulations is not kept
         found = config.align(simulations.select(split.train), terms, moments)
-        level_maps = tuple(align.leaving(num_unaligned) for align in found)
+        if any(align.x for align in found):
+            count = num_unaligned()
+            found = [align.leaving(count) for align in found]
+        level_maps = tuple(found)
         blocks, offsets = [], [0]
         for index, (term, align) in enumerate(zip(terms, level_maps, strict=True)):
             level = simulations[term.level]

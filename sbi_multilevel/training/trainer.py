@@ -174,8 +174,12 @@ class MultilevelTrainer(StagedTrainer):
             plan.split.check()
         network = plan.warm_start if self._neural_net is None else self._neural_net
         moments = moments_of(network, simulations[-1].x)
-        kept = num_unaligned(self._find_mixed(simulations[-1]), simulations[-1].x)
-        dataset = TermDataset.of(simulations, plan.split, config, moments, kept)
+
+        def unaligned() -> int:
+            highest = simulations[-1]
+            return num_unaligned(self._find_mixed(highest), highest.x)
+
+        dataset = TermDataset.of(simulations, plan.split, config, moments, unaligned)
         stages = config.stages(len(simulations), plan.warm_start is not None)
         plan.layout = Layout(
             simulations,
