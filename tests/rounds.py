@@ -13,6 +13,11 @@ from sbi_multilevel import (
 from sbi_multilevel.utils.seeds import seeded
 from tests import linear_gaussian as problem
 
+EXPECTED_WARNINGS = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:.*simulations of round"),
+    pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken"),
+]
 COARSE, FINE = problem.SIMULATORS[0], problem.SIMULATORS[2]
 X_O = torch.tensor([0.4, -0.3])
 SMALL = HybridConfig(num_members=2, level_maps=("shift",), distill=False)

@@ -21,6 +21,7 @@ from tests import linear_gaussian as problem
 from tests.rounds import (
     BOTH,
     COARSE,
+    EXPECTED_WARNINGS,
     FINE,
     RUN,
     SMALL,
@@ -35,11 +36,7 @@ from tests.rounds import (
     with_slow,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
-    pytest.mark.filterwarnings("ignore:.*simulations of round"),
-    pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken"),
-]
+pytestmark = EXPECTED_WARNINGS
 
 
 # ------------------------------------------------------------- rounds

@@ -5,13 +5,12 @@ import pickle
 import pytest
 import torch
 
-from sbi_multilevel import (
-    Truncation,
-)
+from sbi_multilevel import Truncation
 from tests.interrupted import Killed, killing
 from tests.rounds import (
     BOTH,
     COARSE,
+    EXPECTED_WARNINGS,
     FINE,
     RUN,
     hybrid,
@@ -22,11 +21,7 @@ from tests.rounds import (
     with_slow,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
-    pytest.mark.filterwarnings("ignore:.*simulations of round"),
-    pytest.mark.filterwarnings("ignore:The pairing of level 1 looks broken"),
-]
+pytestmark = EXPECTED_WARNINGS
 
 
 @with_slow
