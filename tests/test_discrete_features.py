@@ -108,7 +108,8 @@ def test_categories_become_real_numbers_and_come_back(takes_log):
     assert torch.equal(gap[~differs], torch.zeros(int((~differs).sum())))
     assert differs.any() and (gap[differs].abs() > 0.99).all()
     # levels have noise of their own
-    assert not torch.equal(low.x[:, 1] - low.x[:, 1].round(), gap)
+    noises = (each.x[:, 1] - each.x[:, 1].round() for each in (low, high))
+    assert not torch.equal(*noises)
     moved = features.restored(high.x - torch.tensor([9.0, 9.0]))
     assert (moved[:, 1] == 0).all() and bool((moved[:, 0] > 0).all()) == takes_log
 
@@ -167,6 +168,8 @@ def total_mass(likelihood, theta):
 def test_likelihoods_of_discrete_features_are_normalized(cls, options, takes_log):
     build = likelihood_nn("mnle", log_transform_x=takes_log)
     likelihood = trained(cls, density_estimator=build, **options)._neural_net
+    if cls is MFNLE:
+        assert (likelihood.x_scale == 1).tolist() == [takes_log, True]
     for theta in (torch.zeros(1, 2), torch.tensor([[0.5, -0.9]])):
         mass = total_mass(likelihood, theta)
         # without logarithms there is mass at negative reaction times
@@ -255,11 +258,15 @@ def test_a_pickled_trainer_of_discrete_x_trains_on(cls):
     before = sum(loaded.summary["epochs_trained"])
     loaded.train(resume_training=True, max_num_epochs=4)
     assert sum(loaded.summary["epochs_trained"]) > before
+    assert cls is MLNLE or loaded._neural_net.x_scale[1] == 1
 
 
 def test_logarithms_are_left_unaligned():
     low = simulated(200, 30)[0]
-    narrow = torch.cat((low.x[:40, :1].log().abs() / 10 + 1, low.x[:40, 1:]), dim=1)
+    generator = torch.Generator().manual_seed(0)
+    # of which the spread of level 0 would make some negative
+    times = 2 + 0.1 * torch.randn(40, 1, generator=generator)
+    narrow = torch.cat((times, low.x[:40, 1:]), dim=1)
     inference = MFNLE(
         PRIOR,
         density_estimator=likelihood_nn("mnle", log_transform_x=True),
@@ -295,6 +302,17 @@ def test_a_builder_that_fails_is_named():
 
     with pytest.raises(ValueError, match="density_estimator could not build a network"):
         trained(MFNLE, density_estimator=build)
+
+
+def test_a_builder_that_refuses_few_simulations_can_be_used():
+    def build(theta, x):
+        assert len(x) > 100
+        return likelihood_nn("maf")(theta, x)
+
+    low, high = simulated()
+    counts = replace(high, x=high.x.round(), x_coarse=None)
+    sims = MultilevelSimulations((replace(low, x=low.x.round()), counts))
+    assert trained(MFNLE, sims, density_estimator=build)._neural_net is not None
 
 
 def test_rounds_refuse_discrete_x():

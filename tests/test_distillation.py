@@ -100,13 +100,13 @@ def test_an_interrupted_training_continues_with_the_missing_networks():
     with pytest.raises(ValueError, match="before training"):
         inference.estimate_gain()
     inference.train(resume_training=True, **BRIEF)
-    network = inference._neural_net
+    network, resumed = inference._neural_net, len(built) - done - 1
 
-    built.clear()
-    fresh = make(density_estimator=lambda theta, x: posterior_nn("mdn")(theta, x))
+    built[:] = [0] * 4  # no build is interrupted
+    fresh = make(density_estimator=build)
     torch.manual_seed(0)
     expected = fresh.train(**BRIEF)
-    assert done == 3
+    assert done == 3 and done + resumed == len(built) - 4
     for ours, theirs in zip(network.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -218,6 +218,8 @@ def test_many_features_are_scored_by_their_principal_components(target):
     assert shift.score.mean() > none.score.mean() + 0.5
     # nearly all of the likelihood of x says nothing on theta
     assert (none.likelihood is None) == (target == "theta")
+    plain = replace(scorer, num_summaries=None)
+    assert plain.is_compressed and plain.compares_likelihoods == (target == "x")
 
 
 # ------------------------------------------------------------- members
