@@ -22,8 +22,8 @@ from sbi_multilevel_benchmarks.neuron.morphology import (
     thick_tufted,
 )
 from sbi_multilevel_benchmarks.neuron.simulate import CellSimulator, StepCurrent
-from sbi_multilevel_benchmarks.neuron.stored import Runs, settings_folder
 from sbi_multilevel_benchmarks.registry import get_task
+from sbi_multilevel_benchmarks.stored_task import Runs, settings_folder
 from sbi_multilevel_benchmarks.tasks import l5pc
 
 DT = 0.025

@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sbi.inference import DirectPosterior
+from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform, mcmc_transform
 from scipy.integrate import solve_ivp
 
+from sbi_multilevel.estimators.transformed import unconstrained
+from sbi_multilevel.utils.seeds import seeded
 from sbi_multilevel_benchmarks.plasticity import mean_field as mf
 from sbi_multilevel_benchmarks.plasticity import parameters as p
-from sbi_multilevel_benchmarks.plasticity.candidates import Candidates
 from sbi_multilevel_benchmarks.plasticity.config import NetworkConfig
 from sbi_multilevel_benchmarks.registry import get_task
 from sbi_multilevel_benchmarks.tasks import plasticity as task_module
@@ -215,33 +218,6 @@ def test_invalid_arguments_raise(monkeypatch):
         task_module.PlasticityTask().reference(0)
 
 
-def test_candidates_are_the_same_for_each_number_and_process(tmp_path):
-    calls = []
-
-    def simulate(theta, noise):
-        calls.append(noise)
-        x = theta[:, 2:4] + noise[:, None] / 2**62
-        return x if theta[0, 2] > 0 else x * torch.nan
-
-    def candidates(folder=None):
-        arguments = (SHORT, BOX, task_module.PlasticityTask.noise, simulate, 3, folder)
-        return Candidates(*arguments)
-
-    theta, x = candidates().first(6)
-    assert (theta[:, 2] > 0).all() and x.isfinite().all() and len(calls) > 6
-    kept = candidates(tmp_path)
-    assert all(torch.equal(a, b[:2]) for a, b in zip(kept.first(2), (theta, x)))
-    calls.clear()
-    again = candidates(tmp_path)
-    assert all(torch.equal(a, b[:2]) for a, b in zip(again.first(2), (theta, x)))
-    assert not calls
-    assert all(torch.equal(a, b) for a, b in zip(again.first(6), (theta, x)))
-    assert all(torch.equal(a, b) for a, b in zip(kept.first(6), (theta, x)))
-    kept.path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="Delete the file"):
-        candidates(tmp_path).first(2)
-
-
 @pytest.fixture
 def task(monkeypatch):
     """The task with a network that is replaced by a function of theta and noise."""
@@ -270,6 +246,7 @@ def test_the_task_keeps_the_contract(task):
     high = sims[1]
     assert torch.equal(high.x_coarse, mf.steady_rates(high.theta).float())
     assert not torch.equal(task.simulate((50, 20), seed=2)[1].x, high.x)
+    assert task.simulate((50, 30), seed=1)[1].theta[:20].equal(high.theta)
     assert "_observed" not in vars(task)  # not at construction
     assert task.observations.shape == (4, 2) and task.true_theta.shape == (4, 24)
     theta, x = task.simulate_high(4, seed=10_000)
@@ -280,6 +257,29 @@ def test_the_task_keeps_the_contract(task):
     network = task.build_network()(sims[0].theta, sims[0].x)
     samples = network.sample((100,), task.observations[:1])[:, 0]
     assert BOX.log_prob(samples).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Dropped")
+def test_networks_are_kept_in_a_folder(task, tmp_path, monkeypatch):
+    in_memory = task.simulate_high(10, seed=3)
+    first = task_module.PlasticityTask(folder=tmp_path).simulate_high(20, seed=3)
+    monkeypatch.setattr(task_module, "spiking_rates", None)  # not run again
+    again = task_module.PlasticityTask(folder=tmp_path, num_low=6)
+    for other in (in_memory, again.simulate_high(10, seed=3)):
+        assert all(a[:10].equal(b) for a, b in zip(first, other))
+
+
+@pytest.mark.filterwarnings("ignore:Dropped")
+def test_posteriors_are_evaluated_in_the_box(task):
+    theta, x = task.simulate_high(20, seed=3)
+    # about a share of 0.002 of its mass is in the prior
+    network = unconstrained(posterior_nn("mdn", num_components=2), task.prior)(theta, x)
+    with seeded(0):
+        errors = task.evaluate(DirectPosterior(network, task.prior), x)
+    assert len(errors["inside"]) == len(errors["nltp"]) == 4
+    assert 0 <= max(errors["inside"]) < 0.5
+    exact = -network.log_prob(task.true_theta[None], task.observations)[0]
+    assert torch.tensor(errors["nltp"]).allclose(exact, rtol=1e-4)
 
 
 # ------------------------------------------------------------- the network

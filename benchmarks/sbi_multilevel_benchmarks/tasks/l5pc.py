@@ -51,7 +51,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import asdict
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_multilevel import MultilevelSimulations
 from sbi_multilevel_benchmarks.neuron.morphology import read_swc_file, thick_tufted
 from sbi_multilevel_benchmarks.neuron.simulate import (
     DURATION,
@@ -71,9 +69,8 @@ from sbi_multilevel_benchmarks.neuron.simulate import (
     CellSimulator,
     StepCurrent,
 )
-from sbi_multilevel_benchmarks.neuron.stored import Runs, settings_folder
-from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 from sbi_multilevel_benchmarks.registry import register_task
+from sbi_multilevel_benchmarks.stored_task import StoredTask, settings_folder
 
 LOW, HIGH = (0.005, 1e-6), (0.8, 0.15)  # S/cm^2
 COMPARTMENTS = (1, 8)  # a branch
@@ -85,13 +82,12 @@ CURRENTS = {
 AXIAL_RESISTIVITY = 5_000.0  # ohm cm
 MIN_RESISTIVITY = 1_000.0  # in single precision, ohm cm
 STORE_VARIABLE = "SBI_MULTILEVEL_L5PC"
-TEST_SEED = 10_000  # that of `evaluate`, too
 
 
-class L5PC(PosteriorTask):
+class L5PC(StoredTask):
     """Posterior of the densities of sodium and potassium channels.
 
-    With a store, simulations are run once and read afterwards (`neuron.stored`);
+    With a store, simulations are run once and read afterwards (`stored_task`);
     `python -m sbi_multilevel_benchmarks.neuron` runs them in advance.
 
     Args:
@@ -110,12 +106,11 @@ class L5PC(PosteriorTask):
         ValueError: If jaxley is not installed, or an argument does not fit.
     """
 
-    name, metric = "l5pc", "nltp"
+    name = "l5pc"
     num_simulations = (10_000, 100)
     oracle_size = 1_000
     costs = (1.0, 8.0)  # compartments; measured seconds have this ratio
     prior = BoxUniform(torch.tensor(LOW), torch.tensor(HIGH))
-    has_reference = False
 
     def __init__(
         self,
@@ -163,7 +158,7 @@ class L5PC(PosteriorTask):
             )
             for n in COMPARTMENTS
         )
-        self._num_observations = num_observations
+        self.num_observations = num_observations
         root = store or os.environ.get(STORE_VARIABLE)
         self.folder = (
             settings_folder(Path(root), "l5pc", self.settings) if root else None
@@ -191,62 +186,6 @@ class L5PC(PosteriorTask):
             "duration": DURATION,
             "prior": [list(LOW), list(HIGH)],
         }
-
-    def simulate(
-        self,
-        num_simulations: tuple[int, ...],
-        seed: int,
-        show_progress_bars: bool = False,
-    ) -> MultilevelSimulations:
-        """Simulations of both levels, the first of those with larger numbers.
-
-        Different seeds have no simulation in common.
-
-        Args:
-            num_simulations: Number of simulations of each level.
-            seed: Root seed.
-            show_progress_bars: Whether to show the progress of new simulations.
-        """
-        runs = Runs(
-            self.simulators, self.prior, self.noise, self.costs, show_progress_bars
-        )
-        return runs.first(num_simulations, seed, self._store(f"pairs-{seed}"))
-
-    def simulate_level(
-        self, level: int, num_simulations: int, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        one = slice(level, level + 1)
-        runs = Runs(self.simulators[one], self.prior, self.noise, self.costs[one])
-        store = self._store(f"{('low', 'high')[level]}-{seed}")
-        found = runs.first((num_simulations,), seed + 1_000_000, store)
-        return found[0].theta, found[0].x
-
-    def simulate_test(self, num_simulations: int) -> tuple[Tensor, Tensor]:
-        """Theta and x of the test simulations, the first of which are observations.
-
-        Args:
-            num_simulations: Number of simulations.
-        """
-        return self.simulate_high(num_simulations, seed=TEST_SEED)
-
-    @cached_property
-    def true_theta(self) -> Tensor:  # pyright: ignore
-        return self._test_simulations[0]
-
-    @cached_property
-    def observations(self) -> Tensor:  # pyright: ignore
-        return self._test_simulations[1]
-
-    def reference(self, index: int) -> Tensor:
-        raise TypeError("The exact posterior of task='l5pc' is not known.")
-
-    @cached_property
-    def _test_simulations(self) -> tuple[Tensor, Tensor]:
-        # run when they are first used
-        return self.simulate_test(self._num_observations)
-
-    def _store(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}.zarr"
 
 
 register_task(

@@ -28,22 +28,30 @@ no noise, so the levels share theta only.
 networks at draws from the prior, simulated when they are first read. Weights settle in
 20 s and rates are counted in 5 s by default, where the paper has 120 s (60 s in the
 configuration of Confavreux et al.) and 10 s. Simulations of the network are kept in the
-folder named by `--data`, if any.
+folder named by `--data`, if any (`stored_task`).
+
+*Evaluation.* A network trained on few simulations has little mass in the prior's small
+share of the box, so that rejection may not end. Posteriors are evaluated in the box, as
+in the paper, and `inside` is the share of their samples in the support of the prior.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sbi.inference import DirectPosterior
+from sbi.utils import BoxUniform
+from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations, simulate_multilevel
-from sbi_multilevel_benchmarks.plasticity.candidates import Candidates
 from sbi_multilevel_benchmarks.plasticity.config import FULL_SIZE, NetworkConfig
 from sbi_multilevel_benchmarks.plasticity.mean_field import is_plausible, steady_rates
 from sbi_multilevel_benchmarks.plasticity.parameters import (
@@ -53,12 +61,12 @@ from sbi_multilevel_benchmarks.plasticity.parameters import (
     RATES,
     RestrictedUniform,
 )
-from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 from sbi_multilevel_benchmarks.registry import register_task
+from sbi_multilevel_benchmarks.stored_task import StoredTask, settings_folder
 
 # share of the box; 6e7 draws, standard error 6.3e-6
 SHARE = 0.00238
-OBSERVATION_SEED = 10_000 + 1_000_000  # of `simulate_high(n, seed=10_000)`
+_FEWEST = 16  # networks at first, of which some are plausible
 
 
 def mean_field(theta: Tensor, noise: Tensor, num_low: int) -> Tensor:
@@ -89,7 +97,7 @@ def spiking_rates(theta: Tensor, seeds: Tensor, config: NetworkConfig) -> Tensor
     return torch.as_tensor(np.stack(rates), dtype=torch.float32)
 
 
-class PlasticityTask(PosteriorTask):
+class PlasticityTask(StoredTask):
     """Posterior of the parameters of four plasticity rules.
 
     Networks at draws from the prior are simulated until enough are plausible.
@@ -104,10 +112,11 @@ class PlasticityTask(PosteriorTask):
         ValueError: If numba is not installed, or `num_low` is another number.
     """
 
-    name, metric = "plasticity", "nltp"
+    name = "plasticity"
     num_simulations = (10_000, 50)
+    batch_size = 8
+    num_samples = 200  # 1.5 ms each, in 24 dimensions
     prior = RestrictedUniform(LOW, HIGH, is_plausible, SHARE)
-    has_reference = False
 
     def __init__(
         self,
@@ -126,7 +135,9 @@ class PlasticityTask(PosteriorTask):
                 f"num_low={num_low} must be 3, 6 or 12, the first parameters of EE and "
                 "EI. Pass one of these."
             )
-        self.config, self.folder = config, folder
+        self.config = config
+        if folder is not None:
+            self.folder = settings_folder(Path(folder), "plasticity", asdict(config))
         self.num_observations = num_observations
         self.parameters = {0: PARAMETERS[:num_low], 1: PARAMETERS}
         self.simulators = (
@@ -136,38 +147,25 @@ class PlasticityTask(PosteriorTask):
         seconds = config.settle_seconds + config.record_seconds
         # seconds, measured: the network takes 0.1 s a second of 512 + 128 neurons
         self.costs = (1e-6, 0.1 * seconds * config.num_excitatory / 512)
-        self._candidates: dict[int, Candidates] = {}
+        self._networks: dict[int, LevelSimulations] = {}
 
     @staticmethod
     def noise(n: int, generator: torch.Generator) -> Tensor:
         """Seeds of the networks, shape `(n,)`."""
         return torch.randint(2**62, (n,), generator=generator)
 
-    @cached_property
-    def _observed(self) -> tuple[Tensor, Tensor]:
-        return self._plausible(self.num_observations, OBSERVATION_SEED)
-
-    @cached_property
-    def observations(self) -> Tensor:
-        """Rates of plausible networks, simulated when they are first read."""
-        return self._observed[1]
-
-    @cached_property
-    def true_theta(self) -> Tensor:
-        """Parameters of the observations."""
-        return self._observed[0]
-
-    def reference(self, index: int) -> Tensor:
-        raise TypeError(f"The exact posterior of task={self.name!r} is not known.")
-
     def simulate(
-        self, num_simulations: tuple[int, ...], seed: int
+        self,
+        num_simulations: tuple[int, ...],
+        seed: int,
+        show_progress_bars: bool = False,
     ) -> MultilevelSimulations:
         """Simulations of the mean field, and pairs of plausible networks.
 
         Args:
             num_simulations: Number of simulations of each level.
             seed: Root seed.
+            show_progress_bars: Not used.
         """
         low = simulate_multilevel(
             self.simulators[:1],
@@ -196,13 +194,23 @@ class PlasticityTask(PosteriorTask):
             return super().simulate_level(level, num_simulations, seed)
         return self._plausible(num_simulations, seed + 1_000_000)
 
+    def evaluate(self, estimator: Any, trained_on: Tensor) -> dict[str, list[float]]:
+        """Errors of a posterior in the box, see the module, and `inside`."""
+        if isinstance(estimator, DirectPosterior):
+            network, box = estimator.posterior_estimator, BoxUniform(LOW, HIGH)
+            estimator = DirectPosterior(network, box)
+        errors = super().evaluate(estimator, trained_on)
+        drawn = (self._draw(estimator, x_o) for x_o in self.observations)
+        inside = [within_support(self.prior, each).float().mean() for each in drawn]
+        return errors | {"inside": [share.item() for share in inside]}
+
     def _plausible(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        if seed not in self._candidates:
-            options: dict[str, Any] = {"seed": seed, "folder": self.folder}
-            self._candidates[seed] = Candidates(
-                self.config, self.prior, self.noise, self.simulators[1], **options
-            )
-        return self._candidates[seed].first(n)
+        """Theta and x of the first n plausible networks of a seed."""
+        if len(self._networks.get(seed, ())) < n:
+            runs, store = self._runs(slice(1, 2)), self._store(f"high-{seed}")
+            self._networks[seed] = runs.first((max(n, _FEWEST),), seed, store)[0]
+        kept = self._networks[seed]
+        return kept.theta[:n], kept.x[:n]
 
     def plausible_share(self, theta: Tensor, seed: int = 0) -> float:
         """Share of theta, e.g. posterior samples, whose networks are plausible.

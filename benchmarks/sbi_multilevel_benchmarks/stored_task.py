@@ -1,4 +1,4 @@
-"""Simulations that are run once, and read afterwards.
+"""Tasks whose simulations are run once, and read afterwards.
 
 A folder holds one store (`SimulationStore`) per seed, and the settings they depend on:
 
@@ -8,6 +8,7 @@ A folder holds one store (`SimulationStore`) per seed, and the settings they dep
       settings.json
       pairs-0.zarr     simulations of all levels with root seed 0
       high-10000.zarr  simulations of the highest level alone
+
 
 A simulation depends on the root seed, its level and its number alone. So a smaller
 number of simulations is the beginning of a larger one, and those of different seeds are
@@ -20,18 +21,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from sbi_multilevel import MultilevelSimulations, simulate_multilevel
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Status
 from sbi_multilevel.storage import SimulationStore, layout
+from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 
-BATCH_SIZE = 64  # simulations that are written together
+TEST_SEED = 10_000  # that of `PosteriorTask.evaluate`, too
 
 
 def settings_folder(root: Path, name: str, settings: Mapping[str, Any]) -> Path:
@@ -61,6 +65,7 @@ class Runs:
         prior: Prior over theta.
         noise: Draws the noise.
         costs: Cost of a run of each simulator.
+        batch_size: Number of simulations that are written together.
         show_progress_bars: Whether to show the progress of simulations that are run.
     """
 
@@ -68,6 +73,7 @@ class Runs:
     prior: Any
     noise: NoiseSampler
     costs: tuple[float, ...]
+    batch_size: int = 64
     show_progress_bars: bool = False
 
     def first(
@@ -129,8 +135,90 @@ class Runs:
             planned,
             noise=self.noise,
             seed=seed,
-            simulation_batch_size=BATCH_SIZE,
+            simulation_batch_size=self.batch_size,
             costs=self.costs,
             store=store,
             show_progress_bars=self.show_progress_bars,
         )
+
+
+class StoredTask(PosteriorTask):
+    """A task of an expensive simulator, whose exact posterior is not known.
+
+    Estimates are evaluated by the true theta of simulations of the highest level, which
+    are run when they are first used.
+
+    Attributes:
+        folder: Folder of the stores (`settings_folder`), or `None` to keep simulations
+            in memory.
+        num_observations: Number of observations, at least 2.
+        batch_size: Number of simulations that are written together.
+    """
+
+    metric, has_reference = "nltp", False
+    folder: Path | None = None
+    num_observations = 100
+    batch_size = 64
+
+    def simulate(
+        self,
+        num_simulations: tuple[int, ...],
+        seed: int,
+        show_progress_bars: bool = False,
+    ) -> MultilevelSimulations:
+        """Simulations of all levels, the first of those with larger numbers.
+
+        Different seeds have no simulation in common.
+
+        Args:
+            num_simulations: Number of simulations of each level.
+            seed: Root seed.
+            show_progress_bars: Whether to show the progress of new simulations.
+        """
+        runs = self._runs(slice(None), show_progress_bars)
+        return runs.first(num_simulations, seed, self._store(f"pairs-{seed}"))
+
+    def simulate_level(
+        self, level: int, num_simulations: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        name = "high" if level == self.highest_level else f"level-{level}"
+        runs = self._runs(slice(level, level + 1))
+        store = self._store(f"{name}-{seed}")
+        found = runs.first((num_simulations,), seed + 1_000_000, store)
+        return found[0].theta, found[0].x
+
+    def simulate_test(self, num_simulations: int) -> tuple[Tensor, Tensor]:
+        """Theta and x of the test simulations, the first of which are observations.
+
+        Args:
+            num_simulations: Number of simulations.
+        """
+        return self.simulate_high(num_simulations, seed=TEST_SEED)
+
+    @cached_property
+    def true_theta(self) -> Tensor:  # pyright: ignore
+        return self._observed[0]
+
+    @cached_property
+    def observations(self) -> Tensor:  # pyright: ignore
+        return self._observed[1]
+
+    def reference(self, index: int) -> Tensor:
+        raise TypeError(f"The exact posterior of task={self.name!r} is not known.")
+
+    @cached_property
+    def _observed(self) -> tuple[Tensor, Tensor]:
+        return self.simulate_test(self.num_observations)
+
+    def _runs(self, levels: slice, show_progress_bars: bool = False) -> Runs:
+        return Runs(
+            self.simulators[levels],
+            self.prior,
+            self.noise,
+            self.costs[levels],
+            self.batch_size,
+            show_progress_bars,
+        )
+
+    def _store(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.zarr"
