@@ -16,6 +16,7 @@ posterior that is too narrow has a value near 0.5 at :math:`\alpha = 0.5`.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,22 +99,31 @@ def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[floa
         "show_progress_bar": False,
         "use_batched_sampling": True,
     }
-    with seeded(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the number of simulations
-        ranks, _ = run_sbc(theta, x, posterior, **options)
-        ecp, alpha = run_tarp(theta, x, posterior, **options)
-    atc, _ = check_tarp(ecp, alpha)
     with seeded(1), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # on the number of simulations
         samples = posterior.sample_batched(
             (_NUM_SAMPLES,), x=x, show_progress_bars=False
         )
+        drawn: Any = _Drawn(samples)
+        ranks, _ = run_sbc(theta, x, drawn, **options)
+        ecp, alpha = run_tarp(theta, x, drawn, **options)
         values = _log_density(posterior, torch.cat((theta.unsqueeze(0), samples)), x)
+    atc, _ = check_tarp(ecp, alpha)
     return {
         "sbc": _distances(ranks),
         "atc": [float(atc)],
         **coverage(values[1:], values[0]),
     }
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Samples as a posterior, as drawing them takes most of the time."""
+
+    samples: Tensor
+
+    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.samples
 
 
 def coverage(samples: Tensor, exact: Tensor) -> dict[str, list[float]]:
