@@ -19,8 +19,9 @@ from sbi_multilevel_benchmarks.tasks import ou_transfer as ou
 DENSITY_TASKS = ("camels", "g-and-k", "toggle-switch", "ou", "ou-useless")
 DENSITY_TASKS += ("camels-shuffled", "g-and-k-useless")
 DENSITY_TASKS += ("g-and-k-posterior", "ou-start", "drift-diffusion")
-# test_plasticity.py, whose networks take seconds, and test_synthetic.py
-OTHERS = ("plasticity", "synthetic-", "validation-")
+# of test_plasticity.py and test_matter_power.py, whose simulators are slow, and of
+# test_synthetic.py
+OTHERS = ("plasticity", "matter-power", "synthetic-", "validation-")
 POSTERIOR_TASKS = [
     name for name in TASKS if name not in DENSITY_TASKS and not name.startswith(OTHERS)
 ]

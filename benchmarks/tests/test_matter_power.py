@@ -1,0 +1,147 @@
+"""The matter power task: the formula, CAMB, errors and stored simulations."""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+
+from sbi_multilevel_benchmarks.registry import get_task
+from sbi_multilevel_benchmarks.tasks import matter_power as mp
+
+HAS_CAMB = importlib.util.find_spec("camb") is not None
+needs_camb = pytest.mark.skipif(not HAS_CAMB, reason="camb is not installed")
+CENTERS = torch.as_tensor(mp.CENTERS)
+
+
+def some_theta(n):
+    return mp.MatterPower.prior.sample((n,))
+
+
+# ------------------------------------------------------------- level 0
+
+
+def deviation(row):
+    """Standard deviation of the linear density in spheres of 8 Mpc/h."""
+
+    def integrand(log_k):
+        k = math.exp(log_k)
+        power = mp.linear_power(row[None], torch.tensor([k])).item()
+        y = 8 * k
+        window = 3 * (math.sin(y) - y * math.cos(y)) / y**3
+        return power * window**2 * k**3 / (2 * math.pi**2)
+
+    return math.sqrt(quad(integrand, math.log(1e-3), math.log(30), limit=500)[0])
+
+
+def test_the_linear_density_in_spheres_has_the_deviation_sigma8():
+    for row in some_theta(3):
+        assert deviation(row) == pytest.approx(row[1].item(), rel=2e-3)
+
+
+def test_the_formula_has_its_limits():
+    theta = some_theta(5)
+    large, small = torch.tensor([1e-6, 2e-6]), torch.tensor([1e4, 2e4])
+    slopes = mp.linear_power(theta, large).log().diff() / math.log(2)
+    assert torch.allclose(slopes[:, 0], theta[:, 3].double(), atol=1e-2)
+    # T is proportional to log(k) / k^2
+    powers = mp.linear_power(theta, small)
+    logs = torch.log(2.34 * small.double() / gamma(theta)[:, None]).log().diff()[:, 0]
+    slopes = powers.log().diff()[:, 0] / math.log(2)
+    expected = theta[:, 3].double() - 4 + 2 * logs / math.log(2)
+    # q^-4 is that of the fourth power alone where q is large
+    assert torch.allclose(slopes, expected, atol=1e-3)
+
+
+def gamma(theta):
+    matter, _, hubble, _ = theta.double().T
+    return matter * hubble * torch.exp(-0.049 * (1 + (2 * hubble).sqrt() / matter))
+
+
+def test_the_window_is_continuous():
+    y = torch.tensor([0.00999999, 0.01000001], dtype=torch.float64)
+    assert mp._window(y).diff().abs() < 1e-8
+
+
+# ------------------------------------------------------------- errors
+
+
+def test_errors_are_those_of_the_number_of_modes():
+    theta, noise = some_theta(50), torch.randn(50, mp.NUM_BINS)
+    x = mp.linear_theory(theta, noise)
+    without = mp.linear_theory(theta, torch.zeros_like(noise))
+    exact = (mp.linear_power(theta, CENTERS) + 1 / 3e-4).log().float()
+    assert torch.equal(without, exact) and x.dtype == torch.float32
+    # wave vectors of the volume in each shell; opposite ones are the same mode
+    shells = 4 / 3 * math.pi * np.diff(mp.EDGES**3) / (2 * math.pi) ** 3 * 1e9
+    expected = noise * torch.as_tensor((2 / shells) ** 0.5).float()
+    assert torch.allclose(x - without, expected, atol=1e-5)
+
+
+# ------------------------------------------------------------- level 1
+
+
+@needs_camb
+def test_camb_is_linear_on_large_scales_and_grows_on_small_ones():
+    theta = torch.tensor([[0.3, sigma, 0.7, 0.96] for sigma in (0.6, 0.9)])
+    waves = np.array([0.005, 0.02, 1.0])
+    power = mp.nonlinear_power(theta, waves)
+    growth = (power[1] / power[0]).sqrt() / 1.5
+    assert torch.allclose(growth[:2], torch.ones(2).double(), atol=0.01)
+    assert growth[2] > 1.15  # nonlinear
+    linear = mp.linear_power(theta, torch.as_tensor(waves))
+    assert ((power / linear)[:, :2] - 1).abs().max() < 0.25
+    assert (power / linear)[1, 2] > 2
+
+
+@needs_camb
+def test_the_task_is_registered_with_two_levels(tmp_path):
+    task = get_task("matter-power", tmp_path)
+    sims = task.simulate((20, 2), seed=0)
+    assert sims.num_simulations == (20, 2)
+    theta, x_coarse, x = sims[1].theta, sims[1].x_coarse, sims[1].x
+    power = [mp.linear_power(theta, CENTERS), mp.nonlinear_power(theta, mp.CENTERS)]
+    errors = [x_coarse, x]
+    errors = [a - (b + 1 / 3e-4).log() for a, b in zip(errors, power)]
+    assert torch.allclose(errors[0], errors[1], atol=1e-5)  # shared by the levels
+
+
+# ------------------------------------------------------------- stored simulations
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """The task with a formula in place of CAMB."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(mp, "version", lambda name: "2.0.5")
+
+    def power(theta, waves):
+        return 1.1 * mp.linear_power(theta, torch.as_tensor(waves))
+
+    monkeypatch.setattr(mp, "nonlinear_power", power)
+
+
+def test_simulations_are_run_once(fast, tmp_path, monkeypatch):
+    in_memory = mp.MatterPower()
+    task = mp.MatterPower(tmp_path)
+    assert "_observed" not in vars(task)  # not at construction
+    sims, test = task.simulate((30, 10), seed=2), task.simulate_test(5)
+    monkeypatch.setattr(mp, "nonlinear_power", None)
+    again = mp.MatterPower(tmp_path)
+    fewer = again.simulate((20, 4), seed=2)
+    for level, part in zip(sims, fewer):
+        assert part.x.equal(level.x[: len(part)])
+        assert part.theta.equal(level.theta[: len(part)])
+    assert again.simulate_test(5)[1].equal(test[1])
+    monkeypatch.undo()
+    assert in_memory.folder is None
+
+
+def test_a_task_without_camb_names_the_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install camb"):
+        get_task("matter-power")
+    with pytest.raises(TypeError, match="not known"):
+        mp.MatterPower.reference(mp.MatterPower.__new__(mp.MatterPower), 0)
