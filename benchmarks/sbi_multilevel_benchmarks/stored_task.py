@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,7 @@ from sbi_multilevel.simulation.tasks import Status
 from sbi_multilevel.storage import SimulationStore, layout
 from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
 
+STORE_VARIABLE = "SBI_MULTILEVEL_SIMULATIONS"
 TEST_SEED = 10_000  # that of `PosteriorTask.evaluate`, too
 
 
@@ -149,8 +151,7 @@ class StoredTask(PosteriorTask):
     are run when they are first used.
 
     Attributes:
-        folder: Folder of the stores (`settings_folder`), or `None` to keep simulations
-            in memory.
+        folder: Folder of the stores (`keep_in`); `None` keeps simulations in memory.
         num_observations: Number of observations, at least 2.
         batch_size: Number of simulations that are written together.
     """
@@ -159,6 +160,20 @@ class StoredTask(PosteriorTask):
     folder: Path | None = None
     num_observations = 100
     batch_size = 64
+
+    def keep_in(
+        self, folder: str | os.PathLike | None, settings: Mapping[str, Any]
+    ) -> None:
+        """Keep simulations in a folder.
+
+        Args:
+            folder: Folder of the stores of all tasks; `None` for that of the variable
+                `SBI_MULTILEVEL_SIMULATIONS`, and in memory without it.
+            settings: See `settings_folder`.
+        """
+        root = folder or os.environ.get(STORE_VARIABLE)
+        if root:
+            self.folder = settings_folder(Path(root), self.name, settings)
 
     def simulate(
         self,

@@ -23,7 +23,7 @@ from sbi_multilevel_benchmarks.neuron.morphology import (
 )
 from sbi_multilevel_benchmarks.neuron.simulate import CellSimulator, StepCurrent
 from sbi_multilevel_benchmarks.registry import get_task
-from sbi_multilevel_benchmarks.stored_task import Runs, settings_folder
+from sbi_multilevel_benchmarks.stored_task import STORE_VARIABLE, Runs, settings_folder
 from sbi_multilevel_benchmarks.tasks import l5pc
 
 DT = 0.025
@@ -309,7 +309,7 @@ def test_the_task_without_jaxley_raises_with_the_remedy(monkeypatch):
 
 @needs_jaxley
 def test_arguments_of_the_task_are_checked(monkeypatch, tmp_path, capsys):
-    monkeypatch.delenv(l5pc.STORE_VARIABLE, raising=False)
+    monkeypatch.delenv(STORE_VARIABLE, raising=False)
     with pytest.raises(ValueError, match="current='appendix' must be one of"):
         l5pc.L5PC(current="appendix")
     with pytest.raises(ValueError, match="axial_resistivity=0 must be positive"):
@@ -322,7 +322,7 @@ def test_arguments_of_the_task_are_checked(monkeypatch, tmp_path, capsys):
         get_task("l5pc", tmp_path / "missing.swc")
     with pytest.raises(SystemExit):
         main(["--seeds", "1"])
-    assert l5pc.STORE_VARIABLE in capsys.readouterr().err
+    assert STORE_VARIABLE in capsys.readouterr().err
 
 
 @needs_jaxley
@@ -330,14 +330,14 @@ def test_settings_differ_between_options_but_not_seeds(tmp_path):
     file = tmp_path / "cell.swc"
     file.write_text(SWC)
     tasks = [
-        l5pc.L5PC(store=tmp_path),
-        l5pc.L5PC(store=tmp_path, current="code"),
-        l5pc.L5PC(store=tmp_path, axial_resistivity=2_000.0),
-        l5pc.L5PC(store=tmp_path, double_precision=True),
-        l5pc.L5PC(file, store=tmp_path),
+        l5pc.L5PC(folder=tmp_path),
+        l5pc.L5PC(folder=tmp_path, current="code"),
+        l5pc.L5PC(folder=tmp_path, axial_resistivity=2_000.0),
+        l5pc.L5PC(folder=tmp_path, double_precision=True),
+        l5pc.L5PC(file, folder=tmp_path),
     ]
     assert len({task.folder for task in tasks}) == 5
-    assert l5pc.L5PC(store=tmp_path, num_observations=5).folder == tasks[0].folder
+    assert l5pc.L5PC(folder=tmp_path, num_observations=5).folder == tasks[0].folder
     assert all(task.folder.parent == tmp_path for task in tasks)
 
 
@@ -435,7 +435,7 @@ def test_a_file_is_a_morphology(tmp_path):
 @needs_zarr
 @pytest.mark.slow
 def test_the_task_has_paired_levels_and_plausible_spikes(tmp_path, monkeypatch):
-    monkeypatch.setenv(l5pc.STORE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path))
     options = ["--num-simulations", "48,16", "--seeds", "1", "--test", "4"]
     main(options)
     task = l5pc.L5PC(num_observations=4)

@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import quad
 
 from sbi_multilevel_benchmarks.registry import get_task
+from sbi_multilevel_benchmarks.stored_task import STORE_VARIABLE
 from sbi_multilevel_benchmarks.tasks import matter_power as mp
 
 HAS_CAMB = importlib.util.find_spec("camb") is not None
@@ -97,8 +98,8 @@ def test_camb_is_linear_on_large_scales_and_grows_on_small_ones():
 
 
 @needs_camb
-def test_the_task_is_registered_with_two_levels(tmp_path):
-    task = get_task("matter-power", tmp_path)
+def test_the_task_is_registered_with_two_levels():
+    task = get_task("matter-power")
     sims = task.simulate((20, 2), seed=0)
     assert sims.num_simulations == (20, 2)
     theta, x_coarse, x = sims[1].theta, sims[1].x_coarse, sims[1].x
@@ -124,8 +125,10 @@ def fast(monkeypatch):
 
 
 def test_simulations_are_run_once(fast, tmp_path, monkeypatch):
-    in_memory = mp.MatterPower()
-    task = mp.MatterPower(tmp_path)
+    monkeypatch.delenv(STORE_VARIABLE, raising=False)
+    assert mp.MatterPower().folder is None
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path))
+    task = get_task("matter-power")
     assert "_observed" not in vars(task)  # not at construction
     sims, test = task.simulate((30, 10), seed=2), task.simulate_test(5)
     monkeypatch.setattr(mp, "nonlinear_power", None)
@@ -135,8 +138,6 @@ def test_simulations_are_run_once(fast, tmp_path, monkeypatch):
         assert part.x.equal(level.x[: len(part)])
         assert part.theta.equal(level.theta[: len(part)])
     assert again.simulate_test(5)[1].equal(test[1])
-    monkeypatch.undo()
-    assert in_memory.folder is None
 
 
 def test_a_task_without_camb_names_the_package(monkeypatch):

@@ -15,6 +15,9 @@ from scipy.integrate import solve_ivp
 
 from sbi_multilevel.estimators.transformed import unconstrained
 from sbi_multilevel.utils.seeds import seeded
+from sbi_multilevel_benchmarks.papers.experiment import Sweep
+from sbi_multilevel_benchmarks.papers.neuroscience import PlausibleShare
+from sbi_multilevel_benchmarks.papers.pictures import Trained
 from sbi_multilevel_benchmarks.plasticity import mean_field as mf
 from sbi_multilevel_benchmarks.plasticity import parameters as p
 from sbi_multilevel_benchmarks.plasticity.config import NetworkConfig
@@ -231,7 +234,12 @@ def task(monkeypatch):
         return torch.as_tensor(np.stack(rows), dtype=torch.float32)
 
     monkeypatch.setattr(task_module, "spiking_rates", spiking_rates)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    find = importlib.util.find_spec
+
+    def find_spec(name, *package):
+        return name if name == "numba" else find(name, *package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     return task_module.PlasticityTask(num_observations=4)
 
 
@@ -280,6 +288,20 @@ def test_posteriors_are_evaluated_in_the_box(task):
     assert 0 <= max(errors["inside"]) < 0.5
     exact = -network.log_prob(task.true_theta[None], task.observations)[0]
     assert torch.tensor(errors["nltp"]).allclose(exact, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Dropped")
+def test_the_share_of_plausible_samples_is_a_row_of_a_table(task, monkeypatch):
+    build = unconstrained(posterior_nn("mdn"), task.prior)
+    monkeypatch.setattr(task_module.PlasticityTask, "build_network", lambda _: build)
+    sweep = Sweep("plasticity", ("high",), ((200, 20),))
+    (table,) = PlausibleShare(sweep, num_samples=40)("smoke", []).tables.values()
+    ((method, share),) = table.rows
+    trained = Trained.all_of(sweep, "smoke")[0].posterior
+    with seeded(0):
+        theta = task.in_box(trained).sample((40,), x=task.observations[:1])
+    assert method == "high, 200 + 20"
+    assert share == f"{(theta[:, 14] > -1).float().mean():.2f} ± 0.00"
 
 
 # ------------------------------------------------------------- the network

@@ -1,8 +1,8 @@
 """Runs the simulations of the task `l5pc` into its stores, before they are used.
 
 An interrupted run is continued by the same command, and larger numbers add simulations.
-The folder is that of the variable `SBI_MULTILEVEL_L5PC`. The defaults take about half
-an hour of one core: 0.02 s a simulation of level 0, and 0.13 s a pair.
+The folder is that of the variable `SBI_MULTILEVEL_SIMULATIONS`. The defaults take about
+half an hour of one core: 0.02 s a simulation of level 0, and 0.13 s a pair.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sbi_multilevel_benchmarks.registry import get_task
+from sbi_multilevel_benchmarks.stored_task import STORE_VARIABLE
 
 
 def _numbers(text: str) -> tuple[int, int]:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, and simulate."""
     parser = argparse.ArgumentParser(
         prog="python -m sbi_multilevel_benchmarks.neuron",
-        description="Simulate the task l5pc into the folder SBI_MULTILEVEL_L5PC.",
+        description=f"Simulate the task l5pc into the folder {STORE_VARIABLE}.",
     )
     parser.add_argument(
         "--num-simulations",
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if task.folder is None:
-        parser.error("name a folder by the environment variable SBI_MULTILEVEL_L5PC")
+        parser.error(f"name a folder by the environment variable {STORE_VARIABLE}")
     print(f"simulations are in {task.folder}")
     task.simulate_test(options.test)
     for seed in range(options.seeds):

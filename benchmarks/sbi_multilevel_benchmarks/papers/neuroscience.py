@@ -1,4 +1,4 @@
-"""Pictures and tables of the pyramidal cell: traces, predictives, costs."""
+"""Studies of the neuroscience tasks: traces, predictives, plausibility, costs."""
 
 from __future__ import annotations
 
@@ -82,6 +82,42 @@ class Predictive:
             axes.tick_params(axis="x", labelrotation=60)
         counts = joined(trained[0].run.num_simulations)
         return Result({f"l5pc predictives, {counts}": figure})
+
+
+@dataclass(frozen=True)
+class PlausibleShare:
+    """Share of posterior samples whose networks have 1 to 50 Hz.
+
+    Networks are simulated at a few samples for each of the first observations. Means
+    are over observations, and have their standard errors.
+
+    Args:
+        sweep: The methods and the numbers of simulations, of the task `plasticity`.
+        num_observations: Number of observations.
+        num_samples: Samples of each posterior.
+    """
+
+    sweep: Sweep
+    num_observations: int = 20
+    num_samples: int = 5
+
+    def __call__(self, size: Size, records: Sequence[Record]) -> Result:
+        num = 1 if size == "smoke" else self.num_observations
+        rows = []
+        for each in Trained.all_of(self.sweep, size):
+            task, shares = each.task, []
+            for x_o in task.observations[:num].unsqueeze(1):
+                with seeded(0):
+                    theta = task.in_box(each.posterior).sample(
+                        (self.num_samples,), x=x_o, show_progress_bars=False
+                    )
+                shares.append(task.plausible_share(theta))
+            mean, deviation = np.mean(shares), np.std(shares, ddof=min(num - 1, 1))
+            error = deviation / np.sqrt(num)
+            rows.append((str(each), f"{mean:.2f} ± {error:.2f}"))
+        header = ("method", "share inside 1 to 50 Hz")
+        title = f"{self.sweep.task}: {self.num_samples} samples each"
+        return Result(tables={title: Table(header, tuple(rows))})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,12 @@ from sbi_multilevel_benchmarks.papers.experiment import (
     Sweep,
     register_experiments,
 )
-from sbi_multilevel_benchmarks.papers.neuroscience import CostTable, Predictive, Traces
+from sbi_multilevel_benchmarks.papers.neuroscience import (
+    CostTable,
+    PlausibleShare,
+    Predictive,
+    Traces,
+)
 from sbi_multilevel_benchmarks.papers.numbers import Informativeness, LevelDistances
 from sbi_multilevel_benchmarks.papers.pictures import (
     CoverageCurves,
@@ -254,6 +259,11 @@ _NEUROSCIENCE = (
         tuple(
             Sweep(task, ("high", "mf", "hybrid"), _counts(_LOW[:1], (50, 100, 500)))
             for task in _PLASTICITY
+        ),
+        (
+            PlausibleShare(
+                Sweep("plasticity", ("high", "mf", "hybrid"), _counts(_LOW[:1], (50,)))
+            ),
         ),
         published=(
             _nltp("plasticity-full", (100_000, 10_000), "high", -4.72, 0.01),

@@ -52,7 +52,6 @@ import importlib.util
 import os
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ from sbi_multilevel_benchmarks.neuron.simulate import (
     StepCurrent,
 )
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.stored_task import StoredTask, settings_folder
+from sbi_multilevel_benchmarks.stored_task import StoredTask
 
 LOW, HIGH = (0.005, 1e-6), (0.8, 0.15)  # S/cm^2
 COMPARTMENTS = (1, 8)  # a branch
@@ -81,7 +80,6 @@ CURRENTS = {
 }
 AXIAL_RESISTIVITY = 5_000.0  # ohm cm
 MIN_RESISTIVITY = 1_000.0  # in single precision, ohm cm
-STORE_VARIABLE = "SBI_MULTILEVEL_L5PC"
 
 
 class L5PC(StoredTask):
@@ -96,8 +94,7 @@ class L5PC(StoredTask):
         axial_resistivity: Resistivity of the cytoplasm, ohm cm.
         double_precision: Whether to simulate in double precision.
         num_observations: Number of observations, at least 2.
-        store: Folder of the stores; taken from the environment if `None`, and without
-            it simulations are kept in memory.
+        folder: Folder in which simulations are kept, see `StoredTask.keep_in`.
 
     Attributes:
         folder: Folder of the stores of these settings, or `None`.
@@ -119,7 +116,7 @@ class L5PC(StoredTask):
         axial_resistivity: float = AXIAL_RESISTIVITY,
         double_precision: bool = False,
         num_observations: int = 100,
-        store: str | os.PathLike | None = None,
+        folder: str | os.PathLike | None = None,
     ):
         if importlib.util.find_spec("jaxley") is None:
             raise ValueError(
@@ -159,10 +156,7 @@ class L5PC(StoredTask):
             for n in COMPARTMENTS
         )
         self.num_observations = num_observations
-        root = store or os.environ.get(STORE_VARIABLE)
-        self.folder = (
-            settings_folder(Path(root), "l5pc", self.settings) if root else None
-        )
+        self.keep_in(folder, self.settings)
 
     @staticmethod
     def noise(n: int, generator: torch.Generator) -> Tensor:

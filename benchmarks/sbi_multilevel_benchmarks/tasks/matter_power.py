@@ -39,8 +39,8 @@ the standard deviation of the linear density in spheres of 8 Mpc/h,
     W(y) = 3 (\sin y - y \cos y) / y^3 .
 
 A simulation of level 1 takes 0.8 s on one core, one of level 0 less than 0.1 ms. The
-exact posterior is not evaluated, as it needs CAMB at each theta. Simulations of level 1
-are kept in the folder named by `--data`, if any (`stored_task`).
+exact posterior is not evaluated, as it needs CAMB at each theta. Simulations are run
+once and read afterwards, if there is a folder for them (`stored_task`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ import math
 import os
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.stored_task import StoredTask, settings_folder
+from sbi_multilevel_benchmarks.stored_task import StoredTask
 
 LOW, HIGH = (0.1, 0.6, 0.5, 0.8), (0.5, 1.0, 0.9, 1.2)
 BARYONS = 0.049
@@ -157,7 +156,7 @@ class MatterPower(StoredTask):
     """Posterior of four cosmological parameters.
 
     Args:
-        folder: Folder in which simulations of level 1 are kept, if any.
+        folder: Folder in which simulations are kept, see `StoredTask.keep_in`.
 
     Raises:
         ValueError: If camb is not installed.
@@ -176,10 +175,9 @@ class MatterPower(StoredTask):
                 "task='matter-power' runs CAMB, which is not installed. Run `pip "
                 "install camb`."
             )
-        if folder is not None:
-            release = version("camb").split(".")[0]
-            settings = {"camb": release, "prior": [LOW, HIGH], "k": CENTERS.tolist()}
-            self.folder = settings_folder(Path(folder), self.name, settings)
+        release = version("camb").split(".")[0]
+        settings = {"camb": release, "prior": [LOW, HIGH], "k": CENTERS.tolist()}
+        self.keep_in(folder, settings)
 
     @staticmethod
     def noise(n: int, generator: torch.Generator) -> Tensor:
@@ -187,4 +185,4 @@ class MatterPower(StoredTask):
         return torch.randn(n, NUM_BINS, generator=generator)
 
 
-register_task("matter-power", lambda data: MatterPower(data))
+register_task("matter-power", lambda data: MatterPower())

@@ -27,8 +27,8 @@ no noise, so the levels share theta only.
 *Observations.* The paper evaluates 262 008 simulations of fSBI; here, plausible
 networks at draws from the prior, simulated when they are first read. Weights settle in
 20 s and rates are counted in 5 s by default, where the paper has 120 s (60 s in the
-configuration of Confavreux et al.) and 10 s. Simulations of the network are kept in the
-folder named by `--data`, if any (`stored_task`).
+configuration of Confavreux et al.) and 10 s. Networks are simulated once and read
+afterwards, if there is a folder for them (`stored_task`).
 
 *Evaluation.* A network trained on few simulations has little mass in the prior's small
 share of the box, so that rejection may not end. Posteriors are evaluated in the box, as
@@ -41,7 +41,6 @@ import importlib.util
 import os
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ from sbi_multilevel_benchmarks.plasticity.parameters import (
     RestrictedUniform,
 )
 from sbi_multilevel_benchmarks.registry import register_task
-from sbi_multilevel_benchmarks.stored_task import StoredTask, settings_folder
+from sbi_multilevel_benchmarks.stored_task import StoredTask
 
 # share of the box; 6e7 draws, standard error 6.3e-6
 SHARE = 0.00238
@@ -106,7 +105,7 @@ class PlasticityTask(StoredTask):
         num_low: Parameters that level 0 depends on: 3, 6 or 12.
         config: Size and duration of the network of level 1.
         num_observations: Number of observations.
-        folder: Folder in which simulations of the network are kept, if any.
+        folder: Folder in which networks are kept, see `StoredTask.keep_in`.
 
     Raises:
         ValueError: If numba is not installed, or `num_low` is another number.
@@ -136,8 +135,7 @@ class PlasticityTask(StoredTask):
                 "EI. Pass one of these."
             )
         self.config = config
-        if folder is not None:
-            self.folder = settings_folder(Path(folder), "plasticity", asdict(config))
+        self.keep_in(folder, asdict(config))
         self.num_observations = num_observations
         self.parameters = {0: PARAMETERS[:num_low], 1: PARAMETERS}
         self.simulators = (
@@ -196,13 +194,18 @@ class PlasticityTask(StoredTask):
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict[str, list[float]]:
         """Errors of a posterior in the box, see the module, and `inside`."""
-        if isinstance(estimator, DirectPosterior):
-            network, box = estimator.posterior_estimator, BoxUniform(LOW, HIGH)
-            estimator = DirectPosterior(network, box)
+        estimator = self.in_box(estimator)
         errors = super().evaluate(estimator, trained_on)
         drawn = (self._draw(estimator, x_o) for x_o in self.observations)
         inside = [within_support(self.prior, each).float().mean() for each in drawn]
         return errors | {"inside": [share.item() for share in inside]}
+
+    @staticmethod
+    def in_box(posterior: Any) -> Any:
+        """A direct posterior without rejection outside the support of the prior."""
+        if not isinstance(posterior, DirectPosterior):
+            return posterior
+        return DirectPosterior(posterior.posterior_estimator, BoxUniform(LOW, HIGH))
 
     def _plausible(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """Theta and x of the first n plausible networks of a seed."""
@@ -225,7 +228,7 @@ class PlasticityTask(StoredTask):
 
 
 def _register(name: str, **options: Any) -> None:
-    register_task(name, lambda data: PlasticityTask(folder=data, **options))
+    register_task(name, lambda data: PlasticityTask(**options))
 
 
 _register("plasticity")
