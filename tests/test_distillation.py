@@ -1,13 +1,22 @@
 """One network in place of a hybrid mixture, and interrupted trainings of a hybrid."""
 
+import math
 import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
+from torch.distributions import biject_to, constraints
 
-from sbi_multilevel import HybridConfig, HybridNLE, HybridNPE, OneCycle
+from sbi_multilevel import (
+    HybridConfig,
+    HybridNLE,
+    HybridNPE,
+    MultilevelSimulations,
+    OneCycle,
+)
 from tests.hybrids import BRIEF, PRIOR, QUICK, make, simulated, trained
 
 CONFIG = HybridConfig(num_members=2, level_maps=("paired",), distill=True)
@@ -52,6 +61,68 @@ def test_the_mixture_is_kept_if_one_network_loses_too_much():
     found = inference.hybrid_summary.distillation
     assert found.is_used == (found.loss < 0.02)
     assert (len(inference._neural_net.members) == 1) == found.is_used
+
+
+class _Outer(constraints.Constraint):
+    """Points of [-1, 1] that are not near 0."""
+
+    event_dim = 1
+
+    def check(self, value):
+        inside = (value.abs() > 0.3) & (value.abs() <= 1)
+        return inside.all(dim=-1)
+
+
+@biject_to.register(_Outer)
+def _of_box(constraint):
+    return biject_to(PRIOR.support)
+
+
+class OuterPrior(BoxUniform):
+    """Uniform on a part of a box, by whose transform parameters are unconstrained."""
+
+    def __init__(self):
+        super().__init__(-torch.ones(1), torch.ones(1))
+
+    @property
+    def support(self):
+        return _Outer()
+
+    def sample(self, sample_shape=()):
+        theta = super().sample(sample_shape)
+        return theta.sign() * (0.3 + 0.7 * theta.abs())
+
+    def log_prob(self, value):
+        inside = self.support.check(value)
+        return torch.where(inside, -math.log(1.4), -math.inf)
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_networks_may_leave_a_support_that_is_a_part_of_a_box(distill):
+    prior, sims = OuterPrior(), simulated(300, 40)
+    inside = [level[prior.support.check(level.theta)] for level in sims.levels]
+    inference = HybridNPE(
+        prior,
+        "mdn",
+        config=replace(CONFIG, distill=distill),
+        show_progress_bars=False,
+    ).append_multilevel_simulations(MultilevelSimulations(tuple(inside)))
+    inference.train(**BRIEF)
+    found = inference.hybrid_summary.distillation
+    assert (found is not None and found.is_used) == distill
+    posterior = inference.build_posterior()
+    x_o = torch.tensor([[1.0, 1.0]])  # theta near 0
+    drawn = inference._neural_net.sample((500,), x_o)[:, 0]
+    assert not prior.support.check(drawn).all()
+    samples = posterior.sample((200,), x=x_o, show_progress_bars=False)
+    assert prior.support.check(samples).all()
+
+
+def test_simulations_outside_of_the_support_are_refused():
+    inference = HybridNPE(OuterPrior(), "mdn", config=CONFIG, show_progress_bars=False)
+    inference.append_multilevel_simulations(simulated())
+    with pytest.raises(ValueError, match="outside the support of the prior"):
+        inference.train(**BRIEF)
 
 
 def test_a_trained_hybrid_with_a_local_kernel_can_be_pickled():

@@ -160,7 +160,8 @@ class MultilevelTrainer(StagedTrainer):
                 dataloader_kwargs,
             )
         simulations = self._prepared_simulations()
-        if self._is_unconstrained:
+        # draws from networks, not of a user, may lie outside of a part of a box
+        if self._is_unconstrained and plan.prepares:
             for level in simulations:
                 check_inside(self._prior, level)
         if not resume_training or plan.split is None:
