@@ -3,19 +3,24 @@
 import pytest
 import torch
 from sbi.utils import process_prior
-from torch.distributions import Exponential, Uniform
+from torch.distributions import Exponential, Independent, Uniform
 
 from sbi_multilevel import (
     MFNLE,
     MFNPE,
+    MFSNLE,
     MLNPE,
+    MLTSNPE,
     HybridConfig,
     HybridNLE,
     HybridNPE,
     HybridNRE,
+    HybridTSNPE,
     LevelSimulations,
     MultilevelSimulations,
 )
+from sbi_multilevel.utils.seeds import seeded
+from tests.rounds import COARSE, FINE, MCMC, OPTIONS, RUN, X_O
 from tests.two_levels import PRIOR, simulate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -41,6 +46,26 @@ def test_a_batch_of_scalar_priors_is_one_prior(cls, options, simulations):
     assert posterior.sample((5,), x=x_o, **NO_BARS).shape == (5, 2)
     outside = torch.tensor([[0.0, 2.0]])
     assert posterior.log_prob(outside, x=x_o).tolist() == [float("-inf")]
+
+
+@pytest.mark.parametrize(
+    "cls", (HybridTSNPE, MLTSNPE, pytest.param(MFSNLE, marks=pytest.mark.slow))
+)
+@pytest.mark.filterwarnings("ignore:.*simulations of round")
+def test_rounds_take_a_batch_of_scalar_priors_as_one_prior(cls):
+    options = dict(OPTIONS)
+    if cls is MFSNLE:  # which has no truncation
+        options = {**options, "mcmc_options": MCMC}
+        del options["truncation"]
+    if cls is not MLTSNPE:
+        options["config"] = SMALL
+    samples = []
+    for prior in (SCALARS, Independent(SCALARS, 1)):
+        inference = cls(prior, X_O, seed=1, **options)
+        posterior = inference.run((COARSE, FINE), (60, 16), num_rounds=2, **RUN)
+        with seeded(0):
+            samples.append(posterior.sample((3,), **NO_BARS))
+    assert torch.equal(*samples)
 
 
 def test_the_prior_stays_the_object_that_was_passed(simulations):

@@ -12,7 +12,7 @@ from sbi.utils import mcmc_transform
 from sbi.utils.sbiutils import within_support
 from scipy.stats import rankdata
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 if TYPE_CHECKING:
     from sbi_multilevel.data.simulations import LevelSimulations
@@ -179,6 +179,12 @@ def check_prior(prior: Any) -> None:
             "or sbi, e.g. `BoxUniform(low, high)`. For other priors see "
             "`sbi.utils.user_input_checks.process_prior`."
         )
+
+
+def as_one_prior(prior: Any) -> Any:
+    """A batch of scalar priors, which trainers of sbi take, as one prior of theta."""
+    is_batch = len(getattr(prior, "batch_shape", ())) == 1
+    return Independent(prior, 1) if is_batch else prior
 
 
 def log_prob_of(prior: Any, theta: Tensor) -> Tensor:

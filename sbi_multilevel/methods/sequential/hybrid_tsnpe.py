@@ -62,7 +62,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sbi_multilevel.data.validation import check_observation
+from sbi_multilevel.data.validation import as_one_prior, check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.npe import MLNPE, HybridNPE
@@ -121,7 +121,7 @@ class _TruncatedRounds(MultilevelRounds):
                 "`config=HybridConfig(distill=False)`."
             )
         settings = MultilevelSettings(
-            prior=prior,
+            prior=as_one_prior(prior),
             trainer_type=self._trainer_type,
             density_estimator=density_estimator,
             config=config,

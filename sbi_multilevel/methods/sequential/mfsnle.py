@@ -34,7 +34,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sbi_multilevel.data.validation import check_observation
+from sbi_multilevel.data.validation import as_one_prior, check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
@@ -140,7 +140,7 @@ class MFSNLE(MultilevelRounds):
                 "x. Use `HybridNLE` on simulations from the prior."
             )
         settings = MultilevelSettings(
-            prior=prior,
+            prior=as_one_prior(prior),
             trainer_type=HybridNLE,
             density_estimator=density_estimator,
             config=checked,
