@@ -29,8 +29,8 @@ from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from sbi_multilevel.data.priors import log_prob_of
 from sbi_multilevel.data.simulations import Target
-from sbi_multilevel.data.validation import log_prob_of
 from sbi_multilevel.estimators.reading import KeepsTails
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 

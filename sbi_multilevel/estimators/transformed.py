@@ -33,8 +33,8 @@ from sbi.neural_nets.estimators.base import ConditionalEstimator
 from sbi.utils.sbiutils import CallableTransform
 from torch import Tensor, nn
 
+from sbi_multilevel.data.priors import transform_of
 from sbi_multilevel.data.simulations import Target
-from sbi_multilevel.data.validation import transform_of
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
 from sbi_multilevel.estimators.reading import ReadsX, with_x_map
 from sbi_multilevel.level_maps import Moments

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sbi_multilevel.data.parameters import LevelParameters
+from sbi_multilevel.data.priors import check_width
 from sbi_multilevel.data.simulations import (
     LevelSimulations,
     MultilevelSimulations,
@@ -24,7 +25,6 @@ from sbi_multilevel.data.validation import (
     check_plain,
     check_same_device,
     check_same_shapes,
-    check_width,
 )
 from sbi_multilevel.training.config import MethodConfig
 from sbi_multilevel.training.hooks import HookedTrainer

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from sbi_multilevel.data.simulations import (
-    LevelSimulations,
-    MultilevelSimulations,
-    Target,
-)
-from sbi_multilevel.data.validation import (
+from sbi_multilevel.data.priors import (
     check_inside,
     check_prior,
     has_support,
     transform_of,
+)
+from sbi_multilevel.data.simulations import (
+    LevelSimulations,
+    MultilevelSimulations,
+    Target,
 )
 from sbi_multilevel.estimators.kinds import DENSITY, NetworkKind
 from sbi_multilevel.estimators.mixed import find_mixed, num_unaligned, probe_mixed

@@ -14,12 +14,12 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sbi_multilevel.data.priors import log_prob_of
 from sbi_multilevel.data.simulations import (
     LevelSimulations,
     MultilevelSimulations,
     merge_levels,
 )
-from sbi_multilevel.data.validation import log_prob_of
 from sbi_multilevel.estimators.mixed import WithExamples
 from sbi_multilevel.level_maps.arrays import LevelArrays
 from sbi_multilevel.methods.hybrid.pool import (

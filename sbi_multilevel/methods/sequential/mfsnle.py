@@ -34,7 +34,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sbi_multilevel.data.validation import as_one_prior, check_observation
+from sbi_multilevel.data.priors import as_one_prior
+from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition

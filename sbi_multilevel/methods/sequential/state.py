@@ -12,13 +12,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_multilevel.data.priors import check_inside, has_support
 from sbi_multilevel.data.simulations import LevelSimulations
-from sbi_multilevel.data.validation import (
-    check_columns,
-    check_inside,
-    check_same_shapes,
-    has_support,
-)
+from sbi_multilevel.data.validation import check_columns, check_same_shapes
 from sbi_multilevel.simulation.tasks import Outcome, Status, Task
 from sbi_multilevel.utils.files import expect
 from sbi_multilevel.utils.seeds import derive_seed, seeded

@@ -36,7 +36,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_multilevel.data.validation import has_support
+from sbi_multilevel.data.priors import has_support
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.utils.seeds import seeded
