@@ -118,7 +118,7 @@ def calibration(posterior: Any, theta: Tensor, x: Tensor) -> dict[str, list[floa
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Samples as a posterior, as drawing them takes most of the time."""
+    """A posterior that returns samples drawn before, which take most of the time."""
 
     samples: Tensor
 

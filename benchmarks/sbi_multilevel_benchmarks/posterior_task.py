@@ -117,12 +117,13 @@ class PosteriorTask(BenchmarkTask):
             errors |= calibration(estimator, *self.simulate_high(200, seed=10_000))
         return errors
 
-    def _draw(self, posterior: Any, x_o: Tensor) -> Tensor:
+    def _draw(self, posterior: Any, x_o: Tensor, num: int | None = None) -> Tensor:
+        shape = (num or self.num_samples,)
         with seeded(1):
             samples = posterior.sample(
-                (self.num_samples,), x=x_o.unsqueeze(0), show_progress_bars=False
+                shape, x=x_o.unsqueeze(0), show_progress_bars=False
             )
-        return samples.detach().reshape(self.num_samples, -1)
+        return samples.detach().reshape(*shape, -1)
 
 
 def sample_density(

@@ -9,7 +9,6 @@ A folder holds one store (`SimulationStore`) per seed, and the settings they dep
       pairs-0.zarr     simulations of all levels with root seed 0
       high-10000.zarr  simulations of the highest level alone
 
-
 A simulation depends on the root seed, its level and its number alone. So a smaller
 number of simulations is the beginning of a larger one, and those of different seeds are
 independent. The simulations are the same as without a store.

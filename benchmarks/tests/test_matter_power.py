@@ -13,6 +13,8 @@ from sbi_multilevel_benchmarks.stored_task import STORE_VARIABLE
 from sbi_multilevel_benchmarks.tasks import matter_power as mp
 
 HAS_CAMB = importlib.util.find_spec("camb") is not None
+HAS_ZARR = importlib.util.find_spec("zarr") is not None
+needs_zarr = pytest.mark.skipif(not HAS_ZARR, reason="zarr is not installed")
 needs_camb = pytest.mark.skipif(not HAS_CAMB, reason="camb is not installed")
 CENTERS = torch.as_tensor(mp.CENTERS)
 
@@ -42,23 +44,29 @@ def test_the_linear_density_in_spheres_has_the_deviation_sigma8():
         assert deviation(row) == pytest.approx(row[1].item(), rel=2e-3)
 
 
-def test_the_formula_has_its_limits():
-    theta = some_theta(5)
-    large, small = torch.tensor([1e-6, 2e-6]), torch.tensor([1e4, 2e4])
-    slopes = mp.linear_power(theta, large).log().diff() / math.log(2)
-    assert torch.allclose(slopes[:, 0], theta[:, 3].double(), atol=1e-2)
-    # T is proportional to log(k) / k^2
-    powers = mp.linear_power(theta, small)
-    logs = torch.log(2.34 * small.double() / gamma(theta)[:, None]).log().diff()[:, 0]
-    slopes = powers.log().diff()[:, 0] / math.log(2)
-    expected = theta[:, 3].double() - 4 + 2 * logs / math.log(2)
-    # q^-4 is that of the fourth power alone where q is large
-    assert torch.allclose(slopes, expected, atol=1e-3)
+# of the package colossus 1.4.0, model "sugiyama95" with a temperature of 2.7 K
+WAVES = (1e-3, 0.02, 0.1, 0.5, 3.0)
+TRANSFER = {
+    (0.3, 0.7): (0.98489716, 0.561969254, 0.138332634, 1.43328627e-2, 7.24799139e-4),
+    (0.15, 0.85): (
+        0.964378325,
+        0.337851869,
+        5.31888322e-2,
+        0.00439916878,
+        0.000199882631,
+    ),
+}
 
 
-def gamma(theta):
-    matter, _, hubble, _ = theta.double().T
-    return matter * hubble * torch.exp(-0.049 * (1 + (2 * hubble).sqrt() / matter))
+@pytest.mark.parametrize("index", [1.0, 0.8])
+@pytest.mark.parametrize("matter, hubble", TRANSFER)
+def test_the_transfer_function_is_that_of_another_package(matter, hubble, index):
+    theta, waves = torch.tensor([[matter, 0.8, hubble, index]]), torch.tensor(WAVES)
+    power = mp.linear_power(theta, waves)[0]
+    transfer = torch.tensor(TRANSFER[matter, hubble], dtype=torch.float64)
+    expected = waves.double() ** index * transfer**2
+    ratio = power / expected
+    assert torch.allclose(ratio / ratio[0], torch.ones(5).double(), rtol=1e-5)
 
 
 def test_the_window_is_continuous():
@@ -115,7 +123,12 @@ def test_the_task_is_registered_with_two_levels():
 @pytest.fixture
 def fast(monkeypatch):
     """The task with a formula in place of CAMB."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    find = importlib.util.find_spec
+
+    def find_spec(name, *package):
+        return name if name == "camb" else find(name, *package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(mp, "version", lambda name: "2.0.5")
 
     def power(theta, waves):
@@ -124,6 +137,14 @@ def fast(monkeypatch):
     monkeypatch.setattr(mp, "nonlinear_power", power)
 
 
+def test_the_folder_depends_on_the_constants(fast, tmp_path, monkeypatch):
+    first = mp.MatterPower(tmp_path).folder
+    assert mp.MatterPower(tmp_path).folder == first
+    monkeypatch.setattr(mp, "BARYONS", 0.05)
+    assert mp.MatterPower(tmp_path).folder != first
+
+
+@needs_zarr
 def test_simulations_are_run_once(fast, tmp_path, monkeypatch):
     monkeypatch.delenv(STORE_VARIABLE, raising=False)
     assert mp.MatterPower().folder is None

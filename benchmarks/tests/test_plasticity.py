@@ -25,6 +25,8 @@ from sbi_multilevel_benchmarks.registry import get_task
 from sbi_multilevel_benchmarks.tasks import plasticity as task_module
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_ZARR = importlib.util.find_spec("zarr") is not None
+needs_zarr = pytest.mark.skipif(not HAS_ZARR, reason="zarr is not installed")
 needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
 BOX = BoxUniform(p.LOW, p.HIGH)
 SHORT = NetworkConfig(settle_seconds=0.2, record_seconds=0.2)
@@ -263,6 +265,10 @@ def test_the_task_keeps_the_contract(task):
     assert torch.equal(high.x_coarse, mf.steady_rates(high.theta).float())
     assert not torch.equal(task.simulate((50, 20), seed=2)[1].x, high.x)
     assert task.simulate((50, 30), seed=1)[1].theta[:20].equal(high.theta)
+    # both levels are drawn independently
+    assert not (sims[0].theta[:, None] == high.theta).all(dim=2).any()
+    low, _ = task.simulate_level(0, 50, seed=1)
+    assert not (low[:, None] == sims[0].theta).all(dim=2).any()
     assert "_observed" not in vars(task)  # not at construction
     assert task.observations.shape == (4, 2) and task.true_theta.shape == (4, 24)
     theta, x = task.simulate_high(4, seed=10_000)
@@ -275,17 +281,18 @@ def test_the_task_keeps_the_contract(task):
     assert BOX.log_prob(samples).isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:Dropped")
+@needs_zarr
 def test_networks_are_kept_in_a_folder(half, tmp_path, monkeypatch):
     in_memory = half.simulate_high(10, seed=3)
     first = task_module.PlasticityTask(folder=tmp_path).simulate_high(20, seed=3)
     monkeypatch.setattr(task_module, "spiking_rates", None)  # not run again
     again = task_module.PlasticityTask(folder=tmp_path, num_low=6)
+    few = half.simulate_level(0, 5, seed=0)[1], again.simulate_level(0, 5, seed=0)[1]
+    assert not torch.equal(*few)  # mean fields are not kept
     for other in (in_memory, again.simulate_high(10, seed=3)):
         assert all(a[:10].equal(b) for a, b in zip(first, other))
 
 
-@pytest.mark.filterwarnings("ignore:Dropped")
 def test_posteriors_are_evaluated_in_the_box(half):
     theta, x = half.simulate_high(20, seed=3)
     network = unconstrained(posterior_nn("mdn", num_components=2), half.prior)(theta, x)
@@ -297,7 +304,6 @@ def test_posteriors_are_evaluated_in_the_box(half):
     assert torch.tensor(errors["nltp"]).allclose(exact, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Dropped")
 def test_the_share_of_plausible_samples_is_a_row_of_a_table(half, monkeypatch):
     build = unconstrained(posterior_nn("mdn"), half.prior)
     monkeypatch.setattr(task_module.PlasticityTask, "build_network", lambda _: build)

@@ -56,8 +56,8 @@ def check_inside(prior: Any, level: LevelSimulations) -> None:
 
 
 def as_one_prior(prior: Any) -> Any:
-    """A batch of scalar priors, which trainers of sbi take, as one prior of theta."""
-    is_batch = len(getattr(prior, "batch_shape", ())) == 1
+    """A batch of scalar priors as one prior of theta; other priors as they are."""
+    is_batch = len(getattr(prior, "batch_shape", ())) == 1 and not prior.event_shape
     return Independent(prior, 1) if is_batch else prior
 
 

@@ -160,7 +160,7 @@ class MultilevelTrainer(StagedTrainer):
                 dataloader_kwargs,
             )
         simulations = self._prepared_simulations()
-        # draws from networks, not of a user, may lie outside of a part of a box
+        # draws from networks may lie outside of the support
         if self._is_unconstrained and plan.prepares:
             for level in simulations:
                 check_inside(self._prior, level)

@@ -2,7 +2,7 @@
 
 An interrupted run is continued by the same command, and larger numbers add simulations.
 The folder is that of the variable `SBI_MULTILEVEL_SIMULATIONS`. The defaults take about
-half an hour of one core: 0.02 s a simulation of level 0, and 0.13 s a pair.
+half an hour of one core: 0.01 s a simulation of level 0, and 0.1 s a pair.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -51,6 +52,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
 from sbi_multilevel import LevelSimulations, MultilevelSimulations, simulate_multilevel
+from sbi_multilevel.utils.seeds import derive_seed
 from sbi_multilevel_benchmarks.plasticity.config import FULL_SIZE, NetworkConfig
 from sbi_multilevel_benchmarks.plasticity.mean_field import is_plausible, steady_rates
 from sbi_multilevel_benchmarks.plasticity.parameters import (
@@ -65,6 +67,8 @@ from sbi_multilevel_benchmarks.stored_task import StoredTask
 
 # share of the box; 6e7 draws, standard error 6.3e-6
 SHARE = 0.00238
+VERSION = 1  # of networks and prior; kept networks of another one are not read
+_NUM_INSIDE = 50  # samples of each posterior
 _FEWEST = 16  # networks at first, of which some are plausible
 
 
@@ -127,7 +131,8 @@ class PlasticityTask(StoredTask):
         if importlib.util.find_spec("numba") is None:
             raise ValueError(
                 "task='plasticity' simulates networks by numba, which is not "
-                "installed. Run `pip install numba`."
+                "installed. Run `pip install 'sbi_multilevel_benchmarks[plasticity]'` "
+                "or `pip install numba`."
             )
         if num_low not in (3, 6, 12):
             raise ValueError(
@@ -135,7 +140,8 @@ class PlasticityTask(StoredTask):
                 "EI. Pass one of these."
             )
         self.config = config
-        self.keep_in(folder, asdict(config))
+        settings = {"version": VERSION, "rates": list(RATES), **asdict(config)}
+        self.keep_in(folder, settings)
         self.num_observations = num_observations
         self.parameters = {0: PARAMETERS[:num_low], 1: PARAMETERS}
         self.simulators = (
@@ -163,17 +169,11 @@ class PlasticityTask(StoredTask):
         Args:
             num_simulations: Number of simulations of each level.
             seed: Root seed.
-            show_progress_bars: Not used.
+            show_progress_bars: Whether to show the progress of new networks.
         """
-        low = simulate_multilevel(
-            self.simulators[:1],
-            self.prior,
-            num_simulations[:1],
-            noise=self.noise,
-            seed=seed,
-            show_progress_bars=False,
-        )[0]
-        theta, x = self._plausible(num_simulations[1], seed)
+        # another seed, as both simulators are the first level of their runs
+        low = self._mean_field(num_simulations[0], derive_seed(seed, 0))
+        theta, x = self._plausible(num_simulations[1], seed, show_progress_bars)
         x_coarse = self.simulators[0](theta, torch.empty(0))
         high = LevelSimulations(1, theta, x, x_coarse)
         return MultilevelSimulations((low, high), self.costs)
@@ -189,15 +189,16 @@ class PlasticityTask(StoredTask):
             seed: Root seed.
         """
         if level == 0:
-            return super().simulate_level(level, num_simulations, seed)
+            low = self._mean_field(num_simulations, seed + 1_000_000)
+            return low.theta, low.x
         return self._plausible(num_simulations, seed + 1_000_000)
 
     def evaluate(self, estimator: Any, trained_on: Tensor) -> dict[str, list[float]]:
         """Errors of a posterior in the box, see the module, and `inside`."""
         estimator = self.in_box(estimator)
         errors = super().evaluate(estimator, trained_on)
-        drawn = (self._draw(estimator, x_o) for x_o in self.observations)
-        inside = [within_support(self.prior, each).float().mean() for each in drawn]
+        few = (self._draw(estimator, x_o, _NUM_INSIDE) for x_o in self.observations)
+        inside = [within_support(self.prior, each).float().mean() for each in few]
         return errors | {"inside": [share.item() for share in inside]}
 
     @staticmethod
@@ -207,11 +208,28 @@ class PlasticityTask(StoredTask):
             return posterior
         return DirectPosterior(posterior.posterior_estimator, BoxUniform(LOW, HIGH))
 
-    def _plausible(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _mean_field(self, n: int, seed: int) -> LevelSimulations:
+        """Simulations of level 0, which take no time and are not kept."""
+        return simulate_multilevel(
+            self.simulators[:1],
+            self.prior,
+            (n,),
+            noise=self.noise,
+            seed=seed,
+            show_progress_bars=False,
+        )[0]
+
+    def _plausible(
+        self, n: int, seed: int, show_progress_bars: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Theta and x of the first n plausible networks of a seed."""
         if len(self._networks.get(seed, ())) < n:
-            runs, store = self._runs(slice(1, 2)), self._store(f"high-{seed}")
-            self._networks[seed] = runs.first((max(n, _FEWEST),), seed, store)[0]
+            runs = self._runs(slice(1, 2), show_progress_bars)
+            store = self._store(f"high-{seed}")
+            with warnings.catch_warnings():
+                # the filter of networks leaves the posterior as it is, see the module
+                warnings.filterwarnings("ignore", "Dropped")
+                self._networks[seed] = runs.first((max(n, _FEWEST),), seed, store)[0]
         kept = self._networks[seed]
         return kept.theta[:n], kept.x[:n]
 
