@@ -64,6 +64,8 @@ LINES = (
     Line("sir", "SIR", "c2st", "C2ST", _with(10_000, 50, 100)),
     Line("sir", "SIR", "nltp", "NLTP", _with(10_000, 50, 100)),
     Line("blob", "blobs, images of 32 x 32", "nltp", "NLTP", _with(1_000, 50, 100)),
+    Line("l5pc", "L5PC, pyramidal cell", "nltp", "NLTP", _with(10_000, 50, 100, 1_000)),
+    Line("matter-power", "matter power, CAMB", "nltp", "NLTP", _with(10_000, 50)),
 )
 USELESS = (
     Line("g-and-k-useless", "g-and-k", "kl_grid", "KL", _with(10_000, 100)),
