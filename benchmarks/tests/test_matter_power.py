@@ -152,6 +152,9 @@ def test_simulations_are_run_once(fast, tmp_path, monkeypatch):
     task = get_task("matter-power")
     assert "_observed" not in vars(task)  # not at construction
     sims, test = task.simulate((30, 10), seed=2), task.simulate_test(5)
+    theta, _ = task.simulate_high(5, seed=2)  # independent of those of the seed
+    for level in sims:
+        assert not (theta[:, None] == level.theta).all(dim=2).any()
     monkeypatch.setattr(mp, "nonlinear_power", None)
     again = mp.MatterPower(tmp_path)
     fewer = again.simulate((20, 4), seed=2)
