@@ -32,6 +32,8 @@ from sbi_multilevel_benchmarks.calibration import calibration
 from sbi_multilevel_benchmarks.metrics import biased_mmd, c2st, nltp, nrmse
 from sbi_multilevel_benchmarks.task import BenchmarkTask
 
+TEST_SEED = 10_000  # of test simulations, apart from the seeds of training
+
 
 def build_flow(prior: Any, embedding_net: nn.Module | None = None) -> Callable:
     """The builder of the neural spline flow of posterior tasks.
@@ -114,7 +116,7 @@ class PosteriorTask(BenchmarkTask):
             errors["nltp"] = values.tolist()
         errors["nrmse"] = nrmse(drawn, self.true_theta).tolist()
         if hasattr(estimator, "sample_batched"):  # amortized posteriors
-            errors |= calibration(estimator, *self.simulate_high(200, seed=10_000))
+            errors |= calibration(estimator, *self.simulate_high(200, seed=TEST_SEED))
         return errors
 
     def _draw(self, posterior: Any, x_o: Tensor, num: int | None = None) -> Tensor:

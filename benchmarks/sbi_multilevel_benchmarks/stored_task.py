@@ -33,10 +33,9 @@ from sbi_multilevel import MultilevelSimulations, simulate_multilevel
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Status
 from sbi_multilevel.storage import SimulationStore, layout
-from sbi_multilevel_benchmarks.posterior_task import PosteriorTask
+from sbi_multilevel_benchmarks.posterior_task import TEST_SEED, PosteriorTask
 
 STORE_VARIABLE = "SBI_MULTILEVEL_SIMULATIONS"
-TEST_SEED = 10_000  # that of `PosteriorTask.evaluate`, too
 
 
 def settings_folder(root: Path, name: str, settings: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sbi_multilevel import MultilevelSimulations, simulate_multilevel
+from sbi_multilevel import LevelSimulations, MultilevelSimulations, simulate_multilevel
 
 
 class BenchmarkTask(ABC):
@@ -108,12 +108,18 @@ class BenchmarkTask(ABC):
             num_simulations: Number of simulations.
             seed: Root seed.
         """
-        simulations = simulate_multilevel(
+        found = self._simulate_alone(level, num_simulations, seed + 1_000_000)
+        return found.theta, found.x
+
+    def _simulate_alone(
+        self, level: int, num_simulations: int, seed: int
+    ) -> LevelSimulations:
+        """Simulations of one level in memory, as level 0 of a run of this root seed."""
+        return simulate_multilevel(
             self.simulators[level : level + 1],
             self.prior,
             (num_simulations,),
             noise=self.noise,
-            seed=seed + 1_000_000,
+            seed=seed,
             show_progress_bars=False,
-        )
-        return simulations[0].theta, simulations[0].x
+        )[0]

@@ -51,7 +51,7 @@ from sbi.utils import BoxUniform
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 
-from sbi_multilevel import LevelSimulations, MultilevelSimulations, simulate_multilevel
+from sbi_multilevel import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.utils.seeds import derive_seed
 from sbi_multilevel_benchmarks.plasticity.config import FULL_SIZE, NetworkConfig
 from sbi_multilevel_benchmarks.plasticity.mean_field import is_plausible, steady_rates
@@ -172,7 +172,7 @@ class PlasticityTask(StoredTask):
             show_progress_bars: Whether to show the progress of new networks.
         """
         # another seed, as both simulators are the first level of their runs
-        low = self._mean_field(num_simulations[0], derive_seed(seed, 0))
+        low = self._simulate_alone(0, num_simulations[0], derive_seed(seed, 0))
         theta, x = self._plausible(num_simulations[1], seed, show_progress_bars)
         x_coarse = self.simulators[0](theta, torch.empty(0))
         high = LevelSimulations(1, theta, x, x_coarse)
@@ -188,8 +188,8 @@ class PlasticityTask(StoredTask):
             num_simulations: Number of simulations.
             seed: Root seed.
         """
-        if level == 0:
-            low = self._mean_field(num_simulations, seed + 1_000_000)
+        if level == 0:  # takes no time, and is not kept
+            low = self._simulate_alone(level, num_simulations, seed + 1_000_000)
             return low.theta, low.x
         return self._plausible(num_simulations, seed + 1_000_000)
 
@@ -207,17 +207,6 @@ class PlasticityTask(StoredTask):
         if not isinstance(posterior, DirectPosterior):
             return posterior
         return DirectPosterior(posterior.posterior_estimator, BoxUniform(LOW, HIGH))
-
-    def _mean_field(self, n: int, seed: int) -> LevelSimulations:
-        """Simulations of level 0, which take no time and are not kept."""
-        return simulate_multilevel(
-            self.simulators[:1],
-            self.prior,
-            (n,),
-            noise=self.noise,
-            seed=seed,
-            show_progress_bars=False,
-        )[0]
 
     def _plausible(
         self, n: int, seed: int, show_progress_bars: bool = False
