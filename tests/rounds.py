@@ -41,11 +41,11 @@ def hybrid(prior=None, x_o=X_O, seed=1, **options):
     return HybridTSNPE(prior or problem.prior(), x_o, seed=seed, **options)
 
 
-def multilevel(seed=1, **options):
-    return MLTSNPE(problem.prior(), X_O, seed=seed, **{**OPTIONS, **options})
+def multilevel(x_o=X_O, seed=1, **options):
+    return MLTSNPE(problem.prior(), x_o, seed=seed, **{**OPTIONS, **options})
 
 
-def likelihood(seed=1, **options):
+def likelihood(x_o=X_O, seed=1, **options):
     options = {
         "density_estimator": "mdn",
         "config": SMALL,
@@ -53,7 +53,7 @@ def likelihood(seed=1, **options):
         "train_options": OPTIONS["train_options"],
         **options,
     }
-    return MFSNLE(problem.prior(), X_O, seed=seed, **options)
+    return MFSNLE(problem.prior(), x_o, seed=seed, **options)
 
 
 methods = pytest.mark.parametrize("make", (hybrid, multilevel, likelihood))

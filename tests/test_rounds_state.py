@@ -1,4 +1,4 @@
-"""States of rounds: pickled, saved, loaded and resumed."""
+"""States of rounds: pickled, saved, loaded, resumed, and shared by observations."""
 
 import pickle
 
@@ -13,6 +13,7 @@ from tests.rounds import (
     EXPECTED_WARNINGS,
     FINE,
     RUN,
+    X_O,
     hybrid,
     multilevel,
     samples,
@@ -22,6 +23,7 @@ from tests.rounds import (
 )
 
 pytestmark = EXPECTED_WARNINGS
+OTHER = torch.tensor([-0.6, 0.2])
 
 
 @with_slow
@@ -33,6 +35,39 @@ def test_rounds_can_be_pickled_between_steps(make):
     for each in (inference, copy):
         step(each, seed=1)
     assert torch.equal(samples(copy), samples(inference))
+
+
+@with_slow
+def test_observations_share_the_first_round(make):
+    first, alone = make(), make(x_o=OTHER)
+    for each in (first, alone):
+        step(each)
+    before = samples(first)
+    shared = first.for_observation(OTHER)
+    assert torch.equal(shared.x_o, OTHER.unsqueeze(0))
+    assert torch.equal(samples(shared), samples(alone))
+    proposed = [step(each, seed=1) for each in (shared, alone)]
+    assert all(map(torch.equal, *proposed))
+    assert torch.equal(samples(shared), samples(alone))
+    assert str(shared.summary) == str(alone.summary)
+    assert torch.equal(samples(first), before) and len(first.summary["failures"]) == 1
+
+
+def test_later_rounds_are_those_of_one_observation():
+    first = hybrid()
+    with pytest.raises(RuntimeError, match=r"0 rounds were trained.* after the first"):
+        first.for_observation(OTHER)
+    step(first)
+    second = first.for_observation(OTHER)
+    second.propose((2, 1))
+    with pytest.raises(RuntimeError, match="Call `for_observation` after the first"):
+        second.for_observation(X_O)
+    with pytest.raises(ValueError, match="has shape"):
+        first.for_observation(torch.zeros(3))
+    with pytest.raises(ValueError, match="NaN or inf"):
+        first.for_observation(torch.tensor([0.0, torch.nan]))
+    with pytest.warns(UserWarning, match="far outside of the training simulations"):
+        first.for_observation(torch.tensor([0.4, 80.0]))
 
 
 @with_slow

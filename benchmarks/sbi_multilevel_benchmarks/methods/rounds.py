@@ -15,6 +15,7 @@ from sbi_multilevel import (
     HybridConfig,
     HybridTSNPE,
     MultilevelSimulations,
+    OneCycle,
 )
 from sbi_multilevel_benchmarks.fit import Fit
 from sbi_multilevel_benchmarks.methods.per_observation import ObservationPosterior
@@ -29,17 +30,16 @@ class MultilevelRoundsPosterior(ObservationPosterior):
     """Posterior of rounds of all levels at each observation.
 
     Args:
-        rounds_type: The class of the rounds, with settings if any.
+        first: The rounds after the first one, which all observations share.
         task: The task.
-        simulations: Draws from the prior; those of level 0 enter the first round, and
-            each observation has as many of its own as there are of the other levels.
-        seed: Seed of the rounds.
+        num_low: Simulations of level 0 in the region of each round.
+        num_pairs: Pairs of the levels above in all rounds.
     """
 
-    rounds_type: RoundsType
+    first: HybridTSNPE | MLTSNPE
     task: Any
-    simulations: MultilevelSimulations
-    seed: int
+    num_low: int
+    num_pairs: tuple[int, ...]
     _runs: list[tuple[int, ...]] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -48,13 +48,10 @@ class MultilevelRoundsPosterior(ObservationPosterior):
         return tuple(max(counts) for counts in zip(*self._runs))
 
     def _run(self, x: Tensor) -> Any:
-        low = self.simulations[0]
-        inference = self.rounds_type(
-            self.task.prior, x, self.task.build_network(), seed=self.seed
-        ).append_lowfidelity_simulations(low.theta, low.x)
+        inference = self.first.for_observation(x)
         posterior = inference.run(
             self.task.simulators,
-            self.simulations.num_simulations,
+            (self.num_low, *self.num_pairs),
             NUM_ROUNDS,
             noise=self.task.noise,
             show_progress_bars=False,
@@ -66,10 +63,11 @@ class MultilevelRoundsPosterior(ObservationPosterior):
 
 @dataclass(frozen=True)
 class MultilevelRoundsMethod:
-    """Rounds at each observation of the task.
+    """Rounds at each observation of the task, with the simulations of other methods.
 
-    Each observation has as many high-fidelity simulations of its own as other methods
-    have for all observations, and low-fidelity ones in each round.
+    In all rounds together an observation has at most as many simulations of each level
+    as other methods have for all observations. Those of the first round are the first
+    of theirs, and all observations share them and its network.
 
     Args:
         rounds_type: The class of the rounds, with settings if any.
@@ -80,19 +78,29 @@ class MultilevelRoundsMethod:
     rounds_type: RoundsType
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
-        posterior = MultilevelRoundsPosterior(self.rounds_type, task, simulations, seed)
-        for x_o in task.observations:  # so that their seconds count as training
-            posterior.at(x_o.unsqueeze(0))
+        every = [task.observations[i : i + 1] for i in range(len(task.observations))]
+        first = self.rounds_type(task.prior, every[0], task.build_network(), seed=seed)
+        shares = [len(level) // NUM_ROUNDS for level in simulations]
+        parts = [level[:num] for level, num in zip(simulations, shares)]
+        first.append_multilevel_simulations(MultilevelSimulations(tuple(parts)))
+        first.train()
+        pairs = simulations.num_simulations[1:]
+        posterior = MultilevelRoundsPosterior(first, task, shares[0], pairs)
+        for x_o in every:  # so that their seconds count as training
+            posterior.at(x_o)
         return Fit(posterior, simulations[-1].x, 0, runs=posterior.runs)
 
 
+# to save time: half of the steps, and no distillation
+_CONFIG = HybridConfig(schedule=OneCycle(num_steps=800), distill=False)
+_HYBRID = partial(HybridTSNPE, config=_CONFIG)
+
+
 def _active(on: Any) -> RoundsType:
-    acquisition = Acquisition(on=on, correct=True)
-    config = HybridConfig(distill=False)  # the members are compared
-    return partial(HybridTSNPE, config=config, acquisition=acquisition)
+    return partial(_HYBRID, acquisition=Acquisition(on=on, correct=True))
 
 
-register_method("hybrid-tsnpe", MultilevelRoundsMethod(HybridTSNPE))
+register_method("hybrid-tsnpe", MultilevelRoundsMethod(_HYBRID))
 register_method("hybrid-tsnpe-af", MultilevelRoundsMethod(_active("density")))
 register_method("hybrid-tsnpe-af-gain", MultilevelRoundsMethod(_active("gain")))
 register_method("ml-tsnpe", MultilevelRoundsMethod(MLTSNPE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
-from sbi_multilevel.data.validation import check_level
+from sbi_multilevel.data.validation import check_level, check_observation
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.acquisition import propose_active
 from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
@@ -241,8 +242,7 @@ class MultilevelRounds(Rounds):
             estimator, score = state.fit(settings)
         prior, stopped = state.prior, state.stopped
         if settings.truncation is not None:
-            with seeded(settings.seed_of(Stream.REGION, state.index)):
-                prior = prior.cut(estimator, state.x_o, settings.truncation)
+            prior = self._cut(prior, estimator, state.x_o, state.index)
             kept = prior.acceptance / state.prior.acceptance
             if state.index > 0 and kept > _MAX_KEPT:
                 stopped = (
@@ -260,6 +260,38 @@ class MultilevelRounds(Rounds):
         ended, fits = state.ended(entries), [*state.fits, estimator]
         self._state = replace(ended, prior=prior, fits=fits, stopped=stopped)
         return estimator
+
+    def for_observation(self, x_o: Tensor) -> Self:
+        """This run after its first round, for another observation.
+
+        The first round simulates in the whole prior and depends on no observation, so
+        that all observations share its simulations and its network.
+
+        Args:
+            x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
+
+        Returns:
+            A new object that begins with its second round; this one stays as it is.
+
+        Raises:
+            RuntimeError: If this run is not at the beginning of its second round.
+            ValueError: If the observation has NaN or another shape.
+        """
+        state, settings = self._state, self._settings
+        if state.index != 1 or state.pending or any(state.num_new.values()):
+            raise RuntimeError(
+                f"{state.index} rounds were trained, and later proposals depend on the "
+                "observation. Call `for_observation` after the first `train()`, before "
+                "`propose` or `run`."
+            )
+        state = state.at(check_observation(x_o))
+        if settings.truncation is not None:
+            whole = TruncatedPrior(settings.prior, (), state.prior.max_draws)
+            prior = self._cut(whole, state.fits[0], state.x_o, 0)
+            state = replace(state, prior=prior)
+        other = copy.copy(self)
+        other._state = state
+        return other
 
     def build_posterior(self) -> Any:
         """sbi's posterior with the observation as its default x.
@@ -285,6 +317,15 @@ class MultilevelRounds(Rounds):
         return posterior.set_default_x(x_o)
 
     # Parts of the steps
+
+    def _cut(
+        self, prior: TruncatedPrior, estimator: Any, x_o: Tensor, index: int
+    ) -> TruncatedPrior:
+        """The region of the round after that of this index."""
+        truncation, seed = self._settings.truncation, self._settings.seed_of
+        assert truncation is not None
+        with seeded(seed(Stream.REGION, index)):
+            return prior.cut(estimator, x_o, truncation)
 
     def _weighted(self, part: LevelSimulations) -> LevelSimulations:
         pending = self._state.pending.get(part.level)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sbi_multilevel.data.simulations import LevelSimulations, merge_levels, merged
 from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.estimators.observations import TrainingRange, Watch
 from sbi_multilevel.estimators.reading import without_x_map
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
@@ -61,6 +62,32 @@ class MultilevelState(RoundState):
     prior: TruncatedPrior
     fits: list[MixtureEstimator] = field(default_factory=list)
     stopped: str = ""
+
+    def at(self, x_o: Tensor) -> MultilevelState:
+        """The same simulations and networks, for another observation.
+
+        A warning is given if it lies far outside of the simulations.
+
+        Args:
+            x_o: The observation, shape `(1, *x_shape)`.
+
+        Raises:
+            ValueError: If it has another shape than they have.
+        """
+        state = replace(
+            self,
+            x_o=x_o,
+            parts=[*self.parts],
+            num_new={},
+            pending={},
+            fits=[*self.fits],
+            summary={name: [*values] for name, values in self.summary.items()},
+        )
+        *lower, highest = merge_levels(self.parts)
+        state.check_x(highest.x)
+        in_training = TrainingRange.of(highest.x, [level.x for level in lower])
+        Watch(in_training).check(state.x_o)
+        return state
 
     @cached_property
     def _is_inside(self) -> list[Tensor]:
