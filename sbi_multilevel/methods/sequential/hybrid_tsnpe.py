@@ -48,7 +48,8 @@ narrow, truncation removes mass of the posterior, which `epsilon` does not bound
 compare `summary["log_score"]` between rounds, and check predictions.
 
 *The posterior* is :math:`q_r(\theta \mid x_o)` of the last round, in the support of the
-whole prior. It is valid for the observation alone.
+whole prior. It is valid for the observation alone. The first round depends on no
+observation: `for_observation` goes on from it with another one.
 
 Reference: Deistler, Gonçalves, Macke (2022), *Truncated proposals for scalable and
 hassle-free simulation-based inference*; Krouglova et al. (2026), arXiv:2502.08416,
