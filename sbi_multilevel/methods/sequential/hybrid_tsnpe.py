@@ -58,84 +58,13 @@ for rounds of high-fidelity simulations, see `MFTSNPE`. Rounds of all levels are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
-from torch import Tensor
-
-from sbi_multilevel.data.priors import as_one_prior
-from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.multilevel import MultilevelConfig
 from sbi_multilevel.methods.npe import MLNPE, HybridNPE
-from sbi_multilevel.methods.sequential.acquisition import Acquisition
-from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
-from sbi_multilevel.methods.sequential.settings import MultilevelSettings
-from sbi_multilevel.methods.sequential.truncation import Truncation
-from sbi_multilevel.simulation.arguments import check_seed
-from sbi_multilevel.training.config import MethodConfig, check_config
-from sbi_multilevel.training.trainer import MultilevelTrainer
-from sbi_multilevel.utils.argument_types import check_types
+from sbi_multilevel.methods.sequential.truncated_rounds import TruncatedRounds
 
 
-class _TruncatedRounds(MultilevelRounds):
-    """Rounds of a trainer of posteriors.
-
-    Arguments and errors are those of `HybridTSNPE`.
-    """
-
-    _trainer_type: ClassVar[type[MultilevelTrainer]]
-    _config_type: ClassVar[type[MethodConfig]]
-
-    def __init__(
-        self,
-        prior: Any,
-        x_o: Tensor,
-        density_estimator: Any = "maf",
-        *,
-        config: MethodConfig | None = None,
-        truncation: Truncation | None = None,
-        acquisition: Acquisition | None = None,
-        seed: int = 0,
-        train_options: Mapping[str, Any] | None = None,
-    ):
-        check_types(_TruncatedRounds.__init__, locals(), but=("seed",))
-        check_seed(seed)
-        truncation = truncation or Truncation(1e-3, 20_000)
-        if truncation.sample_with != "rejection":
-            raise ValueError(
-                f"Truncation(sample_with={truncation.sample_with!r}) draws "
-                "approximately, but simulations of all rounds are used as draws from "
-                "one truncated prior. Use sample_with='rejection'."
-            )
-        config = check_config(config, self._config_type, {})
-        if acquisition is not None and not acquisition.correct:
-            raise ValueError(
-                f"acquisition={acquisition} gives active points no weights, but all "
-                "simulations are used as draws from one truncated prior. Use "
-                "`Acquisition(correct=True)`."
-            )
-        has_members = isinstance(config, HybridConfig) and not config.distill
-        if acquisition is not None and not has_members:
-            raise ValueError(
-                f"acquisition={acquisition} compares the members of a mixture, but "
-                "there is one network. Use `HybridTSNPE` with "
-                "`config=HybridConfig(distill=False)`."
-            )
-        settings = MultilevelSettings(
-            prior=as_one_prior(prior),
-            trainer_type=self._trainer_type,
-            density_estimator=density_estimator,
-            config=config,
-            train_options=dict(train_options or {}),
-            truncation=truncation,
-            acquisition=acquisition,
-            seed=seed,
-        )
-        super().__init__(settings, check_observation(x_o))
-
-
-class HybridTSNPE(_TruncatedRounds):
+class HybridTSNPE(TruncatedRounds):
     r"""Rounds of `HybridNPE` in nested regions of the prior, for one observation.
 
     .. math::
@@ -209,7 +138,7 @@ class HybridTSNPE(_TruncatedRounds):
     _trainer_type, _config_type = HybridNPE, HybridConfig
 
 
-class MLTSNPE(_TruncatedRounds):
+class MLTSNPE(TruncatedRounds):
     r"""Rounds of `MLNPE` in nested regions of the prior, for one observation.
 
     In round r the telescoping sum is over the truncated prior,

@@ -32,6 +32,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from sbi.inference import MCMCPosterior
+from sbi.inference.potentials import likelihood_estimator_based_potential
 from torch import Tensor
 
 from sbi_multilevel.data.priors import as_one_prior
@@ -41,6 +44,7 @@ from sbi_multilevel.methods.nle import HybridNLE
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings
+from sbi_multilevel.methods.sequential.state import Proposals
 from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.training.config import check_config
 from sbi_multilevel.utils.argument_types import check_types
@@ -152,3 +156,31 @@ class MFSNLE(MultilevelRounds):
             seed=seed,
         )
         super().__init__(settings, check_observation(x_o))
+
+    def _posterior(self, estimator: Any) -> MCMCPosterior:
+        prior, x_o = self._settings.prior, self._state.x_o
+        parts = likelihood_estimator_based_potential(estimator, prior, x_o)
+        # each chain starts at one of its candidates, all of which are evaluated
+        options = {
+            "init_strategy_parameters": {"num_candidate_samples": 1_000},
+            **self._settings.mcmc_options,
+        }
+        return MCMCPosterior(
+            parts[0], proposal=prior, theta_transform=parts[1], **options
+        )
+
+    def _passive(self, num: int) -> Proposals:
+        if not self._state.fits or num == 0:
+            theta = self._state.prior.sample((num,))
+        else:
+            theta = self.build_posterior().sample((num,), show_progress_bars=False)
+        return Proposals(theta, torch.ones(num), self._state.prior.acceptance)
+
+    def _pool_of(self, acquisition: Acquisition) -> tuple[Any, int]:
+        # draws from the prior are the same in all rounds, if they may be
+        round_ = 0 if acquisition.fixed_pool else self._state.index
+        return self._settings.prior, round_
+
+    def _num_reused(self) -> int:
+        # those of earlier rounds are kept, but follow other distributions
+        return 0 if self._state.fits else super()._num_reused()

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from sbi.inference import DirectPosterior, MCMCPosterior
-from sbi.inference.potentials import likelihood_estimator_based_potential
 from torch import Tensor
 from typing_extensions import Self
 
 from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulations
 from sbi_multilevel.data.validation import check_level, check_observation
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
-from sbi_multilevel.methods.sequential.acquisition import propose_active
+from sbi_multilevel.methods.sequential.acquisition import Acquisition, propose_active
 from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
 from sbi_multilevel.methods.sequential.rounds import Rounds, Runner
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings, Stream
@@ -30,12 +28,11 @@ from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Work
 from sbi_multilevel.utils.seeds import seeded
 
-_LOG = logging.getLogger(__name__)
-_MAX_KEPT = 0.9  # of a region: if more is kept, further rounds would draw from the same
-
 
 class MultilevelRounds(Rounds):
     """Sequential inference with simulations of all levels in each round.
+
+    A subclass says where proposals are drawn, and what the posterior is.
 
     Args:
         settings: The settings of the run.
@@ -49,11 +46,6 @@ class MultilevelRounds(Rounds):
         max_draws = settings.truncation.max_draws if settings.truncation else 1
         prior = TruncatedPrior(settings.prior, (), max_draws)
         super().__init__(settings, MultilevelState(x_o, prior=prior))
-
-    @property
-    def truncated_prior(self) -> TruncatedPrior:
-        """The prior in the region of the current round; the whole one at first."""
-        return self._state.prior
 
     @property
     def num_inside(self) -> tuple[int, ...]:
@@ -240,16 +232,7 @@ class MultilevelRounds(Rounds):
         state.check_enough()
         with seeded(settings.seed_of(Stream.TRAINING, state.index)):
             estimator, score = state.fit(settings)
-        prior, stopped = state.prior, state.stopped
-        if settings.truncation is not None:
-            prior = self._cut(prior, estimator, state.x_o, state.index)
-            kept = prior.acceptance / state.prior.acceptance
-            if state.index > 0 and kept > _MAX_KEPT:
-                stopped = (
-                    f"Round {state.index + 1} left {kept:.0%} of the region of the "
-                    "prior, so that further rounds would simulate in the same region."
-                )
-                _LOG.warning(stopped)
+        prior, stopped = self._region_after(estimator)
         inside = list(self.num_inside)
         entries = {
             "num_simulations": [state.num_new.get(n, 0) for n in range(len(inside))],
@@ -277,20 +260,15 @@ class MultilevelRounds(Rounds):
             RuntimeError: If this run is not at the beginning of its second round.
             ValueError: If the observation has NaN or another shape.
         """
-        state, settings = self._state, self._settings
+        state = self._state
         if state.index != 1 or state.pending or any(state.num_new.values()):
             raise RuntimeError(
                 f"{state.index} rounds were trained, and later proposals depend on the "
                 "observation. Call `for_observation` after the first `train()`, before "
                 "`propose` or `run`."
             )
-        state = state.at(check_observation(x_o))
-        if settings.truncation is not None:
-            whole = TruncatedPrior(settings.prior, (), state.prior.max_draws)
-            prior = self._cut(whole, state.fits[0], state.x_o, 0)
-            state = replace(state, prior=prior)
         other = copy.copy(self)
-        other._state = state
+        other._state = state.at(check_observation(x_o))
         return other
 
     def build_posterior(self) -> Any:
@@ -299,41 +277,37 @@ class MultilevelRounds(Rounds):
         Raises:
             RuntimeError: If nothing was trained yet.
         """
-        state = self._state
-        if not state.fits:
+        if not self._state.fits:
             raise RuntimeError("Nothing was trained yet. Call `train` or `run` first.")
-        estimator, prior, x_o = state.fits[-1], self._settings.prior, state.x_o
-        if not self._settings.is_likelihood:
-            return DirectPosterior(estimator, prior).set_default_x(x_o)
-        parts = likelihood_estimator_based_potential(estimator, prior, x_o)
-        # each chain starts at one of its candidates, all of which are evaluated
-        options = {
-            "init_strategy_parameters": {"num_candidate_samples": 1_000},
-            **self._settings.mcmc_options,
-        }
-        posterior = MCMCPosterior(
-            parts[0], proposal=prior, theta_transform=parts[1], **options
-        )
-        return posterior.set_default_x(x_o)
+        posterior = self._posterior(self._state.fits[-1])
+        return posterior.set_default_x(self._state.x_o)
+
+    # What subclasses do
+
+    @abstractmethod
+    def _posterior(self, estimator: Any) -> Any:
+        """sbi's posterior of what a round learned."""
+
+    @abstractmethod
+    def _passive(self, num: int) -> Proposals:
+        """Proposals that are no active points."""
+
+    @abstractmethod
+    def _pool_of(self, acquisition: Acquisition) -> tuple[Any, int]:
+        """What a pool of active points is drawn from, and the round of its seed."""
+
+    def _region_after(self, estimator: Any) -> tuple[TruncatedPrior, str]:
+        """The prior of the next round, and why no further one is needed, or ""."""
+        return self._state.prior, self._state.stopped
+
+    def _num_reused(self) -> int:
+        """Simulations of level 0 that are as good as new ones in this round."""
+        return self.num_inside[0] if self._state.parts else 0
 
     # Parts of the steps
 
-    def _cut(
-        self, prior: TruncatedPrior, estimator: Any, x_o: Tensor, index: int
-    ) -> TruncatedPrior:
-        """The region of the round after that of this index."""
-        truncation, seed = self._settings.truncation, self._settings.seed_of
-        assert truncation is not None
-        with seeded(seed(Stream.REGION, index)):
-            return prior.cut(estimator, x_o, truncation)
-
     def _weighted(self, part: LevelSimulations) -> LevelSimulations:
-        pending = self._state.pending.get(part.level)
-        is_active = pending is not None and bool(pending.is_active.any())
-        if self._settings.is_likelihood or pending is None or not is_active:
-            return part
-        columns = part.theta, part.x, part.x_coarse, pending.weights_of(part.theta)
-        return LevelSimulations.trusted(part.level, *columns)
+        return part
 
     def _draw(self, num: int, level: int, index: int, is_active: bool) -> Proposals:
         state, settings = self._state, self._settings
@@ -345,28 +319,15 @@ class MultilevelRounds(Rounds):
             passive = self._passive(num - num_active)
             if num_active == 0:
                 return passive
-            prior, round_ = state.prior, state.index
-            if settings.is_likelihood:
-                prior = settings.prior
-                # regions differ, so that their pools do
-                round_ = 0 if acquisition.fixed_pool else round_
+            source, round_ = self._pool_of(acquisition)
             # the last key is the number of draws, with this one
             with seeded(settings.seed_of(Stream.POOL, round_, level, index + 1)):
-                pool = prior.sample(torch.Size((acquisition.pool_size,)))
+                pool = source.sample(torch.Size((acquisition.pool_size,)))
             correct = acquisition.correct
             scored = torch.cat([pool, passive.theta]) if correct else pool
             found = state.scores(scored, acquisition, settings.prior)
             scores = found[len(pool) :], found[: len(pool)]
             return propose_active(passive, pool, scores, num_active, correct)
-
-    def _passive(self, num: int) -> Proposals:
-        """Draws from the truncated prior, or of a likelihood from the posterior."""
-        prior = self._state.prior
-        if not self._settings.is_likelihood or not self._state.fits or num == 0:
-            theta = prior.sample((num,))
-        else:
-            theta = self.build_posterior().sample((num,), show_progress_bars=False)
-        return Proposals(theta, torch.ones(num), prior.acceptance)
 
     def _sizes(self, num_simulations: Sequence[int], num_rounds: int) -> dict[int, int]:
         """Simulations of each level in this round; none if no round follows."""
@@ -377,8 +338,5 @@ class MultilevelRounds(Rounds):
         if state.index >= num_rounds or (state.stopped and not any(pairs)):
             return {}
         left = 1 if state.stopped else num_rounds - state.index
-        inside = self.num_inside[0] if state.parts else 0
-        if self._settings.is_likelihood and state.fits:
-            inside = 0  # those of earlier rounds are kept, but have other densities
-        low = max(num_simulations[0] - inside, 0)
+        low = max(num_simulations[0] - self._num_reused(), 0)
         return dict(enumerate([low, *(each // left for each in pairs)]))

@@ -224,11 +224,6 @@ class MultilevelSettings(Settings):
                 "out, or widen in one training of `HybridNPE` or `HybridNLE`."
             )
 
-    @property
-    def is_likelihood(self) -> bool:
-        """Whether theta may follow any distribution."""
-        return self.truncation is None
-
     def saved(self, x_o: Tensor) -> dict[str, Any]:
         """The settings that must be the same to resume a run, as plain values."""
         return {**super().saved(x_o), "method": self.trainer_type.__name__}
