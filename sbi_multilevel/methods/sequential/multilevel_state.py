@@ -74,15 +74,7 @@ class MultilevelState(RoundState):
         Raises:
             ValueError: If it has another shape than they have.
         """
-        state = replace(
-            self,
-            x_o=x_o,
-            parts=[*self.parts],
-            num_new={},
-            pending={},
-            fits=[*self.fits],
-            summary={name: [*values] for name, values in self.summary.items()},
-        )
+        state = replace(self, x_o=x_o, pending={})  # proposals are added in place
         *lower, highest = merge_levels(self.parts)
         state.check_x(highest.x)
         in_training = TrainingRange.of(highest.x, [level.x for level in lower])
