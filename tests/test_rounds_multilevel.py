@@ -1,5 +1,7 @@
 """Rounds of all levels: regions, steps, resuming, errors, and a known posterior."""
 
+import math
+
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
@@ -15,7 +17,7 @@ from sbi_multilevel import (
     simulate_multilevel,
 )
 from sbi_multilevel.estimators.mixture import MixtureEstimator
-from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
+from sbi_multilevel.methods.sequential.truncated_prior import Cut, TruncatedPrior
 from sbi_multilevel.utils.seeds import seeded
 from tests import linear_gaussian as problem
 from tests.rounds import (
@@ -190,12 +192,28 @@ def test_active_points_are_those_of_largest_disagreement():
     assert (active > pool.quantile(0.9)).all()  # 2 of 200
 
 
+@pytest.mark.parametrize(
+    "fixed", (True, pytest.param(False, marks=pytest.mark.slow))
+)
+def test_a_fixed_pool_is_that_of_all_rounds(fixed):
+    chosen = Acquisition(share=0.5, pool_size=6, fixed_pool=fixed)
+    inference = likelihood(acquisition=chosen)
+    step(inference)
+    # active points are all six points of the pool
+    active = [step(inference, seed=seed)[1][-6:] for seed in (1, 2)]
+    first, second = ({tuple(each) for each in theta.tolist()} for theta in active)
+    assert (first == second) == fixed
+
+
 ACTIVE = Acquisition(share=0.25, pool_size=100, correct=True)
 
 
 def test_active_points_of_a_region_have_weights():
     inference = hybrid(acquisition=ACTIVE)
     step(inference)
+    ends = torch.full((2,), -0.2), torch.full((2,), 0.2)
+    small = Cut(inference._state.fits[0], inference.x_o, -math.inf, *ends)
+    inference._state.prior = inference.truncated_prior.inside(small)
     assert all(part.weights is None for part in inference._state.parts)
     low, high = inference.propose((50, 8))
     pending = inference._state.pending

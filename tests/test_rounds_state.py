@@ -62,6 +62,9 @@ def test_later_rounds_are_those_of_one_observation():
     second.propose((2, 1))
     with pytest.raises(RuntimeError, match="Call `for_observation` after the first"):
         second.for_observation(X_O)
+    step(second, seed=1)
+    with pytest.raises(RuntimeError, match="2 rounds were trained"):
+        second.for_observation(X_O)
     with pytest.raises(ValueError, match="has shape"):
         first.for_observation(torch.zeros(3))
     with pytest.raises(ValueError, match="NaN or inf"):
