@@ -53,6 +53,7 @@ LINES = (
     Line("camels", "CAMELS σ8, as in the paper", "nlpd", "NLPD", _with(980, 20)),
     Line("camels-shuffled", "CAMELS σ8, shuffled", "nlpd", "NLPD", _with(980, 20)),
     Line("ou", "OU, 3 parameters", "nlpd", "NLPD", _with(1_000, 10, 50, 100)),
+    Line("ou-start", "OU, free start", "nlpd", "NLPD", _with(1_000, 100)),
     Line("ou2-published", "OU2", "c2st", "C2ST", _with(10_000, 50, 100, 1_000)),
     Line(
         "toggle-switch", "toggle switch", "mmd_squared", "MMD²", ((10_000, 500, 100),)
