@@ -192,9 +192,7 @@ def test_active_points_are_those_of_largest_disagreement():
     assert (active > pool.quantile(0.9)).all()  # 2 of 200
 
 
-@pytest.mark.parametrize(
-    "fixed", (True, pytest.param(False, marks=pytest.mark.slow))
-)
+@pytest.mark.parametrize("fixed", (True, pytest.param(False, marks=pytest.mark.slow)))
 def test_a_fixed_pool_is_that_of_all_rounds(fixed):
     chosen = Acquisition(share=0.5, pool_size=6, fixed_pool=fixed)
     inference = likelihood(acquisition=chosen)

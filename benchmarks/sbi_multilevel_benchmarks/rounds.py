@@ -11,7 +11,8 @@ samples of a grid. Run it with a name of a method, numbers of observations and a
     python -m sbi_multilevel_benchmarks.rounds --methods hybrid-tsnpe-3 hybrid-npe \
         --observations 0 1 2 --output benchmarks/results/rounds/drug.jsonl
 
-Records that are in the file are not made again.
+Records that are in the file are not made again. Observations share what is trained
+before the first of them is used: `seconds` are those of the first observation with it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from sbi_multilevel import (
     HybridConfig,
     HybridNPE,
     HybridTSNPE,
+    MultilevelSimulations,
     OneCycle,
     Truncation,
     simulate_multilevel,
@@ -123,39 +125,42 @@ def divergence(posterior: Any, x_o: Tensor) -> float:
     return float((log_p - log_q).mean())
 
 
+def _from_prior(num_low: int, num_high: int, seed: int) -> MultilevelSimulations:
+    return simulate_multilevel(
+        [low_fidelity, high_fidelity],
+        PRIOR,
+        (num_low, num_high),
+        noise=noise,
+        seed=seed,
+        **QUIET,
+    )
+
+
 def _config() -> HybridConfig:
     # to save time: half of the steps, and no distillation
     return HybridConfig(schedule=OneCycle(num_steps=800), distill=False)
 
 
-def hybrid_npe(x_o: Tensor, seed: int) -> tuple[Any, dict]:
+@cache
+def _hybrid_of_prior(seed: int) -> Any:
     """`HybridNPE` on draws from the prior, as many as in three rounds."""
-    simulations = simulate_multilevel(
-        [low_fidelity, high_fidelity],
-        PRIOR,
-        (3 * NUM_LOW, NUM_HIGH),
-        noise=noise,
-        seed=seed,
-        **QUIET,
-    )
+    simulations = _from_prior(3 * NUM_LOW, NUM_HIGH, seed)
     torch.manual_seed(seed)
     inference = HybridNPE(
         PRIOR, "maf", config=_config(), tracker=SilentTracker(), **QUIET
     )
     inference.append_multilevel_simulations(simulations).train()
-    return inference.build_posterior(), {}
+    return inference.build_posterior()
+
+
+def hybrid_npe(x_o: Tensor, seed: int) -> tuple[Any, dict]:
+    """`HybridNPE`, whose network is that of all observations."""
+    return _hybrid_of_prior(seed), {}
 
 
 def mf_tsnpe(x_o: Tensor, seed: int, on: Any = "density") -> tuple[Any, dict]:
     """`MFTSNPE` with the settings of the tutorial."""
-    low, _ = simulate_multilevel(
-        [low_fidelity, high_fidelity],
-        PRIOR,
-        (NUM_LOW, 2),
-        noise=noise,
-        seed=seed,
-        **QUIET,
-    )
+    low, _ = _from_prior(NUM_LOW, 2, seed)
     inference = MFTSNPE(
         PRIOR,
         x_o,
@@ -179,9 +184,19 @@ def mf_tsnpe(x_o: Tensor, seed: int, on: Any = "density") -> tuple[Any, dict]:
     return posterior, {"acceptance_rate": inference.summary["acceptance_rate"]}
 
 
+@cache
+def _first_round(make: Callable, num_high: int, seed: int) -> Any:
+    """The first round, which all observations share."""
+    inference = make(PRIOR, observation(0), "maf", seed=seed)
+    simulations = _from_prior(NUM_LOW, num_high, seed)
+    inference.append_multilevel_simulations(simulations).train()
+    return inference
+
+
 def _rounds(make: Callable, num_rounds: int) -> Callable:
     def run(x_o: Tensor, seed: int) -> tuple[Any, dict]:
-        inference = make(PRIOR, x_o, "maf", seed=seed)
+        first = _first_round(make, NUM_HIGH // num_rounds, seed)
+        inference = first.for_observation(x_o)
         posterior = inference.run(
             (low_fidelity, high_fidelity),
             (NUM_LOW, NUM_HIGH),
