@@ -117,7 +117,8 @@ class Results:
         cell = self.cell(task, counts, method)
         if cell is None or metric not in cell.metrics:
             return ""
-        few = f" ({cell.num_seeds} seeds)" if cell.num_seeds < MIN_SEEDS else ""
+        seeds = "seed" if cell.num_seeds == 1 else "seeds"
+        few = f" ({cell.num_seeds} {seeds})" if cell.num_seeds < MIN_SEEDS else ""
         return f"{cell.metrics[metric]['mean']}{few}"
 
     def errors(self, line: Line, counts: tuple[int, ...]) -> dict[int, float]:

@@ -1,12 +1,19 @@
 """The benchmark methods that simulate all levels in rounds, on a small task."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sbi_multilevel import MLTSNPE, HybridConfig, HybridTSNPE, Truncation
+from sbi_multilevel import (
+    MLTSNPE,
+    HybridConfig,
+    HybridTSNPE,
+    MultilevelSimulations,
+    Truncation,
+)
 from sbi_multilevel_benchmarks.methods.rounds import MultilevelRoundsMethod
 from sbi_multilevel_benchmarks.registry import METHODS
 from sbi_multilevel_benchmarks.rounds import exact_posterior, observation
@@ -42,6 +49,23 @@ def test_each_observation_has_rounds_of_its_own(rounds_type):
     )
     assert first.shape == (200, 2)
     assert first.mean(0)[0] > second.mean(0)[0]
+
+
+def test_rounds_of_a_task_without_pairs_simulate_pairs():
+    unpaired = problem.simulations((200, 24))
+    levels = [replace(level, x_coarse=None) for level in unpaired]
+    rounds_type = partial(MLTSNPE, **OPTIONS)
+    task = SimpleNamespace(**{**vars(TASK), "observations": TASK.observations[:1]})
+    fit = MultilevelRoundsMethod(rounds_type)(
+        task, MultilevelSimulations(tuple(levels)), seed=1
+    )
+    assert fit.runs[1] == 24
+
+
+def test_too_few_pairs_for_all_rounds_are_an_error():
+    simulations = problem.simulations((200, 14))
+    with pytest.raises(ValueError, match=r"\(200, 14\) in 3 rounds, .* least 5 pairs"):
+        MultilevelRoundsMethod(partial(MLTSNPE, **OPTIONS))(TASK, simulations, seed=1)
 
 
 def test_the_methods_are_registered():

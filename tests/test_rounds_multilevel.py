@@ -17,6 +17,8 @@ from sbi_multilevel import (
     simulate_multilevel,
 )
 from sbi_multilevel.estimators.mixture import MixtureEstimator
+from sbi_multilevel.methods.hybrid import HybridSummary
+from sbi_multilevel.methods.sequential.multilevel_state import weights_of_best
 from sbi_multilevel.methods.sequential.truncated_prior import Cut, TruncatedPrior
 from sbi_multilevel.utils.seeds import seeded
 from tests import linear_gaussian as problem
@@ -423,6 +425,55 @@ def test_regions_are_wider_than_those_of_highest_density():
     half_width = theta[region.contains(theta)].max()
     # 1.96 standard deviations hold 95 %
     assert half_width == pytest.approx(1.25 * 0.196, rel=0.03)
+
+
+class Spike(Bell):
+    """The same with a density that is much too large near one point."""
+
+    def log_prob(self, input, condition, **kwargs):
+        near = input[..., 0].abs() < 1e-3
+        return super().log_prob(input, condition) + 20.0 * near
+
+
+def test_regions_do_not_depend_on_the_largest_density():
+    theta = torch.linspace(-1, 1, 20_001)[:, None]
+    truncation, widths = Truncation(epsilon=0.05, num_samples=20_000), []
+    for density in (Bell(), Spike()):
+        torch.manual_seed(0)
+        prior = TruncatedPrior(BoxUniform(-torch.ones(1), torch.ones(1)))
+        region = prior.cut(density, torch.zeros(1, 1), truncation)
+        widths.append(float(theta[region.contains(theta)].max()))
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)
+
+
+SIZES = {"with lower levels": 2, "high fidelity alone": 2, "prior": 0}
+
+
+@pytest.mark.parametrize(
+    "scores, sizes, expected",
+    (
+        ((-1.0, -2.0, 0.0), SIZES, [0.3, 0.3, 0.0, 0.0]),
+        ((-2.0, -1.0, 0.0), SIZES, [0.0, 0.0, 0.15, 0.15]),
+        ((-1.0, -2.0, 0.0), {}, [0.3, 0.3, 0.15, 0.15]),
+    ),
+)
+def test_a_region_is_that_of_the_component_with_the_best_score(scores, sizes, expected):
+    weights = torch.tensor([0.3, 0.3, 0.15, 0.15])
+    by_name = dict(zip(SIZES, scores))
+    summary = HybridSummary((), (), by_name, by_name, 1, num_networks=sizes)
+    best = weights_of_best(weights, summary)
+    assert torch.equal(best, torch.tensor(expected))
+    none = weights_of_best(torch.tensor([0.0, 0.0, 0.5, 0.5]), summary)
+    assert bool(none.sum() > 0)
+
+
+def test_networks_of_the_best_component_decide_on_the_region():
+    inference = hybrid()
+    step(inference)
+    (cut,), (fit,) = inference.truncated_prior.cuts, inference._state.fits
+    chosen = cut.estimator.members
+    assert 0 < len(chosen) <= len(fit.members) and cut.estimator.prior is None
+    assert all(any(each is member for member in fit.members) for each in chosen)
 
 
 def test_a_round_knows_which_simulations_are_in_its_region():

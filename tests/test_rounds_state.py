@@ -53,17 +53,41 @@ def test_observations_share_the_first_round(make):
     assert torch.equal(samples(first), before) and len(first.summary["failures"]) == 1
 
 
+def test_a_shared_round_is_not_simulated_again_after_an_interruption(tmp_path):
+    path, first = tmp_path / "run.pt", hybrid()
+    step(first)
+    options = {"simulation_batch_size": (200, 5), "checkpoint": path, **RUN}
+    numbers = (150, 36)
+    with pytest.raises(Killed):
+        first.for_observation(OTHER).run((COARSE, killing(FINE, 4)), numbers, **options)
+    resumed, whole = (first.for_observation(OTHER) for _ in range(2))
+    counts = [0]
+
+    def fine(theta, noise):
+        counts[-1] += len(theta)
+        return FINE(theta, noise)
+
+    resumed.run((COARSE, fine), numbers, **options)
+    counts.append(0)
+    whole.run((COARSE, fine), numbers, **RUN, simulation_batch_size=(200, 5))
+    assert counts[0] < counts[1]
+    assert str(resumed.summary) == str(whole.summary)
+    assert torch.equal(samples(resumed), samples(whole))
+    with pytest.raises(ValueError, match="x_o"):
+        first.for_observation(X_O).run((COARSE, FINE), numbers, **options)
+
+
 def test_later_rounds_are_those_of_one_observation():
     first = hybrid()
-    with pytest.raises(RuntimeError, match=r"0 rounds were trained.* after the first"):
+    with pytest.raises(RuntimeError, match=r"round 1, and nothing was trained yet"):
         first.for_observation(OTHER)
     step(first)
     second = first.for_observation(OTHER)
     second.propose((2, 1))
-    with pytest.raises(RuntimeError, match="Call `for_observation` after the first"):
+    with pytest.raises(RuntimeError, match=r"round 2.* Call `for_observation` after"):
         second.for_observation(X_O)
     step(second, seed=1)
-    with pytest.raises(RuntimeError, match="2 rounds were trained"):
+    with pytest.raises(RuntimeError, match="round 3, later rounds are those of one"):
         second.for_observation(X_O)
     with pytest.raises(ValueError, match="has shape"):
         first.for_observation(torch.zeros(3))
@@ -96,6 +120,9 @@ def test_a_saved_state_is_loaded_as_it_was(make, tmp_path):
     inference.save(tmp_path / "state.pt")
     loaded = make().load(tmp_path / "state.pt")
     assert torch.equal(samples(loaded), samples(inference))
+    theta = torch.rand(500, 2) * 2 - 1
+    regions = [each._state.prior.contains(theta) for each in (loaded, inference)]
+    assert torch.equal(*regions)
     for ours, theirs in zip(loaded.propose((4, 2)), inference.propose((4, 2))):
         assert torch.equal(ours, theirs)
 

@@ -1,5 +1,7 @@
 """Shapes that do not fit each other, and priors of several scalars."""
 
+import math
+
 import pytest
 import torch
 from sbi.utils import process_prior
@@ -12,6 +14,7 @@ from sbi_multilevel import (
     MLNPE,
     MLTSNPE,
     HybridConfig,
+    HybridFMPE,
     HybridNLE,
     HybridNPE,
     HybridNRE,
@@ -178,3 +181,35 @@ def test_weighted_simulations_are_of_the_highest_level(simulations):
 def test_a_start_must_be_an_estimator_or_weights():
     with pytest.raises(TypeError, match="source must be a `ConditionalEstimator`"):
         MFNPE(PRIOR, **MDN).warm_start(3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("prior", (None, SCALARS))
+def test_hybrid_ratios_take_the_priors_that_densities_take(prior, simulations):
+    inference = HybridNRE(prior, "mlp", config=SMALL, **NO_BARS)
+    inference.append_multilevel_simulations(simulations).train(**BRIEF)
+    posterior = inference.build_posterior(prior=PRIOR)
+    assert posterior.log_prob(torch.zeros(3, 2), x=torch.zeros(1, 2)).shape == (3,)
+    of_high = inference.hybrid_summary.log_scores["high fidelity alone"]
+    assert torch.tensor(of_high).isfinite()
+
+
+def test_draws_outside_of_the_support_have_no_density_of_the_prior():
+    prior = Independent(Exponential(torch.ones(2), validate_args=True), 1)
+    theta = prior.sample((120,))
+    levels = [
+        LevelSimulations(0, theta, theta + 0.3 * torch.randn(120, 2)),
+        LevelSimulations(1, theta[:20], 1.1 * theta[:20] + 0.3 * torch.randn(20, 2)),
+    ]
+    config = HybridConfig(num_members=2, level_maps=("shift",), distill=True)
+    inference = HybridFMPE(prior, "mlp", config=config, **NO_BARS)
+    inference.append_multilevel_simulations(MultilevelSimulations(tuple(levels)))
+    inference.train(**BRIEF)
+    assert math.isfinite(inference.hybrid_summary.distillation.loss)
+
+
+def test_the_gain_of_one_level_alone_is_an_error_that_says_so(simulations):
+    inference = HybridNPE(PRIOR, **MDN)
+    high = simulations[1]
+    inference.append_simulations(high.theta, high.x).train(**BRIEF)
+    with pytest.raises(ValueError, match="there is one level only"):
+        inference.estimate_gain()

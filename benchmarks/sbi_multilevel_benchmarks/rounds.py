@@ -11,8 +11,8 @@ samples of a grid. Run it with a name of a method, numbers of observations and a
     python -m sbi_multilevel_benchmarks.rounds --methods hybrid-tsnpe-3 hybrid-npe \
         --observations 0 1 2 --output benchmarks/results/rounds/drug.jsonl
 
-Records that are in the file are not made again. Observations share what is trained
-before the first of them is used: `seconds` are those of the first observation with it.
+Records that are in the file are not made again. Training that
+observations share is counted in the first record that needs it.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ from sbi_multilevel import (
     MFTSNPE,
     MLTSNPE,
     Acquisition,
-    HybridConfig,
     HybridNPE,
     HybridTSNPE,
     MultilevelSimulations,
-    OneCycle,
     Truncation,
     simulate_multilevel,
 )
 from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.training.tracking import SilentTracker
+from sbi_multilevel_benchmarks.methods.rounds import SHORT
 
 HOURS = torch.tensor([0.5, 1, 2, 4, 6, 9, 13, 24])
 STEPS, SATURATION, DOSE, ERROR = 480, 1.0, 100.0, 0.2  # a step every three minutes
@@ -136,19 +135,12 @@ def _from_prior(num_low: int, num_high: int, seed: int) -> MultilevelSimulations
     )
 
 
-def _config() -> HybridConfig:
-    # to save time: half of the steps, and no distillation
-    return HybridConfig(schedule=OneCycle(num_steps=800), distill=False)
-
-
 @cache
 def _hybrid_of_prior(seed: int) -> Any:
     """`HybridNPE` on draws from the prior, as many as in three rounds."""
     simulations = _from_prior(3 * NUM_LOW, NUM_HIGH, seed)
     torch.manual_seed(seed)
-    inference = HybridNPE(
-        PRIOR, "maf", config=_config(), tracker=SilentTracker(), **QUIET
-    )
+    inference = HybridNPE(PRIOR, "maf", config=SHORT, tracker=SilentTracker(), **QUIET)
     inference.append_multilevel_simulations(simulations).train()
     return inference.build_posterior()
 
@@ -216,7 +208,7 @@ def _rounds(make: Callable, num_rounds: int) -> Callable:
 
 
 def _hybrid(*arguments: Any, **options: Any) -> HybridTSNPE:
-    return HybridTSNPE(*arguments, config=_config(), **options)
+    return HybridTSNPE(*arguments, config=SHORT, **options)
 
 
 def _wide(*arguments: Any, **options: Any) -> HybridTSNPE:

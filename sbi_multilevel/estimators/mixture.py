@@ -148,7 +148,7 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
             for member in self.members
         ]
         if self.prior is not None:
-            values.append(self._prior_log_prob(input).expand_as(values[0]))
+            values.append(self.prior_log_prob(input).expand_as(values[0]))
         log_weights = self.weights.log().reshape(-1, *[1] * values[0].ndim)
         total = torch.logsumexp(torch.stack(values) + log_weights, dim=0)
         if self.tails is not None and self.target == "x":
@@ -188,7 +188,7 @@ class MixtureEstimator(KeepsTails, ConditionalDensityEstimator):
         shape = (*sample_shape, len(given), *self.input_shape)
         return samples.reshape(shape)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def _prior_log_prob(self, theta: Tensor) -> Tensor:
+    def prior_log_prob(self, theta: Tensor) -> Tensor:
         """Log density of the prior, -inf outside its support."""
         flat = theta.reshape(-1, theta.shape[-1])
         inside = within_support(self.prior, flat)

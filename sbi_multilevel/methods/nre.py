@@ -61,6 +61,7 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sbi_multilevel.data.priors import log_prob_of
 from sbi_multilevel.data.simulations import LevelSimulations
 from sbi_multilevel.estimators.kinds import RATIO
 from sbi_multilevel.estimators.observations import WatchedRatioPotential
@@ -166,9 +167,9 @@ class RatioTrainer(MultilevelTrainer):
         own, every = network(theta, x), others.repeat(len(x), 1)
         logits = network(every, x.repeat_interleave(count, dim=0))
         losses = -log_posterior_ratio(own, logits.reshape(len(x), count))
-        if isinstance(self._prior, ImproperEmpirical):
+        if self._prior is None or isinstance(self._prior, ImproperEmpirical):
             return losses
-        return losses - self._prior.log_prob(theta)  # pyright: ignore
+        return losses - log_prob_of(self._prior, theta)
 
     def _reference(self) -> Tensor:
         """Parameters of training simulations, which are draws from the prior."""

@@ -16,12 +16,14 @@ from sbi_multilevel import (
     HybridTSNPE,
     MultilevelSimulations,
     OneCycle,
+    simulate_multilevel,
 )
 from sbi_multilevel_benchmarks.fit import Fit
 from sbi_multilevel_benchmarks.methods.per_observation import ObservationPosterior
 from sbi_multilevel_benchmarks.registry import register_method
 
 NUM_ROUNDS = 3
+_MIN_PAIRS = 5  # of each level and round
 RoundsType = Callable[..., HybridTSNPE | MLTSNPE]
 
 
@@ -66,8 +68,8 @@ class MultilevelRoundsMethod:
     """Rounds at each observation of the task, with the simulations of other methods.
 
     In all rounds together an observation has at most as many simulations of each level
-    as other methods have for all observations. Those of the first round are the first
-    of theirs, and all observations share them and its network.
+    as other methods have for all observations, all of them in pairs. Observations share
+    those of the first round, a third of all, and its network.
 
     Args:
         rounds_type: The class of the rounds, with settings if any.
@@ -78,22 +80,33 @@ class MultilevelRoundsMethod:
     rounds_type: RoundsType
 
     def __call__(self, task: Any, simulations: MultilevelSimulations, seed: int) -> Fit:
+        numbers = simulations.num_simulations
+        shares = [num // NUM_ROUNDS for num in numbers]
+        if min(shares[1:]) < _MIN_PAIRS:
+            raise ValueError(
+                f"num_simulations={numbers} in {NUM_ROUNDS} rounds, but each needs at "
+                f"least {_MIN_PAIRS} pairs of a level. Simulate more."
+            )
         every = [task.observations[i : i + 1] for i in range(len(task.observations))]
         first = self.rounds_type(task.prior, every[0], task.build_network(), seed=seed)
-        shares = [len(level) // NUM_ROUNDS for level in simulations]
-        parts = [level[:num] for level, num in zip(simulations, shares)]
-        first.append_multilevel_simulations(MultilevelSimulations(tuple(parts)))
-        first.train()
-        pairs = simulations.num_simulations[1:]
-        posterior = MultilevelRoundsPosterior(first, task, shares[0], pairs)
+        shared = simulate_multilevel(
+            task.simulators,
+            task.prior,
+            shares,
+            noise=task.noise,
+            seed=seed,
+            show_progress_bars=False,
+        )
+        first.append_multilevel_simulations(shared).train()
+        posterior = MultilevelRoundsPosterior(first, task, shares[0], numbers[1:])
         for x_o in every:  # so that their seconds count as training
             posterior.at(x_o)
         return Fit(posterior, simulations[-1].x, 0, runs=posterior.runs)
 
 
-# to save time: half of the steps, and no distillation
-_CONFIG = HybridConfig(schedule=OneCycle(num_steps=800), distill=False)
-_HYBRID = partial(HybridTSNPE, config=_CONFIG)
+# to save time, half of the steps, and no distillation
+SHORT = HybridConfig(schedule=OneCycle(num_steps=800), distill=False)
+_HYBRID = partial(HybridTSNPE, config=SHORT)
 
 
 def _active(on: Any) -> RoundsType:

@@ -122,6 +122,6 @@ def _log_prob(mixture: MixtureEstimator, drawn: Tensor, conditions: Tensor) -> T
     """Log density of draws, shape `(n,)`."""
     values = [-each.loss(drawn, conditions) for each in mixture.members]
     if mixture.prior is not None:
-        values.append(mixture.prior.log_prob(drawn))
+        values.append(mixture.prior_log_prob(drawn))  # draws may be outside
     log_weights = mixture.weights.log()[:, None]
     return torch.logsumexp(torch.stack(values) + log_weights, dim=0)

@@ -128,6 +128,8 @@ class HybridSummary:
             trained.
         calibration: Ranks of held-out simulations among draws from the mixture; `None`
             if it cannot be made wider, or `widen=False`.
+        num_networks: Number of networks of each component of the mixture, in its order;
+            empty if one network takes its place.
         runs: For each component the trainings of its members, and of the networks that
             they started from, by name; see `check_training`.
     """
@@ -141,6 +143,9 @@ class HybridSummary:
     outputs: OutputsGain | None = None
     distillation: Distillation | None = None
     calibration: Calibration | None = None
+    num_networks: Mapping[str, int] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     runs: Mapping[str, Mapping[str, tuple[TrainingRun, ...]]] = field(
         default_factory=dict, repr=False, compare=False
     )

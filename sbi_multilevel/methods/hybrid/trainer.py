@@ -151,13 +151,14 @@ class HybridTrainer(MultilevelTrainer):
         """
         self._check_builder()
         run, summary = self._run, self.hybrid_summary
-        if run is None or summary is None or not run.has_ended:
-            raise ValueError("estimate_gain was called before training. Call `train`.")
-        if len(run.num_simulations) < 2:
+        is_single = run is not None and len(run.num_simulations) < 2
+        if is_single or (run is None and self._neural_net is not None):
             raise ValueError(
                 "estimate_gain was called, but there is one level only. Append "
                 "simulations of a lower level, and train."
             )
+        if run is None or summary is None or not run.has_ended:
+            raise ValueError("estimate_gain was called before training. Call `train`.")
         simulations = self._prepared_simulations()
         if simulations.num_simulations != run.num_simulations:
             raise ValueError(

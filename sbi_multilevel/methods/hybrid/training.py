@@ -76,6 +76,9 @@ def train_hybrid(
         estimator, calibration = calibrate(members, estimator, first.estimators)
         if steps and trainer._distills:
             estimator, distillation = distill(members, estimator, steps[-1])
+    sizes = {name: _count(networks, components[name].estimators) for name in weights}
+    if distillation is not None and distillation.is_used:
+        sizes = {}
     runs = {name: each.runs for name, each in components.items() if each.runs}
     of_all = [each for by_name in runs.values() for each in by_name.values()]
     warn_of_limit(of_all, run.options["max_num_epochs"])
@@ -90,6 +93,7 @@ def train_hybrid(
         round(first.num_epochs),
         distillation=distillation,
         calibration=calibration,
+        num_networks=sizes,
         runs=runs,
     )
     return estimator, summary, replace(run, losses=losses, finished={})
@@ -162,6 +166,11 @@ def _merged(
         else:
             sums[index] += share
     return distinct, [*sums, *shares[len(networks) :]]
+
+
+def _count(networks: Sequence[Any], own: Sequence[Any]) -> int:
+    """How many of the networks of a mixture are those of a component."""
+    return sum(any(each is network for each in own) for network in networks)
 
 
 def _are_equal(network: nn.Module, other: nn.Module) -> bool:

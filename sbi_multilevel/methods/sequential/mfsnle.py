@@ -177,7 +177,7 @@ class MFSNLE(MultilevelRounds):
         return Proposals(theta, torch.ones(num), self._state.prior.acceptance)
 
     def _pool_of(self, acquisition: Acquisition) -> tuple[Any, int]:
-        # draws from the prior are the same in all rounds, if they may be
+        # with `fixed_pool` all rounds have the same pool
         round_ = 0 if acquisition.fixed_pool else self._state.index
         return self._settings.prior, round_
 

@@ -18,7 +18,7 @@ from sbi_multilevel.data.simulations import LevelSimulations, MultilevelSimulati
 from sbi_multilevel.data.validation import check_level, check_observation
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS
 from sbi_multilevel.methods.sequential.acquisition import Acquisition, propose_active
-from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState
+from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState, RoundFit
 from sbi_multilevel.methods.sequential.rounds import Rounds, Runner
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings, Stream
 from sbi_multilevel.methods.sequential.state import Proposals
@@ -26,6 +26,7 @@ from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
 from sbi_multilevel.simulation.arguments import per_level, simulations_per_level
 from sbi_multilevel.simulation.noise import NoiseSampler, Simulator
 from sbi_multilevel.simulation.tasks import Work
+from sbi_multilevel.utils.argument_types import check_types
 from sbi_multilevel.utils.seeds import seeded
 
 
@@ -111,8 +112,8 @@ class MultilevelRounds(Rounds):
                 f"each round needs at least {least} of the highest level. Ask for "
                 "fewer rounds, or more simulations."
             )
-        is_new = not self._state.fits
-        begun = not is_new or bool(self._state.pending)
+        is_new = not self._state.fits or self._state.is_shared
+        begun = bool(self._state.fits or self._state.pending)
         if begun and any(self._state.num_new.values()):
             raise RuntimeError(
                 "Simulations of this round were appended by hand. Call `train()` "
@@ -231,24 +232,28 @@ class MultilevelRounds(Rounds):
             )
         state.check_enough()
         with seeded(settings.seed_of(Stream.TRAINING, state.index)):
-            estimator, score = state.fit(settings)
-        prior, stopped = self._region_after(estimator)
+            fit = state.fit(settings)
+        prior, stopped = self._region_after(fit)
         inside = list(self.num_inside)
         entries = {
             "num_simulations": [state.num_new.get(n, 0) for n in range(len(inside))],
             "num_inside": inside,
             "acceptance_rate": state.prior.acceptance,
-            "log_score": score,
+            "log_score": fit.log_score,
         }
-        ended, fits = state.ended(entries), [*state.fits, estimator]
-        self._state = replace(ended, prior=prior, fits=fits, stopped=stopped)
-        return estimator
+        ended, fits = state.ended(entries), [*state.fits, fit.estimator]
+        self._state = replace(
+            ended, prior=prior, fits=fits, stopped=stopped, is_shared=False
+        )
+        return fit.estimator
 
     def for_observation(self, x_o: Tensor) -> Self:
         """This run after its first round, for another observation.
 
         The first round simulates in the whole prior and depends on no observation, so
-        that all observations share its simulations and its network.
+        that all observations share its simulations and its network. `run` counts it:
+        of `num_simulations`, the pairs of the first round are used, and of
+        `num_rounds`, the first.
 
         Args:
             x_o: The observation, shape `x_shape` or `(1, *x_shape)`.
@@ -257,18 +262,26 @@ class MultilevelRounds(Rounds):
             A new object that begins with its second round; this one stays as it is.
 
         Raises:
-            RuntimeError: If this run is not at the beginning of its second round.
+            RuntimeError: If this run is not at the beginning of its second round, or if
+                truncation keeps nothing.
             ValueError: If the observation has NaN or another shape.
+
+        Warns:
+            UserWarning: If the observation is far outside of the simulations.
         """
+        check_types(MultilevelRounds.for_observation, locals())
         state = self._state
         if state.index != 1 or state.pending or any(state.num_new.values()):
+            begun = state.index > 1 or bool(state.fits)
+            why = "later rounds are those of one observation"
             raise RuntimeError(
-                f"{state.index} rounds were trained, and later proposals depend on the "
-                "observation. Call `for_observation` after the first `train()`, before "
-                "`propose` or `run`."
+                f"This run is in round {state.index + 1}, "
+                f"{why if begun else 'and nothing was trained yet'}. Call "
+                "`for_observation` after the first `train()`, before `propose` or "
+                "`run`."
             )
-        other = copy.copy(self)
-        other._state = state.at(check_observation(x_o))
+        other, shared = copy.copy(self), state.at(check_observation(x_o))
+        other._state = replace(shared, prior=self._first_region(shared))
         return other
 
     def build_posterior(self) -> Any:
@@ -296,9 +309,13 @@ class MultilevelRounds(Rounds):
     def _pool_of(self, acquisition: Acquisition) -> tuple[Any, int]:
         """What a pool of active points is drawn from, and the round of its seed."""
 
-    def _region_after(self, estimator: Any) -> tuple[TruncatedPrior, str]:
+    def _region_after(self, fit: RoundFit) -> tuple[TruncatedPrior, str]:
         """The prior of the next round, and why no further one is needed, or ""."""
         return self._state.prior, self._state.stopped
+
+    def _first_region(self, state: MultilevelState) -> TruncatedPrior:
+        """The prior of the second round, for the observation of a state."""
+        return state.prior
 
     def _num_reused(self) -> int:
         """Simulations of level 0 that are as good as new ones in this round."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,12 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sbi_multilevel.data.preparation import without_extremes
 from sbi_multilevel.data.simulations import LevelSimulations, merge_levels, merged
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.estimators.observations import TrainingRange, Watch
 from sbi_multilevel.estimators.reading import without_x_map
 from sbi_multilevel.level_maps.tail_transform import TailTransform
 from sbi_multilevel.methods.hybrid.config import HybridConfig
+from sbi_multilevel.methods.hybrid.summary import HybridSummary
 from sbi_multilevel.methods.hybrid.trainer import MIN_SIMULATIONS, HybridTrainer
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings
@@ -23,11 +26,28 @@ from sbi_multilevel.methods.sequential.state import RoundState
 from sbi_multilevel.methods.sequential.truncated_prior import (
     Cut,
     TruncatedPrior,
-    parts_of,
+    component_of,
 )
 from sbi_multilevel.utils.files import check_state_dict, expect
 
+_ENDS = 3  # entries of a cut in a file of an earlier version
 _ENTRIES = {"members", "weights", "tails", "has_prior"}  # of a mixture in a file
+
+
+@dataclass(frozen=True, eq=False)
+class RoundFit:
+    """What a round learned.
+
+    Args:
+        estimator: The density of theta, or of x.
+        log_score: Mean log density of held-out high-fidelity simulations under the best
+            component, NaN if the method has none.
+        best: Weights of its members that are those of this component, shape `(k,)`.
+    """
+
+    estimator: MixtureEstimator
+    log_score: float
+    best: Tensor
 
 
 @dataclass(eq=False, kw_only=True)
@@ -38,6 +58,8 @@ class MultilevelState(RoundState):
         prior: The prior in the region of the current round.
         fits: What each round learned.
         stopped: Why further rounds are not needed; empty if they may be.
+        is_shared: Whether the first round was that of another observation, and none
+            followed yet.
     """
 
     SUMMARY: ClassVar[Mapping[str, type]] = {
@@ -62,20 +84,28 @@ class MultilevelState(RoundState):
     prior: TruncatedPrior
     fits: list[MixtureEstimator] = field(default_factory=list)
     stopped: str = ""
+    is_shared: bool = False
 
     def at(self, x_o: Tensor) -> MultilevelState:
         """The same simulations and networks, for another observation.
 
-        A warning is given if it lies far outside of the simulations.
-
         Args:
             x_o: The observation, shape `(1, *x_shape)`.
 
+        Returns:
+            A state that shares nothing that changes with this one.
+
         Raises:
             ValueError: If it has another shape than they have.
+
+        Warns:
+            UserWarning: If it lies far outside of the simulations.
         """
-        state = replace(self, x_o=x_o, pending={})  # proposals are added in place
-        *lower, highest = merge_levels(self.parts)
+        summary = {name: [*values] for name, values in self.summary.items()}
+        state = replace(self, x_o=x_o, pending={}, summary=summary, is_shared=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # given when they were trained on
+            *lower, highest = without_extremes(merge_levels(self.parts))
         state.check_x(highest.x)
         in_training = TrainingRange.of(highest.x, [level.x for level in lower])
         Watch(in_training).check(state.x_o)
@@ -123,18 +153,13 @@ class MultilevelState(RoundState):
                     f"but needs at least {needed}. Simulate more of `propose()`."
                 )
 
-    def fit(self, settings: MultilevelSettings) -> tuple[MixtureEstimator, float]:
+    def fit(self, settings: MultilevelSettings) -> RoundFit:
         r"""Train from scratch on the simulations in the region.
 
         These are independent draws from :math:`p(\theta)\, 1[\theta \in R]`, at each
         level and of all rounds, so that any trainer can be used as it is. A hybrid fits
         level maps to the pairs outside, too. In the first round a warning is given if
         the observation lies far outside of the simulations.
-
-        Returns:
-            The density of theta, or of x; and the mean log density of held-out
-            high-fidelity simulations under the networks that were not trained on them,
-            NaN if the method has none.
         """
         trainer: Any = settings.trainer(
             settings.trainer_type, settings.config, self.prior
@@ -149,11 +174,14 @@ class MultilevelState(RoundState):
         estimator = trainer.train(**settings.train_options)
         if self.index == 0 and trainer._watch is not None:
             trainer._watch.check(self.x_o)
-        summary = getattr(trainer, "hybrid_summary", None)
-        score = float("nan") if summary is None else max(summary.log_scores.values())
         if not isinstance(estimator, MixtureEstimator):
             estimator = MixtureEstimator([estimator], torch.ones(1), trainer._target)
-        return estimator.cpu().eval(), score
+        estimator = estimator.cpu().eval()
+        summary = getattr(trainer, "hybrid_summary", None)
+        if summary is None:
+            return RoundFit(estimator, float("nan"), estimator.member_weights)
+        best = weights_of_best(estimator.member_weights, summary)
+        return RoundFit(estimator, max(summary.log_scores.values()), best)
 
     def scores(self, theta: Tensor, acquisition: Acquisition, prior: Any) -> Tensor:
         """Scores of parameters `(n, d_theta)` by the members, up to a factor."""
@@ -173,7 +201,10 @@ class MultilevelState(RoundState):
         return {
             **super().content(),
             "fits": [saved_as(fit) for fit in self.fits],
-            "cuts": [(cut.threshold, cut.low, cut.high) for cut in self.prior.cuts],
+            "cuts": [
+                (cut.threshold, cut.low, cut.high, _weights_in(fit, cut.estimator))
+                for fit, cut in zip(self.fits, self.prior.cuts)
+            ],
             "stopped": self.stopped,
         }
 
@@ -189,10 +220,38 @@ class MultilevelState(RoundState):
         for index, saved in enumerate(fits):
             estimators.append(mixture_from(saved, settings, prior, state.x_o))
             if cuts:
-                network = parts_of(estimators[-1])
-                prior = prior.inside(Cut(network, state.x_o, *cuts[index]))
+                *ends, weights = _with_weights(cuts[index], estimators[-1])
+                network = component_of(estimators[-1], weights)
+                prior = prior.inside(Cut(network, state.x_o, *ends))
         stopped = content["stopped"]
-        return replace(state, prior=prior, fits=estimators, stopped=stopped)
+        return replace(
+            state, prior=prior, fits=estimators, stopped=stopped, is_shared=False
+        )
+
+
+def weights_of_best(weights: Tensor, summary: HybridSummary) -> Tensor:
+    """Weights of the members of the component with the highest held-out log score."""
+    sizes = {name: num for name, num in summary.num_networks.items() if num > 0}
+    if not sizes:  # one network is not divided into components
+        return weights
+    best = max(sizes, key=lambda name: summary.log_scores[name])
+    parts = [float(name == best) * torch.ones(num) for name, num in sizes.items()]
+    chosen = weights * torch.cat(parts).to(weights)
+    return chosen if bool(chosen.sum() > 0) else weights
+
+
+def _weights_in(estimator: MixtureEstimator, component: Any) -> Tensor:
+    """Weights of the members of a mixture in a component of it."""
+    weights = torch.zeros_like(estimator.member_weights)
+    for member, weight in zip(component.members, component.weights):
+        index = next(i for i, e in enumerate(estimator.members) if e is member)
+        weights[index] = weight
+    return weights
+
+
+def _with_weights(cut: Sequence[Any], estimator: MixtureEstimator) -> tuple[Any, ...]:
+    """A saved cut with weights of members, which earlier versions did not save."""
+    return (*cut, estimator.member_weights) if len(cut) == _ENDS else tuple(cut)
 
 
 def saved_as(estimator: MixtureEstimator) -> dict[str, Any]:
@@ -244,7 +303,8 @@ def mixture_from(
 
 
 def is_cut(cut: Any) -> bool:
-    """Whether a value may be a threshold and the ends of a box, see `Cut`."""
-    threshold, *ends = cut
-    is_box = len(ends) == 2 and all(isinstance(end, Tensor) for end in ends)
+    """Whether a value may be a threshold, the ends of a box and weights, see `Cut`."""
+    threshold, *tensors = cut
+    is_box = len(cut) in (_ENDS, _ENDS + 1)
+    is_box = is_box and all(isinstance(each, Tensor) for each in tensors)
     return isinstance(threshold, float) and is_box

@@ -58,8 +58,7 @@ class Stream(IntEnum):
 class Settings:
     """What does not change from round to round; arguments are those of `HybridTSNPE`.
 
-    Without `truncation` a likelihood is learned: theta may follow any distribution, so
-    that rounds draw from the posterior.
+    Without `truncation` theta may follow any distribution.
     """
 
     prior: Any

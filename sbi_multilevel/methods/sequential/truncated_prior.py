@@ -8,18 +8,23 @@ After round r let :math:`q_r` be the density that was learned at the observation
     R_{r+1} = R_r \cap B_r \cap \{\theta : q_r(\theta \mid x_o) > \tau_r\},
 
 and :math:`B_r` a box around the last set. Let :math:`\tau` be the threshold above which
-the mass :math:`1 - \epsilon` of the draws from :math:`q_r` in :math:`R_r` lies, and m
-the largest of their densities. A density that was learned from a few high-fidelity
-simulations is often too narrow, and what is cut is lost. The region is therefore wider
-by the factor :math:`s = 1.25` in each direction,
+the mass :math:`1 - \epsilon` of the draws from :math:`q_r` in :math:`R_r` lies. A
+density that was learned from a few high-fidelity simulations is often too narrow, and
+what is cut is lost. The region is therefore wider by the factor :math:`s = 1.25` in
+each direction,
 
-.. math:: \log \tau_r = \log m - s^2 (\log m - \log \tau),
+.. math:: \log \tau_r = \log \tau - \tfrac12 (s^2 - 1)\, \chi^2_{d, 1 - \epsilon},
 
-which is exact if :math:`q_r` is Gaussian, and the box likewise.
+with the quantile of the :math:`\chi^2` distribution of d parameters, which is exact if
+:math:`q_r` is Gaussian. The box is wider likewise.
 
-The prior is no component of :math:`q_r` here (`sbi_multilevel.estimators.mixture`), as
-the last set would be all of it otherwise. The box saves time: the density is evaluated
-inside of it alone, and draws from a uniform prior are drawn inside of it.
+Of a mixture, :math:`q_r` is the component with the highest held-out log score. The
+prior is none (`sbi_multilevel.estimators.mixture`), as the last set would be all of it
+otherwise, and networks trained on a few high-fidelity simulations alone can be nearly
+as wide: they give the posterior its tails, but would leave the prior whole.
+
+The box saves time: the density is evaluated inside of it alone, and draws from a
+uniform prior are drawn inside of it.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 from sbi.utils.sbiutils import within_support
+from scipy.stats import chi2
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -144,8 +150,8 @@ class TruncatedPrior(Distribution):
             )
         low, high = inside.amin(dim=0), inside.amax(dim=0)
         margin = (_WIDENING - 1) / 2 * (high - low)
-        top = float(values.max())
-        threshold = top - _WIDENING**2 * (top - threshold)
+        quantile = chi2.ppf(1 - truncation.epsilon, theta[0].numel())
+        threshold -= float(quantile) * (_WIDENING**2 - 1) / 2
         return self.inside(Cut(estimator, x_o, threshold, low - margin, high + margin))
 
     def inside(self, cut: Cut) -> TruncatedPrior:
@@ -239,6 +245,18 @@ class TruncatedPrior(Distribution):
         high = torch.stack([ends[1], *(cut.high for cut in self.cuts)]).amin(dim=0)
         share = float(((high - low) / (ends[1] - ends[0])).prod())
         return BoxUniform(low, high), share
+
+
+def component_of(estimator: MixtureEstimator, weights: Tensor) -> MixtureEstimator:
+    """The members of a mixture that have a weight, without the prior.
+
+    Args:
+        estimator: The mixture.
+        weights: Weight of each member, shape `(k,)`.
+    """
+    chosen = [each for each, w in zip(estimator.members, weights) if w > 0]
+    positive = weights[weights > 0]
+    return MixtureEstimator(chosen, positive, estimator.target, estimator.tails).eval()
 
 
 def parts_of(estimator: Any) -> Any:

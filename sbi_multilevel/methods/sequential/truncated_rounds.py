@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from sbi.inference import DirectPosterior
 from torch import Tensor
-from typing_extensions import Self
 
 from sbi_multilevel.data.priors import as_one_prior
 from sbi_multilevel.data.simulations import LevelSimulations
@@ -18,9 +16,13 @@ from sbi_multilevel.data.validation import check_observation
 from sbi_multilevel.methods.hybrid.config import HybridConfig
 from sbi_multilevel.methods.sequential.acquisition import Acquisition
 from sbi_multilevel.methods.sequential.multilevel_rounds import MultilevelRounds
+from sbi_multilevel.methods.sequential.multilevel_state import MultilevelState, RoundFit
 from sbi_multilevel.methods.sequential.settings import MultilevelSettings, Stream
 from sbi_multilevel.methods.sequential.state import Proposals
-from sbi_multilevel.methods.sequential.truncated_prior import TruncatedPrior
+from sbi_multilevel.methods.sequential.truncated_prior import (
+    TruncatedPrior,
+    component_of,
+)
 from sbi_multilevel.methods.sequential.truncation import Truncation
 from sbi_multilevel.simulation.arguments import check_seed
 from sbi_multilevel.training.config import MethodConfig, check_config
@@ -93,15 +95,6 @@ class TruncatedRounds(MultilevelRounds):
         """The prior in the region of the current round; the whole one at first."""
         return self._state.prior
 
-    def for_observation(self, x_o: Tensor) -> Self:
-        """As of `MultilevelRounds`; the first region is that of the observation."""
-        other, settings = super().for_observation(x_o), self._settings
-        state = other._state
-        whole = TruncatedPrior(settings.prior, (), state.prior.max_draws)
-        prior = self._region(whole, state.fits[0], state.x_o, 0)
-        other._state = replace(state, prior=prior)
-        return other
-
     def _posterior(self, estimator: Any) -> DirectPosterior:
         return DirectPosterior(estimator, self._settings.prior)
 
@@ -112,8 +105,10 @@ class TruncatedRounds(MultilevelRounds):
     def _pool_of(self, acquisition: Acquisition) -> tuple[Any, int]:
         return self._state.prior, self._state.index
 
-    def _region_after(self, estimator: Any) -> tuple[TruncatedPrior, str]:
-        state = self._state
+    def _region_after(self, fit: RoundFit) -> tuple[TruncatedPrior, str]:
+        state, estimator = self._state, fit.estimator
+        if bool(fit.best.sum() > 0):  # else the prior has all the weight
+            estimator = component_of(estimator, fit.best)
         prior = self._region(state.prior, estimator, state.x_o, state.index)
         kept, stopped = prior.acceptance / state.prior.acceptance, state.stopped
         if state.index > 0 and kept > _MAX_KEPT:
@@ -124,10 +119,14 @@ class TruncatedRounds(MultilevelRounds):
             _LOG.warning(stopped)
         return prior, stopped
 
+    def _first_region(self, state: MultilevelState) -> TruncatedPrior:
+        whole = TruncatedPrior(self._settings.prior, (), state.prior.max_draws)
+        return self._region(whole, state.prior.cuts[0].estimator, state.x_o, 0)
+
     def _region(
         self, prior: TruncatedPrior, estimator: Any, x_o: Tensor, index: int
     ) -> TruncatedPrior:
-        """The region of the round after that of this index."""
+        """The region of round `index + 1`."""
         truncation = self._settings.truncation
         assert truncation is not None
         with seeded(self._settings.seed_of(Stream.REGION, index)):
