@@ -309,6 +309,40 @@ def test_scalar_outputs_need_a_feature_dimension():
         run((lambda theta, noise: theta[0],) * 2)
 
 
+class Frame:
+    """Numbers that NumPy reads, and torch does not, as a table of pandas."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def __len__(self):
+        return len(self._values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self._values, dtype=dtype)
+
+
+def test_outputs_that_numpy_reads_are_outputs():
+    def framed(theta, noise):
+        return Frame(coarse(theta, noise).numpy())
+
+    assert_same(run((framed, fine)), run((coarse, fine)))
+
+
+@pytest.mark.parametrize(
+    "output, text",
+    [
+        (None, "x is a NoneType, which is no array of numbers"),
+        ("text", "x is a str, which is no array of numbers"),
+        (torch.zeros(1, 2, dtype=torch.complex64), "x has complex numbers"),
+        (np.zeros((1, 2), dtype=complex), "x has complex numbers"),
+    ],
+)
+def test_outputs_that_are_no_real_numbers_are_named(output, text):
+    with pytest.raises(TooManyFailures, match=text):
+        run((lambda theta, noise: output,) * 2)
+
+
 # ------------------------------------------------------------------------- reprs
 
 

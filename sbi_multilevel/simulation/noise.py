@@ -137,5 +137,38 @@ class vectorize_simulator:
 
     def __call__(self, theta: Tensor, noise: Tensor) -> Tensor:
         outputs = [self._simulator(one, int(seed)) for one, seed in zip(theta, noise)]
-        outputs = [torch.as_tensor(x, dtype=torch.float32) for x in outputs]
-        return torch.stack([torch.atleast_1d(x) for x in outputs])
+        return torch.stack([torch.atleast_1d(as_output(x)) for x in outputs])
+
+
+def as_output(x: Any) -> Tensor:
+    """What a simulator returned, as a float32 tensor.
+
+    Args:
+        x: A tensor, or what NumPy makes an array of.
+
+    Raises:
+        TypeError: If it is no array of real numbers.
+    """
+    try:
+        value = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError):
+        value = _from_array(x)
+    if value.is_complex():
+        raise TypeError(
+            "x has complex numbers, which networks do not take. Return real and "
+            "imaginary parts as features, e.g. by `torch.view_as_real`."
+        )
+    return value.to(torch.float32)
+
+
+def _from_array(x: Any) -> Tensor:
+    try:
+        array = np.array(x)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.array(None)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"x is a {type(x).__name__}, which is no array of numbers. Return one "
+            "tensor or array, shape `(n, *x_shape)`."
+        )
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

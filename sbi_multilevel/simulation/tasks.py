@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sbi_multilevel.simulation.arguments import check_simulators
 from sbi_multilevel.simulation.noise import (
     NoiseSampler,
     Simulator,
+    as_output,
     check_noise,
     draw_noise,
 )
@@ -239,7 +239,7 @@ def _is_in(filename: str, *folders: Path) -> bool:
 
 def _checked(x: Any, size: int, level: int) -> np.ndarray:
     # copied, as simulators may reuse their output
-    x = torch.as_tensor(x, dtype=torch.float32).detach().cpu().numpy().copy()
+    x = as_output(x).detach().cpu().numpy().copy()
     if x.ndim > 1 and len(x) == size:
         return x
     found, wanted = f"{x.shape} for n = {size} values of theta", "(n, *x_shape)"

@@ -36,8 +36,12 @@ process is fitted to the pairs outside of the region as well, as a regression of
 difference on theta and x is valid for any distribution of theta. With a few dozen pairs
 in all, this can decide whether its error is below the noise of x or above.
 
-*The prior component.* The truncated prior is a component of the mixture of a hybrid,
-with a weight of about :math:`1/(n + 1)` or more. It plays no part in the next region.
+*The component that truncates.* A hybrid is a mixture of networks with lower levels, of
+networks of high fidelity alone, and of the truncated prior, with a weight of about
+:math:`1/(n + 1)` or more. The next region is that of the networks with the highest
+held-out log score. The others give the posterior its tails, and can be nearly as wide
+as the prior where high-fidelity simulations are few. One network in the place of the
+mixture is not divided: leave `distill="auto"` or use `distill=False`.
 
 *The end.* The share :math:`P(R_{r+1}) / P(R_r)` of the region that is left tells what a
 further round changes: if it is near one, a further round draws from the same
