@@ -12,13 +12,17 @@ from sbi_multilevel import (
     MFSNLE,
     Acquisition,
     HybridConfig,
+    HybridNPE,
     HybridTSNPE,
     Truncation,
     simulate_multilevel,
 )
 from sbi_multilevel.estimators.mixture import MixtureEstimator
 from sbi_multilevel.methods.hybrid import HybridSummary
-from sbi_multilevel.methods.sequential.multilevel_state import weights_of_best
+from sbi_multilevel.methods.sequential.multilevel_state import (
+    RoundFit,
+    weights_of_best,
+)
 from sbi_multilevel.methods.sequential.truncated_prior import Cut, TruncatedPrior
 from sbi_multilevel.utils.seeds import seeded
 from tests import linear_gaussian as problem
@@ -467,13 +471,31 @@ def test_a_region_is_that_of_the_component_with_the_best_score(scores, sizes, ex
     assert bool(none.sum() > 0)
 
 
-def test_networks_of_the_best_component_decide_on_the_region():
+def test_networks_of_the_best_component_decide_on_the_region(tmp_path):
     inference = hybrid()
     step(inference)
-    (cut,), (fit,) = inference.truncated_prior.cuts, inference._state.fits
-    chosen = cut.estimator.members
-    assert 0 < len(chosen) <= len(fit.members) and cut.estimator.prior is None
-    assert all(any(each is member for member in fit.members) for each in chosen)
+    (fit,) = inference._state.fits
+    best = torch.zeros(len(fit.members))
+    best[1] = 1.0
+    region, _ = inference._region_after(RoundFit(fit, 0.0, best))
+    inference._state.prior = TruncatedPrior(problem.prior(), region.cuts[-1:])
+    (cut,) = inference.truncated_prior.cuts
+    (member,) = cut.estimator.members
+    assert member is fit.members[1] and cut.estimator.prior is None
+    inference.save(tmp_path / "state.pt")
+    (loaded,) = hybrid().load(tmp_path / "state.pt").truncated_prior.cuts
+    theta = torch.rand(500, 2) * 2 - 1
+    assert torch.equal(loaded.holds(theta), cut.holds(theta))
+    assert len(loaded.estimator.members) == 1
+
+
+def test_the_summary_counts_the_networks_of_the_mixture():
+    inference = HybridNPE(problem.prior(), "mdn", config=SMALL)
+    inference.append_multilevel_simulations(problem.simulations((200, 20)))
+    mixture = inference.train(max_num_epochs=3)
+    sizes = inference.hybrid_summary.num_networks
+    assert sizes["with lower levels"] == 2
+    assert sum(sizes.values()) == len(mixture.members)
 
 
 def test_a_round_knows_which_simulations_are_in_its_region():

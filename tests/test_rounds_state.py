@@ -53,14 +53,20 @@ def test_observations_share_the_first_round(make):
     assert torch.equal(samples(first), before) and len(first.summary["failures"]) == 1
 
 
-def test_a_shared_round_is_not_simulated_again_after_an_interruption(tmp_path):
-    path, first = tmp_path / "run.pt", hybrid()
+@pytest.mark.parametrize("is_shared", (True, False))
+def test_a_run_after_a_round_by_hand_resumes(is_shared, tmp_path):
+    path, first = tmp_path / "run.pt", hybrid(x_o=X_O if is_shared else OTHER)
     step(first)
+
+    def begun():
+        copied = pickle.loads(pickle.dumps(first))
+        return copied.for_observation(OTHER) if is_shared else copied
+
     options = {"simulation_batch_size": (200, 5), "checkpoint": path, **RUN}
     numbers = (150, 36)
     with pytest.raises(Killed):
-        first.for_observation(OTHER).run((COARSE, killing(FINE, 4)), numbers, **options)
-    resumed, whole = (first.for_observation(OTHER) for _ in range(2))
+        begun().run((COARSE, killing(FINE, 4)), numbers, **options)
+    resumed, whole = begun(), begun()
     counts = [0]
 
     def fine(theta, noise):
@@ -74,7 +80,7 @@ def test_a_shared_round_is_not_simulated_again_after_an_interruption(tmp_path):
     assert str(resumed.summary) == str(whole.summary)
     assert torch.equal(samples(resumed), samples(whole))
     with pytest.raises(ValueError, match="x_o"):
-        first.for_observation(X_O).run((COARSE, FINE), numbers, **options)
+        hybrid().run((COARSE, FINE), numbers, **options)
 
 
 def test_later_rounds_are_those_of_one_observation():

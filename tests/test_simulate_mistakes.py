@@ -322,11 +322,12 @@ class Frame:
         return np.array(self._values, dtype=dtype)
 
 
-def test_outputs_that_numpy_reads_are_outputs():
-    def framed(theta, noise):
-        return Frame(coarse(theta, noise).numpy())
+@pytest.mark.parametrize("convert", (Frame, lambda x: x.astype(">f4")))
+def test_outputs_that_numpy_reads_are_outputs(convert):
+    def converted(theta, noise):
+        return convert(coarse(theta, noise).numpy())
 
-    assert_same(run((framed, fine)), run((coarse, fine)))
+    assert_same(run((converted, fine)), run((coarse, fine)))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ samples of a grid. Run it with a name of a method, numbers of observations and a
     python -m sbi_multilevel_benchmarks.rounds --methods hybrid-tsnpe-3 hybrid-npe \
         --observations 0 1 2 --output benchmarks/results/rounds/drug.jsonl
 
-Records that are in the file are not made again. Training that
-observations share is counted in the first record that needs it.
+Records that are in the file are not made again. Training that observations share is
+counted in the first record that needs it.
 """
 
 from __future__ import annotations
@@ -207,13 +207,8 @@ def _rounds(make: Callable, num_rounds: int) -> Callable:
     return run
 
 
-def _hybrid(*arguments: Any, **options: Any) -> HybridTSNPE:
-    return HybridTSNPE(*arguments, config=SHORT, **options)
-
-
-def _wide(*arguments: Any, **options: Any) -> HybridTSNPE:
-    truncation = Truncation(epsilon=1e-4, num_samples=20_000)
-    return _hybrid(*arguments, truncation=truncation, **options)
+_hybrid = partial(HybridTSNPE, config=SHORT)
+_wide = partial(_hybrid, truncation=Truncation(epsilon=1e-4, num_samples=20_000))
 
 
 def _active(on: Any) -> Callable:

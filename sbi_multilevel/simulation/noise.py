@@ -164,11 +164,9 @@ def as_output(x: Any) -> Tensor:
 def _from_array(x: Any) -> Tensor:
     try:
         array = np.array(x)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     except (TypeError, ValueError, RuntimeError):
-        array = np.array(None)
-    if array.dtype.kind not in "biufc":
         raise TypeError(
             f"x is a {type(x).__name__}, which is no array of numbers. Return one "
             "tensor or array, shape `(n, *x_shape)`."
-        )
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        ) from None

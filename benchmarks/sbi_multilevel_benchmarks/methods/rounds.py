@@ -65,7 +65,7 @@ class MultilevelRoundsPosterior(ObservationPosterior):
 
 @dataclass(frozen=True)
 class MultilevelRoundsMethod:
-    """Rounds at each observation of the task, with the simulations of other methods.
+    """Rounds at each observation of the task, on simulations of their own.
 
     In all rounds together an observation has at most as many simulations of each level
     as other methods have for all observations, all of them in pairs. Observations share
@@ -87,7 +87,7 @@ class MultilevelRoundsMethod:
                 f"num_simulations={numbers} in {NUM_ROUNDS} rounds, but each needs at "
                 f"least {_MIN_PAIRS} pairs of a level. Simulate more."
             )
-        every = [task.observations[i : i + 1] for i in range(len(task.observations))]
+        every = task.observations.split(1)
         first = self.rounds_type(task.prior, every[0], task.build_network(), seed=seed)
         shared = simulate_multilevel(
             task.simulators,

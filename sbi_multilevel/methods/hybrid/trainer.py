@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from sbi_multilevel.methods.hybrid.run import HybridRun
 
 MIN_SIMULATIONS = 4
+_ONE_LEVEL = (
+    "estimate_gain was called, but there is one level only. Append simulations of a "
+    "lower level, and train."
+)
 # arguments of `train` that members are trained with, too
 _MEMBER_OPTIONS = (
     "learning_rate",
@@ -151,14 +155,13 @@ class HybridTrainer(MultilevelTrainer):
         """
         self._check_builder()
         run, summary = self._run, self.hybrid_summary
-        is_single = run is not None and len(run.num_simulations) < 2
-        if is_single or (run is None and self._neural_net is not None):
-            raise ValueError(
-                "estimate_gain was called, but there is one level only. Append "
-                "simulations of a lower level, and train."
-            )
+        # one level alone is trained on as the parent does
+        if not self._is_multilevel and self._neural_net is not None:
+            raise ValueError(_ONE_LEVEL)
         if run is None or summary is None or not run.has_ended:
             raise ValueError("estimate_gain was called before training. Call `train`.")
+        if len(run.num_simulations) < 2:
+            raise ValueError(_ONE_LEVEL)
         simulations = self._prepared_simulations()
         if simulations.num_simulations != run.num_simulations:
             raise ValueError(

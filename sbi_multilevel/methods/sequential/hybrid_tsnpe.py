@@ -41,7 +41,7 @@ networks of high fidelity alone, and of the truncated prior, with a weight of ab
 :math:`1/(n + 1)` or more. The next region is that of the networks with the highest
 held-out log score. The others give the posterior its tails, and can be nearly as wide
 as the prior where high-fidelity simulations are few. One network in the place of the
-mixture is not divided: leave `distill="auto"` or use `distill=False`.
+mixture is not divided, and truncates as a whole: use `distill=False`.
 
 *The end.* The share :math:`P(R_{r+1}) / P(R_r)` of the region that is left tells what a
 further round changes: if it is near one, a further round draws from the same

@@ -112,7 +112,6 @@ class MultilevelRounds(Rounds):
                 f"each round needs at least {least} of the highest level. Ask for "
                 "fewer rounds, or more simulations."
             )
-        is_new = not self._state.fits or self._state.is_shared
         begun = bool(self._state.fits or self._state.pending)
         if begun and any(self._state.num_new.values()):
             raise RuntimeError(
@@ -120,8 +119,8 @@ class MultilevelRounds(Rounds):
                 "first, so that `run` begins with a new round."
             )
         batches = per_level(simulation_batch_size, len(numbers))
-        if checkpoint is not None and is_new and Path(checkpoint).exists():
-            self.load(checkpoint)
+        if checkpoint is not None and Path(checkpoint).exists():
+            self._resume(checkpoint)
         work, show = Work(simulators, noise), show_progress_bars
         runner = Runner(work, batches, num_workers, max_resampling, checkpoint, show)
 
@@ -242,9 +241,7 @@ class MultilevelRounds(Rounds):
             "log_score": fit.log_score,
         }
         ended, fits = state.ended(entries), [*state.fits, fit.estimator]
-        self._state = replace(
-            ended, prior=prior, fits=fits, stopped=stopped, is_shared=False
-        )
+        self._state = replace(ended, prior=prior, fits=fits, stopped=stopped)
         return fit.estimator
 
     def for_observation(self, x_o: Tensor) -> Self:
@@ -322,6 +319,13 @@ class MultilevelRounds(Rounds):
         return self.num_inside[0] if self._state.parts else 0
 
     # Parts of the steps
+
+    def _resume(self, path: str | os.PathLike) -> None:
+        """Load a checkpoint, unless this object is in a later round."""
+        before = self._state
+        self.load(path)
+        if self._state.index < before.index:
+            self._state = before
 
     def _weighted(self, part: LevelSimulations) -> LevelSimulations:
         return part

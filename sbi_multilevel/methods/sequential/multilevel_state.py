@@ -58,8 +58,6 @@ class MultilevelState(RoundState):
         prior: The prior in the region of the current round.
         fits: What each round learned.
         stopped: Why further rounds are not needed; empty if they may be.
-        is_shared: Whether the first round was that of another observation, and none
-            followed yet.
     """
 
     SUMMARY: ClassVar[Mapping[str, type]] = {
@@ -84,7 +82,6 @@ class MultilevelState(RoundState):
     prior: TruncatedPrior
     fits: list[MixtureEstimator] = field(default_factory=list)
     stopped: str = ""
-    is_shared: bool = False
 
     def at(self, x_o: Tensor) -> MultilevelState:
         """The same simulations and networks, for another observation.
@@ -102,7 +99,7 @@ class MultilevelState(RoundState):
             UserWarning: If it lies far outside of the simulations.
         """
         summary = {name: [*values] for name, values in self.summary.items()}
-        state = replace(self, x_o=x_o, pending={}, summary=summary, is_shared=True)
+        state = replace(self, x_o=x_o, pending={}, summary=summary)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # given when they were trained on
             *lower, highest = without_extremes(merge_levels(self.parts))
@@ -224,9 +221,7 @@ class MultilevelState(RoundState):
                 network = component_of(estimators[-1], weights)
                 prior = prior.inside(Cut(network, state.x_o, *ends))
         stopped = content["stopped"]
-        return replace(
-            state, prior=prior, fits=estimators, stopped=stopped, is_shared=False
-        )
+        return replace(state, prior=prior, fits=estimators, stopped=stopped)
 
 
 def weights_of_best(weights: Tensor, summary: HybridSummary) -> Tensor:

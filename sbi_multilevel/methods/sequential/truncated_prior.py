@@ -253,7 +253,15 @@ def component_of(estimator: MixtureEstimator, weights: Tensor) -> MixtureEstimat
     Args:
         estimator: The mixture.
         weights: Weight of each member, shape `(k,)`.
+
+    Raises:
+        RuntimeError: If none has a weight.
     """
+    if not bool(weights.sum() > 0):
+        raise RuntimeError(
+            "The prior has all the weight of the posterior of this round, so that "
+            "nothing was learned to truncate it by. Use more simulations per round."
+        )
     chosen = [each for each, w in zip(estimator.members, weights) if w > 0]
     positive = weights[weights > 0]
     return MixtureEstimator(chosen, positive, estimator.target, estimator.tails).eval()
@@ -263,15 +271,7 @@ def parts_of(estimator: Any) -> Any:
     """An estimator without the prior among its components, with the same networks."""
     if not isinstance(estimator, MixtureEstimator) or estimator.prior is None:
         return estimator
-    weights = estimator.member_weights
-    if not bool(weights.sum() > 0):
-        raise RuntimeError(
-            "The prior has all the weight of the posterior of this round, so that "
-            "nothing was learned to truncate it by. Use more simulations per round."
-        )
-    return MixtureEstimator(
-        estimator.members, weights, estimator.target, estimator.tails
-    ).eval()
+    return component_of(estimator, estimator.member_weights)
 
 
 @torch.no_grad()

@@ -106,9 +106,7 @@ class TruncatedRounds(MultilevelRounds):
         return self._state.prior, self._state.index
 
     def _region_after(self, fit: RoundFit) -> tuple[TruncatedPrior, str]:
-        state, estimator = self._state, fit.estimator
-        if bool(fit.best.sum() > 0):  # else the prior has all the weight
-            estimator = component_of(estimator, fit.best)
+        state, estimator = self._state, component_of(fit.estimator, fit.best)
         prior = self._region(state.prior, estimator, state.x_o, state.index)
         kept, stopped = prior.acceptance / state.prior.acceptance, state.stopped
         if state.index > 0 and kept > _MAX_KEPT:
